@@ -1,0 +1,170 @@
+"""Scalar expressions: dims, masks, score modifiers, gates. One immutable interned node; IEEE-safe rewrites only.
+
+The same type serves symbolic sizes (``TK // 64``), predicates (``(j <= i) & (i - j < 512)``) and traced float
+functions. Nothing here imports anything but ``Fn``; sympy reads expressions through ``sparsec.scalar.symbolic``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsec.scalar.fn import ARITY, COMPARISONS, LOGIC, Fn
+
+Kind = Literal["int", "float", "bool"]
+ExprLike = "Expr | int | float | bool"
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Expr:
+    """A constant, a variable, a function call, or an element of a captured tensor.
+
+    Attributes:
+        head: ``Fn`` for a call, else "const", "var" or "element".
+        args: operands of a call; indices of an element.
+        value: the number of a const; the name of a var or of an element's tensor.
+        kind: int, float or bool.
+    """
+
+    head: Fn | str
+    args: tuple[Expr, ...]
+    value: int | float | bool | str | None
+    kind: Kind
+
+    def __add__(self, other: ExprLike) -> Expr:
+        return call(Fn.ADD, self, other)
+
+    def __radd__(self, other: ExprLike) -> Expr:
+        return call(Fn.ADD, other, self)
+
+    def __sub__(self, other: ExprLike) -> Expr:
+        return call(Fn.SUB, self, other)
+
+    def __rsub__(self, other: ExprLike) -> Expr:
+        return call(Fn.SUB, other, self)
+
+    def __mul__(self, other: ExprLike) -> Expr:
+        return call(Fn.MUL, self, other)
+
+    def __rmul__(self, other: ExprLike) -> Expr:
+        return call(Fn.MUL, other, self)
+
+    def __truediv__(self, other: ExprLike) -> Expr:
+        return call(Fn.DIV, self, other)
+
+    def __rtruediv__(self, other: ExprLike) -> Expr:
+        return call(Fn.DIV, other, self)
+
+    def __floordiv__(self, other: ExprLike) -> Expr:
+        return call(Fn.FLOORDIV, self, other)
+
+    def __rfloordiv__(self, other: ExprLike) -> Expr:
+        return call(Fn.FLOORDIV, other, self)
+
+    def __mod__(self, other: ExprLike) -> Expr:
+        return call(Fn.MOD, self, other)
+
+    def __rmod__(self, other: ExprLike) -> Expr:
+        return call(Fn.MOD, other, self)
+
+    def __neg__(self) -> Expr:
+        return call(Fn.NEG, self)
+
+    def __lt__(self, other: ExprLike) -> Expr:
+        return call(Fn.LT, self, other)
+
+    def __le__(self, other: ExprLike) -> Expr:
+        return call(Fn.LE, self, other)
+
+    def __gt__(self, other: ExprLike) -> Expr:
+        return call(Fn.LT, other, self)
+
+    def __ge__(self, other: ExprLike) -> Expr:
+        return call(Fn.LE, other, self)
+
+    def __and__(self, other: ExprLike) -> Expr:
+        return call(Fn.AND, self, other)
+
+    def __rand__(self, other: ExprLike) -> Expr:
+        return call(Fn.AND, other, self)
+
+    def __or__(self, other: ExprLike) -> Expr:
+        return call(Fn.OR, self, other)
+
+    def __ror__(self, other: ExprLike) -> Expr:
+        return call(Fn.OR, other, self)
+
+    def __xor__(self, other: ExprLike) -> Expr:
+        return call(Fn.XOR, self, other)
+
+    def __lshift__(self, other: ExprLike) -> Expr:
+        return call(Fn.SHL, self, other)
+
+    def __rshift__(self, other: ExprLike) -> Expr:
+        return call(Fn.SHR, self, other)
+
+    def __invert__(self) -> Expr:
+        return call(Fn.NOT, self)
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"`{self}` has no truth value while it is traced: use &, |, ~ and where(), not and, or, not, if")
+
+    def __str__(self) -> str:
+        from sparsec.scalar.text import to_text
+
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+_TABLE: weakref.WeakValueDictionary[tuple[object, ...], Expr] = weakref.WeakValueDictionary()
+
+
+def _intern(head: Fn | str, args: tuple[Expr, ...], value: int | float | bool | str | None, kind: Kind) -> Expr:
+    key = (head, tuple(id(a) for a in args), type(value), repr(value), kind)
+    found = _TABLE.get(key)
+    if found is None:
+        found = _TABLE[key] = Expr(head, args, value, kind)
+    return found
+
+
+def constant(value: int | float | bool) -> Expr:
+    """A number."""
+    kind: Kind = "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
+    return _intern("const", (), value, kind)
+
+
+def var(name: str, kind: Kind = "int") -> Expr:
+    """A named variable: a dim, an index (b, h, i, j, c), ``score``."""
+    return _intern("var", (), name, kind)
+
+
+def element(tensor: str, *index: ExprLike, kind: Kind = "float") -> Expr:
+    """``tensor[index…]`` of a captured tensor."""
+    return _intern("element", tuple(lift(i) for i in index), tensor, kind)
+
+
+def lift(value: ExprLike) -> Expr:
+    """A number as a constant; an expression as it is."""
+    return value if isinstance(value, Expr) else constant(value)  # type: ignore[arg-type]
+
+
+def _kind(fn: Fn, args: tuple[Expr, ...]) -> Kind:
+    if fn in COMPARISONS or fn in LOGIC:
+        return "bool"
+    operands = args[1:] if fn is Fn.WHERE else args
+    if fn in (Fn.DIV, Fn.EXP, Fn.EXP2, Fn.LOG, Fn.LOG2, Fn.SQRT, Fn.RSQRT, Fn.TANH, Fn.SIGMOID):
+        return "float"
+    return "float" if any(a.kind == "float" for a in operands) else operands[0].kind
+
+
+def call(fn: Fn, *values: ExprLike) -> Expr:
+    """A scalar function of expressions, folded where all operands are integer constants (see ``sparsec.scalar.fold``)."""
+    args = tuple(lift(v) for v in values)
+    if len(args) != ARITY[fn]:
+        raise TypeError(f"{fn.value} takes {ARITY[fn]} operands, not {len(args)}")
+    from sparsec.scalar.fold import fold
+
+    return fold(fn, args) or _intern(fn, args, None, _kind(fn, args))
