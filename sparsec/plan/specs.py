@@ -1,0 +1,237 @@
+"""What the plan hands to a lowering: one frozen value per kernel, naming its tensors and saying what it computes.
+
+A spec knows sizes that are fixed when a kernel is built (heads, head dims, chunk, k); lengths, batch and strides are
+launch parameters. Predicates are expressions over ``b`` (batch), ``h`` (query head), ``i`` (query position) and ``j``
+(key position in the memory) or ``c`` (chunk). Layouts: activations ``[B, T, heads, D]``, learned slots ``[M, heads, D]``,
+indices and weights ``[B, TQ, HS, K]``, log-sum-exp ``[B, TQ, H]``; the printers address them by stride.
+
+Launch parameters every program may use: ``B``, ``TQ``, ``TK``, ``q_offset`` (position of query row 0) and the lengths
+that a spec names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.scalar.expr import Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A captured tensor that a predicate or score function reads."""
+
+    name: str
+    dtype: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One dense range of keys under the common softmax of a tiled attention.
+
+    Attributes:
+        where: visible keys, over b, h, i, j; None means all of them.
+        length: the launch parameter with the number of keys.
+        bias: the score as a function of score, b, h, i, j; None leaves it alone.
+        batched: false for learned slots ``[M, HKV, D]``.
+        listed: the tensors of a block list when ``where`` cannot be bounded: (ids ``[B?, H?, tiles, N]``, counts).
+    """
+
+    k: str
+    v: str
+    length: str
+    where: Expr | None = None
+    bias: Expr | None = None
+    captures: tuple[Capture, ...] = ()
+    batched: bool = True
+    listed: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TiledAttention:
+    """Softmax attention of every query over the union of dense pieces -> out ``[B,TQ,H,DV]``, lse ``[B,TQ,H]`` fp32.
+
+    Attributes:
+        sink: None; "zero" (softmax-off-by-one: a logit of 0 in the denominator); else the tensor ``[H]`` of sink logits.
+        softcap: c in ``c * tanh(score / c)``, applied before the bias; None for none.
+    """
+
+    name: str
+    q: str
+    pieces: tuple[Piece, ...]
+    out: str
+    lse: str | None
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    dtype: str
+    softcap: float | None = None
+    sink: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredAttention:
+    """Attention of each query over its own list of chunks.
+
+    ``indices[b, t, s, :]`` are chunk ids (-1: nothing) for scope ``s``; tokens of chunk c are ``c*chunk … (c+1)*chunk-1``
+    below TK. ``per = joint``: one softmax over the visible tokens of all chosen chunks. ``per = chunk``: a softmax inside
+    each chunk (``sink`` applies inside each), then ``sum_k weights[k] * o_k``; lse is then not defined.
+
+    Attributes:
+        scope: "kv_head" (indices per key/value head), "head" (per query head) or "token" (one list for all heads).
+        slots: k, the length of a list.
+        where: token predicate inside a chosen chunk, over b, h, i, j.
+        counts: an int32 tensor ``[B,TQ,HS]``: only the first so many slots count; None: all.
+    """
+
+    name: str
+    q: str
+    k: str
+    v: str
+    indices: str
+    weights: str | None
+    out: str
+    lse: str | None
+    scope: str
+    slots: int
+    chunk: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    dtype: str
+    per: str = "joint"
+    where: Expr | None = None
+    bias: Expr | None = None
+    captures: tuple[Capture, ...] = ()
+    counts: str | None = None
+    softcap: float | None = None
+    sink: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """From summary scores to block scores.
+
+    ``kind = overlap``: the sum over summaries ``r*c + m - n`` for 0 <= m < r, 0 <= n < size/stride, r = block/stride;
+    ``paper_literal``: summaries ``r*c - m - n``; ``max``: the maximum over ``kernel`` summaries from
+    ``c*stride_blocks - padding``. Summaries that do not exist contribute nothing.
+    """
+
+    kind: str
+    size: int
+    stride: int
+    block: int
+    kernel: int = 0
+    stride_blocks: int = 0
+    padding: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Score, reduce over the group, pool, keep a running top-k; nothing of size T x T/C is written.
+
+    scores[h, n] = scale * q[h] . keys[kv(h), n]; with ``softmax`` they become per-head probabilities over the summaries
+    with ``visible``; ``group`` sums or means them over the heads of a key/value head; ``pool`` maps summaries to blocks.
+    Eligible blocks rank by (forced, score, lower id); slots left over are -1. ``order = newest`` sorts the chosen by
+    descending id, ``oldest`` by ascending id with -1 last, ``score`` leaves them by rank.
+
+    Attributes:
+        key_length: the launch parameter with the number of summaries; ``block_length`` with the number of blocks.
+        visible, eligible, forced: over i and c (c counts summaries in ``visible``, blocks in the others).
+        weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores; fp32, 0 where id is -1.
+        scope: "kv_head" when ``group`` reduces, "head" when it does not.
+        count_forced: whether forced members use up k; if not, k is the number of free slots and ``slots`` the list's length.
+    """
+
+    name: str
+    q: str
+    keys: str
+    indices: str
+    weights_out: str | None
+    heads: int
+    kv_heads: int
+    dim: int
+    key_length: str
+    block_length: str
+    scale: float
+    k: int
+    slots: int
+    dtype: str
+    softmax: bool = False
+    visible: Expr | None = None
+    group: str | None = None
+    pool: Pool | None = None
+    eligible: Expr | None = None
+    forced: Expr | None = None
+    count_forced: bool = True
+    order: str = "score"
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summarise:
+    """Mean or max of windows of tokens: out[b, n, h] over tokens n*stride … n*stride + size - 1 below TK.
+
+    Attributes:
+        length: the launch parameter with the number of windows.
+    """
+
+    name: str
+    x: str
+    out: str
+    heads: int
+    dim: int
+    size: int
+    stride: int
+    length: str
+    fn: str
+    dtype: str
+    out_dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    """Row by row: out = merge of branches ``[B,TQ,H,DV]``.
+
+    ``fn = gated``: sum of gate_i * o_i; ``sum``; ``convex``: g * o_0 + (1 - g) * o_1; ``lse``: the joint softmax of disjoint
+    sets from (o_i, lse_i), writing its own lse. A gate is ``[B,TQ,H]``; ``gate_fn`` is applied to it (over x0), if given.
+    """
+
+    name: str
+    fn: str
+    branches: tuple[str, ...]
+    gates: tuple[str, ...]
+    lses: tuple[str, ...]
+    out: str
+    lse: str | None
+    heads: int
+    value_dim: int
+    dtype: str
+    gate_fn: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockList:
+    """For a predicate that cannot be bounded: per query tile, the key tiles with any visible pair.
+
+    Writes ids ``[B', H', query_tiles, key_tiles]`` int32 (first ``count`` valid, ascending) and counts ``[B', H',
+    query_tiles]``; B' and H' are 1 where the predicate does not read b or h.
+    """
+
+    name: str
+    where: Expr
+    captures: tuple[Capture, ...]
+    ids: str
+    counts: str
+    length: str
+    block_q: int
+    block_k: int
+    per_batch: bool
+    heads: int
+
+
+Spec = TiledAttention | GatheredAttention | Selector | Summarise | Combine | BlockList

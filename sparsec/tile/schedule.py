@@ -1,0 +1,42 @@
+"""A schedule: how a kernel runs, never what it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One point of the tuner's space; a lowering reads what concerns it and refuses what is illegal.
+
+    Attributes:
+        order: the loop order: "query_outer", "tile_union" (gathered), "one_pass" or "two_pass" (selector).
+        rows: query rows of a tile (tokens x heads of the group that share keys).
+        block: keys of a tile.
+        value_block: columns of the output per program; 0 means all.
+        phases: "branch" masks under a scalar condition in one loop; "split" gives masked and interior tiles loops of their own.
+        descriptors: load boxes through TMA descriptors (Triton on Hopper and later).
+        warps, stages: Triton's num_warps and software-pipelining depth.
+        lanes: TVM: axis names by priority for the vector lanes.
+        vector: TVM: floats per vector register.
+        accumulators: TVM: vector accumulators of a register tile.
+        unroll: TVM: unrolling of the summed axis of a dot.
+    """
+
+    order: str = "query_outer"
+    rows: int = 64
+    block: int = 64
+    value_block: int = 0
+    phases: str = "branch"
+    descriptors: bool = False
+    warps: int = 4
+    stages: int = 3
+    lanes: tuple[str, ...] = ("m", "e", "n")
+    vector: int = 16
+    accumulators: int = 16
+    unroll: int = 1
+    precision: str = "ieee"
+
+
+class ScheduleError(ValueError):
+    """A schedule that a lowering cannot carry out, in one sentence with the numbers."""
