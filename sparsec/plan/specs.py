@@ -34,7 +34,8 @@ class Piece:
         length: the launch parameter with the number of keys.
         bias: the score as a function of score, b, h, i, j; None leaves it alone.
         batched: false for learned slots ``[M, HKV, D]``.
-        listed: the tensors of a block list when ``where`` cannot be bounded: (ids ``[B?, H?, tiles, N]``, counts).
+        size: the number of keys if the declaration fixes it.
+        listed: the block list of a ``where`` that cannot be bounded; see ``BlockList``.
     """
 
     k: str
@@ -44,7 +45,8 @@ class Piece:
     bias: Expr | None = None
     captures: tuple[Capture, ...] = ()
     batched: bool = True
-    listed: tuple[str, str] | None = None
+    size: int | None = None
+    listed: BlockList | None = None
 
 
 @dataclass(frozen=True, slots=True)

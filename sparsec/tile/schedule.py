@@ -21,6 +21,8 @@ class Schedule:
         vector: TVM: floats per vector register.
         accumulators: TVM: vector accumulators of a register tile.
         unroll: TVM: unrolling of the summed axis of a dot.
+        split_dims: cut head dims into powers of two (Triton needs it; TVM takes any size).
+        precision: input precision of fp32 dots: "ieee", "tf32" or "tf32x3".
     """
 
     order: str = "query_outer"
@@ -35,6 +37,7 @@ class Schedule:
     vector: int = 16
     accumulators: int = 16
     unroll: int = 1
+    split_dims: bool = True
     precision: str = "ieee"
 
 

@@ -1,0 +1,98 @@
+"""Traced expressions as tile nodes: the same arithmetic, on whole tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sparsec.plan.specs import Capture
+from sparsec.scalar.expr import Expr
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Tensor
+
+NONNEGATIVE = frozenset({"j", "c", "b", "h", "TQ", "TK", "B"})
+"""Variables that are never negative, so that rounding down is truncation."""
+
+
+def captured(captures: tuple[Capture, ...]) -> dict[str, Tensor]:
+    """The tensors that expressions may read, by name."""
+    return {c.name: Tensor(c.name, c.dtype, tuple(f"{c.name}_n{d}" for d in range(c.rank))) for c in captures}
+
+
+def emit(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tensor] | None = None) -> Node:
+    """``expr`` with its variables replaced by tiles; elements of captured tensors become loads."""
+    if expr.head == "const":
+        assert isinstance(expr.value, (int, float))
+        return tile.const(int(expr.value) if expr.kind == "bool" else expr.value)
+    if expr.head == "var":
+        return env[str(expr.value)]
+    args = [emit(a, env, tensors) for a in expr.args]
+    if expr.head == "element":
+        assert tensors is not None
+        return _element(tensors[str(expr.value)], args)
+    assert isinstance(expr.head, Fn)
+    if expr.head in (Fn.FLOORDIV, Fn.MOD):
+        return _floor(expr.head, args[0], args[1], nonnegative(expr.args[0]) and nonnegative(expr.args[1]))
+    return tile.apply(expr.head, *args)
+
+
+def _element(tensor: Tensor, index: list[Node]) -> Node:
+    """One element per point; floats are read as fp32. Indices below zero are read at zero: a mask hides them."""
+    value = tile.load(tensor, *(tile.apply(Fn.MAXIMUM, i, 0) for i in index), other=None)
+    return tile.cast(value, "float32") if value.dtype in ("float16", "bfloat16") else value
+
+
+def _floor(fn: Fn, a: Node, b: Node, exact: bool) -> Node:
+    """Division and remainder that round down, from the truncating ones."""
+    if exact:
+        return tile.apply(Fn.TRUNCDIV if fn is Fn.FLOORDIV else Fn.TRUNCMOD, a, b)
+    remainder = tile.apply(Fn.TRUNCMOD, tile.apply(Fn.ADD, tile.apply(Fn.TRUNCMOD, a, b), b), b)
+    if fn is Fn.MOD:
+        return remainder
+    return tile.apply(Fn.TRUNCDIV, tile.apply(Fn.SUB, a, remainder), b)
+
+
+def nonnegative(expr: Expr) -> bool:
+    """True where the expression can be seen to be at least zero."""
+    if expr.head == "const":
+        return not isinstance(expr.value, str) and expr.value is not None and expr.value >= 0
+    if expr.head == "var":
+        return expr.value in NONNEGATIVE
+    if expr.head in (Fn.ADD, Fn.MUL, Fn.FLOORDIV, Fn.MINIMUM):
+        return all(nonnegative(a) for a in expr.args)
+    return expr.head is Fn.MOD or (expr.head is Fn.MAXIMUM and any(nonnegative(a) for a in expr.args))
+
+
+def add(a: Node | int, b: Node | int) -> Node:
+    """a + b."""
+    return tile.apply(Fn.ADD, a, b)
+
+
+def sub(a: Node | int, b: Node | int) -> Node:
+    """a - b."""
+    return tile.apply(Fn.SUB, a, b)
+
+
+def mul(a: Node | float, b: Node | float) -> Node:
+    """a * b."""
+    return tile.apply(Fn.MUL, a, b)
+
+
+def least(a: Node | int, b: Node | int) -> Node:
+    """min(a, b)."""
+    return tile.apply(Fn.MINIMUM, a, b)
+
+
+def most(a: Node | float, b: Node | float) -> Node:
+    """max(a, b)."""
+    return tile.apply(Fn.MAXIMUM, a, b)
+
+
+def ceil_div(a: Node, b: int) -> Node:
+    """ceil(a / b) of a non-negative a."""
+    return tile.apply(Fn.TRUNCDIV, add(a, b - 1), b)
+
+
+def both(a: Node, b: Node | None) -> Node:
+    """a & b; a alone where b is None."""
+    return a if b is None else tile.apply(Fn.AND, a, b)

@@ -1,0 +1,62 @@
+"""The online softmax of one key tile, in base two, as a step on (accumulators, row maximum, row sum)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from sparsec.lower.pieces import Span
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node
+
+LOG2E = math.log2(math.e)
+LN2 = math.log(2.0)
+HIDDEN = -1e30
+"""The score of a masked pair."""
+
+NOTHING = -1e20
+"""A row whose maximum stays below has nothing to attend to (scores are scaled by no less than 1e-10)."""
+
+
+def start(row_axes: Sequence[Axis], values: Sequence[Span], sink: Node | None = None) -> list[Node]:
+    """The state before any key: zero accumulators, and the sink's logit (natural units) in the denominator, if any."""
+    if sink is None:
+        top, total = tile.full(HIDDEN, *row_axes), tile.full(0.0, *row_axes)
+    else:
+        top, total = add(tile.full(0.0, *row_axes), mul(sink, LOG2E)), tile.full(1.0, *row_axes)
+    return [*(tile.full(0.0, *row_axes, v.axis) for v in values), top, total]
+
+
+def step(
+    state: Sequence[Node],
+    scores: Node,
+    scale: float,
+    keys: Axis,
+    load_value: Callable[[Span], Node],
+    values: Sequence[Span],
+    precision: str,
+) -> list[Node]:
+    """One tile of raw scores ``[rows, keys]``; ``scale`` (> 0) turns them into base-two logits."""
+    *accs, top, total = state
+    high = tile.apply(Fn.MAXIMUM, top, mul(tile.reduce("max", scores, keys), scale))
+    p = tile.apply(Fn.EXP2, sub(mul(scores, scale), high))
+    keep = tile.apply(Fn.EXP2, sub(top, high))
+    out = []
+    for acc, span in zip(accs, values, strict=True):
+        v = load_value(span)
+        out.append(tile.dot(tile.cast(p, v.dtype), v, keys, mul(acc, keep), precision))
+    return [*out, high, add(mul(total, keep), tile.reduce("sum", p, keys))]
+
+
+def finish(state: Sequence[Node], has_sink: bool) -> tuple[list[Node], Node]:
+    """Outputs and the natural log-sum-exp; an empty row gives 0 and minus infinity."""
+    *accs, top, total = state
+    lse = mul(add(top, tile.apply(Fn.LOG2, total)), LN2)
+    if has_sink:
+        return [tile.apply(Fn.DIV, acc, total) for acc in accs], lse
+    empty = tile.apply(Fn.LE, top, NOTHING)
+    safe = tile.apply(Fn.WHERE, empty, 1.0, total)
+    outs = [tile.apply(Fn.WHERE, empty, 0.0, tile.apply(Fn.DIV, acc, safe)) for acc in accs]
+    return outs, tile.apply(Fn.WHERE, empty, -math.inf, lse)

@@ -1,0 +1,1 @@
+"""The plan: a graph cut into kernels and the buffers between them."""
