@@ -1,0 +1,1 @@
+"""The tuner: search space, admission, measurement and stored trials."""

@@ -1,0 +1,1 @@
+"""Printers of tile programs into source, and builders of that source."""

@@ -1,0 +1,1 @@
+"""Tile programs as TIR, for the CPU and for CUDA."""

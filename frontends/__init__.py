@@ -1,0 +1,1 @@
+"""Ways to declare a variant; all of them write the same graph."""

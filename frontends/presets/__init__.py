@@ -1,0 +1,1 @@
+"""Published designs, one per file: a function of knobs that returns a graph."""

@@ -1,0 +1,1 @@
+"""sparsec: declare a sparse-memory attention layer, get checked and tuned kernels."""

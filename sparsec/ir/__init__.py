@@ -1,0 +1,1 @@
+"""The graph: immutable nodes, their constructors, verifier, printer and rewriter."""

@@ -1,0 +1,1 @@
+"""The truth: what each graph means in fp64, token by token, independent of the compiler."""

@@ -1,0 +1,1 @@
+"""Rewrites of a graph into normal form: one pipeline, one idea per file."""

@@ -1,0 +1,1 @@
+"""Compiled operators: targets, launching, caches and environment."""

@@ -1,0 +1,1 @@
+"""Scalar functions, their derivatives, symbolic dims and ranges; the only bridge to sympy."""
