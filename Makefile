@@ -1,0 +1,41 @@
+# Two commands from nothing: `make demo` and `make test`. Both create .venv here first, and are quick when it exists.
+# PYTHON=python3.12 picks the interpreter, CONSTRAINTS=cpu|cuda the pins, TORCH=2.11.0 another torch, ARGS="-k text"
+# goes to pytest.
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+export PYTHON CONSTRAINTS TORCH
+BIN := .venv/bin
+
+.PHONY: help demo test test-gpu lint setup setup-dev clean
+
+help:
+	@echo "make demo      set up and tune two variants on real input"
+	@echo "make test      set up, lint, and run the tests"
+	@echo "make test-gpu  the tests that need a GPU"
+	@echo "make lint      ruff and mypy"
+	@echo "make clean     remove the virtual environment and every cache in the checkout"
+
+setup:
+	@scripts/setup.sh run
+
+setup-dev:
+	@scripts/setup.sh dev
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-gpu: setup-dev
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
