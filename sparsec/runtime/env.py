@@ -1,0 +1,39 @@
+"""Every environment variable that sparsec reads, with its meaning; a wrong value is an error."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class EnvError(ValueError):
+    """An environment variable with a value that it does not take."""
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "0")
+    if value not in ("0", "1", ""):
+        raise EnvError(f"{name}={value!r}: use 1 to switch it on or 0 to switch it off")
+    return value == "1"
+
+
+def _cache_dir() -> Path:
+    if given := os.environ.get("SPARSEC_CACHE_DIR"):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "sparsec"
+
+
+@dataclass(frozen=True, slots=True)
+class Env:
+    """The settings of this process, read when it is made."""
+
+    cache_dir: Path = field(default_factory=_cache_dir)
+    """SPARSEC_CACHE_DIR: where built kernels and tuned records live; else $XDG_CACHE_HOME/sparsec."""
+
+    print_ir: bool = field(default_factory=lambda: _flag("SPARSEC_PRINT_IR"))
+    """SPARSEC_PRINT_IR: print the graph after every pass that changed it."""
+
+    print_source: bool = field(default_factory=lambda: _flag("SPARSEC_PRINT_SOURCE"))
+    """SPARSEC_PRINT_SOURCE: print the source of every kernel that is built."""
