@@ -144,6 +144,9 @@ class Program:
 EMPTY_KEY = -(2**63)
 """The int64 rank key of a slot that holds nothing: its id decodes to -1.
 
-A key is ``monotone(score) << 32 | (~id & 0xffffffff)`` with ``monotone(s) = bits ^ ((bits >> 31) & 0x7fffffff)`` of
-``bits = int32 view of (s + 0.0)``: signed order of keys is descending score, then ascending id.
+A key orders candidates by forced first, then higher score, then lower id. From the top bit down it holds: 1 bit, clear
+where the candidate is forced; 32 bits of ``monotone(score)``; 31 bits of ``0x7fffffff - id``. With ``bits`` the int32
+view of ``score + 0.0``, ``monotone = bits ^ ((bits >> 31) | 0x80000000)`` as an unsigned number. So
+``RANK(score, id) = EMPTY_KEY | monotone << 31 | (0x7fffffff - id)`` and ``XOR(key, EMPTY_KEY)`` makes a candidate
+forced. ``RANK_SCORE`` and ``RANK_ID`` ignore the top bit; an id field of zero decodes to -1.
 """
