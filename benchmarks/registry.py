@@ -1,0 +1,46 @@
+"""The named cases. Shapes and random draws of window and selected are those of the published peer figures."""
+
+import torch
+
+from sparsec.benchmarks.cases import Case, HsaCase, MobaCase, SelectedCase, WindowCase
+
+_SELECTED = {
+    "selected_t32768": (1, 64, 4, 32768, 128, 16),
+    "selected_t8192": (1, 32, 1, 8192, 128, 16),
+    "selected_hsa_shape": (8, 16, 1, 16384, 64, 8),
+}
+
+
+def _selected() -> list[Case]:
+    """Every selected shape with independent and with correlated neighbours."""
+    draws = (("random", 0.0), ("correlated", 0.9))
+    return [
+        SelectedCase(f"{name}_{draw}", *shape, keep=keep) for name, shape in _SELECTED.items() for draw, keep in draws
+    ]
+
+
+_CASES: tuple[Case, ...] = (
+    WindowCase("window", 1, 32, 8, 32768, 128),
+    *_selected(),
+    HsaCase("hsa", 8, 16, 1, 16384, 64),
+    HsaCase("hsa_correlated", 8, 16, 1, 16384, 64, span=128),
+    MobaCase("moba", 1, 32, 8, 16384, 128),
+    MobaCase("moba_correlated", 1, 32, 8, 16384, 128, span=128),
+    MobaCase("moba_k8", 1, 32, 8, 16384, 128, k=8),
+    WindowCase("window_cpu", 1, 8, 8, 4096, 64, 512, 64, device="cpu", dtype=torch.float32),
+)
+
+CASES: dict[str, Case] = {case.name: case for case in _CASES}
+
+
+def cases_named(names: list[str] | tuple[str, ...]) -> list[Case]:
+    """The cases of these names; a name that is none is an error that lists all."""
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise ValueError(f"no benchmark case named {unknown[0]!r}; there are {', '.join(CASES)}")
+    return [CASES[name] for name in names]
+
+
+def cases_on(device: str) -> list[Case]:
+    """The cases of one device type, `cuda` or `cpu`."""
+    return [case for case in CASES.values() if case.device == device]
