@@ -1,0 +1,42 @@
+"""fla's native sparse attention with given indices: its public call, and its selected branch without the rest."""
+
+import importlib
+from typing import Any
+
+from torch import Tensor
+
+from sparsec.benchmarks.cases import Case, Inputs, SelectedCase
+from sparsec.benchmarks.peers.form import Compiler, Form, Run
+
+
+def forms(_case: SelectedCase) -> list[Form]:
+    """`public` also mean-pools keys and values, which the selected branch does not need; `branch` leaves that out."""
+    return [Form("fla", "public", _public), Form("fla", "branch", _branch)]
+
+
+def _module() -> Any:
+    return importlib.import_module("fla.ops.nsa.parallel")
+
+
+def _public(case: Case, inputs: Inputs, _compiler: Compiler) -> Run:
+    assert isinstance(case, SelectedCase)
+    nsa, indices = _module().parallel_nsa, inputs["indices"].long()
+    q, k, v = (inputs[name] for name in "qkv")
+
+    def run() -> Tensor:
+        out: Tensor = nsa(q, k, v, block_indices=indices, block_counts=case.slots, block_size=case.block)
+        return out
+
+    return run
+
+
+def _branch(case: Case, inputs: Inputs, _compiler: Compiler) -> Run:
+    assert isinstance(case, SelectedCase)
+    attend, indices = _module().ParallelNSAFunction.apply, inputs["indices"].long()
+    q, k, v = (inputs[name] for name in "qkv")
+
+    def run() -> Tensor:
+        out: Tensor = attend(q, k, v, indices, case.slots, case.block, case.D**-0.5, None)
+        return out
+
+    return run
