@@ -1,0 +1,39 @@
+"""What a lowering returns: the programs of one kernel in launch order, and the scratch buffers between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.scalar.expr import Expr
+from sparsec.tile.language import Program
+from sparsec.tile.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """A buffer that only the kernel's own programs see; extents are expressions over the launch parameters."""
+
+    name: str
+    shape: tuple[Expr, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One program and the schedule under which it is printed."""
+
+    program: Program
+    schedule: Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """The programs of a kernel.
+
+    Attributes:
+        params: launch parameters that the steps need beyond the spec's, as expressions over the spec's.
+    """
+
+    steps: tuple[Step, ...]
+    scratch: tuple[Scratch, ...] = ()
+    params: tuple[tuple[str, Expr], ...] = ()
