@@ -33,8 +33,8 @@ test-gpu: setup-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: setup-dev
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

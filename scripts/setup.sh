@@ -56,7 +56,8 @@ install() {
   pip install --quiet -c constraints/common.txt pip setuptools
   [ -n "${CONSTRAINTS:-}" ] || fall_back_without_cpu_build
   say "installing with constraints/$set.txt; the first time takes some minutes"
-  pip install --quiet --no-build-isolation -c "constraints/$set.txt" ${TORCH:+"torch==$TORCH"} -e "$project"
+  # setuptools warns that ./sparsec may shadow the installed package; through the links both are the same files
+  PYTHONWARNINGS=ignore pip install --quiet --no-build-isolation -c "constraints/$set.txt" ${TORCH:+"torch==$TORCH"} -e "$project"
 }
 
 set=${CONSTRAINTS:-$(constraints_for_this_machine)}
