@@ -20,7 +20,7 @@ PINNED = re.compile(r"[A-Za-z0-9._-]+==[\w.+]+")
 
 def dry_run(*arguments: str, seconds: int) -> subprocess.CompletedProcess[str]:
     """pip install without installing; nothing already installed counts."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", *arguments]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
 
 
