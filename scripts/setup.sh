@@ -62,7 +62,7 @@ install() {
 
 set=${CONSTRAINTS:-$(constraints_for_this_machine)}
 wanted="$PWD $set ${TORCH:-} $(cat pyproject.toml constraints/*.txt scripts/setup.sh | sha256sum)"
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+if [ ! -x "$venv/bin/python" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   install
   echo "$wanted" >"$venv/installed-run"
   echo "$wanted" >"$stamp"
