@@ -1,0 +1,264 @@
+"""Runs a tile program on the CPU with torch: the meaning of the language, and the test of every lowering."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
+from sparsec.tile.arithmetic import FUNCTIONS, tf32
+from sparsec.tile.build import FLOATS, union
+from sparsec.tile.language import Axis, Node, Program, TileOp
+from sparsec.tile.memory import Memory, access_of
+from sparsec.tile.regions import TOP, body_of, regions
+from sparsec.tile.scalars import grid_of
+
+Mode = Literal["exact", "storage"]
+Point = tuple[int, ...]
+
+_INTEGERS = {"int32": torch.int32, "int64": torch.int64, "bool": torch.bool}
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED: dict[str, torch.dtype] = {**_INTEGERS, **_HALVES, "float32": torch.float32}
+
+
+def interpret(
+    program: Program,
+    tensors: Mapping[str, Tensor],
+    params: Mapping[str, int | float],
+    mode: Mode = "storage",
+    poison: float = math.nan,
+    points: Iterable[Point] | None = None,
+) -> None:
+    """Run a program over its grid (or some ``points`` of it) and write its outputs in place.
+
+    ``mode="storage"`` computes in fp32 and rounds wherever the program casts, so tensors have their declared dtypes;
+    ``mode="exact"`` computes in fp64 and never rounds, so float tensors may have any dtype. ``poison`` is what loads
+    give outside their bounds where the program asks for nothing. Raises AccessError where memory is misused and
+    ValueError where tensors do not fit the program.
+    """
+    _check_tensors(program, tensors, mode)
+    machine = _Machine(program, tensors, params, mode, poison)
+    grid = grid_of(program, {k: int(v) for k, v in params.items()})
+    for point in points if points is not None else itertools.product(*map(range, grid)):
+        machine.run(point, grid)
+
+
+def _check_tensors(program: Program, tensors: Mapping[str, Tensor], mode: Mode) -> None:
+    for t in program.tensors:
+        if t.name not in tensors:
+            raise ValueError(f"{program.name}: tensor {t.name} is missing; give one of rank {t.rank}, {t.dtype}")
+        given = tensors[t.name]
+        if given.dim() != t.rank:
+            raise ValueError(f"{program.name}: {t.name} has shape {tuple(given.shape)}; it needs {t.rank} dimensions")
+        fits = given.is_floating_point() if mode == "exact" and t.dtype in FLOATS else given.dtype is _STORED[t.dtype]
+        if not fits:
+            raise ValueError(f"{program.name}: {t.name} is {given.dtype}, the program declares {t.dtype}; convert it")
+
+
+class _Machine:
+    """The state of one run: memory, launch parameters and the values of the current grid point."""
+
+    def __init__(
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        params: Mapping[str, int | float],
+        mode: Mode,
+        poison: float,
+    ) -> None:
+        self.memory = Memory(dict(tensors), poison)
+        self.params = params
+        self.exact = mode == "exact"
+        self.float = torch.float64 if self.exact else torch.float32
+        self.point: Point = ()
+        self.number = 0
+        self.regions = regions(program)
+        everything = [n for nodes in self.regions.nodes.values() for n in nodes]
+        self.values = {n.serial: FIXED[n.op](self, n) for n in everything if n.op in FIXED}
+        self.carried: dict[int, list[Tensor]] = {}
+        self.steps = {
+            region: [(n, EVALUATE[n.op]) for n in nodes if n.op in EVALUATE]
+            for region, nodes in self.regions.nodes.items()
+        }
+
+    def run(self, point: Point, grid: Point) -> None:
+        """One grid point."""
+        self.point = point
+        self.number = 0
+        for position, extent in zip(point, grid, strict=True):
+            self.number = self.number * extent + position
+        self.region(TOP)
+
+    def region(self, number: int) -> None:
+        """Every node of a region once."""
+        for node, evaluate in self.steps.get(number, ()):
+            value = evaluate(self, node)
+            if value is not None:
+                self.values[node.serial] = value
+
+    def at(self, node: Node, to: tuple[Axis, ...]) -> Tensor:
+        """The value of a node, broadcastable over the axes ``to``."""
+        value = self.values[node.serial]
+        return value if not node.axes or node.axes == to else value[_spread(node.axes, to)]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The torch dtype in which values of a tile dtype are computed."""
+        return _INTEGERS.get(name, self.float)
+
+    def rounded(self, value: Tensor, name: str) -> Tensor:
+        """A value as its dtype stores it."""
+        value = value.to(self.dtype(name))
+        return value.to(_HALVES[name]).to(self.float) if name in _HALVES and not self.exact else value
+
+
+@cache
+def _spread(axes: tuple[Axis, ...], to: tuple[Axis, ...]) -> tuple[slice | None, ...]:
+    return tuple(slice(None) if axis in axes else None for axis in to)
+
+
+def _constant(machine: _Machine, node: Node) -> Tensor:
+    shape = [axis.size for axis in node.axes]
+    value = cast(float, node.attrs[0])
+    return machine.rounded(torch.full(shape, value, dtype=machine.dtype(node.dtype)), node.dtype)
+
+
+def _param(machine: _Machine, node: Node) -> Tensor:
+    return torch.tensor(machine.params[str(node.attrs[0])], dtype=machine.dtype(node.dtype))
+
+
+def _program_id(machine: _Machine, node: Node) -> Tensor:
+    return torch.tensor(machine.point[cast(int, node.attrs[0])], dtype=torch.int32)
+
+
+def _iota(machine: _Machine, node: Node) -> Tensor:
+    return torch.arange(node.axes[0].size, dtype=torch.int32)
+
+
+def _map(machine: _Machine, node: Node) -> Tensor:
+    fn = node.attrs[0]
+    assert isinstance(fn, Fn)
+    xs = [machine.at(a, node.axes) for a in node.args]
+    if fn in LOGIC and node.dtype == "bool":
+        xs = [x.to(torch.bool) for x in xs]
+    elif fn in COMPARISONS:
+        wide = xs[0].dtype if xs[0].dtype is xs[1].dtype else torch.promote_types(xs[0].dtype, xs[1].dtype)
+        xs = [x.to(wide) for x in xs]
+    elif fn is Fn.WHERE:
+        xs = [xs[0].to(torch.bool), *(x.to(machine.dtype(node.dtype)) for x in xs[1:])]
+    elif fn not in (Fn.RANK, Fn.RANK_ID, Fn.RANK_SCORE):
+        xs = [x.to(machine.dtype(node.dtype)) for x in xs]
+    return machine.rounded(FUNCTIONS[fn](*xs), node.dtype)
+
+
+def _mask_if(machine: _Machine, node: Node) -> Tensor:
+    condition, mask, x, other = (machine.at(a, node.axes) for a in node.args)
+    return torch.where(mask | ~condition, x, other.to(x.dtype))
+
+
+def _load(machine: _Machine, node: Node) -> Tensor:
+    rank = access_of(node).tensor.rank
+    xs = [machine.at(a, node.axes) for a in node.args]
+    return machine.rounded(machine.memory.load(node, xs[:rank], xs[rank:]), node.dtype)
+
+
+def _store(machine: _Machine, node: Node) -> None:
+    rank = access_of(node).tensor.rank
+    *xs, value = (machine.at(a, node.axes) for a in node.args)
+    machine.memory.store(node, xs[:rank], xs[rank:], value, machine.number)
+
+
+def _dot(machine: _Machine, node: Node) -> Tensor:
+    a, b = node.args[:2]
+    x, y = machine.values[a.serial], machine.values[b.serial]
+    if node.attrs[1] == "tf32" and not machine.exact and a.dtype == "float32":
+        x, y = tf32(x), tf32(y)
+    letters = {axis: chr(97 + k) for k, axis in enumerate(union(a, b))}
+    sides = ("".join(letters[axis] for axis in side) for side in (a.axes, b.axes, node.axes))
+    product = torch.einsum("{},{}->{}".format(*sides), x, y)
+    return product + machine.values[node.args[2].serial] if len(node.args) == 3 else product
+
+
+def _reduce(machine: _Machine, node: Node) -> Tensor:
+    kind, axis = node.attrs
+    (x,) = node.args
+    assert isinstance(axis, Axis)
+    reducers: dict[object, Callable[..., Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
+    return machine.rounded(reducers[kind](machine.values[x.serial], dim=x.axes.index(axis)), node.dtype)
+
+
+def _scan(machine: _Machine, node: Node) -> Tensor:
+    (axis,) = node.attrs
+    assert isinstance(axis, Axis)
+    return machine.rounded(machine.values[node.args[0].serial].cumsum(node.axes.index(axis)), node.dtype)
+
+
+def _rename(machine: _Machine, node: Node) -> Tensor:
+    old, new = node.attrs
+    names = [new if axis == old else axis for axis in node.args[0].axes]
+    return machine.values[node.args[0].serial].permute([names.index(axis) for axis in node.axes])
+
+
+def _cast(machine: _Machine, node: Node) -> Tensor:
+    return machine.rounded(machine.values[node.args[0].serial], node.dtype)
+
+
+def _top_insert(machine: _Machine, node: Node) -> Tensor:
+    slots, candidates = node.attrs
+    keys, new = node.args
+    assert isinstance(slots, Axis) and isinstance(candidates, Axis)
+    rows = tuple(axis for axis in keys.axes if axis != slots)
+    last = [*(keys.axes.index(axis) for axis in rows), keys.axes.index(slots)]
+    kept = machine.values[keys.serial].permute(last)
+    more = machine.values[new.serial].movedim(new.axes.index(candidates), -1)
+    more = more[_spread(tuple(axis for axis in new.axes if axis != candidates), rows)]
+    both = torch.cat([kept, more.expand(*kept.shape[:-1], candidates.size)], -1)
+    best = both.sort(-1, descending=True).values[..., : slots.size]
+    return best.permute([last.index(k) for k in range(len(last))])
+
+
+def _loop(machine: _Machine, node: Node) -> None:
+    body = body_of(node)
+    lo, hi, *carried = (machine.values[a.serial] for a in node.args)
+    for i in range(int(lo), int(hi), body.step):
+        machine.values[body.index.serial] = torch.tensor(i, dtype=torch.int32)
+        for carry, value in zip(body.carries, carried, strict=True):
+            machine.values[carry.serial] = value
+        machine.region(body.number)
+        carried = [machine.values[y.serial] for y in body.yields]
+    machine.carried[node.serial] = carried
+
+
+def _result(machine: _Machine, node: Node) -> Tensor:
+    return machine.carried[node.args[0].serial][cast(int, node.attrs[0])]
+
+
+FIXED: dict[TileOp, Callable[[_Machine, Node], Tensor]] = {
+    TileOp.CONST: _constant,
+    TileOp.PARAM: _param,
+    TileOp.IOTA: _iota,
+    TileOp.FULL: _constant,
+}
+"""How the ops are computed whose value is the same in every grid point."""
+
+EVALUATE: dict[TileOp, Callable[[_Machine, Node], Tensor | None]] = {
+    TileOp.PROGRAM_ID: _program_id,
+    TileOp.MAP: _map,
+    TileOp.MASK_IF: _mask_if,
+    TileOp.LOAD: _load,
+    TileOp.STORE: _store,
+    TileOp.DOT: _dot,
+    TileOp.REDUCE: _reduce,
+    TileOp.SCAN: _scan,
+    TileOp.RENAME: _rename,
+    TileOp.CAST: _cast,
+    TileOp.TOP_INSERT: _top_insert,
+    TileOp.LOOP: _loop,
+    TileOp.RESULT: _result,
+}
+"""How the others are; the values of INDEX and CARRY are set by their loop."""
