@@ -41,7 +41,7 @@ def gradients(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> tuple[Tens
     """Of Σ cos(n) · result[n], leaving out elements that are not finite."""
     finite = [x[x.isfinite()] for x in results]
     total = sum(((x * torch.arange(x.numel()).cos()).sum() for x in finite), torch.zeros(()))
-    if not total.requires_grad:
+    if not total.requires_grad or not leaves:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
     return torch.autograd.grad(total, list(leaves), retain_graph=True, allow_unused=True, materialize_grads=True)
 
