@@ -87,7 +87,7 @@ def _tensors(spec: TiledAttention) -> dict[str, Tensor]:
     if spec.sink not in (None, "zero"):
         assert spec.sink is not None
         found.setdefault(spec.sink, Tensor(spec.sink, "float32", (spec.heads,)))
-    found[spec.out] = Tensor(spec.out, spec.dtype, ("B", "TQ", spec.heads, spec.value_dim))
+    found[spec.out] = Tensor(spec.out, spec.out_dtype or spec.dtype, ("B", "TQ", spec.heads, spec.value_dim))
     if spec.lse is not None:
         found[spec.lse] = Tensor(spec.lse, "float32", ("B", "TQ", spec.heads))
     return found
@@ -220,7 +220,7 @@ def _write(frame: Frame, outs: list[Node], lse: Node) -> None:
     """Round and store the output, and the log-sum-exp from the first value block."""
     spec, row = frame.spec, add(frame.first, tile.iota(frame.rows))
     for span, out in zip(frame.values, outs, strict=True):
-        place = (frame.batch, row, frame.head, span.index(frame.value_base))
-        tile.store(frame.tensors[spec.out], *place, value=tile.cast(out, spec.dtype), bounds={1: tile.param("TQ")})
+        place, target = (frame.batch, row, frame.head, span.index(frame.value_base)), frame.tensors[spec.out]
+        tile.store(target, *place, value=tile.cast(out, target.dtype), bounds={1: tile.param("TQ")})
     if spec.lse is not None:
         tile.store(frame.tensors[spec.lse], frame.batch, row, frame.head, value=lse, bounds={1: tile.param("TQ")})

@@ -54,6 +54,7 @@ class TiledAttention:
     """Softmax attention of every query over the union of dense pieces -> out ``[B,TQ,H,DV]``, lse ``[B,TQ,H]`` fp32.
 
     Attributes:
+        out_dtype: the dtype of ``out`` where it is not ``dtype`` (fp32 branches that a Combine merges).
         sink: None; "zero" (softmax-off-by-one: a logit of 0 in the denominator); else the tensor ``[H]`` of sink logits.
         softcap: c in ``c * tanh(score / c)``, applied before the bias; None for none.
     """
@@ -71,6 +72,7 @@ class TiledAttention:
     dtype: str
     softcap: float | None = None
     sink: str | None = None
+    out_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class GatheredAttention:
         scope: "kv_head" (indices per key/value head), "head" (per query head) or "token" (one list for all heads).
         slots: k, the length of a list.
         where: token predicate inside a chosen chunk, over b, h, i, j.
+        out_dtype: the dtype of ``out`` where it is not ``dtype``.
         counts: an int32 tensor ``[B,TQ,HS]``: only the first so many slots count; None: all.
     """
 
@@ -112,6 +115,7 @@ class GatheredAttention:
     counts: str | None = None
     softcap: float | None = None
     sink: str | None = None
+    out_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,7 @@ class Combine:
     """Row by row: out = merge of branches ``[B,TQ,H,DV]``.
 
     ``fn = gated``: sum of gate_i * o_i; ``sum``; ``convex``: g * o_0 + (1 - g) * o_1; ``lse``: the joint softmax of disjoint
-    sets from (o_i, lse_i), writing its own lse. A gate is ``[B,TQ,H]``; ``gate_fn`` is applied to it (over x0), if given.
+    sets from (o_i, lse_i), writing its own lse. A gate is ``[B,TQ,H]`` of ``dtype``; ``gate_fn`` is applied to it (over x0), if given. Branches are ``branch_dtype``, out is ``dtype``.
     """
 
     name: str
@@ -214,6 +218,7 @@ class Combine:
     value_dim: int
     dtype: str
     gate_fn: Expr | None = None
+    branch_dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
