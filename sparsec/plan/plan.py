@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sparsec.ir.node import Node
 from sparsec.plan.specs import Spec
 from sparsec.scalar.expr import Expr
 
@@ -45,12 +46,17 @@ class Kernel:
     Attributes:
         reads, writes: names of buffers.
         covers: the graph nodes (as the printer names them) that the kernel computes.
+        params: the launch parameters as expressions over the declaration's dims and ``q_offset``.
+        sources, results: (buffer, node, part) of what is read and written, so that the oracle can run this piece alone.
     """
 
     spec: Spec
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     covers: tuple[str, ...]
+    params: tuple[tuple[str, Expr], ...]
+    sources: tuple[tuple[str, Node, str], ...]
+    results: tuple[tuple[str, Node, str], ...]
 
     @property
     def name(self) -> str:
@@ -63,7 +69,6 @@ class Plan:
     """Kernels in an order in which they can run.
 
     Attributes:
-        dims: extra lengths that launch parameters name, as expressions over the declaration's dims.
         notes: sentences about what the planner decided and refused.
     """
 
@@ -71,7 +76,6 @@ class Plan:
     kernels: tuple[Kernel, ...]
     buffers: tuple[Buffer, ...]
     outputs: tuple[str, ...]
-    dims: tuple[tuple[str, Expr], ...]
     notes: tuple[str, ...]
 
     def buffer(self, name: str) -> Buffer:

@@ -1,0 +1,170 @@
+"""Matchers of attends: dense pieces become tiled attention, lists of chunks become gathered attention."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.plan.memories import hold
+from sparsec.plan.planner import Planner
+from sparsec.plan.select import select
+from sparsec.plan.specs import BlockList, GatheredAttention, Piece, TiledAttention
+from sparsec.scalar.bounds import Bounded, key_ranges
+from sparsec.scalar.expr import Expr, constant
+
+LIST_TILE = 64
+"""Rows and keys of a block list's tiles; schedules use tiles that divide it."""
+
+
+def lists(attend: Node) -> list[Node]:
+    """The selections of an attend that are lists of units."""
+    return [s for s in attend.positional[2:] if s.op is not Op.MASK]
+
+
+def visible(planner: Planner, attend: Node) -> Expr | None:
+    """The masks of an attend as one predicate."""
+    masks = [s.expr("where") for s in attend.positional[2:] if s.op is Op.MASK]
+    found = [planner.sizes.close(m) for m in masks if m is not None]
+    return reduce(lambda a, b: a & b, [f for f in found if f is not None]) if found else None
+
+
+def sink_of(planner: Planner, attend: Node) -> str | None:
+    """None, "zero" or the buffer of sink logits."""
+    if attend["sink"] == "given":
+        return planner.input(attend.operands["sink"])
+    return None if attend["sink"] == "none" else "zero"
+
+
+def number(planner: Planner, attend: Node) -> float:
+    """The softmax scale."""
+    scale = attend.expr("scale")
+    assert scale is not None
+    return planner.sizes.number(scale)
+
+
+def joinable(attends: list[Node]) -> str | None:
+    """Why attends cannot share one online softmax; None if they can."""
+    first = attends[0]
+    for a in attends:
+        if a.op is not Op.ATTEND or a["per"] != "joint" or lists(a):
+            return "a branch is not a dense softmax"
+        if a.src[0] is not first.src[0] or a.expr("scale") is not first.expr("scale") or a["softcap"] != first["softcap"]:
+            return "branches differ in queries, scale or soft cap"
+        if a["sink"] != "none":
+            return "a branch has a sink of its own"
+    return None
+
+
+def tiled(planner: Planner, attends: list[Node], owner: Node, wants_lse: bool, out_dtype: str) -> None:
+    """One kernel for the joint softmax of dense attends; its output belongs to ``owner``."""
+    sizes, first = planner.sizes, attends[0]
+    q, params = first.src[0], {"TQ": first.src[0].shape[1], "TK": planner.token_length}
+    pieces = [_piece(planner, a, k, params) for k, a in enumerate(attends)]
+    out = planner.temporary(owner, "o", owner.shape, out_dtype)
+    lse = planner.temporary(owner, "lse", owner.shape[:3], "float32") if wants_lse else None
+    memory, softcap = first.src[1], first["softcap"]
+    spec = TiledAttention(
+        name=f"attend_{out}", q=planner.input(q), pieces=tuple(pieces), out=out, lse=lse,
+        heads=sizes.value(q.shape[2]), kv_heads=sizes.value(memory.shape[2]), head_dim=sizes.value(memory.shape[3]),
+        value_dim=sizes.value(memory.shape[4]), scale=number(planner, first), dtype=sizes.dtype,
+        softcap=softcap if isinstance(softcap, float) else None, sink=sink_of(planner, first),
+        out_dtype=None if out_dtype == sizes.dtype else out_dtype,
+    )  # fmt: skip
+    reads = [spec.q, *(b for p in pieces for b in (p.k, p.v, *(c.name for c in p.captures)))]
+    reads += [b for p in pieces if p.listed for b in (p.listed.ids, p.listed.counts)]
+    reads += [spec.sink] if spec.sink not in (None, "zero") and spec.sink else []
+    covers = dict.fromkeys([*attends, owner])
+    planner.add(spec, reads, [out, *([lse] if lse else [])], covers, params, [e for p in pieces for e in (p.where, p.bias)])
+
+
+def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr]) -> Piece:
+    memory = attend.src[1]
+    held = hold(planner, memory)
+    if held.v is None:
+        raise planner.refuse(attend, "its memory holds no values")
+    length = "TK" if held.tokens is memory.shape[1] else f"N{position}"
+    params[length] = held.length
+    where, bias = visible(planner, attend), planner.sizes.close(attend.expr("bias"))
+    captures = tuple({c.name: c for n in (attend, *attend.positional[2:]) for c in planner.captures(n)}.values())
+    size = held.length.value if held.length.head == "const" else None
+    piece = Piece(
+        held.k, held.v, length, where, bias, captures, held.batched, size if isinstance(size, int) else None
+    )
+    return _with_list(planner, attend, piece)
+
+
+def _with_list(planner: Planner, attend: Node, piece: Piece) -> Piece:
+    """The piece with a block list, where its mask cannot be bounded or leaves most of the bounded keys out."""
+    if piece.where is None:
+        return piece
+    found = key_ranges(piece.where)
+    sparse = isinstance(found, Bounded) and any(r.sparse_residual for r in found.ranges)
+    if isinstance(found, Bounded) and not sparse:
+        return piece
+    why = "it leaves holes in the keys that it bounds" if isinstance(found, Bounded) else found.reason
+    planner.notes.append(f"the mask of {planner.name(attend)} is read from a block list: {why}")
+    return _listed(planner, attend, piece)
+
+
+def _listed(planner: Planner, attend: Node, piece: Piece) -> Piece:
+    from dataclasses import replace
+
+    from sparsec.scalar.text import variables
+
+    assert piece.where is not None
+    used = variables(piece.where)
+    q, name = attend.src[0], planner.name(attend)
+    heads = planner.sizes.value(q.shape[2]) if "h" in used else 1
+    per_batch = "b" in used
+    tiles = [(q.shape[1] + (LIST_TILE - 1)) // LIST_TILE, (attend.src[1].shape[1] + (LIST_TILE - 1)) // LIST_TILE]
+    lead = [q.shape[0] if per_batch else constant(1), constant(heads)]
+    ids = planner.temporary(attend, "tiles", [*lead, *tiles], "int32")
+    counts = planner.temporary(attend, "tile_counts", [*lead, tiles[0]], "int32")
+    needed = tuple(c for c in piece.captures if c.name in {str(n) for n in _elements(piece.where)})
+    spec = BlockList(
+        name=f"blocks_{name}", where=piece.where, captures=needed, ids=ids, counts=counts, length=piece.length,
+        block_q=LIST_TILE, block_k=LIST_TILE, per_batch=per_batch, heads=heads,
+    )  # fmt: skip
+    dims = {"TQ": q.shape[1], "TK": planner.token_length, piece.length: attend.src[1].shape[1]}
+    masks = [s for s in attend.positional[2:] if s.op is Op.MASK]
+    planner.add(spec, [c.name for c in needed], [ids, counts], masks, dims, [piece.where])
+    return replace(piece, listed=spec)
+
+
+def _elements(expr: Expr) -> set[str]:
+    """The captured tensors that an expression reads."""
+    own = {str(expr.value)} if expr.head == "element" else set()
+    return own.union(*(_elements(a) for a in expr.args)) if expr.args else own
+
+
+def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) -> None:
+    """One kernel for an attend over lists of chunks, after the selector that makes the lists."""
+    sizes, (selection, *more) = planner.sizes, lists(attend)
+    if more:
+        raise planner.refuse(attend, "reads two lists of chunks at once; attend to each and merge by log-sum-exp if disjoint")
+    if selection["unit"] != "chunk":
+        raise planner.refuse(attend, "lists of single tokens have no kernel yet; choose chunks")
+    q, memory = attend.src[:2]
+    held = hold(planner, memory)
+    assert held.v is not None
+    indices, weights = select(planner, selection, attend.operands.get("weights"))
+    out = planner.temporary(attend, "o", attend.shape, out_dtype)
+    lse = planner.temporary(attend, "lse", attend.shape[:3], "float32") if wants_lse else None
+    counts = selection.operands.get("counts") if selection.op is Op.GIVEN else None
+    captures = tuple({c.name: c for n in (attend, *attend.positional[2:]) for c in planner.captures(n)}.values())
+    softcap, scope = attend["softcap"], str(selection["scope"])
+    spec = GatheredAttention(
+        name=f"attend_{out}", q=planner.input(q), k=held.k, v=held.v, indices=indices, weights=weights, out=out, lse=lse,
+        scope=scope, slots=sizes.value(selection.shape[3]), chunk=selection.integer("size"),
+        heads=sizes.value(q.shape[2]), kv_heads=sizes.value(memory.shape[2]), head_dim=sizes.value(memory.shape[3]),
+        value_dim=sizes.value(memory.shape[4]), scale=number(planner, attend), dtype=sizes.dtype, per=str(attend["per"]),
+        where=visible(planner, attend), bias=sizes.close(attend.expr("bias")), captures=captures,
+        counts=planner.input(counts) if counts is not None else None,
+        softcap=softcap if isinstance(softcap, float) else None, sink=sink_of(planner, attend),
+        out_dtype=None if out_dtype == sizes.dtype else out_dtype,
+    )  # fmt: skip
+    reads = [spec.q, spec.k, spec.v, indices, *(b for b in (weights, spec.counts) if b), *(c.name for c in captures)]
+    covers = [attend, *(s for s in attend.positional[2:])]
+    dims = {"TQ": q.shape[1], "TK": held.length}
+    planner.add(spec, reads, [out, *([lse] if lse else [])], covers, dims, [spec.where, spec.bias])

@@ -1,0 +1,73 @@
+"""From a graph to a plan: outputs first, each anchor claimed by the class that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sparsec.ir.node import Node, topological
+from sparsec.ir.op import Op
+from sparsec.plan.attend import gathered, lists, tiled
+from sparsec.plan.memory import ordered
+from sparsec.plan.merge import merge
+from sparsec.plan.plan import Plan
+from sparsec.plan.planner import Planner
+from sparsec.plan.select import select
+from sparsec.plan.sizes import Sizes
+from sparsec.scalar.expr import Expr, var
+
+
+def build_plan(
+    name: str, outputs: Sequence[Node], names: Mapping[Node, str], static: Mapping[str, int], dtype: str
+) -> Plan:
+    """The plan of a graph for static sizes and a dtype; raises ``PlanError`` with the refusal of what has no kernel.
+
+    Args:
+        names: how the text calls each node.
+        static: heads and head dims by name.
+        dtype: of the "float" tensors: float32, float16 or bfloat16.
+    """
+    nodes = topological(outputs)
+    with_lse = frozenset(n.src[0] for n in nodes if n.op is Op.LSE)
+    planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse)
+    buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)
+    kinds = {b: replace(planner.buffers[b], role="output") for b in buffers if planner.buffers[b].role != "input"}
+    all_buffers = tuple(kinds.get(n, b) for n, b in planner.buffers.items())
+    return Plan(name, ordered(planner.kernels), all_buffers, buffers, tuple(planner.notes))
+
+
+def _dtype(planner: Planner, node: Node) -> str:
+    return planner.sizes.dtype_of(node)
+
+
+def _token_length(nodes: Sequence[Node]) -> Expr:
+    """The length that query positions count along: that of the tokens, or TK where a variant reads none."""
+    for node in nodes:
+        if node.op is Op.TOKENS:
+            return node.shape[1]
+    return var("TK")
+
+
+def _output(planner: Planner, node: Node, dtype: str) -> str:
+    """Plan one result of the variant and give its buffer."""
+    if node.op is Op.LSE:
+        _value(planner, node.src[0], True, planner.sizes.dtype)
+        return planner.places[node.src[0], "lse"]
+    if node.op in (Op.TOPK, Op.GIVEN):
+        return select(planner, node, None)[0]
+    return _value(planner, node, False, dtype)
+
+
+def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
+    """The buffer of an attend's or a merge's output, planned on first use."""
+    if (node, "o") in planner.places and (not wants_lse or (node, "lse") in planner.places):
+        return planner.places[node, "o"]
+    if node.op is Op.ATTEND and lists(node):
+        gathered(planner, node, wants_lse or node in planner.lse_of, dtype)
+    elif node.op is Op.ATTEND:
+        tiled(planner, [node], node, wants_lse or node in planner.lse_of, dtype)
+    elif node.op is Op.MERGE:
+        merge(planner, node, wants_lse or node in planner.lse_of, dtype, lambda n, w, d: _value(planner, n, w, d))
+    else:
+        raise planner.refuse(node, "no schedule class computes this op forward yet; the oracle runs it")
+    return planner.places[node, "o"]

@@ -1,0 +1,59 @@
+"""Merges: fused into one online softmax where the branches allow it, otherwise a kernel that combines rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.plan.attend import joinable, tiled
+from sparsec.plan.planner import Planner
+from sparsec.plan.specs import Combine
+from sparsec.scalar.expr import Expr
+
+
+def branches_of(merge: Node) -> list[Node]:
+    """The outputs that a merge takes, without its gates; nested log-sum-exp merges are flattened."""
+    outputs = [s for s in merge.positional if len(s.shape) == 4]
+    if merge["fn"] != "lse":
+        return outputs
+    return [inner for o in outputs for inner in (branches_of(o) if o.op is Op.MERGE and o["fn"] == "lse" else [o])]
+
+
+def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Callable[[Node, bool, str], str]) -> None:
+    """Plan a merge; ``output`` plans a branch and gives its buffer."""
+    branches = branches_of(node)
+    if node["fn"] == "lse":
+        why_not = joinable(branches)
+        if why_not is None:
+            return tiled(planner, branches, node, wants_lse, dtype)
+        planner.notes.append(f"{planner.name(node)} combines its branches in a kernel of its own: {why_not}")
+    if node["fn"] not in ("lse", "gated", "sum", "convex"):
+        raise planner.refuse(node, f"fn = {node['fn']} has no kernel yet")
+    needs_lse = node["fn"] == "lse"
+    inner = "float32"
+    outs = [output(b, needs_lse, inner) for b in branches]
+    lses = [planner.places[b, "lse"] for b in branches] if needs_lse else []
+    gates, gate_fn = _gates(planner, [s for s in node.positional if len(s.shape) == 3])
+    out = planner.temporary(node, "o", node.shape, dtype)
+    lse = planner.temporary(node, "lse", node.shape[:3], "float32") if wants_lse else None
+    heads, value_dim = (planner.sizes.value(d) for d in node.shape[2:])
+    spec = Combine(
+        name=f"combine_{out}", fn=str(node["fn"]), branches=tuple(outs), gates=tuple(gates), lses=tuple(lses), out=out,
+        lse=lse, heads=heads, value_dim=value_dim, dtype=dtype, gate_fn=gate_fn, branch_dtype=inner,
+    )  # fmt: skip
+    dims = {"TQ": node.shape[1], "TK": planner.token_length}
+    planner.add(spec, [*outs, *gates, *lses], [out, *([lse] if lse else [])], [node], dims)
+    return None
+
+
+def _gates(planner: Planner, gates: list[Node]) -> tuple[list[str], Expr | None]:
+    """The buffers of the gates and the one function applied to all of them, if it is one."""
+    functions = [g.expr("fn") if g.op is Op.MAP else None for g in gates]
+    sources = [g.src[0] if g.op is Op.MAP else g for g in gates]
+    for g in gates:
+        if g.op is Op.MAP and (len(g.src) != 1 or g["row"] != "none"):
+            raise planner.refuse(g, "a gate is a function of one input; compute anything else before the call")
+    if len({id(f) for f in functions}) > 1:
+        raise planner.refuse(gates[0], "the gates of a merge go through one function; apply others before the call")
+    return [planner.input(s) for s in sources], functions[0] if functions else None

@@ -1,0 +1,89 @@
+"""The state of planning one variant: kernels so far, and the buffer that holds each node's value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.plan.plan import Buffer, Kernel, PlanError
+from sparsec.plan.sizes import Sizes
+from sparsec.plan.specs import Capture, Spec
+from sparsec.scalar.expr import Expr, var
+from sparsec.scalar.text import variables
+
+Place = tuple[Node, str]
+"""A node and which of its values: "o", "lse", "k", "v", "indices", "weights" or "tensor"."""
+
+INDEX_NAMES = frozenset({"b", "h", "i", "j", "c", "score", "x0"})
+
+
+@dataclass(slots=True)
+class Planner:
+    """Collects kernels and buffers; one method call per kernel."""
+
+    sizes: Sizes
+    names: dict[Node, str]
+    token_length: Expr
+    lse_of: frozenset[Node] = frozenset()
+    kernels: list[Kernel] = field(default_factory=list)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    places: dict[Place, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def name(self, node: Node) -> str:
+        """The node's name in the text."""
+        return self.names[node]
+
+    def refuse(self, node: Node, reason: str) -> PlanError:
+        """The error that no kernel computes this node."""
+        return PlanError(f"{node.op.value} `{self.name(node)}`: {reason}")
+
+    def input(self, node: Node) -> str:
+        """The buffer of a tensor that kernels read as it is."""
+        if node.op is Op.INPUT:
+            name = str(node["name"])
+            self.buffers.setdefault(name, Buffer(name, node.shape, self.sizes.dtype_of(node), "input"))
+            self.places[node, "tensor"] = name
+            return name
+        if (node, "o") in self.places:
+            return self.places[node, "o"]
+        raise self.refuse(node, "kernels read inputs and outputs of attends here; compute this before the call")
+
+    def temporary(self, node: Node, part: str, shape: Iterable[Expr], dtype: str) -> str:
+        """A new buffer for one value of a node."""
+        name = self.name(node) if part in ("o", "indices") else f"{self.name(node)}_{part}"
+        while name in self.buffers:
+            name += "_"
+        self.buffers[name] = Buffer(name, tuple(shape), dtype, "temporary")
+        self.places[node, part] = name
+        return name
+
+    def captures(self, node: Node) -> tuple[Capture, ...]:
+        """The captured tensors of a mask or bias, as kernel inputs."""
+        found = []
+        for name, source in node.captures.items():
+            buffer = self.input(source)
+            if buffer != name:
+                raise self.refuse(node, f"captures `{buffer}` under another name `{name}`; use the input's own name")
+            found.append(Capture(name, self.sizes.dtype_of(source), len(source.shape)))
+        return tuple(found)
+
+    def add(self, spec: Spec, reads: Iterable[str], writes: Iterable[str], covers: Iterable[Node], dims: dict[str, Expr],
+            predicates: Iterable[Expr | None] = ()) -> None:  # fmt: skip
+        """Append a kernel; ``dims`` are its launch parameters, and predicates may name further dims."""
+        params = {"B": var("B"), "q_offset": var("q_offset"), **dims}
+        for predicate in predicates:
+            for name in sorted(variables(predicate) if predicate is not None else ()):
+                if name not in INDEX_NAMES:
+                    params.setdefault(name, var(name))
+        nodes = tuple(covers)
+        inverse = {buffer: place for place, buffer in self.places.items()}
+        reads, writes = tuple(dict.fromkeys(reads)), tuple(writes)
+        self.kernels.append(
+            Kernel(
+                spec, reads, writes, tuple(self.name(n) for n in nodes), tuple(params.items()),
+                tuple((b, *inverse[b]) for b in reads if b in inverse), tuple((b, *inverse[b]) for b in writes if b in inverse),
+            )  # fmt: skip
+        )

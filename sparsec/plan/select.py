@@ -1,0 +1,110 @@
+"""The streaming selector's matcher: claims a topk with its chain of scores, and the weights over the same scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.plan.memories import hold
+from sparsec.plan.planner import Planner
+from sparsec.plan.specs import Pool, Selector
+
+
+@dataclass(slots=True)
+class Chain:
+    """A chain of scores from its top down to the ``score`` node."""
+
+    score: Node
+    group: Node | None = None
+    pool: Node | None = None
+    covers: tuple[Node, ...] = ()
+
+
+def follow(planner: Planner, topk: Node) -> Chain:
+    """Walk from a topk to its scores; a chain that the selector cannot run is refused in one sentence."""
+    node, covers = topk.src[0], [topk]
+    group = pool = None
+    while node.op is not Op.SCORE:
+        covers.append(node)
+        if node.op is not Op.REDUCE:
+            raise planner.refuse(node, "the selector scores and reduces only; a bias on routing scores has no kernel yet")
+        if node["over"] in ("overlap", "blocks") and pool is None and group is None:
+            pool = node
+        elif node["over"] == "group" and group is None:
+            group = node
+        else:
+            raise planner.refuse(node, f"the selector takes one reduction over the group, then one pooling; found over = {node['over']}")
+        node = node.src[0]
+    if node["fn"] != "dot":
+        raise planner.refuse(node, f"the selector scores by dot products; fn = {node['fn']} has no kernel yet")
+    if topk["scope"] in ("token", "query_set") or topk.integer("query_block") != 1 or topk.operands:
+        raise planner.refuse(topk, "the selector lists chunks per token and head; other scopes have no kernel yet")
+    return Chain(node, group, pool, (*covers, node))
+
+
+def select(planner: Planner, selection: Node, weights: Node | None) -> tuple[str, str | None]:
+    """The buffers of a selection's indices and of its weights (``weights`` is the node that asks for them)."""
+    if selection.op is Op.GIVEN:
+        indices = planner.input(selection.src[0])
+        return indices, planner.input(weights) if weights is not None else None
+    own = weights is not None and weights.op is Op.WEIGHTS
+    if weights is not None and own and (weights.src[1] is not selection or weights.src[0] is not selection.src[0]):
+        raise planner.refuse(weights, "weights are computed where the scores are chosen: give them the topk's own scores")
+    if (selection, "indices") not in planner.places:
+        _plan(planner, selection, weights if own else None)
+    elif own and (weights, "weights") not in planner.places:
+        raise planner.refuse(selection, "read with and without weights; declare the weights in every attend that reads it")
+    found = planner.places[selection, "indices"]
+    if weights is None:
+        return found, None
+    return found, planner.places[weights, "weights"] if own else planner.input(weights)
+
+
+def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
+    chain, sizes = follow(planner, topk), planner.sizes
+    q, keys = chain.score.src[:2]
+    held = hold(planner, keys) if keys.kind == "memory" else None
+    key_buffer = held.k if held else planner.input(keys)
+    b, tq, heads, slots = topk.shape
+    indices = planner.temporary(topk, "indices", (b, tq, heads, slots), "int32")
+    out = planner.temporary(weights, "weights", (b, tq, heads, slots), "float32") if weights is not None else None
+    key_heads = keys.shape[2] if keys.kind == "memory" else keys.shape[-2]
+    scale = chain.score.expr("scale")
+    tokens = held.tokens if held and held.tokens is not None else planner.token_length
+    group = chain.group
+    spec = Selector(
+        name=f"select_{indices}", q=planner.input(q), keys=key_buffer, indices=indices, weights_out=out,
+        heads=sizes.value(q.shape[2]), kv_heads=sizes.value(key_heads), dim=sizes.value(q.shape[3]),
+        key_length="N", block_length="NB", scale=1.0 if scale is None else sizes.number(scale),
+        k=topk.integer("k"), slots=topk.integer("slots"), dtype=sizes.dtype,
+        softmax=group is not None and group["pre"] == "softmax",
+        visible=sizes.close(group.expr("visible")) if group is not None else None,
+        group=str(group["op"]) if group is not None else None,
+        pool=_pool(chain.pool, keys), eligible=sizes.close(topk.expr("eligible")), forced=sizes.close(topk.expr("forced")),
+        count_forced=bool(topk["count_forced"]), order=str(topk["order"]),
+        weights=str(weights["fn"]) if weights is not None else None,
+    )  # fmt: skip
+    length = keys.shape[1] if keys.kind == "memory" else keys.shape[-3]
+    dims = {"TQ": q.shape[1], "TK": tokens, "N": length, "NB": topk.src[0].shape[3]}
+    covers = (*chain.covers, *([weights] if weights is not None else []))
+    planner.add(
+        spec, [spec.q, key_buffer], [indices, *([out] if out else [])], covers, dims,
+        [spec.visible, spec.eligible, spec.forced],
+    )  # fmt: skip
+
+
+def _pool(reduce: Node | None, keys: Node) -> Pool | None:
+    """Summaries to blocks: the overlap sum, or a maximum over a window of summaries."""
+    if reduce is None:
+        return None
+    if reduce["over"] == "overlap":
+        kind = str(reduce["importance"])
+        return Pool(kind, reduce.integer("size"), reduce.integer("stride"), reduce.integer("block"))
+    stride = reduce.integer("stride")
+    padding = reduce["padding"]
+    unit = keys.integer("stride") if keys.op is Op.SUMMARY else 1
+    return Pool(
+        "max", unit, unit, unit * stride,
+        kernel=reduce.integer("kernel"), stride_blocks=stride, padding=padding if isinstance(padding, int) else 0,
+    )  # fmt: skip

@@ -1,0 +1,52 @@
+"""Which sizes a kernel is built for (heads, head dims) and which it takes at launch (lengths, batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sparsec.ir.node import Node
+from sparsec.scalar.evaluate import evaluate
+from sparsec.scalar.expr import Expr, constant
+from sparsec.scalar.text import substitute, variables
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The static dims of one plan, and the dtype of its "float" tensors.
+
+    Attributes:
+        static: heads and head dims by name; no length, so that a new length needs no new kernel.
+        dtype: float32, float16 or bfloat16.
+    """
+
+    static: Mapping[str, int]
+    dtype: str
+
+    def value(self, expr: Expr) -> int:
+        """A head count or head dim as a number."""
+        return int(evaluate(expr, self.static))
+
+    def number(self, expr: Expr) -> float:
+        """A scale as a number."""
+        return float(evaluate(expr, self.static))
+
+    def close(self, expr: Expr | None) -> Expr | None:
+        """The expression with the static dims put in."""
+        if expr is None:
+            return None
+        return substitute(expr, {name: constant(value) for name, value in self.static.items()})
+
+    def dtype_of(self, node: Node) -> str:
+        """The concrete dtype of a tensor node."""
+        return self.dtype if node.dtype == "float" else node.dtype
+
+
+def static_names(inputs: Sequence[Node]) -> frozenset[str]:
+    """The dims that inputs use as heads or columns: the last two of four, the last of three or fewer."""
+    found: set[str] = set()
+    for node in inputs:
+        rank = len(node.shape)
+        for dim in node.shape[max(rank - 2, 1) if rank >= 4 else rank - 1 :]:
+            found |= variables(dim)
+    return frozenset(found - {"B", "T", "TQ", "TK"})
