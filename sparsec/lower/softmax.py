@@ -37,11 +37,19 @@ def step(
     load_value: Callable[[Span], Node],
     values: Sequence[Span],
     precision: str,
+    member: Node | None = None,
 ) -> list[Node]:
-    """One tile of raw scores ``[rows, keys]``; ``scale`` (> 0) turns them into base-two logits."""
+    """One tile of raw scores ``[rows, keys]``; ``scale`` (> 0) turns them into base-two logits.
+
+    Rows that are no ``member`` keep their state: nothing is masked, their keys are measured against a height where
+    every weight is zero.
+    """
     *accs, top, total = state
-    high = tile.apply(Fn.MAXIMUM, top, mul(tile.reduce("max", scores, keys), scale))
-    p = tile.apply(Fn.EXP2, sub(mul(scores, scale), high))
+    high = level = tile.apply(Fn.MAXIMUM, top, mul(tile.reduce("max", scores, keys), scale))
+    if member is not None:
+        high = tile.apply(Fn.WHERE, member, level, top)
+        level = tile.apply(Fn.WHERE, member, level, -HIDDEN)
+    p = tile.apply(Fn.EXP2, sub(mul(scores, scale), level))
     keep = tile.apply(Fn.EXP2, sub(top, high))
     out = []
     for acc, span in zip(accs, values, strict=True):

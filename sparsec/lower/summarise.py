@@ -1,0 +1,71 @@
+"""Summaries of windows of tokens: one window of one head per program, its tokens summed or maximised in tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from sparsec.lower.pieces import Span, spans
+from sparsec.lower.scalars import add, least, most, mul, sub
+from sparsec.plan.specs import Summarise
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Program, Tensor
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+
+def lower(spec: Summarise, schedule: Schedule) -> Program:
+    """x ``[B,TK,heads,dim]`` -> out ``[B,N,heads,dim]``; a partial last window averages what exists."""
+    if schedule.block & (schedule.block - 1):
+        raise ScheduleError(f"block {schedule.block} is not a power of two; tokens are read in tiles of 1, 2, 4, …")
+    with tile.Builder() as builder:
+        tokens = builder.axis("s", schedule.block)
+        dims = spans(builder, "d", spec.dim, schedule)
+        x = Tensor(spec.x, spec.dtype, ("B", "TK", spec.heads, spec.dim))
+        out = Tensor(spec.out, spec.out_dtype, ("B", spec.length, spec.heads, spec.dim))
+        window, head, batch = (tile.program_id(d) for d in range(3))
+        start = mul(window, spec.stride)
+        end = least(add(start, spec.size), tile.param("TK"))
+
+        def read(at: Node, span: Span) -> Node:
+            place = (batch, add(add(start, at), tile.iota(tokens)), head, span.index())
+            other = 0.0 if spec.fn == "mean" else -math.inf
+            return tile.cast(tile.load(x, *place, bounds={1: end}, other=other), "float32")
+
+        found = _accumulate(spec, tokens, dims, read)
+        if spec.fn == "mean":
+            count = tile.cast(most(sub(end, start), 1), "float32")
+            found = [tile.apply(Fn.DIV, total, count) for total in found]
+        for span, value in zip(dims, found, strict=True):
+            tile.store(out, batch, window, head, span.index(), value=tile.cast(value, spec.out_dtype))
+        params = [(name, "int32") for name in dict.fromkeys(["B", "TQ", "TK", "q_offset", spec.length])]
+        grid = (tile.param(spec.length), tile.const(spec.heads), tile.param("B"))
+        return builder.program(spec.name, [x, out], params, grid)
+
+
+def _accumulate(spec: Summarise, tokens: Axis, dims: list[Span], read: Callable[[Node, Span], Node]) -> list[Node]:
+    """The sum or maximum over a window, tile by tile."""
+    kind, merge = ("sum", Fn.ADD) if spec.fn == "mean" else ("max", Fn.MAXIMUM)
+
+    def visit(at: Node, *carried: Node) -> Sequence[Node]:
+        return [
+            tile.apply(merge, c, tile.reduce(kind, read(at, d), tokens)) for c, d in zip(carried, dims, strict=True)
+        ]
+
+    if spec.size <= tokens.size:
+        return [tile.reduce(kind, read(tile.const(0), d), tokens) for d in dims]
+    inits = [tile.full(0.0 if kind == "sum" else -math.inf, d.axis) for d in dims]
+    return tile.loop(0, spec.size, tokens.size, inits, visit)
+
+
+def default(spec: Summarise, target: str) -> Schedule:
+    """Tiles of up to 64 tokens; fewer warps than an attention kernel, since nothing is multiplied."""
+    block = min(64 if target.startswith("triton") else 16, 1 << (spec.size - 1).bit_length())
+    return Schedule(block=block, warps=2, stages=2, lanes=("d",), split_dims=target.startswith("triton"))
+
+
+def space(spec: Summarise, target: str) -> dict[str, tuple[object, ...]]:
+    """Tokens per tile, and warps."""
+    top = 1 << (spec.size - 1).bit_length()
+    blocks = tuple(b for b in (8, 16, 32, 64, 128) if b <= top) or (top,)
+    return {"block": blocks, "warps": (1, 2, 4)} if target.startswith("triton") else {"block": blocks}
