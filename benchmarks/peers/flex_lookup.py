@@ -36,8 +36,8 @@ def _block_mask(lists: tuple[Tensor, Tensor], columns: int, lengths: tuple[int, 
 def build_hsa(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
     """HSA as rows of (token, head of the group, slot), each seeing one chunk."""
     assert isinstance(case, HsaCase)
-    fold, choose, lists, call = case.group * case.k, *map(compiler, (hsa_choice, _hsa_lists, flex_attention))
-    combine = compiler(_weighted_sum)
+    choose, lists, expand = map(compiler, (hsa_choice, _hsa_lists, _rows))
+    call, combine, fold = compiler(flex_attention), compiler(_weighted_sum), case.group * case.k
     q, k, v, r, landmarks = (inputs[x].transpose(1, 2).contiguous() for x in ("q", "k", "v", "r", "landmarks"))
 
     def run() -> Tensor:
@@ -46,7 +46,7 @@ def build_hsa(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
         def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return torch.eq(index[b, h, i // fold, i % case.k], j // case.chunk)
 
-        rows = torch.unflatten(q, 1, (case.HKV, case.group)).transpose(2, 3).flatten(2, 3).repeat_interleave(case.k, 2)
+        rows = expand(q, case.HKV, case.k)
         made = lists(index, case.group, case.T // case.chunk)
         mask = _block_mask(made, case.chunk, (rows.shape[2], case.T), visible)
         out = call(rows, k, v, block_mask=mask, kernel_options={"BLOCK_N": min(case.chunk, 64)})
@@ -54,6 +54,12 @@ def build_hsa(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
         return summed
 
     return run
+
+
+def _rows(q: Tensor, heads: int, k: int) -> Tensor:
+    """Queries [B, H, T, D] as rows of (token, head of the group, slot): [B, HKV, T * G * k, D]."""
+    grouped = torch.unflatten(q, 1, (heads, -1)).transpose(2, 3)
+    return grouped[..., None, :].expand(-1, -1, -1, -1, k, -1).flatten(2, 4)
 
 
 def _hsa_lists(index: Tensor, group: int, chunks: int) -> tuple[Tensor, Tensor]:

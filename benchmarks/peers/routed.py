@@ -4,6 +4,8 @@ MoBA as its authors run it: own block by causal attention, routed blocks by vari
 log-sum-exp. HSA the same way, its chunks merged by the given weights.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -39,20 +41,28 @@ def _flat_keys(tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).flatten(0, 2)[:, None].contiguous()
 
 
-def _attend_pairs(q: Tensor, per_query: int, block: Tensor, size: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attend every pair to its block of keys: outputs and log-sum-exps in the pairs' own order."""
+def _attend_pairs(
+    take: Callable[..., Tensor], q: Tensor, block: Tensor, size: int, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend every pair to its block of keys: outputs and log-sum-exps by block, and each pair's place among them."""
     blocks = len(k) // size
     order, inverse, starts = _route(block, blocks)
     longest = int(starts.diff().max())
     key_starts = _key_starts(blocks, size, q.device)
-    out, lse = attend_varlen(q[order // per_query], k, v, (starts, key_starts), (longest, size), causal=False)
-    return out[inverse], lse[inverse]
+    rows = take(q, order, block.shape[-1])
+    out, lse = attend_varlen(rows, k, v, (starts, key_starts), (longest, size), causal=False)
+    return out, lse, inverse.view(block.shape)
+
+
+def _take_rows(q: Tensor, order: Tensor, per_query: int) -> Tensor:
+    """The query of each pair."""
+    return q[order // per_query]
 
 
 def build_hsa(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
     """HSA: a pair is (token, slot) with the G heads of the group."""
     assert isinstance(case, HsaCase)
-    choose, number, combine = map(compiler, (hsa_choice, _global_block, _weighted_sum))
+    choose, number, take, combine = map(compiler, (hsa_choice, _global_block, _take_rows, _weighted_sum))
     r, landmarks = (inputs[name].transpose(1, 2) for name in ("r", "landmarks"))
 
     def run() -> Tensor:
@@ -60,35 +70,32 @@ def build_hsa(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
         block = number(index, case.HKV, case.T // case.chunk)
         rows = torch.unflatten(inputs["q"], 2, (case.HKV, case.group)).transpose(1, 2).flatten(0, 2)
         k, v = _flat_keys(inputs["k"]), _flat_keys(inputs["v"])
-        out, _ = _attend_pairs(rows, index.shape[-1], block, case.chunk, k, v)
-        summed: Tensor = combine(out, weights)
+        out, _, place = _attend_pairs(take, rows, block, case.chunk, k, v)
+        summed: Tensor = combine(out, place, weights)
         return summed
 
     return run
 
 
-def _weighted_sum(out: Tensor, weights: Tensor) -> Tensor:
-    """Sum pairs [B * HKV * T * k, G, D] with weights [B, HKV, T, k] into [B, T, H, D]; no chunk adds nothing."""
-    slots = torch.unflatten(out, 0, weights.shape).float()
-    used = torch.where(weights[..., None, None] > 0, slots, 0.0) * weights[..., None, None]
-    return used.sum(3).transpose(1, 2).flatten(2, 3).to(out.dtype)
+def _weighted_sum(out: Tensor, place: Tensor, weights: Tensor) -> Tensor:
+    """Sum outputs [pairs, G, D] at places [B, HKV, T, k] with weights into [B, T, H, D]; no chunk adds nothing."""
+    slots = torch.where(weights[..., None, None] > 0, out[place].float(), 0.0)
+    return (slots * weights[..., None, None]).sum(3).transpose(1, 2).flatten(2, 3).to(out.dtype)
 
 
 def build_moba(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
     """MoBA: a pair is (token, query head, slot); the heads of a group share their blocks' keys."""
     assert isinstance(case, MobaCase)
-    choose, number, merge = map(compiler, (moba_choice, _global_block, _merge))
+    choose, number, take, merge = map(compiler, (moba_choice, _global_block, _take_rows, _merge))
     q, k, v = (inputs[name] for name in "qkv")
-    shape, blocks = (case.B, case.H, case.T), case.T // case.block
 
     def run() -> Tensor:
         own, own_lse = _own_blocks(case, q, k, v)
         index = choose(q, k, case.block, case.k)
         rows = q.transpose(1, 2).flatten(0, 2)[:, None].contiguous()
-        block = number(index, case.HKV, blocks)
-        out, lse = _attend_pairs(rows, index.shape[-1], block, case.block, _flat_keys(k), _flat_keys(v))
-        routed = (torch.unflatten(x, 0, (*shape, -1)) for x in (out, lse))
-        merged: Tensor = merge(own, own_lse, *routed, index)
+        block = number(index, case.HKV, case.T // case.block)
+        out, lse, place = _attend_pairs(take, rows, block, case.block, _flat_keys(k), _flat_keys(v))
+        merged: Tensor = merge(own, own_lse, out, lse, place, index)
         return merged
 
     return run
@@ -102,10 +109,11 @@ def _own_blocks(case: MobaCase, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor
     return out.view(q.shape), lse.view(q.shape[:3])
 
 
-def _merge(own: Tensor, own_lse: Tensor, out: Tensor, lse: Tensor, index: Tensor) -> Tensor:
+def _merge(own: Tensor, own_lse: Tensor, out: Tensor, lse: Tensor, place: Tensor, index: Tensor) -> Tensor:
     """One softmax over own block and routed blocks, from their outputs and log-sum-exps; pairs of no block drop out."""
-    routed = lse[..., 0].masked_fill(index < 0, -torch.inf)
+    absent = index < 0
+    routed = lse[place, 0].masked_fill(absent, -torch.inf)
     mass = torch.cat([own_lse.transpose(1, 2)[..., None], routed], -1).softmax(-1)
-    used = torch.where(index[..., None] < 0, 0.0, out[..., 0, :].float()) * mass[..., 1:, None]
+    used = torch.where(absent[..., None], 0.0, out[place, 0].float()) * mass[..., 1:, None]
     merged = used.sum(3) + own.transpose(1, 2).float() * mass[..., :1]
     return merged.transpose(1, 2).to(own.dtype)
