@@ -42,3 +42,10 @@ def lower(spec: BlockList, schedule: Schedule) -> Program:
             tile.param("B") if spec.per_batch else tile.const(1),
         )
         return builder.program(spec.name, [*tensors.values(), ids, counts], params, grid)
+
+
+def default(spec: BlockList, target: str) -> Schedule:
+    """Tiles are the list's own, so that only warps remain to choose."""
+    if target.startswith("tvm"):
+        return Schedule(rows=spec.block_q, block=spec.block_k, lanes=("n", "m"), split_dims=False, warps=1, stages=1)
+    return Schedule(rows=spec.block_q, block=spec.block_k, warps=4, stages=1)

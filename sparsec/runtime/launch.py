@@ -1,0 +1,61 @@
+"""One program built for a target: a callable that takes tensors by position and launch parameters by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsec.lower.lowered import Step
+from sparsec.runtime.env import Env
+from sparsec.runtime.target import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Launch = Callable[[Sequence["Tensor"], Mapping[str, int]], None]
+
+
+def build(step: Step, target: Target, cache_dir: Path) -> Launch:
+    """Build one program; sources and libraries go under ``cache_dir``."""
+    if Env().print_source:
+        print(source(step, target))
+    if target.backend == "triton":
+        return _triton(step, target, cache_dir)
+    if target.backend == "tvm":
+        from sparsec.backends.tvm.build import compile as compile_tvm
+
+        return compile_tvm(step.program, step.schedule, cache_dir / "tvm")
+    return _interpreter(step)
+
+
+def source(step: Step, target: Target) -> str:
+    """The source text of one program for a target."""
+    if target.backend == "triton":
+        from sparsec.backends.triton.emit import emit as emit_triton
+
+        return emit_triton(step.program, step.schedule)
+    if target.backend == "tvm":
+        from sparsec.backends.tvm.emit import emit as emit_tvm
+
+        return emit_tvm(step.program, step.schedule)
+    from sparsec.tile.printer import to_text
+
+    return to_text(step.program)
+
+
+def _triton(step: Step, target: Target, cache_dir: Path) -> Launch:
+    from sparsec.backends.triton.build import build as build_triton
+
+    return build_triton(step.program, step.schedule, cache_dir / "triton")
+
+
+def _interpreter(step: Step) -> Launch:
+    from sparsec.tile.interpreter import interpret
+
+    program = step.program
+
+    def launch(tensors: Sequence[Tensor], params: Mapping[str, int]) -> None:
+        interpret(program, {t.name: x for t, x in zip(program.tensors, tensors, strict=True)}, params)
+
+    return launch

@@ -1,0 +1,131 @@
+"""Tuned records: the best schedule of a kernel on a target, one small file each, read here and written by the tuner.
+
+A record's key has everything that can make a schedule wrong or slow elsewhere: the kernel's spec, the length bucket, the
+target with its device and driver, and the versions of the compiler, of torch and of sparsec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from sparsec.plan.specs import Spec
+from sparsec.runtime.target import Target
+from sparsec.tile.schedule import Schedule
+
+LENGTHS = ("TQ", "TK", "T")
+
+
+def bucket(dims: Mapping[str, int]) -> int:
+    """The power of two at or above the longest length: records are kept per bucket."""
+    longest = max((dims[n] for n in LENGTHS if n in dims), default=1)
+    return 1 << max(longest - 1, 0).bit_length()
+
+
+@cache
+def toolchain(backend: str) -> str:
+    """Device, driver and compiler versions as one line."""
+    from importlib.metadata import version
+
+    parts = [f"sparsec {version('sparsec')}", f"torch {version('torch')}"]
+    if backend == "triton":
+        import torch
+
+        here = torch.cuda.is_available()
+        name = torch.cuda.get_device_name() if here else "no GPU"
+        parts += [f"triton {version('triton')}", name, f"cuda {torch.version.cuda}"]
+    if backend == "tvm":
+        import platform
+
+        parts += [f"tvm {version('apache-tvm')}", platform.processor() or platform.machine()]
+    return ", ".join(parts)
+
+
+def record_key(spec: Spec, target: Target, length: int) -> str:
+    """The key as hex; any component that differs gives another key."""
+    text = "\n".join([repr(spec), target.name, str(length), toolchain(target.backend)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A tuned schedule with what was measured.
+
+    Attributes:
+        time_s, default_s: median seconds of the winner and of the default schedule, taken in turn.
+        trials: how many configurations were tried.
+    """
+
+    kernel: str
+    schedule: Schedule
+    time_s: float
+    default_s: float
+    trials: int
+    toolchain: str
+
+
+class Records:
+    """The folder ``<cache>/records``; unreadable or altered files are set aside and count as missing."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.folder = cache_dir / "records"
+
+    def best(self, spec: Spec, target: Target, length: int) -> Schedule | None:
+        """The tuned schedule for this key, if there is one that reads back intact."""
+        record = self.read(record_key(spec, target, length))
+        return record.schedule if record else None
+
+    def read(self, key: str) -> Record | None:
+        """A record by key; a corrupt one is renamed to ``.corrupt`` and forgotten."""
+        path = self.folder / f"{key}.json"
+        try:
+            text = path.read_text()
+        except OSError:
+            return None
+        try:
+            return parse(text)
+        except (ValueError, KeyError, TypeError):
+            _set_aside(path)
+            return None
+
+    def write(self, key: str, record: Record) -> None:
+        """Store a record in one step, so that a kill leaves the old one or the new one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+        with os.fdopen(handle, "w") as file:
+            file.write(serialise(record))
+        os.replace(temporary, self.folder / f"{key}.json")
+
+
+def serialise(record: Record) -> str:
+    """A record as JSON with a digest of its content."""
+    body = asdict(record)
+    return json.dumps({"record": body, "sha256": _digest(body)}, indent=1)
+
+
+def parse(text: str) -> Record:
+    """The record in a JSON text; ValueError if its digest does not match."""
+    data = json.loads(text)
+    body = data["record"]
+    if _digest(body) != data["sha256"]:
+        raise ValueError("the record was altered after it was written")
+    known = {f.name for f in fields(Schedule)}
+    schedule = Schedule(**{k: tuple(v) if isinstance(v, list) else v for k, v in body.pop("schedule").items() if k in known})
+    return Record(schedule=schedule, **body)
+
+
+def _digest(body: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _set_aside(path: Path) -> None:
+    try:
+        path.rename(path.with_suffix(".corrupt"))
+    except OSError:
+        return
