@@ -1,0 +1,174 @@
+"""Constructors of memories, scores, selections, reads and merges. All raise ``DeclarationError``; shapes are inferred.
+
+Shapes: q ``[B,TQ,H,D]``, k ``[B,TK,HKV,D]``, v ``[B,TK,HKV,DV]``; scores ``[B,TQ,HS,N]``; a list of chosen units
+``[B,TQ,HS,K]``; an output ``[B,TQ,H,DV]``. An expression is text, a number, a traced Python function or an ``Expr``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sparsec.ir.make import make
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.ir.shape import parse_shape
+from sparsec.scalar.expr import Expr
+
+Expression = Expr | str | int | float | bool | Callable[..., object]
+
+
+def input(name: str, shape: str | Sequence[str | int | Expr], dtype: str = "float") -> Node:
+    """A tensor that the caller gives; the shape is text such as "B TQ H D" or a sequence of dims."""
+    dims, stated = parse_shape(shape)
+    return make(Op.INPUT, (), name=name, shape=dims, dtype=stated or dtype)
+
+
+def map(*x: Node, fn: Expression | None = None, row: str = "none") -> Node:
+    """``fn`` of x0, x1, … elementwise, broadcast from the last dim; ``row`` (softmax, l2norm) is applied to each x first."""
+    return make(Op.MAP, x, fn=fn, row=row)
+
+
+def tokens(k: Node, v: Node | None = None, *, chunk: int | None = None) -> Node:
+    """Keys and values of a sequence -> memory; ``chunk`` is the tokens per chunk that selections refer to."""
+    return make(Op.TOKENS, (k,) if v is None else (k, v), chunk=chunk)
+
+
+def slots(k: Node, v: Node, *, origin: str = "learned") -> Node:
+    """Persistent vectors ``[M,HKV,D]`` (learned, arXiv 1907.01470) or ``[B,M,HKV,D]`` (carried) -> memory without positions."""
+    return make(Op.SLOTS, (k, v), origin=origin)
+
+
+def summary(
+    memory: Node, given: Node | None = None, *, size: int, stride: int, fn: str = "mean", fields: str = "k"
+) -> Node:
+    """Windows of ``size`` tokens every ``stride`` -> memory of ceil(TK / stride) summaries; a ragged last one takes what is."""
+    src = (memory,) if given is None else (memory, given)
+    return make(Op.SUMMARY, src, fn=fn, size=size, stride=stride, fields=fields)
+
+
+def score(
+    q: Node,
+    keys: Node,
+    *,
+    fn: str = "dot",
+    scale: Expression | None = None,
+    detach: bool = False,
+    head_weights: Node | None = None,
+) -> Node:
+    """Queries against a memory's keys or a tensor ``[B,N,HKV,D]`` or ``[N,HKV,D]`` -> scores, scaled by D**-0.5 by default."""
+    return make(Op.SCORE, (q, keys), {"head_weights": head_weights}, fn=fn, scale=scale, detach=detach)
+
+
+def bias(scores: Node, *, fn: Expression, **captures: Node) -> Node:
+    """A function of score, b, h, i, j (j counts columns) and captured tensors -> scores."""
+    return make(Op.BIAS, (scores,), captures, fn=fn)
+
+
+def reduce(
+    scores: Node,
+    *,
+    over: str,
+    op: str = "sum",
+    pre: str = "none",
+    visible: Expression | None = None,
+    size: int | None = None,
+    stride: int | None = None,
+    block: int | None = None,
+    importance: str = "overlap",
+    kernel: int | None = None,
+    padding: int | None = None,
+) -> Node:
+    """Fewer scores: heads of a group, all heads, overlapping summaries to blocks (NSA), pooled blocks (InfLLM-v2), queries.
+
+    ``pre = softmax`` makes probabilities per head first, over what ``visible`` (of i and column c) admits.
+    """
+    sizes = {"size": size, "stride": stride, "block": block, "kernel": kernel, "padding": padding}
+    return make(Op.REDUCE, (scores,), over=over, op=op, pre=pre, visible=visible, importance=importance, **sizes)
+
+
+def mask(memory: Node, *, where: Expression, **captures: Node) -> Node:
+    """A predicate over b, h, i (query position), j (key position in the memory) and captured tensors -> selection."""
+    return make(Op.MASK, (memory,), captures, where=where)
+
+
+def topk(
+    scores: Node,
+    *,
+    k: int,
+    slots: int | None = None,
+    unit: str = "chunk",
+    size: int = 1,
+    scope: str = "kv_head",
+    query_block: int = 1,
+    eligible: Expression | None = None,
+    forced: Expression | None = None,
+    count_forced: bool = True,
+    order: str = "score",
+    selector_gradient: str = "none",
+    tie: str = "lowest",
+    fanout: int | None = None,
+    within: Node | None = None,
+) -> Node:
+    """The k best units per query and scope -> list; eligible and forced are predicates over i and column c.
+
+    Forced members rank above all; where they do not count in k, ``slots`` is the length of the list. Surplus slots are -1.
+    """
+    sizes = {"k": k, "slots": slots, "size": size, "query_block": query_block, "fanout": fanout}
+    rules = {"eligible": eligible, "forced": forced, "count_forced": count_forced, "order": order, "tie": tie}
+    words = {"unit": unit, "scope": scope, "selector_gradient": selector_gradient}
+    return make(Op.TOPK, (scores,), {"within": within}, **sizes, **rules, **words)
+
+
+def given(
+    indices: Node,
+    *,
+    counts: Node | None = None,
+    unit: str = "chunk",
+    size: int = 1,
+    scope: str = "kv_head",
+    order: str = "score",
+) -> Node:
+    """A list from outside: indices int32 ``[B,TQ,HS,K]`` with -1 pads, counts int32 ``[B,TQ,HS]`` where lists are ragged."""
+    return make(Op.GIVEN, (indices,), {"counts": counts}, unit=unit, size=size, scope=scope, order=order)
+
+
+def weights(scores: Node, selection: Node, *, fn: str = "softmax", renormalise: bool = True) -> Node:
+    """One fp32 weight per chosen unit ``[B,TQ,HS,K]``: softmax, softmax_sink (off by one), stick (HSA), sigmoid, raw.
+
+    With ``renormalise = False`` a softmax runs over all eligible units before the cut (SSE). Empty slots weigh 0.
+    """
+    return make(Op.WEIGHTS, (scores, selection), fn=fn, renormalise=renormalise)
+
+
+def attend(
+    q: Node,
+    memory: Node,
+    *selection: Node,
+    weights: Node | None = None,
+    sink: Node | str = "none",
+    per: str = "joint",
+    scale: Expression | None = None,
+    softcap: float | None = None,
+    bias: Expression | None = None,
+    empty: str = "zero",
+    **captures: Node,
+) -> Node:
+    """Softmax attention over what one list and any masks admit -> output ``[B,TQ,H,DV]``; ``lse`` gives its log-sum-exp.
+
+    ``per = chunk``: a softmax inside each chosen chunk, outputs summed by ``weights`` (HSA, arXiv 2504.16795). ``sink`` is
+    "none", "zero" (a logit of 0 in the denominator) or a tensor of logits ``[H]``. Rows that see nothing give 0.
+    """
+    logits = sink if isinstance(sink, Node) else None
+    named = {"weights": weights, "sink": logits, **captures}
+    form = {"per": per, "sink": "given" if logits is not None else sink, "empty": empty}
+    return make(Op.ATTEND, (q, memory, *selection), named, **form, scale=scale, softcap=softcap, bias=bias)
+
+
+def lse(output: Node) -> Node:
+    """The log-sum-exp ``[B,TQ,H]`` fp32 of a joint attend or of a merge by lse; -inf where nothing was seen."""
+    return make(Op.LSE, (output,))
+
+
+def merge(*outputs: Node, fn: str, gates: Sequence[Node] = ()) -> Node:
+    """Outputs -> one: lse (joint softmax of disjoint sets), sum, gated and convex (gates ``[B,TQ,H]``), weighted, joint."""
+    return make(Op.MERGE, (*outputs, *gates), fn=fn)

@@ -1,0 +1,114 @@
+"""Constructors of matrix states and what is done with them. All raise ``DeclarationError``; shapes are inferred.
+
+States are ``[B,N,HKV,D,DV]`` in fp32, key-first (o = Mᵀq); a written state stands for the states after every token.
+Shapes: k ``[B,T,HKV,D]``, v ``[B,T,HKV,DV]``, beta ``[B,T,HKV]``, log-decays ``[B,T,HKV]`` (scalar), ``[B,T,HKV,D]`` (key).
+"""
+
+from __future__ import annotations
+
+from sparsec.ir.build import Expression
+from sparsec.ir.make import make
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+
+
+def state(
+    initial: Node | None = None,
+    *,
+    heads: Expression = "HKV",
+    rows: Expression = "D",
+    cols: Expression = "DV",
+    parts: int = 1,
+    schedule: str = "single",
+) -> Node:
+    """A bank of ``parts`` matrices per head, zero unless ``initial`` ``[N,HKV,D,DV]`` or ``[B,N,HKV,D,DV]`` is given."""
+    src = () if initial is None else (initial,)
+    return make(Op.STATE, src, heads=heads, rows=rows, cols=cols, parts=parts, schedule=schedule)
+
+
+def write(
+    state: Node,
+    k: Node,
+    v: Node,
+    *,
+    rule: str = "additive",
+    beta: Node | None = None,
+    decay: Node | None = None,
+    decay_kind: str | None = None,
+    reads: str = "decayed",
+    route: Node | None = None,
+    weight: Node | None = None,
+    erase_a: Node | None = None,
+    erase_b: Node | None = None,
+    freeze_unselected: bool = True,
+    row_topk: int | None = None,
+) -> Node:
+    """M = decay·M + e·beta·k (v − pred)ᵀ (delta; pred reads the decayed or undecayed state) or + e·beta·k vᵀ (additive).
+
+    ``route`` lists the active parts, ``weight`` is their e; parts not listed keep still if ``freeze_unselected``. erase_a and
+    erase_b replace −k and beta·k of the delta rule (RWKV-7, GDN-2). ``decay_kind`` follows from the decay's shape.
+    """
+    named = {"beta": beta, "decay": decay, "route": route, "weight": weight, "erase_a": erase_a, "erase_b": erase_b}
+    kinds = {3: "scalar", 4: "key", 5: "full"}
+    kind = decay_kind or ("none" if decay is None else kinds.get(len(decay.shape), "scalar"))
+    how = {"rule": rule, "decay_kind": kind, "reads": reads}
+    return make(Op.WRITE, (state, k, v), named, **how, freeze_unselected=freeze_unselected, row_topk=row_topk)
+
+
+def residual(
+    v: Node,
+    written: Node,
+    k: Node,
+    *,
+    mode: str = "post",
+    clip: float | None = None,
+    gamma: Node | None = None,
+    renormalise: bool = True,
+) -> Node:
+    """gamma · clip(v − Σ e·recall): what a level leaves to the next, by its recall after (post) or before (pre) the write."""
+    return make(Op.RESIDUAL, (v, written, k), {"gamma": gamma}, mode=mode, clip=clip, renormalise=renormalise)
+
+
+def transfer(
+    source: Node,
+    target: Node,
+    *,
+    trigger: str,
+    by: str = "all",
+    size: int | None = None,
+    keep: int | None = None,
+    score: Node | None = None,
+) -> Node:
+    """The target memory after it received what the source lets go: leaves_window, chunk_full, carry; all of it or by score."""
+    return make(Op.TRANSFER, (source, target), {"score": score}, trigger=trigger, by=by, size=size, keep=keep)
+
+
+def recall(
+    q: Node,
+    *states: Node,
+    mode: str = "sum",
+    when: str = "after",
+    read: str = "active",
+    renormalise: bool = True,
+    top: int | None = None,
+    scale: Expression = 1.0,
+    kappa: Node | None = None,
+    level_bias: Node | None = None,
+    level_gate: Node | None = None,
+) -> Node:
+    """q ``[B,TQ,H,D]`` against written states -> ``[B,TQ,H,DV]``: a sum, or a softmax over states or slots (semantics §3.2).
+
+    ``when``: after or before the token's own write. ``read``: the parts that the write activated, or all; their e is
+    renormalised if ``renormalise``. ``top`` keeps the best few candidates of a softmax, the first level among them.
+    """
+    named = {"kappa": kappa, "level_bias": level_bias, "level_gate": level_gate}
+    how = {"mode": mode, "when": when, "read": read, "renormalise": renormalise}
+    return make(Op.RECALL, (q, *states), named, **how, top=top, scale=scale)
+
+
+def aux(
+    scores: Node, selection: Node | None = None, *, fn: str, coefficient: float = 1.0, target: Node | None = None
+) -> Node:
+    """A scalar training signal: load balance of a selection, or KL, InfoNCE, MSE of scores against a target."""
+    src = (scores,) if selection is None else (scores, selection)
+    return make(Op.AUX, src, {"target": target}, fn=fn, coefficient=coefficient)

@@ -1,0 +1,157 @@
+"""Attribute values as people write them -> as nodes keep them. A value of the wrong form is a ``DeclarationError``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from sparsec.ir.node import Value
+from sparsec.ir.predicates import CHUNK, TOKEN
+from sparsec.ir.rules_select import Problem
+from sparsec.ir.schema import Attr, Required
+from sparsec.ir.suggest import did_you_mean
+from sparsec.scalar.expr import Expr, constant
+
+
+class Refused(Exception):
+    """A value of the wrong form; ``make`` adds the node and the place."""
+
+    def __init__(self, value: object, rule: str, fix: str) -> None:
+        self.problem = Problem(str(value), rule, fix)
+
+
+def coerce(attr: Attr, value: object, captures: tuple[str, ...], size: object) -> Value:
+    """One attribute's value in its stored form; ``size`` is the tokens per unit that named predicates use."""
+    if value is None and attr.optional:
+        return None
+    if attr.form in ("number", "predicate", "dim"):
+        return _expression(attr, value, captures, size)
+    return _LITERALS[attr.form](attr, value)
+
+
+def _choice(attr: Attr, value: object) -> Value:
+    if value in attr.choices:
+        return str(value)
+    raise Refused(value, f"it is one of {', '.join(attr.choices)}", did_you_mean(str(value), attr.choices))
+
+
+def _int(attr: Attr, value: object) -> Value:
+    number = value.value if isinstance(value, Expr) and value.head == "const" else value
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise Refused(value, "it is a whole number that the declaration fixes", f"{int(attr.least or 1)} or more")
+    return _at_least(attr, number)
+
+
+def _float(attr: Attr, value: object) -> Value:
+    number = value.value if isinstance(value, Expr) and value.head == "const" else value
+    if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
+        raise Refused(value, "it is a finite number", "such as 30.0")
+    return _at_least(attr, float(number))
+
+
+def _at_least(attr: Attr, number: int | float) -> int | float:
+    if attr.least is not None and number < attr.least:
+        raise Refused(number, f"it must be at least {attr.least:g}", f"{attr.least:g} or more")
+    return number
+
+
+def _flag(attr: Attr, value: object) -> Value:
+    if isinstance(value, bool):
+        return value
+    raise Refused(value, "it is true or false", "true or false")
+
+
+def _name(attr: Attr, value: object) -> Value:
+    if isinstance(value, str) and value.isidentifier():
+        return value
+    raise Refused(value, "it is a name", "letters, digits and _")
+
+
+def _shape(attr: Attr, value: object) -> Value:
+    assert isinstance(value, tuple) and all(isinstance(dim, Expr) for dim in value), value
+    return value
+
+
+_LITERALS: Mapping[str, Callable[[Attr, object], Value]] = {
+    "choice": _choice,
+    "int": _int,
+    "float": _float,
+    "flag": _flag,
+    "name": _name,
+    "shape": _shape,
+}
+
+
+def _expression(attr: Attr, value: object, captures: tuple[str, ...], size: object) -> Expr:
+    """An expression from an ``Expr``, a number, text, a named predicate, or a Python function that is traced."""
+    found = _read(attr, value, captures, size)
+    if attr.form == "predicate" and found.kind != "bool":
+        raise Refused(found, "a predicate is true or false", "compare with <, <=, == or combine with &, |, ~")
+    if attr.form != "predicate" and found.kind == "bool":
+        raise Refused(found, "it is a number", "choose between numbers by where(condition, a, b)")
+    _names_are_known(attr, found, captures)
+    return found
+
+
+def _read(attr: Attr, value: object, captures: tuple[str, ...], size: object) -> Expr:
+    if isinstance(value, Expr):
+        return value
+    if isinstance(value, int | float):
+        return constant(value)
+    if isinstance(value, str):
+        return _named(attr, value, size) or _parsed(attr, value, captures)
+    if callable(value):
+        return _traced(attr, value, captures)
+    raise Refused(value, "it is an expression", "write it as text, a lambda or an Expr")
+
+
+def _named(attr: Attr, text: str, size: object) -> Expr | None:
+    if text in CHUNK and "c" in attr.index and isinstance(size, int):
+        return CHUNK[text](size)
+    return TOKEN[text]() if text in TOKEN and "j" in attr.index else None
+
+
+def _parsed(attr: Attr, text: str, captures: tuple[str, ...]) -> Expr:
+    from sparsec.scalar.text import ExprSyntaxError, parse
+
+    try:
+        return parse(text, attr.index)
+    except ExprSyntaxError as error:
+        raise Refused(text, str(error), "Python's infix syntax, such as (j <= i) & (i - j < 512)") from error
+
+
+def _traced(attr: Attr, value: Callable[..., object], captures: tuple[str, ...]) -> Expr:
+    from sparsec.scalar.trace import trace
+
+    return trace(value, attr.index)
+
+
+INDEX = frozenset({"b", "h", "i", "j", "c", "score"})
+
+
+def _names_are_known(attr: Attr, found: Expr, captures: tuple[str, ...]) -> None:
+    """Index variables that mean something here, elements of tensors that are captured."""
+    for part in leaves(found):
+        if part.head == "var" and part.value in INDEX and part.value not in attr.index:
+            may = ", ".join(attr.index) or "only dims"
+            raise Refused(found, f"`{part.value}` means nothing here", f"it may use {may} and dims")
+        if part.head == "element" and part.value not in captures:
+            fix = did_you_mean(str(part.value), captures) if captures else f"pass {part.value}=<tensor> as a source"
+            raise Refused(found, f"`{part.value}` is not captured by this node", fix)
+
+
+def leaves(found: Expr) -> list[Expr]:
+    """The variables, constants and captured elements in an expression, each once."""
+    seen: dict[Expr, None] = {}
+    stack = [found]
+    while stack:
+        part = stack.pop()
+        if part not in seen:
+            seen[part] = None
+            stack.extend(reversed(part.args))
+    return [part for part in seen if part.head in ("var", "const", "element")]
+
+
+def missing(default: object) -> bool:
+    """Whether an attribute has no default."""
+    return isinstance(default, Required)

@@ -1,0 +1,127 @@
+"""Binding dims: the shapes of actual tensors against the shapes that were declared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from sparsec.ir.error import InputError
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.ir.rules_read import branches
+from sparsec.ir.scores import ceil_div, is_list, key_heads, tokens_behind
+from sparsec.ir.suggest import did_you_mean
+from sparsec.ir.variant import Variant
+from sparsec.scalar.expr import Expr
+
+
+def bind(variant: Variant, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Dim names -> sizes from the shape of every input.
+
+    Raises:
+        InputError: a missing or unknown input, a shape that disagrees with another or with the declaration, H % HKV != 0.
+    """
+    _check_names(variant, shapes)
+    dims: dict[str, tuple[int, str]] = {}
+    for name, spec in variant.inputs.items():
+        shape = tuple(shapes[name])
+        if len(shape) != len(spec.shape):
+            raise InputError(name, f"shape {shape}", f"it is declared {spec}", f"give {len(spec.shape)} dims")
+        for dim, size in zip(spec.shape, shape, strict=True):
+            _bind_dim(dims, name, dim, size)
+    env = {name: size for name, (size, _) in dims.items()}
+    _check_expressions(variant, shapes, env)
+    _check_graph(variant, env)
+    return env
+
+
+def _check_names(variant: Variant, shapes: Mapping[str, Sequence[int]]) -> None:
+    for name in variant.inputs:
+        if name not in shapes:
+            raise InputError(name, "missing", f"{variant.name} takes {', '.join(variant.inputs)}", f"pass {name}=…")
+    for name in shapes:
+        if name not in variant.inputs:
+            raise InputError(name, "unknown", f"{variant.name} has no such input", did_you_mean(name, variant.inputs))
+
+
+def _bind_dim(dims: dict[str, tuple[int, str]], name: str, dim: Expr, size: int) -> None:
+    if dim.head == "const" and dim.value != size:
+        raise InputError(name, f"dim of {size}", f"the declaration fixes {dim.value}", f"give {dim.value}")
+    if dim.head == "var":
+        known, first = dims.setdefault(str(dim.value), (size, name))
+        if known != size:
+            rule = f"{dim.value} is {known} in `{first}` and {size} in `{name}`"
+            raise InputError(name, f"{dim.value} = {size}", rule, f"give both one {dim.value}")
+
+
+def _check_expressions(variant: Variant, shapes: Mapping[str, Sequence[int]], env: Mapping[str, int]) -> None:
+    for name, spec in variant.inputs.items():
+        for dim, size in zip(spec.shape, shapes[name], strict=True):
+            if dim.head not in ("const", "var") and size != (wanted := value(dim, env)):
+                raise InputError(name, f"dim of {size}", f"{dim} is {wanted} here", f"give {wanted}")
+
+
+def value(dim: Expr, env: Mapping[str, int]) -> int:
+    """A dim's size under bound names.
+
+    Raises:
+        InputError: a name that occurs only inside expressions, so that no shape says what it is.
+    """
+    from sparsec.ir.coerce import leaves
+    from sparsec.scalar.evaluate import evaluate
+
+    for part in leaves(dim):
+        if part.head == "var" and part.value not in env:
+            raise InputError(str(dim), f"{part.value}", "no input has this dim by itself", f"declare an input with {part.value}")
+    return int(evaluate(dim, dict(env)))
+
+
+def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
+    """What the constructors could not decide by name."""
+    for node in variant.nodes:
+        for one, other, what in _equalities(node):
+            if value(one, env) != value(other, env):
+                sizes = f"{one} = {value(one, env)}, {other} = {value(other, env)}"
+                raise InputError(f"{node.op.value} {variant.names.get(node, '')}", sizes, f"{what} must agree", "check the shapes")
+        for heads, shared in _groups(node):
+            if value(heads, env) % max(value(shared, env), 1):
+                sizes = f"{heads} = {value(heads, env)}, {shared} = {value(shared, env)}"
+                rule = f"{heads} must be divisible by {shared}"
+                raise InputError(f"{node.op.value} {variant.names.get(node, '')}", sizes, rule, "share each key/value head evenly")
+
+
+def _groups(node: Node) -> Iterator[tuple[Expr, Expr]]:
+    if node.op is Op.ATTEND:
+        yield node.src[0].shape[2], node.src[1].shape[2]
+    if node.op is Op.SCORE and node["fn"] != "indexer":
+        yield node.src[0].shape[2], key_heads(node)
+
+
+def _equalities(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
+    """Dims that must be equal though the declaration writes them differently."""
+    for one, other, what in _pairs(node):
+        if one is not other:
+            yield one, other, what
+
+
+def _pairs(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
+    if node.op in (Op.TOKENS, Op.SLOTS) and len(node.src) == 2:
+        yield from ((a, b, "keys and values") for a, b in zip(node.src[0].shape[:-1], node.src[1].shape[:-1], strict=True))
+    if node.op is Op.SCORE:
+        q, keys = node.src[:2]
+        yield q.shape[3], keys.shape[-1] if keys.kind == "tensor" else keys.shape[3], "head dims"
+    if node.op is Op.ATTEND:
+        q, memory, *selections = node.positional
+        yield q.shape[3], memory.shape[3], "head dims"
+        yield from _units(memory, selections)
+    if node.op is Op.MERGE:
+        outputs, gates = branches(node)
+        for source in (*outputs, *(g for g in gates if node["fn"] != "weighted")):
+            yield from ((a, b, "branches") for a, b in zip(source.shape, outputs[0].shape, strict=False))
+
+
+def _units(memory: Node, selections: Sequence[Node]) -> Iterator[tuple[Expr, Expr, str]]:
+    """Scores with plain keys have as many columns as the memory has chunks."""
+    for selection in selections:
+        if is_list(selection) and selection.op is Op.TOPK and tokens_behind(selection.src[0]) is None:
+            chunks = ceil_div(memory.shape[1], selection.integer("size"))
+            yield selection.src[0].shape[-1], chunks, "scored and stored chunks"

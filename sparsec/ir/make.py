@@ -1,0 +1,113 @@
+"""The one way to a node: attributes coerced, defaults written out, rules checked, the result inferred, then interned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sparsec.ir.coerce import Refused, coerce, missing
+from sparsec.ir.error import DeclarationError
+from sparsec.ir.infer import INFER
+from sparsec.ir.node import Node, Value, intern
+from sparsec.ir.op import Op
+from sparsec.ir.origin import Origin, here, record
+from sparsec.ir.rules_select import Problem
+from sparsec.ir.schema import SCHEMA
+from sparsec.ir.suggest import did_you_mean
+from sparsec.ir.verify import problem
+from sparsec.scalar.expr import var
+from sparsec.scalar.fn import Fn
+
+Named = Mapping[str, Node | None]
+
+
+def make(op: Op, sources: Sequence[Node], named: Named | None = None, **attrs: object) -> Node:
+    """A node from sources, named sources (operands, and captures under any other name) and attributes.
+
+    Raises:
+        DeclarationError: an unknown or missing attribute, a value of the wrong form, or a rule of the op that is broken.
+    """
+    origin = here()
+    try:
+        node = _draft(op, sources, {name: node for name, node in (named or {}).items() if node is not None}, attrs)
+        wrong = problem(node)
+    except Refused as refused:
+        wrong = refused.problem
+    if wrong is not None:
+        raise _error(op, wrong, origin)
+    shape, kind, dtype = INFER[op](node)
+    done = intern(op, node.src, dict(node.attrs), shape, kind, dtype)
+    record(done, origin)
+    return done
+
+
+def remake(node: Node, sources: Sequence[Node]) -> Node:
+    """The same op with other sources, checked and inferred anew; an explicit scale stays as it is."""
+    positional = len(node.positional)
+    names = (*node.names("operands"), *node.names("captures"))
+    attrs = {name: value for name, value in node.attrs if name not in ("operands", "captures")}
+    return make(node.op, sources[:positional], dict(zip(names, sources[positional:], strict=True)), **attrs)
+
+
+def _error(op: Op, wrong: Problem, origin: Origin | None) -> DeclarationError:
+    name = f" `{origin.name}`" if origin and origin.name else ""
+    return DeclarationError(f"{op.value}{name}", wrong.value, wrong.rule, wrong.fix, origin)
+
+
+def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[str, object]) -> Node:
+    """The node before its result is known."""
+    schema = SCHEMA[op]
+    for source in (*sources, *named.values()):
+        if not isinstance(source, Node):
+            raise Refused(source, "a source is a node", "pass what a constructor returned")
+    operands = [name for name in schema.operands if name in named]
+    captured = [name for name in named if name not in schema.operands]
+    if captured and not schema.captures:
+        raise Refused(captured[0], f"{op.value} has no such source", did_you_mean(captured[0], schema.operands))
+    values = _attributes(op, attrs, tuple(captured))
+    if schema.operands:
+        values["operands"] = tuple(operands)
+    if schema.captures:
+        captured = sorted(set(captured) & _used(values))
+        values["captures"] = tuple(captured)
+    src = (*sources, *(named[name] for name in (*operands, *captured)))
+    _complete(op, src, values)
+    return Node(op, src, tuple(sorted(values.items())), (), "tensor", "float")
+
+
+def _attributes(op: Op, attrs: dict[str, object], captures: tuple[str, ...]) -> dict[str, Value]:
+    known = SCHEMA[op].attrs
+    for name in attrs:
+        if name not in known:
+            raise Refused(name, f"{op.value} has no such attribute", did_you_mean(name, known))
+    values: dict[str, Value] = {}
+    for name, attr in known.items():
+        if name not in attrs and missing(attr.default):
+            raise Refused(f"no {name}", "it must be given", f"{name} = {attr.choices[0] if attr.choices else '…'}")
+        stated = attrs.get(name, attr.default)
+        try:
+            values[name] = coerce(attr, stated, captures, attrs.get("size"))
+        except Refused as refused:
+            value, rule, fix = refused.problem
+            raise Refused(f"{name} = {value}", rule, fix) from refused
+    return values
+
+
+def _used(values: dict[str, Value]) -> set[str]:
+    """Captured tensors that the expressions read; one that none reads is no source."""
+    from sparsec.ir.coerce import leaves
+    from sparsec.scalar.expr import Expr
+
+    parts = (part for value in values.values() if isinstance(value, Expr) for part in leaves(value))
+    return {str(part.value) for part in parts if part.head == "element"}
+
+
+def _complete(op: Op, src: tuple[Node, ...], values: dict[str, Value]) -> None:
+    """Defaults that depend on the rest, written out so that the node says everything."""
+    from sparsec.scalar.expr import call
+
+    if op in (Op.SCORE, Op.ATTEND) and values["scale"] is None and src:
+        values["scale"] = call(Fn.RSQRT, src[0].shape[-1])
+    if op is Op.TOPK and values["slots"] is None and values["count_forced"]:
+        values["slots"] = values["k"]
+    if op is Op.MAP and values["fn"] is None:
+        values["fn"] = var("x0", "float")

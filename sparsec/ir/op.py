@@ -1,0 +1,29 @@
+"""Every op of the graph on one screen."""
+
+from enum import Enum
+
+
+class Op(Enum):
+    """Listed in the order in which data flows: sources -> result; attributes. Details: ``sparsec.ir.schema``."""
+
+    INPUT = "input"  # () -> tensor; name, shape, dtype
+    MAP = "map"  # (x0, x1…) -> tensor; row function applied to each x, then a traced function of all
+    TOKENS = "tokens"  # (k[, v]) -> memory; chunk
+    SLOTS = "slots"  # (k, v) -> memory of persistent vectors; origin
+    SUMMARY = "summary"  # (memory[, given]) -> memory of window summaries; fn, size, stride, fields
+    STATE = "state"  # ([initial]) -> bank of matrix states; heads, rows, cols, parts, schedule
+    WRITE = "write"  # (state, k, v; beta, decay, route, weight, erase_a, erase_b) -> states after each token; rule, decay, reads
+    RESIDUAL = "residual"  # (v, written state, k; gamma) -> what this level leaves to the next; mode, clip
+    TRANSFER = "transfer"  # (from, to; score) -> the receiving memory; trigger, by, keep
+    SCORE = "score"  # (q, memory or keys; head_weights) -> scores; fn, scale, detach
+    BIAS = "bias"  # (scores; captures) -> scores; a traced function
+    REDUCE = "reduce"  # (scores) -> fewer scores; over, op, pre, visible
+    MASK = "mask"  # (memory; captures) -> selection by predicate; where
+    TOPK = "topk"  # (scores; within) -> selection; k, unit, size, scope, eligible, forced, order, …
+    GIVEN = "given"  # (indices; counts) -> selection; unit, size, scope, order
+    WEIGHTS = "weights"  # (scores, selection) -> one weight per chosen unit; fn, renormalise
+    ATTEND = "attend"  # (q, memory, selection…; weights, sink, captures) -> output, with a log-sum-exp; per, scale, sink, bias
+    RECALL = "recall"  # (q, state…; kappa, level_bias, level_gate) -> output read from states; mode, when, read, top
+    LSE = "lse"  # (attend or merge) -> its log-sum-exp
+    MERGE = "merge"  # (output…, gate…) -> output; fn
+    AUX = "aux"  # (scores, selection or target) -> scalar training signal; fn, coefficient

@@ -1,0 +1,80 @@
+"""Rules of matrix states: writing, residuals, transfer, recall. A rule gives what is wrong with a node, or None."""
+
+from __future__ import annotations
+
+from sparsec.ir.node import Node
+from sparsec.ir.rules_select import Problem, dims, rank
+from sparsec.ir.scores import clash
+
+_DECAY_RANK = {"scalar": 3, "key": 4, "full": 5}
+
+
+def write(node: Node) -> Problem | None:
+    """Keys and values fit the states; operands are those that the attributes ask for."""
+    state, k, v = node.positional
+    if wrong := rank(k, 4) or rank(v, 4):
+        return wrong
+    for source, dim, name in ((k, state.shape[3], "rows"), (v, state.shape[4], "cols")):
+        if clash(source.shape[-1], dim):
+            return Problem(dims(source), f"its last dim must be the state's {name} = {dim}", f"{name} = {source.shape[-1]}")
+    return _decay(node) or _erase(node) or _route(node)
+
+
+def _decay(node: Node) -> Problem | None:
+    decay = node.operands.get("decay")
+    if (node["decay_kind"] == "none") != (decay is None):
+        return Problem(f"decay_kind = {node['decay']}", "a decay, and it alone, takes log-decays <= 0 as `decay`", "add or drop them")
+    return rank(decay, _DECAY_RANK[str(node["decay_kind"])]) if decay is not None else None
+
+
+def _erase(node: Node) -> Problem | None:
+    erase = {"erase_a", "erase_b"} & set(node.operands)
+    if erase and (node["rule"] != "delta" or len(erase) == 1):
+        return Problem(", ".join(sorted(erase)), "a delta rule takes erase_a and erase_b together, or neither", "rule = delta")
+    return None
+
+
+def _route(node: Node) -> Problem | None:
+    route = node.operands.get("route")
+    if route is None:
+        return Problem("weight", "weights belong to a route", "add route") if "weight" in node.operands else None
+    if route.kind != "selection" or dict(route.attrs).get("unit") != "part":
+        return Problem(f"route is {route.op.value}", "a route is a list of parts", "topk(scores) {unit = part}")
+    return None
+
+
+def residual(node: Node) -> Problem | None:
+    """What is left is left by a write of the same keys."""
+    v, written, k = node.positional
+    if written.op.name != "WRITE":
+        return Problem(written.op.value, "a residual is what a write leaves", "write to the state first")
+    return rank(v, 4) or rank(k, 4)
+
+
+def transfer(node: Node) -> Problem | None:
+    """Eviction by score needs scores and how many to keep."""
+    if (node["by"] == "score") != ("score" in node.operands):
+        return Problem(f"by = {node['by']}", "by = score, and it alone, takes scores", "add or drop them")
+    if node["by"] == "score" and node["keep"] is None:
+        return Problem("keep = None", "by = score keeps the best few", "keep = 768")
+    return None
+
+
+def recall(node: Node) -> Problem | None:
+    """States agree with each other and with the queries."""
+    q, *states = node.positional
+    if wrong := rank(q, 4):
+        return wrong
+    for state in states:
+        if clash(q.shape[-1], state.shape[3]) or clash(state.shape[4], states[0].shape[4]):
+            return Problem(f"{dims(q)} and {dims(state)}", "queries and states have one D, states one DV", "match them")
+    if node["top"] is not None and node["mode"] == "sum":
+        return Problem(f"top = {node['top']}", "a sum reads every active state", "mode = state_softmax")
+    return None
+
+
+def aux(node: Node) -> Problem | None:
+    """A signal has what it compares with."""
+    needs = "selection" if node["fn"] == "balance" else "target"
+    there = len(node.positional) == 2 if needs == "selection" else "target" in node.operands
+    return None if there else Problem(f"fn = {node['fn']}", f"it needs a {needs}", f"add the {needs}")

@@ -1,0 +1,162 @@
+"""A variant: the graph of one attention layer with its inputs, outputs and the knobs that it was made with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from sparsec.ir.coerce import INDEX, leaves
+from sparsec.ir.error import DeclarationError
+from sparsec.ir.node import Node, Shape, topological
+from sparsec.ir.op import Op
+from sparsec.ir.origin import origin_of
+from sparsec.ir.schema import MAPPED
+from sparsec.ir.suggest import did_you_mean
+from sparsec.scalar.expr import Expr
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What a caller must give: dims as expressions, dtype "float" (the call's), "float32" or "int32"."""
+
+    shape: Shape
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"[{', '.join(str(dim) for dim in self.shape)}]" + ("" if self.dtype == "float" else f" {self.dtype}")
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A declared layer. Two variants are equal if their inputs and outputs are the same nodes, whatever their names.
+
+    Attributes:
+        parameters: the input nodes in calling order.
+        knobs: sorted pairs of the preset's knobs that made it; they do not take part in equality.
+        names: a readable name for every node.
+    """
+
+    name: str
+    parameters: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    knobs: tuple[tuple[str, object], ...] = ()
+    names: Mapping[Node, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def inputs(self) -> dict[str, InputSpec]:
+        """Input names with shapes and dtypes, in calling order."""
+        return {str(node["name"]): InputSpec(node.shape, node.dtype) for node in self.parameters}
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every node, sources first."""
+        return topological(self.outputs)
+
+    def text(self) -> str:
+        """The variant as ``.sparsec`` text; ``sparsec.parse`` gives it back."""
+        from sparsec.ir.printer import to_text
+
+        return to_text(self)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical text: the same for equal graphs, whatever their nodes, knobs and file are called."""
+        from sparsec.ir.printer import canonical_text
+
+        return hashlib.sha256(canonical_text(self).encode()).hexdigest()
+
+    def with_outputs(self, outputs: Sequence[Node]) -> Variant:
+        """The variant after a pass: new outputs, the same inputs."""
+        done = replace(self, outputs=tuple(outputs), names={})
+        return replace(done, names={**_names(done), **{n: self.names[n] for n in done.nodes if n in self.names}})
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Variant)
+        return same and (self.parameters, self.outputs) == (other.parameters, other.outputs)  # type: ignore[union-attr]
+
+    def __hash__(self) -> int:
+        return hash((self.parameters, self.outputs))
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def variant(
+    name: str,
+    outputs: Node | Sequence[Node],
+    parameters: Sequence[Node] | None = None,
+    knobs: Mapping[str, object] | None = None,
+) -> Variant:
+    """A checked variant; without ``parameters`` its inputs are taken in the order in which the graph reaches them.
+
+    Raises:
+        DeclarationError: an unused or doubled input, a memory as output, a dim that no input has.
+    """
+    roots = (outputs,) if isinstance(outputs, Node) else tuple(outputs)
+    found = [node for node in topological(roots) if node.op is Op.INPUT]
+    done = Variant(name, tuple(found if parameters is None else parameters), roots, tuple(sorted((knobs or {}).items())))
+    _check_outputs(done)
+    _check_inputs(done, found)
+    _check_dims(done)
+    return replace(done, names=_names(done))
+
+
+def _check_outputs(done: Variant) -> None:
+    for node in done.outputs:
+        if not isinstance(node, Node) or node.kind not in ("tensor", "selection", "scores"):
+            what = f"a {node.kind} ({node.op.value})" if isinstance(node, Node) else repr(node)
+            raise DeclarationError(f"variant {done.name}", f"returns {what}", "it returns tensors", "attend or recall, then return")
+    if not done.outputs:
+        raise DeclarationError(f"variant {done.name}", "returns nothing", "it returns at least one tensor", "return attend(…)")
+
+
+def _check_inputs(done: Variant, found: Sequence[Node]) -> None:
+    seen: dict[str, Node] = {}
+    for node in done.parameters:
+        name, origin = str(node["name"]), origin_of(node)
+        if name in seen:
+            raise DeclarationError(f"input {name}", "declared twice", "each input has a name of its own", "rename one", origin)
+        if node not in found:
+            raise DeclarationError(f"input {name}", "never used", "an input takes part in the result", "use it or drop it", origin)
+        seen[name] = node
+    for node in found:
+        if node not in done.parameters:
+            fix = did_you_mean(str(node["name"]), seen)
+            raise DeclarationError(f"input {node['name']}", "not a parameter", "inputs are declared", fix, origin_of(node))
+
+
+def _check_dims(done: Variant) -> None:
+    """Every free name of an expression is a dim of some input."""
+    dims = dim_names(done)
+    for node in done.nodes:
+        for attr, value in node.attrs:
+            parts = leaves(value) if isinstance(value, Expr) else []
+            for part in parts:
+                if part.head == "var" and part.value not in dims | INDEX | MAPPED.keys():
+                    rule = f"`{part.value}` is no dim of any input"
+                    fix = did_you_mean(str(part.value), dims)
+                    origin = origin_of(node)
+                    raise DeclarationError(f"{node.op.value}", f"{attr} = {value}", rule, fix, origin)
+
+
+def dim_names(done: Variant) -> set[str]:
+    """The names that the input shapes use."""
+    return {str(part.value) for node in done.parameters for dim in node.shape for part in leaves(dim) if part.head == "var"}
+
+
+def _names(done: Variant) -> dict[Node, str]:
+    """Inputs keep their names; others take the name they were given, else their op's, numbered where it is taken."""
+    names = {node: str(node["name"]) for node in done.parameters}
+    taken = set(names.values())
+    for node in done.nodes:
+        if node not in names:
+            origin = origin_of(node)
+            base = origin.name if origin and origin.name else node.op.value
+            names[node] = next(name for name in _numbered(base) if name not in taken)
+            taken.add(names[node])
+    return names
+
+
+def _numbered(base: str) -> list[str]:
+    return [base, *(f"{base}_{n}" for n in range(2, 1000))]
