@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsec.plan.specs import TiledAttention
 from sparsec.tile.schedule import Schedule
 
-Choices = dict[str, tuple[int | str | bool, ...]]
+Choices = dict[str, tuple[object, ...]]
 
 
 def default(spec: TiledAttention, target: str) -> Schedule:
