@@ -1,0 +1,63 @@
+"""The arguments of a printed kernel: tensors, parameters, strides, descriptors, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sparsec.backends.triton.address import access_of
+from sparsec.backends.triton.descriptors import Descriptor, descriptors
+from sparsec.tile.language import Program, Tensor, TileOp
+from sparsec.tile.regions import regions
+from sparsec.tile.schedule import Schedule
+
+SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64"}
+
+
+def descriptor_arguments(program: Program, schedule: Schedule) -> tuple[Descriptor, ...]:
+    """The descriptors that a kernel takes after its strides, in order."""
+    return distinct(descriptors(program, schedule.descriptors).values())
+
+
+def distinct(found: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
+    """Each descriptor once."""
+    return tuple(dict.fromkeys(found))
+
+
+def parameters(program: Program, extra: Iterable[Descriptor]) -> dict[str, str]:
+    """The type that the printed signature gives each argument; empty where Triton sees it itself."""
+    return {
+        **{t.name: "" for t in program.tensors},
+        **{name: f"tl.{dtype}" for name, dtype in program.params},
+        **{name: "tl.int64" for name in program.stride_params},
+        **{d.name: "" for d in distinct(extra)},
+    }
+
+
+def aligned(tensor: Tensor, program: Program) -> bool:
+    """Whether a kernel is built for strides that 16 divides: rows of a multiple of 16, read or written as vectors.
+
+    Other strides would make the kernel depend on lengths and batch for nothing.
+    """
+    last = tensor.shape[-1]
+    if not isinstance(last, int) or last % 16 or tensor.rank < 2:
+        return False
+    nodes = (n for found in regions(program).nodes.values() for n in found if n.op in (TileOp.LOAD, TileOp.STORE))
+    return any(access_of(n).tensor == tensor and n.args[tensor.rank - 1].axes for n in nodes)
+
+
+def pinned(program: Program) -> list[str]:
+    """The arguments whose values never specialise a kernel: all parameters, and strides that need not."""
+    loose = [t for t in program.tensors if not aligned(t, program)]
+    strides = [f"{t.name}_s{d}" for t in loose for d in range(t.rank - 1)]
+    return [*(name for name, dtype in program.params if dtype != "float32"), *strides]
+
+
+def signature(program: Program, schedule: Schedule) -> dict[str, str]:
+    """The arguments' types for ahead-of-time compilation; ``:16`` marks addresses and strides that 16 divides."""
+    fixed = set(pinned(program))
+    made = {t.name: f"*{SHORT[t.dtype]}:16" for t in program.tensors}
+    made |= {name: SHORT[dtype] for name, dtype in program.params}
+    made |= {name: "i64" if name in fixed else "i64:16" for name in program.stride_params}
+    for d in descriptor_arguments(program, schedule):
+        made[d.name] = f"tensordesc<{SHORT[d.tensor.dtype]}[{', '.join(map(str, d.block))}]>"
+    return made

@@ -1,0 +1,102 @@
+"""Loads through TMA descriptors: which boxes qualify, what the launch has to make, and when it must not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsec.backends.triton.address import Index, access_of, split
+from sparsec.tile.language import Axis, Node, Program, Tensor, TileOp
+from sparsec.tile.regions import regions
+
+if TYPE_CHECKING:
+    import torch
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8}
+_LARGEST_BOX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A descriptor argument of a kernel.
+
+    Attributes:
+        dims: the tensor's dimensions in the descriptor's order: those of one element first.
+        block: the box, in that order.
+    """
+
+    name: str
+    tensor: Tensor
+    dims: tuple[int, ...]
+    block: tuple[int, ...]
+
+
+def descriptors(program: Program, use: bool) -> dict[int, Descriptor]:
+    """The descriptor of each load that can go through one, by the load's serial number; none unless ``use``."""
+    found: dict[int, Descriptor] = {}
+    made: dict[tuple[Tensor, tuple[int, ...]], Descriptor] = {}
+    for node in (n for nodes in regions(program).nodes.values() for n in nodes if use):
+        shape = _box(node) if node.op is TileOp.LOAD else None
+        if shape is None:
+            continue
+        tensor = access_of(node).tensor
+        if (tensor, shape) not in made:
+            made[tensor, shape] = _descriptor(tensor, shape, sum(d.tensor == tensor for d in made.values()))
+        found[node.serial] = made[tensor, shape]
+    return found
+
+
+def _descriptor(tensor: Tensor, box: tuple[int, ...], number: int) -> Descriptor:
+    dims = tuple(sorted(range(tensor.rank), key=lambda d: (box[d] > 1, d)))
+    name = f"{tensor.name}_desc" + (f"_{number}" if number else "")
+    return Descriptor(name, tensor, dims, tuple(box[d] for d in dims))
+
+
+def _box(node: Node) -> tuple[int, ...] | None:
+    """The extent of a load in every dimension of its tensor, or None where it is no box that TMA can load."""
+    access = access_of(node)
+    tensor = access.tensor
+    if access.other not in (None, 0.0) or tensor.dtype not in BYTES or not 2 <= tensor.rank <= 5:
+        return None
+    axes = [box_axis(split(i)) for i in node.args[: tensor.rank]]
+    named = [a for a in axes if isinstance(a, Axis)]
+    if "no box" in axes or axes[-1] is None or len(named) != len(set(named)):
+        return None
+    for dim, bound in zip(access.bounded, node.args[tensor.rank :], strict=True):
+        if bound.op not in (TileOp.PARAM, TileOp.CONST) or bound.attrs[0] != tensor.shape[dim]:
+            return None
+    box = tuple(a.size if isinstance(a, Axis) else 1 for a in axes)
+    legal = box[-1] * BYTES[tensor.dtype] >= 16 and max(box) <= _LARGEST_BOX and max(box[:-1]) > 1
+    return box if legal else None
+
+
+def box_axis(index: Index) -> Axis | str | None:
+    """The axis of ``scalar + iota``; None for a scalar; "no box" for anything else."""
+    if not index.tiles:
+        return None
+    (term, *more) = index.tiles
+    if more or term.factor != 1 or term.node is None or term.node.op is not TileOp.IOTA:
+        return "no box"
+    return term.node.axes[0]
+
+
+def descriptor_refusal(descriptor: Descriptor, tensor: torch.Tensor, lengths: dict[str, int]) -> str | None:
+    """Why a tensor cannot be loaded through a descriptor, in one sentence; None where it can.
+
+    ``lengths`` are the launch parameters: a dimension whose bound is a parameter must be exactly that long, since the
+    descriptor fills with zeros only outside the tensor.
+    """
+    name, size = descriptor.tensor.name, tensor.element_size()
+    if tensor.stride(-1) != 1:
+        return f"{name}: its last stride is {tensor.stride(-1)}; TMA needs 1"
+    if tensor.data_ptr() % 16:
+        return f"{name}: its address {tensor.data_ptr():#x} is not a multiple of 16"
+    for dim, extent in zip(descriptor.dims, descriptor.block, strict=True):
+        declared, actual = descriptor.tensor.shape[dim], tensor.shape[dim]
+        if dim != tensor.dim() - 1 and tensor.stride(dim) * size % 16:
+            return f"{name}: stride {tensor.stride(dim)} of dimension {dim} is not a multiple of 16 bytes"
+        if actual < extent:
+            return f"{name}: dimension {dim} has {actual} elements, fewer than the box's {extent}"
+        if lengths.get(str(declared), actual) != actual:
+            return f"{name}: dimension {dim} has {actual} elements, but {declared} is {lengths[str(declared)]}"
+    return None
