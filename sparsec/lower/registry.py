@@ -31,7 +31,9 @@ def lower_kernel(spec: Spec, schedule: Schedule) -> Lowered:
 def _gathered(spec: GatheredAttention, schedule: Schedule) -> Lowered:
     """The kernel after its prelude, with the buffers between them."""
     main = Step(gathered.lower(spec, schedule), schedule)
-    before = tuple(Step(p, replace(schedule, warps=1, stages=1, descriptors=False)) for p in gathered.prelude(spec, schedule))
+    before = tuple(
+        Step(p, replace(schedule, warps=1, stages=1, descriptors=False)) for p in gathered.prelude(spec, schedule)
+    )
     scratch = tuple(Scratch(b.name, b.shape, b.dtype) for b in gathered.scratch(spec, schedule))
     return Lowered((*before, main), scratch)
 

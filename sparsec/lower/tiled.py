@@ -1,4 +1,5 @@
-"""Tiled attention, query-outer: every query tile walks the key tiles that its masks can see, under one online softmax."""
+"""Tiled attention, query-outer: every query tile walks the key tiles that its masks can see, under one online
+softmax."""
 
 from __future__ import annotations
 
@@ -59,9 +60,7 @@ def check(spec: TiledAttention, schedule: Schedule) -> None:
     if schedule.value_block and spec.value_dim % schedule.value_block:
         raise ScheduleError(f"value_block {schedule.value_block} does not divide the value dim {spec.value_dim}")
     for piece in spec.pieces:
-        if piece.listed is not None and (
-            piece.listed.block_q % schedule.rows or piece.listed.block_k % schedule.block
-        ):
+        if piece.listed is not None and (piece.listed.block_q % schedule.rows or piece.listed.block_k % schedule.block):
             raise ScheduleError(
                 f"tiles of {schedule.rows} x {schedule.block} do not divide the block list's "
                 f"{piece.listed.block_q} x {piece.listed.block_k}"
@@ -113,11 +112,9 @@ def _frame(builder: tile.Builder, spec: TiledAttention, schedule: Schedule) -> F
         "b": batch, "h": head, "i": position,
         "i_lo": add(first, tile.param("q_offset")), "i_hi": add(last, tile.param("q_offset")),
         **{name: tile.param(name) for name, _ in _params(spec)},
-    }  # fmt: skip
+    }
     key_head = tile.apply(Fn.TRUNCDIV, head, spec.heads // spec.kv_heads)
-    return Frame(
-        spec, schedule, rows, keys, dims, values, batch, head, key_head, first, queries, env, tensors, base
-    )
+    return Frame(spec, schedule, rows, keys, dims, values, batch, head, key_head, first, queries, env, tensors, base)
 
 
 def _read_piece(frame: Frame, piece: Piece, state: list[Node]) -> list[Node]:
@@ -171,9 +168,7 @@ def _read_list(frame: Frame, piece: Piece, state: list[Node]) -> list[Node]:
     return tile.loop(0, count, 1, state, visit, schedule.stages)
 
 
-def _step(
-    frame: Frame, piece: Piece, at: Node, masked: Node | None | bool, state: Sequence[Node]
-) -> Sequence[Node]:
+def _step(frame: Frame, piece: Piece, at: Node, masked: Node | bool | None, state: Sequence[Node]) -> Sequence[Node]:
     """One key tile. ``masked``: False never, None always, else under that scalar condition."""
     spec, schedule = frame.spec, frame.schedule
     start, length = mul(at, schedule.block), tile.param(piece.length)

@@ -13,7 +13,9 @@ def default(spec: TiledAttention, target: str) -> Schedule:
     listed = [p.listed for p in spec.pieces if p.listed is not None]
     if target.startswith("tvm"):
         rows = listed[0].block_q if listed else 32
-        return Schedule(rows=rows, block=32, phases="branch", lanes=("m", "e", "n"), split_dims=False, warps=1, stages=1)
+        return Schedule(
+            rows=rows, block=32, phases="branch", lanes=("m", "e", "n"), split_dims=False, warps=1, stages=1
+        )
     precision = "tf32x3" if spec.dtype == "float32" else "ieee"
     wide = max(spec.head_dim, spec.value_dim) > 128 or spec.dtype == "float32"
     value_block = 256 if spec.value_dim > 256 and spec.value_dim % 256 == 0 else 0
@@ -21,7 +23,7 @@ def default(spec: TiledAttention, target: str) -> Schedule:
     return Schedule(
         rows=rows, block=block, phases="branch" if listed else "split", warps=4, stages=2 if wide else 3,
         value_block=value_block, precision=precision,
-    )  # fmt: skip
+    )
 
 
 def space(spec: TiledAttention, target: str) -> Choices:

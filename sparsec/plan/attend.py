@@ -49,7 +49,11 @@ def joinable(attends: list[Node]) -> str | None:
     for a in attends:
         if a.op is not Op.ATTEND or a["per"] != "joint" or lists(a):
             return "a branch is not a dense softmax"
-        if a.src[0] is not first.src[0] or a.expr("scale") is not first.expr("scale") or a["softcap"] != first["softcap"]:
+        if (
+            a.src[0] is not first.src[0]
+            or a.expr("scale") is not first.expr("scale")
+            or a["softcap"] != first["softcap"]
+        ):
             return "branches differ in queries, scale or soft cap"
         if a["sink"] != "none":
             return "a branch has a sink of its own"
@@ -65,17 +69,28 @@ def tiled(planner: Planner, attends: list[Node], owner: Node, wants_lse: bool, o
     lse = planner.temporary(owner, "lse", owner.shape[:3], "float32") if wants_lse else None
     memory, softcap = first.src[1], first["softcap"]
     spec = TiledAttention(
-        name=f"attend_{out}", q=planner.input(q), pieces=tuple(pieces), out=out, lse=lse,
-        heads=sizes.value(q.shape[2]), kv_heads=sizes.value(memory.shape[2]), head_dim=sizes.value(memory.shape[3]),
-        value_dim=sizes.value(memory.shape[4]), scale=number(planner, first), dtype=sizes.dtype,
-        softcap=softcap if isinstance(softcap, float) else None, sink=sink_of(planner, first),
+        name=f"attend_{out}",
+        q=planner.input(q),
+        pieces=tuple(pieces),
+        out=out,
+        lse=lse,
+        heads=sizes.value(q.shape[2]),
+        kv_heads=sizes.value(memory.shape[2]),
+        head_dim=sizes.value(memory.shape[3]),
+        value_dim=sizes.value(memory.shape[4]),
+        scale=number(planner, first),
+        dtype=sizes.dtype,
+        softcap=softcap if isinstance(softcap, float) else None,
+        sink=sink_of(planner, first),
         out_dtype=None if out_dtype == sizes.dtype else out_dtype,
-    )  # fmt: skip
+    )
     reads = [spec.q, *(b for p in pieces for b in (p.k, p.v, *(c.name for c in p.captures)))]
     reads += [b for p in pieces if p.listed for b in (p.listed.ids, p.listed.counts)]
     reads += [spec.sink] if spec.sink not in (None, "zero") and spec.sink else []
     covers = dict.fromkeys([*attends, owner])
-    planner.add(spec, reads, [out, *([lse] if lse else [])], covers, params, [e for p in pieces for e in (p.where, p.bias)])
+    planner.add(
+        spec, reads, [out, *([lse] if lse else [])], covers, params, [e for p in pieces for e in (p.where, p.bias)]
+    )
 
 
 def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr]) -> Piece:
@@ -88,9 +103,7 @@ def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr
     where, bias = visible(planner, attend), planner.sizes.close(attend.expr("bias"))
     captures = tuple({c.name: c for n in (attend, *attend.positional[2:]) for c in planner.captures(n)}.values())
     size = held.length.value if held.length.head == "const" else None
-    piece = Piece(
-        held.k, held.v, length, where, bias, captures, held.batched, size if isinstance(size, int) else None
-    )
+    piece = Piece(held.k, held.v, length, where, bias, captures, held.batched, size if isinstance(size, int) else None)
     return _with_list(planner, attend, piece)
 
 
@@ -123,9 +136,17 @@ def _listed(planner: Planner, attend: Node, piece: Piece) -> Piece:
     counts = planner.temporary(attend, "tile_counts", [*lead, tiles[0]], "int32")
     needed = tuple(c for c in piece.captures if c.name in {str(n) for n in _elements(piece.where)})
     spec = BlockList(
-        name=f"blocks_{name}", where=piece.where, captures=needed, ids=ids, counts=counts, length=piece.length,
-        block_q=LIST_TILE, block_k=LIST_TILE, per_batch=per_batch, heads=heads,
-    )  # fmt: skip
+        name=f"blocks_{name}",
+        where=piece.where,
+        captures=needed,
+        ids=ids,
+        counts=counts,
+        length=piece.length,
+        block_q=LIST_TILE,
+        block_k=LIST_TILE,
+        per_batch=per_batch,
+        heads=heads,
+    )
     dims = {"TQ": q.shape[1], "TK": planner.token_length, piece.length: attend.src[1].shape[1]}
     masks = [s for s in attend.positional[2:] if s.op is Op.MASK]
     planner.add(spec, [c.name for c in needed], [ids, counts], masks, dims, [piece.where])
@@ -142,7 +163,9 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
     """One kernel for an attend over lists of chunks, after the selector that makes the lists."""
     sizes, (selection, *more) = planner.sizes, lists(attend)
     if more:
-        raise planner.refuse(attend, "reads two lists of chunks at once; attend to each and merge by log-sum-exp if disjoint")
+        raise planner.refuse(
+            attend, "reads two lists of chunks at once; attend to each and merge by log-sum-exp if disjoint"
+        )
     if selection["unit"] != "chunk":
         raise planner.refuse(attend, "lists of single tokens have no kernel yet; choose chunks")
     q, memory = attend.src[:2]
@@ -155,15 +178,32 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
     captures = tuple({c.name: c for n in (attend, *attend.positional[2:]) for c in planner.captures(n)}.values())
     softcap, scope = attend["softcap"], str(selection["scope"])
     spec = GatheredAttention(
-        name=f"attend_{out}", q=planner.input(q), k=held.k, v=held.v, indices=indices, weights=weights, out=out, lse=lse,
-        scope=scope, slots=sizes.value(selection.shape[3]), chunk=selection.integer("size"),
-        heads=sizes.value(q.shape[2]), kv_heads=sizes.value(memory.shape[2]), head_dim=sizes.value(memory.shape[3]),
-        value_dim=sizes.value(memory.shape[4]), scale=number(planner, attend), dtype=sizes.dtype, per=str(attend["per"]),
-        where=visible(planner, attend), bias=sizes.close(attend.expr("bias")), captures=captures,
+        name=f"attend_{out}",
+        q=planner.input(q),
+        k=held.k,
+        v=held.v,
+        indices=indices,
+        weights=weights,
+        out=out,
+        lse=lse,
+        scope=scope,
+        slots=sizes.value(selection.shape[3]),
+        chunk=selection.integer("size"),
+        heads=sizes.value(q.shape[2]),
+        kv_heads=sizes.value(memory.shape[2]),
+        head_dim=sizes.value(memory.shape[3]),
+        value_dim=sizes.value(memory.shape[4]),
+        scale=number(planner, attend),
+        dtype=sizes.dtype,
+        per=str(attend["per"]),
+        where=visible(planner, attend),
+        bias=sizes.close(attend.expr("bias")),
+        captures=captures,
         counts=planner.input(counts) if counts is not None else None,
-        softcap=softcap if isinstance(softcap, float) else None, sink=sink_of(planner, attend),
+        softcap=softcap if isinstance(softcap, float) else None,
+        sink=sink_of(planner, attend),
         out_dtype=None if out_dtype == sizes.dtype else out_dtype,
-    )  # fmt: skip
+    )
     reads = [spec.q, spec.k, spec.v, indices, *(b for b in (weights, spec.counts) if b), *(c.name for c in captures)]
     covers = [attend, *(s for s in attend.positional[2:])]
     dims = {"TQ": q.shape[1], "TK": held.length}

@@ -54,9 +54,17 @@ def _summarise(planner: Planner, memory: Node, inner: Held, part: str, source: s
     dim = d if part == "k" else dv
     out = planner.temporary(memory, part, (b, length, heads, dim), planner.sizes.dtype)
     spec = Summarise(
-        name=f"summarise_{out}", x=source, out=out, heads=planner.sizes.value(heads), dim=planner.sizes.value(dim),
-        size=memory.integer("size"), stride=memory.integer("stride"), length="N", fn=str(memory["fn"]),
-        dtype=planner.sizes.dtype, out_dtype=planner.sizes.dtype,
-    )  # fmt: skip
+        name=f"summarise_{out}",
+        x=source,
+        out=out,
+        heads=planner.sizes.value(heads),
+        dim=planner.sizes.value(dim),
+        size=memory.integer("size"),
+        stride=memory.integer("stride"),
+        length="N",
+        fn=str(memory["fn"]),
+        dtype=planner.sizes.dtype,
+        out_dtype=planner.sizes.dtype,
+    )
     planner.add(spec, [source], [out], [memory], {"N": length, "TK": inner.length, "TQ": inner.length})
     return out

@@ -39,9 +39,19 @@ def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Cal
     lse = planner.temporary(node, "lse", node.shape[:3], "float32") if wants_lse else None
     heads, value_dim = (planner.sizes.value(d) for d in node.shape[2:])
     spec = Combine(
-        name=f"combine_{out}", fn=str(node["fn"]), branches=tuple(outs), gates=tuple(gates), lses=tuple(lses), out=out,
-        lse=lse, heads=heads, value_dim=value_dim, dtype=dtype, gate_fn=gate_fn, branch_dtype=inner,
-    )  # fmt: skip
+        name=f"combine_{out}",
+        fn=str(node["fn"]),
+        branches=tuple(outs),
+        gates=tuple(gates),
+        lses=tuple(lses),
+        out=out,
+        lse=lse,
+        heads=heads,
+        value_dim=value_dim,
+        dtype=dtype,
+        gate_fn=gate_fn,
+        branch_dtype=inner,
+    )
     dims = {"TQ": node.shape[1], "TK": planner.token_length}
     planner.add(spec, [*outs, *gates, *lses], [out, *([lse] if lse else [])], [node], dims)
     return None

@@ -70,8 +70,15 @@ class Planner:
             found.append(Capture(name, self.sizes.dtype_of(source), len(source.shape)))
         return tuple(found)
 
-    def add(self, spec: Spec, reads: Iterable[str], writes: Iterable[str], covers: Iterable[Node], dims: dict[str, Expr],
-            predicates: Iterable[Expr | None] = ()) -> None:  # fmt: skip
+    def add(
+        self,
+        spec: Spec,
+        reads: Iterable[str],
+        writes: Iterable[str],
+        covers: Iterable[Node],
+        dims: dict[str, Expr],
+        predicates: Iterable[Expr | None] = (),
+    ) -> None:
         """Append a kernel; ``dims`` are its launch parameters, and predicates may name further dims."""
         params = {"B": var("B"), "q_offset": var("q_offset"), **dims}
         for predicate in predicates:
@@ -83,7 +90,12 @@ class Planner:
         reads, writes = tuple(dict.fromkeys(reads)), tuple(writes)
         self.kernels.append(
             Kernel(
-                spec, reads, writes, tuple(self.name(n) for n in nodes), tuple(params.items()),
-                tuple((b, *inverse[b]) for b in reads if b in inverse), tuple((b, *inverse[b]) for b in writes if b in inverse),
-            )  # fmt: skip
+                spec,
+                reads,
+                writes,
+                tuple(self.name(n) for n in nodes),
+                tuple(params.items()),
+                tuple((b, *inverse[b]) for b in reads if b in inverse),
+                tuple((b, *inverse[b]) for b in writes if b in inverse),
+            )
         )

@@ -28,13 +28,17 @@ def follow(planner: Planner, topk: Node) -> Chain:
     while node.op is not Op.SCORE:
         covers.append(node)
         if node.op is not Op.REDUCE:
-            raise planner.refuse(node, "the selector scores and reduces only; a bias on routing scores has no kernel yet")
+            raise planner.refuse(
+                node, "the selector scores and reduces only; a bias on routing scores has no kernel yet"
+            )
         if node["over"] in ("overlap", "blocks") and pool is None and group is None:
             pool = node
         elif node["over"] == "group" and group is None:
             group = node
         else:
-            raise planner.refuse(node, f"the selector takes one reduction over the group, then one pooling; found over = {node['over']}")
+            raise planner.refuse(
+                node, f"the selector takes one reduction over the group, then one pooling; found over = {node['over']}"
+            )
         node = node.src[0]
     if node["fn"] != "dot":
         raise planner.refuse(node, f"the selector scores by dot products; fn = {node['fn']} has no kernel yet")
@@ -50,11 +54,15 @@ def select(planner: Planner, selection: Node, weights: Node | None) -> tuple[str
         return indices, planner.input(weights) if weights is not None else None
     own = weights is not None and weights.op is Op.WEIGHTS
     if weights is not None and own and (weights.src[1] is not selection or weights.src[0] is not selection.src[0]):
-        raise planner.refuse(weights, "weights are computed where the scores are chosen: give them the topk's own scores")
+        raise planner.refuse(
+            weights, "weights are computed where the scores are chosen: give them the topk's own scores"
+        )
     if (selection, "indices") not in planner.places:
         _plan(planner, selection, weights if own else None)
     elif own and (weights, "weights") not in planner.places:
-        raise planner.refuse(selection, "read with and without weights; declare the weights in every attend that reads it")
+        raise planner.refuse(
+            selection, "read with and without weights; declare the weights in every attend that reads it"
+        )
     found = planner.places[selection, "indices"]
     if weights is None:
         return found, None
@@ -74,24 +82,41 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     tokens = held.tokens if held and held.tokens is not None else planner.token_length
     group = chain.group
     spec = Selector(
-        name=f"select_{indices}", q=planner.input(q), keys=key_buffer, indices=indices, weights_out=out,
-        heads=sizes.value(q.shape[2]), kv_heads=sizes.value(key_heads), dim=sizes.value(q.shape[3]),
-        key_length="N", block_length="NB", scale=1.0 if scale is None else sizes.number(scale),
-        k=topk.integer("k"), slots=topk.integer("slots"), dtype=sizes.dtype,
+        name=f"select_{indices}",
+        q=planner.input(q),
+        keys=key_buffer,
+        indices=indices,
+        weights_out=out,
+        heads=sizes.value(q.shape[2]),
+        kv_heads=sizes.value(key_heads),
+        dim=sizes.value(q.shape[3]),
+        key_length="N",
+        block_length="NB",
+        scale=1.0 if scale is None else sizes.number(scale),
+        k=topk.integer("k"),
+        slots=topk.integer("slots"),
+        dtype=sizes.dtype,
         softmax=group is not None and group["pre"] == "softmax",
         visible=sizes.close(group.expr("visible")) if group is not None else None,
         group=str(group["op"]) if group is not None else None,
-        pool=_pool(chain.pool, keys), eligible=sizes.close(topk.expr("eligible")), forced=sizes.close(topk.expr("forced")),
-        count_forced=bool(topk["count_forced"]), order=str(topk["order"]),
+        pool=_pool(chain.pool, keys),
+        eligible=sizes.close(topk.expr("eligible")),
+        forced=sizes.close(topk.expr("forced")),
+        count_forced=bool(topk["count_forced"]),
+        order=str(topk["order"]),
         weights=str(weights["fn"]) if weights is not None else None,
-    )  # fmt: skip
+    )
     length = keys.shape[1] if keys.kind == "memory" else keys.shape[-3]
     dims = {"TQ": q.shape[1], "TK": tokens, "N": length, "NB": topk.src[0].shape[3]}
     covers = (*chain.covers, *([weights] if weights is not None else []))
     planner.add(
-        spec, [spec.q, key_buffer], [indices, *([out] if out else [])], covers, dims,
+        spec,
+        [spec.q, key_buffer],
+        [indices, *([out] if out else [])],
+        covers,
+        dims,
         [spec.visible, spec.eligible, spec.forced],
-    )  # fmt: skip
+    )
 
 
 def _pool(reduce: Node | None, keys: Node) -> Pool | None:
@@ -105,6 +130,11 @@ def _pool(reduce: Node | None, keys: Node) -> Pool | None:
     padding = reduce["padding"]
     unit = keys.integer("stride") if keys.op is Op.SUMMARY else 1
     return Pool(
-        "max", unit, unit, unit * stride,
-        kernel=reduce.integer("kernel"), stride_blocks=stride, padding=padding if isinstance(padding, int) else 0,
-    )  # fmt: skip
+        "max",
+        unit,
+        unit,
+        unit * stride,
+        kernel=reduce.integer("kernel"),
+        stride_blocks=stride,
+        padding=padding if isinstance(padding, int) else 0,
+    )

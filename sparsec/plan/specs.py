@@ -2,8 +2,8 @@
 
 A spec knows sizes that are fixed when a kernel is built (heads, head dims, chunk, k); lengths, batch and strides are
 launch parameters. Predicates are expressions over ``b`` (batch), ``h`` (query head), ``i`` (query position) and ``j``
-(key position in the memory) or ``c`` (chunk). Layouts: activations ``[B, T, heads, D]``, learned slots ``[M, heads, D]``,
-indices and weights ``[B, TQ, HS, K]``, log-sum-exp ``[B, TQ, H]``; the printers address them by stride.
+(key position in the memory) or ``c`` (chunk). Layouts: activations ``[B, T, heads, D]``, learned slots
+``[M, heads, D]``, indices and weights ``[B, TQ, HS, K]``, log-sum-exp ``[B, TQ, H]``; the printers address them by stride.
 
 Launch parameters every program may use: ``B``, ``TQ``, ``TK``, ``q_offset`` (position of query row 0) and the lengths
 that a spec names.
@@ -55,7 +55,8 @@ class TiledAttention:
 
     Attributes:
         out_dtype: the dtype of ``out`` where it is not ``dtype`` (fp32 branches that a Combine merges).
-        sink: None; "zero" (softmax-off-by-one: a logit of 0 in the denominator); else the tensor ``[H]`` of sink logits.
+        sink: None; "zero" (softmax-off-by-one: a logit of 0 in the denominator); else the tensor ``[H]`` of sink
+            logits.
         softcap: c in ``c * tanh(score / c)``, applied before the bias; None for none.
     """
 
@@ -79,9 +80,9 @@ class TiledAttention:
 class GatheredAttention:
     """Attention of each query over its own list of chunks.
 
-    ``indices[b, t, s, :]`` are chunk ids (-1: nothing) for scope ``s``; tokens of chunk c are ``c*chunk … (c+1)*chunk-1``
-    below TK. ``per = joint``: one softmax over the visible tokens of all chosen chunks. ``per = chunk``: a softmax inside
-    each chunk (``sink`` applies inside each), then ``sum_k weights[k] * o_k``; lse is then not defined.
+    ``indices[b, t, s, :]`` are chunk ids (-1: nothing) for scope ``s``; tokens of chunk c are
+    ``c*chunk … (c+1)*chunk-1`` below TK. ``per = joint``: one softmax over the visible tokens of all chosen chunks.
+    ``per = chunk``: a softmax inside each chunk (``sink`` applies inside each), then ``sum_k weights[k] * o_k``; lse is then not defined.
 
     Attributes:
         scope: "kv_head" (indices per key/value head), "head" (per query head) or "token" (one list for all heads).
@@ -141,16 +142,18 @@ class Selector:
     """Score, reduce over the group, pool, keep a running top-k; nothing of size T x T/C is written.
 
     scores[h, n] = scale * q[h] . keys[kv(h), n]; with ``softmax`` they become per-head probabilities over the summaries
-    with ``visible``; ``group`` sums or means them over the heads of a key/value head; ``pool`` maps summaries to blocks.
-    Eligible blocks rank by (forced, score, lower id); slots left over are -1. ``order = newest`` sorts the chosen by
+    with ``visible``; ``group`` sums or means them over the heads of a key/value head; ``pool`` maps summaries
+    to blocks.     Eligible blocks rank by (forced, score, lower id); slots left over are -1. ``order = newest`` sorts the chosen by
     descending id, ``oldest`` by ascending id with -1 last, ``score`` leaves them by rank.
 
     Attributes:
         key_length: the launch parameter with the number of summaries; ``block_length`` with the number of blocks.
         visible, eligible, forced: over i and c (c counts summaries in ``visible``, blocks in the others).
-        weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores; fp32, 0 where id is -1.
+        weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores; fp32, 0 where id
+            is -1.
         scope: "kv_head" when ``group`` reduces, "head" when it does not.
-        count_forced: whether forced members use up k; if not, k is the number of free slots and ``slots`` the list's length.
+        count_forced: whether forced members use up k; if not, k is the number of free slots and ``slots`` the list's
+            length.
     """
 
     name: str
@@ -203,8 +206,9 @@ class Summarise:
 class Combine:
     """Row by row: out = merge of branches ``[B,TQ,H,DV]``.
 
-    ``fn = gated``: sum of gate_i * o_i; ``sum``; ``convex``: g * o_0 + (1 - g) * o_1; ``lse``: the joint softmax of disjoint
-    sets from (o_i, lse_i), writing its own lse. A gate is ``[B,TQ,H]`` of ``dtype``; ``gate_fn`` is applied to it (over x0), if given. Branches are ``branch_dtype``, out is ``dtype``.
+    ``fn = gated``: sum of gate_i * o_i; ``sum``; ``convex``: g * o_0 + (1 - g) * o_1; ``lse``: the joint softmax of
+    disjoint sets from (o_i, lse_i), writing its own lse. A gate is ``[B,TQ,H]`` of ``dtype``; ``gate_fn`` is applied to it (over
+    x0), if given. Branches are ``branch_dtype``, out is ``dtype``.
     """
 
     name: str

@@ -30,7 +30,9 @@ def call_dtype(variant: Variant, tensors: Mapping[str, Tensor]) -> str:
                 raise InputError(f"input `{name}` is {given}: kernels take {', '.join(FLOAT_DTYPES)}; convert it")
             found.setdefault(given, name)
         elif given != spec.dtype:
-            raise InputError(f"input `{name}` is {given}: the declaration says {spec.dtype}; use .to(torch.{spec.dtype})")
+            raise InputError(
+                f"input `{name}` is {given}: the declaration says {spec.dtype}; use .to(torch.{spec.dtype})"
+            )
     if len(found) > 1:
         pairs = ", ".join(f"`{n}` is {d}" for d, n in found.items())
         raise InputError(f"inputs disagree in dtype ({pairs}): give all of them one dtype")
@@ -56,10 +58,14 @@ def check_devices(tensors: Mapping[str, Tensor], device: str) -> None:
     """All inputs live on the device of the target, with a last stride of 1 and no negative or broadcast trap."""
     places = {name: x.device for name, x in tensors.items()}
     if len(set(places.values())) > 1:
-        raise InputError(f"inputs live on different devices: {', '.join(f'{n} on {d}' for n, d in places.items())}; move them")
+        raise InputError(
+            f"inputs live on different devices: {', '.join(f'{n} on {d}' for n, d in places.items())}; move them"
+        )
     for name, x in tensors.items():
         if x.device.type != device:
-            raise InputError(f"input `{name}` is on {x.device}, the kernels run on {device}; use .to('{device}') or another target")
+            raise InputError(
+                f"input `{name}` is on {x.device}, the kernels run on {device}; use .to('{device}') or another target"
+            )
         if x.numel() and x.shape[-1] > 1 and x.stride(-1) != 1:
             raise InputError(f"input `{name}` has last stride {x.stride(-1)}: kernels need 1; use .contiguous()")
 

@@ -26,7 +26,8 @@ class BuiltKernel:
         self._launches = [(step.program, build(step, target, cache_dir)) for step in self.lowered.steps]
 
     def run(self, buffers: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
-        """Launch on named buffers; ``dims`` are the declaration's dims and ``q_offset``. Returns before a GPU is done."""
+        """Launch on named buffers; ``dims`` are the declaration's dims and ``q_offset``. Returns before a GPU is
+        done."""
         import torch
 
         params = {name: int(evaluate(value, dims)) for name, value in self.kernel.params}

@@ -1,6 +1,7 @@
 """Tuned records: the best schedule of a kernel on a target, one small file each, read here and written by the tuner.
 
-A record's key has everything that can make a schedule wrong or slow elsewhere: the kernel's spec, the length bucket, the
+A record's key has everything that can make a schedule wrong or slow elsewhere: the kernel's spec, the length bucket,
+the
 target with its device and driver, and the versions of the compiler, of torch and of sparsec.
 """
 
@@ -116,7 +117,9 @@ def parse(text: str) -> Record:
     if _digest(body) != data["sha256"]:
         raise ValueError("the record was altered after it was written")
     known = {f.name for f in fields(Schedule)}
-    schedule = Schedule(**{k: tuple(v) if isinstance(v, list) else v for k, v in body.pop("schedule").items() if k in known})
+    schedule = Schedule(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in body.pop("schedule").items() if k in known}
+    )
     return Record(schedule=schedule, **body)
 
 

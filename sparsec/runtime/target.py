@@ -89,7 +89,9 @@ def find(name: str | Target = "auto") -> Target:
     if name in ("cuda", "gpu", "triton"):
         here = _here()
         if here.device != "cuda":
-            raise TargetError(f"target {name!r}: torch sees no GPU here; use 'cpu', or name an architecture to compile for")
+            raise TargetError(
+                f"target {name!r}: torch sees no GPU here; use 'cpu', or name an architecture to compile for"
+            )
         return here
     arch = name.removeprefix("triton:")
     if arch not in GPUS:

@@ -7,141 +7,45 @@ one node and the same lowering gives the same program, node for node.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 from sparsec.scalar.fn import ARITY, COMPARISONS, LOGIC, Fn
-from sparsec.tile.language import Access, Axis, LoopBody, Node, Program, Tensor, TileOp
+from sparsec.tile.builder import FLOATS, Builder, TileError, Value, const, lift
+from sparsec.tile.language import Access, Axis, LoopBody, Node, Tensor, TileOp
 
-Value = Node | int | float
+__all__ = [
+    "FLOATS",
+    "Builder",
+    "TileError",
+    "Value",
+    "apply",
+    "cast",
+    "children",
+    "const",
+    "dot",
+    "full",
+    "iota",
+    "lift",
+    "load",
+    "loop",
+    "mask_if",
+    "param",
+    "program_id",
+    "reachable",
+    "reduce",
+    "region",
+    "rename",
+    "scan",
+    "store",
+    "top_insert",
+    "union",
+]
 
-FLOATS = frozenset({"float32", "float16", "bfloat16"})
 _WIDTH = {"bool": 0, "int32": 1, "int64": 2, "bfloat16": 3, "float16": 3, "float32": 4}
-
-
-class TileError(ValueError):
-    """A tile program that breaks a rule of the language."""
-
-
-class Builder:
-    """Collects the nodes and effects of one program; ``with`` makes it the current one."""
-
-    _stack: list[Builder] = []
-
-    def __init__(self) -> None:
-        self._interned: dict[tuple[object, ...], Node] = {}
-        self._serial = 0
-        self._loops = 0
-        self._axes: dict[str, Axis] = {}
-        self._effects: list[list[Node]] = [[]]
-
-    def __enter__(self) -> Builder:
-        Builder._stack.append(self)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        Builder._stack.pop()
-
-    @staticmethod
-    def current() -> Builder:
-        """The innermost builder in use."""
-        if not Builder._stack:
-            raise TileError("tile nodes are built inside `with Builder():`")
-        return Builder._stack[-1]
-
-    def node(
-        self,
-        op: TileOp,
-        args: Sequence[Node] = (),
-        attrs: tuple[object, ...] = (),
-        dtype: str = "float32",
-        axes: Sequence[Axis] = (),
-        free: frozenset[int] | None = None,
-    ) -> Node:
-        """The interned node of these parts."""
-        key = (op, tuple(id(a) for a in args), _hashable(attrs), dtype, tuple(axes))
-        found = self._interned.get(key)
-        if found is not None:
-            return found
-        depends = frozenset[int]().union(*(a.free for a in args)) if free is None else free
-        made = Node(op, tuple(args), attrs, dtype, tuple(axes), depends, self._serial)
-        self._serial += 1
-        self._interned[key] = made
-        return made
-
-    def axis(self, name: str, size: int) -> Axis:
-        """A new axis; the order of creation is the order of printed dimensions."""
-        if name in self._axes:
-            raise TileError(f"axis {name!r} is declared twice")
-        self._axes[name] = Axis(name, size, len(self._axes))
-        return self._axes[name]
-
-    def effect(self, node: Node) -> None:
-        """Append an effect to the innermost open region."""
-        self._effects[-1].append(node)
-
-    def program(
-        self, name: str, tensors: Sequence[Tensor], params: Sequence[tuple[str, str]], grid: Sequence[Value]
-    ) -> Program:
-        """The finished program of everything stored so far."""
-        return Program(name, tuple(tensors), tuple(params), tuple(lift(g) for g in grid), tuple(self._effects[0]))
-
-    def loop(
-        self,
-        lo: Value,
-        hi: Value,
-        step: int,
-        inits: Sequence[Node],
-        body: Callable[..., Sequence[Node]],
-        stages: int | None = None,
-    ) -> list[Node]:
-        """``for i in range(lo, hi, step): carries = body(i, *carries)``; the carried values after it."""
-        number, self._loops = self._loops, self._loops + 1
-        own = frozenset({number})
-        index = self.node(TileOp.INDEX, attrs=(number,), dtype="int32", free=own)
-        carries = tuple(
-            self.node(TileOp.CARRY, attrs=(number, k), dtype=x.dtype, axes=x.axes, free=own | x.free)
-            for k, x in enumerate(inits)
-        )
-        self._effects.append([])
-        yields = tuple(body(index, *carries))
-        effects = tuple(self._effects.pop())
-        for k, (init, out) in enumerate(zip(inits, yields, strict=True)):
-            if (init.axes, init.dtype) != (out.axes, out.dtype):
-                raise TileError(f"loop {number}, carry {k}: enters as {init!r} {init.dtype}, leaves as {out!r} {out.dtype}")
-        bounds = (lift(lo), lift(hi))
-        inner = frozenset[int]().union(*(x.free for x in (*bounds, *inits, *yields, *effects)))
-        made = self.node(
-            TileOp.LOOP, (*bounds, *inits), (LoopBody(number, step, index, carries, yields, effects, stages),),
-            free=inner - own,
-        )
-        if effects:
-            self.effect(made)
-        return [self.node(TileOp.RESULT, (made,), (k,), x.dtype, x.axes, made.free) for k, x in enumerate(inits)]
-
-
-def _hashable(attrs: tuple[object, ...]) -> tuple[object, ...]:
-    """Attributes as an interning key that keeps 0, 0.0 and -0.0 apart."""
-    return tuple((type(a), repr(a)) if isinstance(a, (int, float)) else a for a in attrs)
 
 
 def union(*values: Node) -> tuple[Axis, ...]:
     """The axes of all values, in printed order."""
     return tuple(sorted({axis for v in values for axis in v.axes}, key=lambda axis: axis.rank))
-
-
-def const(value: int | float, dtype: str | None = None) -> Node:
-    """A scalar constant: int32 for an int, float32 for a float unless told otherwise."""
-    default = "int32" if isinstance(value, int) and not isinstance(value, bool) else "float32"
-    return Builder.current().node(TileOp.CONST, attrs=(value,), dtype=dtype or default)
-
-
-def lift(value: Value, like: Node | None = None) -> Node:
-    """A number as a constant of ``like``'s dtype; a node as it is."""
-    if isinstance(value, Node):
-        return value
-    if like is not None and like.dtype in FLOATS:
-        return const(float(value), like.dtype)
-    return const(value, like.dtype if like is not None and like.dtype in ("int32", "int64") else None)
 
 
 def param(name: str, dtype: str = "int32") -> Node:
@@ -166,7 +70,7 @@ def full(value: float, *axes: Axis, dtype: str = "float32") -> Node:
 
 
 def _result_dtype(fn: Fn, xs: Sequence[Node]) -> str:
-    if fn in COMPARISONS or fn in LOGIC and xs[0].dtype == "bool":
+    if fn in COMPARISONS or (fn in LOGIC and xs[0].dtype == "bool"):
         return "bool"
     if fn in (Fn.RANK, Fn.RANK_ID, Fn.RANK_SCORE):
         return {Fn.RANK: "int64", Fn.RANK_ID: "int32", Fn.RANK_SCORE: "float32"}[fn]
@@ -186,20 +90,27 @@ def apply(fn: Fn, *values: Value) -> Node:
     return simple or Builder.current().node(TileOp.MAP, xs, (fn,), _result_dtype(fn, xs), union(*xs))
 
 
+_FOLDS: dict[Fn, Callable[[int, int], int]] = {
+    Fn.ADD: lambda x, y: x + y,
+    Fn.SUB: lambda x, y: x - y,
+    Fn.MUL: lambda x, y: x * y,
+    Fn.MINIMUM: min,
+    Fn.MAXIMUM: max,
+    Fn.TRUNCDIV: lambda x, y: int(x / y),
+    Fn.TRUNCMOD: lambda x, y: x - int(x / y) * y,
+}
+
+
 def _fold(fn: Fn, xs: Sequence[Node]) -> Node | None:
     """Integer constant folding and neutral elements; floats are left as written."""
     if not all(x.dtype in ("int32", "int64") for x in xs) or len(xs) != 2:
         return None
     a, b = (x.attrs[0] if x.op is TileOp.CONST else None for x in xs)
     if isinstance(a, int) and isinstance(b, int):
-        folds: dict[Fn, Callable[[int, int], int]] = {
-            Fn.ADD: lambda x, y: x + y, Fn.SUB: lambda x, y: x - y, Fn.MUL: lambda x, y: x * y,
-            Fn.MINIMUM: min, Fn.MAXIMUM: max, Fn.TRUNCDIV: lambda x, y: int(x / y), Fn.TRUNCMOD: lambda x, y: x - int(x / y) * y,
-        }  # fmt: skip
-        return const(folds[fn](a, b), xs[0].dtype) if fn in folds else None
-    if b == 0 and fn in (Fn.ADD, Fn.SUB) or b == 1 and fn in (Fn.MUL, Fn.TRUNCDIV):
+        return const(_FOLDS[fn](a, b), xs[0].dtype) if fn in _FOLDS else None
+    if (b == 0 and fn in (Fn.ADD, Fn.SUB)) or (b == 1 and fn in (Fn.MUL, Fn.TRUNCDIV)):
         return xs[0]
-    if a == 0 and fn is Fn.ADD or a == 1 and fn is Fn.MUL:
+    if (a == 0 and fn is Fn.ADD) or (a == 1 and fn is Fn.MUL):
         return xs[1]
     return None
 
@@ -212,9 +123,7 @@ def mask_if(condition: Node, mask: Node, x: Node, other: float) -> Node:
     return Builder.current().node(TileOp.MASK_IF, args, (), x.dtype, union(mask, x))
 
 
-def load(
-    tensor: Tensor, *index: Value, bounds: dict[int, Value] | None = None, other: float | None = 0.0
-) -> Node:
+def load(tensor: Tensor, *index: Value, bounds: dict[int, Value] | None = None, other: float | None = 0.0) -> Node:
     """Elements of a tensor; see ``Access`` for indices, bounds (dimension -> limit) and what lies outside."""
     args, access = _access(tensor, index, bounds, other, False)
     return Builder.current().node(TileOp.LOAD, args, (access,), tensor.dtype, union(*args))
@@ -228,7 +137,9 @@ def store(
     if value.dtype != tensor.dtype:
         raise TileError(f"store to {tensor.name}: the value is {value.dtype}, the tensor {tensor.dtype}; cast it first")
     builder = Builder.current()
-    builder.effect(builder.node(TileOp.STORE, (*args, value), (access, builder._serial), tensor.dtype, union(*args, value)))
+    builder.effect(
+        builder.node(TileOp.STORE, (*args, value), (access, builder._serial), tensor.dtype, union(*args, value))
+    )
 
 
 def _access(
@@ -288,7 +199,12 @@ def top_insert(keys: Node, new: Node, slots: Axis, candidates: Axis) -> Node:
 
 
 def loop(
-    lo: Value, hi: Value, step: int, inits: Sequence[Node], body: Callable[..., Sequence[Node]], stages: int | None = None
+    lo: Value,
+    hi: Value,
+    step: int,
+    inits: Sequence[Node],
+    body: Callable[..., Sequence[Node]],
+    stages: int | None = None,
 ) -> list[Node]:
     """A counted loop with carried values; see ``Builder.loop``."""
     return Builder.current().loop(lo, hi, step, inits, body, stages)

@@ -14,7 +14,8 @@ class Schedule:
         rows: query rows of a tile (tokens x heads of the group that share keys).
         block: keys of a tile.
         value_block: columns of the output per program; 0 means all.
-        phases: "branch" masks under a scalar condition in one loop; "split" gives masked and interior tiles loops of their own.
+        phases: "branch" masks under a scalar condition in one loop; "split" gives masked and interior tiles loops of
+            their own.
         descriptors: load boxes through TMA descriptors (Triton on Hopper and later).
         warps, stages: Triton's num_warps and software-pipelining depth.
         lanes: TVM: axis names by priority for the vector lanes.
