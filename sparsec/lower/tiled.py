@@ -170,7 +170,7 @@ def _read_list(frame: Frame, piece: Piece, state: list[Node]) -> list[Node]:
 
 def _step(frame: Frame, piece: Piece, at: Node, masked: Node | bool | None, state: Sequence[Node]) -> Sequence[Node]:
     """One key tile. ``masked``: False never, None always, else under that scalar condition."""
-    spec, schedule = frame.spec, frame.schedule
+    schedule = frame.schedule
     start, length = mul(at, schedule.block), tile.param(piece.length)
     key = add(start, tile.iota(frame.keys))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 
 from sparsec.ir.node import Node
@@ -12,6 +13,7 @@ from sparsec.plan.select import select
 from sparsec.plan.specs import BlockList, GatheredAttention, Piece, TiledAttention
 from sparsec.scalar.bounds import Bounded, key_ranges
 from sparsec.scalar.expr import Expr, constant
+from sparsec.scalar.walk import tensors, variables
 
 LIST_TILE = 64
 """Rows and keys of a block list's tiles; schedules use tiles that divide it."""
@@ -121,10 +123,6 @@ def _with_list(planner: Planner, attend: Node, piece: Piece) -> Piece:
 
 
 def _listed(planner: Planner, attend: Node, piece: Piece) -> Piece:
-    from dataclasses import replace
-
-    from sparsec.scalar.text import variables
-
     assert piece.where is not None
     used = variables(piece.where)
     q, name = attend.src[0], planner.name(attend)
@@ -134,7 +132,7 @@ def _listed(planner: Planner, attend: Node, piece: Piece) -> Piece:
     lead = [q.shape[0] if per_batch else constant(1), constant(heads)]
     ids = planner.temporary(attend, "tiles", [*lead, *tiles], "int32")
     counts = planner.temporary(attend, "tile_counts", [*lead, tiles[0]], "int32")
-    needed = tuple(c for c in piece.captures if c.name in {str(n) for n in _elements(piece.where)})
+    needed = tuple(c for c in piece.captures if c.name in tensors(piece.where))
     spec = BlockList(
         name=f"blocks_{name}",
         where=piece.where,
@@ -151,12 +149,6 @@ def _listed(planner: Planner, attend: Node, piece: Piece) -> Piece:
     masks = [s for s in attend.positional[2:] if s.op is Op.MASK]
     planner.add(spec, [c.name for c in needed], [ids, counts], masks, dims, [piece.where])
     return replace(piece, listed=spec)
-
-
-def _elements(expr: Expr) -> set[str]:
-    """The captured tensors that an expression reads."""
-    own = {str(expr.value)} if expr.head == "element" else set()
-    return own.union(*(_elements(a) for a in expr.args)) if expr.args else own
 
 
 def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) -> None:

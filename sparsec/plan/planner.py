@@ -11,7 +11,7 @@ from sparsec.plan.plan import Buffer, Kernel, PlanError
 from sparsec.plan.sizes import Sizes
 from sparsec.plan.specs import Capture, Spec
 from sparsec.scalar.expr import Expr, var
-from sparsec.scalar.text import variables
+from sparsec.scalar.walk import variables
 
 Place = tuple[Node, str]
 """A node and which of its values: "o", "lse", "k", "v", "indices", "weights" or "tensor"."""

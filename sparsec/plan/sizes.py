@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sparsec.ir.node import Node
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, constant
-from sparsec.scalar.text import substitute, variables
+from sparsec.scalar.walk import substitute, variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +48,5 @@ def static_names(inputs: Sequence[Node]) -> frozenset[str]:
     for node in inputs:
         rank = len(node.shape)
         for dim in node.shape[max(rank - 2, 1) if rank >= 4 else rank - 1 :]:
-            found |= variables(dim)
+            found |= variables(dim).keys()
     return frozenset(found - {"B", "T", "TQ", "TK"})

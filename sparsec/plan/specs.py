@@ -3,7 +3,8 @@
 A spec knows sizes that are fixed when a kernel is built (heads, head dims, chunk, k); lengths, batch and strides are
 launch parameters. Predicates are expressions over ``b`` (batch), ``h`` (query head), ``i`` (query position) and ``j``
 (key position in the memory) or ``c`` (chunk). Layouts: activations ``[B, T, heads, D]``, learned slots
-``[M, heads, D]``, indices and weights ``[B, TQ, HS, K]``, log-sum-exp ``[B, TQ, H]``; the printers address them by stride.
+``[M, heads, D]``, indices and weights ``[B, TQ, HS, K]``, log-sum-exp ``[B, TQ, H]``; the printers address them by
+stride.
 
 Launch parameters every program may use: ``B``, ``TQ``, ``TK``, ``q_offset`` (position of query row 0) and the lengths
 that a spec names.
@@ -82,7 +83,8 @@ class GatheredAttention:
 
     ``indices[b, t, s, :]`` are chunk ids (-1: nothing) for scope ``s``; tokens of chunk c are
     ``c*chunk … (c+1)*chunk-1`` below TK. ``per = joint``: one softmax over the visible tokens of all chosen chunks.
-    ``per = chunk``: a softmax inside each chunk (``sink`` applies inside each), then ``sum_k weights[k] * o_k``; lse is then not defined.
+    ``per = chunk``: a softmax inside each chunk (``sink`` applies inside each), then ``sum_k weights[k] * o_k``; lse
+    is then not defined.
 
     Attributes:
         scope: "kv_head" (indices per key/value head), "head" (per query head) or "token" (one list for all heads).
@@ -143,7 +145,8 @@ class Selector:
 
     scores[h, n] = scale * q[h] . keys[kv(h), n]; with ``softmax`` they become per-head probabilities over the summaries
     with ``visible``; ``group`` sums or means them over the heads of a key/value head; ``pool`` maps summaries
-    to blocks.     Eligible blocks rank by (forced, score, lower id); slots left over are -1. ``order = newest`` sorts the chosen by
+    to blocks.     Eligible blocks rank by (forced, score, lower id); slots left over are -1. ``order = newest`` sorts
+    the chosen by
     descending id, ``oldest`` by ascending id with -1 last, ``score`` leaves them by rank.
 
     Attributes:
@@ -207,8 +210,8 @@ class Combine:
     """Row by row: out = merge of branches ``[B,TQ,H,DV]``.
 
     ``fn = gated``: sum of gate_i * o_i; ``sum``; ``convex``: g * o_0 + (1 - g) * o_1; ``lse``: the joint softmax of
-    disjoint sets from (o_i, lse_i), writing its own lse. A gate is ``[B,TQ,H]`` of ``dtype``; ``gate_fn`` is applied to it (over
-    x0), if given. Branches are ``branch_dtype``, out is ``dtype``.
+    disjoint sets from (o_i, lse_i), writing its own lse. A gate is ``[B,TQ,H]`` of ``dtype``; ``gate_fn`` is applied
+    to it (over x0), if given. Branches are ``branch_dtype``, out is ``dtype``.
     """
 
     name: str
