@@ -1,0 +1,31 @@
+"""The compiler's passes as one list, and the runner that verifies and watches each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sparsec.ir.variant import Variant
+from sparsec.ir.verify import verify
+
+Pass = Callable[[Variant], Variant]
+"""A variant in, an equal variant out; the same object where there is nothing to do. Its name is the function's."""
+
+Observer = Callable[[str, Variant, Variant], None]
+"""Told of each pass after it was verified: its name, the variant before, the variant after."""
+
+PIPELINE: tuple[Pass, ...] = ()
+
+
+def run(variant: Variant, passes: Sequence[Pass] = PIPELINE, observers: Sequence[Observer] = ()) -> Variant:
+    """The variant after each pass in turn; the graph is verified after each one.
+
+    Raises:
+        VerifyError: a pass left a graph that breaks a rule; the message names the pass, the node and the rule.
+    """
+    for step in passes:
+        before, variant = variant, step(variant)
+        verify(variant.outputs, f"after {step.__name__}")
+        assert variant.parameters == before.parameters, f"{step.__name__} changed the inputs of {before.name}"
+        for observe in observers:
+            observe(step.__name__, before, variant)
+    return variant
