@@ -1,0 +1,92 @@
+"""From printed source to a kernel that runs: import it from a file, give it arguments, launch it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from sparsec.backends.triton.address import stride_limits
+from sparsec.backends.triton.arguments import descriptor_arguments
+from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
+from sparsec.tile.language import Program
+from sparsec.tile.schedule import Schedule
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LaunchError(ValueError):
+    """Tensors that a kernel cannot take, in one sentence with the numbers."""
+
+
+def load(source: str, name: str, folder: Path) -> Any:
+    """The kernel ``name`` of a source, imported from a file in ``folder`` so that Triton and tracebacks can read it."""
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    path = folder / f"{name}_{digest}.py"
+    if not path.exists() or path.read_text() != source:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(source)
+        draft.replace(path)
+    return getattr(_module(path), name)
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(
+    program: Program,
+    schedule: Schedule,
+    tensors: Mapping[str, torch.Tensor],
+    params: Mapping[str, int | float],
+) -> list[Any]:
+    """A kernel's arguments in order: tensors, parameters, strides, descriptors. Raises LaunchError where they do not fit."""
+    given = [tensors[t.name] for t in program.tensors]
+    strides = {
+        f"{t.name}_s{d}": x.stride(d) for t, x in zip(program.tensors, given, strict=True) for d in range(t.rank)
+    }
+    for t, x in zip(program.tensors, given, strict=True):
+        if x.dim() != t.rank or (x.stride(-1) != 1 and x.shape[-1] > 1):
+            raise LaunchError(
+                f"{t.name}: shape {tuple(x.shape)}, strides {x.stride()}; it needs {t.rank} dimensions, the last dense"
+            )
+    for name, limit in stride_limits(program).items():
+        if strides[name] > limit:
+            raise LaunchError(f"{name} is {strides[name]}; offsets inside a tile fit 32 bits up to {limit}")
+    made = [descriptor(d, tensors[d.tensor.name], params) for d in descriptor_arguments(program, schedule)]
+    return [*given, *(params[name] for name, _ in program.params), *(strides[s] for s in program.stride_params), *made]
+
+
+def descriptor(wanted: Descriptor, tensor: torch.Tensor, params: Mapping[str, int | float]) -> Any:
+    """A host-side TMA descriptor of a tensor. Raises LaunchError where the tensor does not allow one."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    if refusal := descriptor_refusal(wanted, tensor, {k: int(v) for k, v in params.items()}):
+        raise LaunchError(refusal)
+    shape = [tensor.shape[d] for d in wanted.dims]
+    return TensorDescriptor(tensor, shape, [tensor.stride(d) for d in wanted.dims], list(wanted.block))
+
+
+def launch(
+    kernel: Any, grid: Sequence[int], args: Sequence[Any], warps: int, stages: int, device: torch.device | None = None
+) -> None:
+    """Run a loaded kernel over its grid on the current stream of ``device``; an empty grid does nothing."""
+    import torch
+
+    if 0 in grid:
+        return
+    if device is None or device.type != "cuda":
+        kernel[tuple(grid)](*args, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+        return
+    with torch.cuda.device(device):
+        kernel[tuple(grid)](*args, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
