@@ -79,10 +79,10 @@ class Scanner:
         """Steps over an attribute's value: everything to the next comma or brace outside brackets."""
         start = self._at
         self._balanced(",}")
-        text = re.sub(r"#[^\n]*", " ", self._text[start : self._at]).strip()
+        text = re.sub(r"#[^\n]*", lambda comment: " " * len(comment.group()), self._text[start : self._at]).rstrip()
         if not text:
             raise self.error(self._next(), "a value is expected here", "such as 64 or (j <= i)")
-        return Token(" ".join(text.split()), start)
+        return Token(text, start)
 
     def end(self) -> None:
         """Nothing may follow."""
@@ -96,7 +96,9 @@ class Scanner:
 
     def error(self, token: Token, rule: str, fix: str) -> TextError:
         """An error at a token."""
-        return TextError("text", f"`{token.text}`" if token.text else "the end of the text", rule, fix, self.origin(token))
+        return TextError(
+            "text", f"`{token.text}`" if token.text else "the end of the text", rule, fix, self.origin(token)
+        )
 
     def _next(self) -> Token:
         match = _WORD.match(self._text, self._at)

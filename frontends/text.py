@@ -100,6 +100,7 @@ class _Parser:
                 return make(OPS[op.text], sources, named, **values)
         except DeclarationError as error:
             at = places.get(error.value.split(" = ")[0], op)
+            at = Token(at.text, at.start + error.offset)
             raise _moved(error, self.scan.origin(at, name)) from error
 
     def _sources(self) -> tuple[list[Node], dict[str, Node]]:
@@ -154,7 +155,8 @@ class _Parser:
         try:
             return parse_expression(token.text)
         except ExprSyntaxError as error:
-            raise self.scan.error(token, str(error), "a number") from error
+            at = Token(error.piece, token.start + error.column - 1)
+            raise self.scan.error(at, error.rule, error.fix) from error
 
 
 def _moved(error: DeclarationError, origin: Origin) -> DeclarationError:

@@ -24,7 +24,7 @@ def input(name: str, shape: str | Sequence[str | int | Expr], dtype: str = "floa
 
 
 def map(*x: Node, fn: Expression | None = None, row: str = "none") -> Node:
-    """``fn`` of x0, x1, … elementwise, broadcast from the last dim; ``row`` (softmax, l2norm) is applied to each x first."""
+    """``fn`` of x0, x1, … elementwise, broadcast from the last dim; ``row`` (softmax, l2norm) is applied before."""
     return make(Op.MAP, x, fn=fn, row=row)
 
 
@@ -34,14 +34,14 @@ def tokens(k: Node, v: Node | None = None, *, chunk: int | None = None) -> Node:
 
 
 def slots(k: Node, v: Node, *, origin: str = "learned") -> Node:
-    """Persistent vectors ``[M,HKV,D]`` (learned, arXiv 1907.01470) or ``[B,M,HKV,D]`` (carried) -> memory without positions."""
+    """Persistent vectors ``[M,HKV,D]`` (learned, arXiv 1907.01470) or ``[B,M,HKV,D]`` (carried) -> memory."""
     return make(Op.SLOTS, (k, v), origin=origin)
 
 
 def summary(
     memory: Node, given: Node | None = None, *, size: int, stride: int, fn: str = "mean", fields: str = "k"
 ) -> Node:
-    """Windows of ``size`` tokens every ``stride`` -> memory of ceil(TK / stride) summaries; a ragged last one takes what is."""
+    """Windows of ``size`` tokens every ``stride`` -> memory of ceil(TK / stride) summaries, the last ones ragged."""
     src = (memory,) if given is None else (memory, given)
     return make(Op.SUMMARY, src, fn=fn, size=size, stride=stride, fields=fields)
 
@@ -55,7 +55,7 @@ def score(
     detach: bool = False,
     head_weights: Node | None = None,
 ) -> Node:
-    """Queries against a memory's keys or a tensor ``[B,N,HKV,D]`` or ``[N,HKV,D]`` -> scores, scaled by D**-0.5 by default."""
+    """Queries against a memory's keys or a tensor ``[B,N,HKV,D]`` or ``[N,HKV,D]`` -> scores; scale D**-0.5."""
     return make(Op.SCORE, (q, keys), {"head_weights": head_weights}, fn=fn, scale=scale, detach=detach)
 
 
@@ -78,7 +78,7 @@ def reduce(
     kernel: int | None = None,
     padding: int | None = None,
 ) -> Node:
-    """Fewer scores: heads of a group, all heads, overlapping summaries to blocks (NSA), pooled blocks (InfLLM-v2), queries.
+    """Fewer scores: over heads of a group, all heads, overlapping summaries (NSA), pooled blocks (InfLLM-v2), queries.
 
     ``pre = softmax`` makes probabilities per head first, over what ``visible`` (of i and column c) admits.
     """
@@ -111,7 +111,7 @@ def topk(
 ) -> Node:
     """The k best units per query and scope -> list; eligible and forced are predicates over i and column c.
 
-    Forced members rank above all; where they do not count in k, ``slots`` is the length of the list. Surplus slots are -1.
+    Forced members rank above all; where they do not count in k, ``slots`` is the list's length. Surplus slots are -1.
     """
     sizes = {"k": k, "slots": slots, "size": size, "query_block": query_block, "fanout": fanout}
     rules = {"eligible": eligible, "forced": forced, "count_forced": count_forced, "order": order, "tie": tie}
@@ -128,7 +128,7 @@ def given(
     scope: str = "kv_head",
     order: str = "score",
 ) -> Node:
-    """A list from outside: indices int32 ``[B,TQ,HS,K]`` with -1 pads, counts int32 ``[B,TQ,HS]`` where lists are ragged."""
+    """A list from outside: indices int32 ``[B,TQ,HS,K]`` with -1 pads, counts int32 ``[B,TQ,HS]``."""
     return make(Op.GIVEN, (indices,), {"counts": counts}, unit=unit, size=size, scope=scope, order=order)
 
 
@@ -153,10 +153,10 @@ def attend(
     empty: str = "zero",
     **captures: Node,
 ) -> Node:
-    """Softmax attention over what one list and any masks admit -> output ``[B,TQ,H,DV]``; ``lse`` gives its log-sum-exp.
+    """Softmax attention over what one list and any masks admit -> output ``[B,TQ,H,DV]``; see ``lse``.
 
-    ``per = chunk``: a softmax inside each chosen chunk, outputs summed by ``weights`` (HSA, arXiv 2504.16795). ``sink`` is
-    "none", "zero" (a logit of 0 in the denominator) or a tensor of logits ``[H]``. Rows that see nothing give 0.
+    ``per = chunk``: a softmax inside each chosen chunk, outputs summed by ``weights`` (HSA, arXiv 2504.16795).
+    ``sink`` is "none", "zero" (a logit of 0 in the denominator) or a tensor of logits ``[H]``. Empty rows give 0.
     """
     logits = sink if isinstance(sink, Node) else None
     named = {"weights": weights, "sink": logits, **captures}
@@ -170,5 +170,5 @@ def lse(output: Node) -> Node:
 
 
 def merge(*outputs: Node, fn: str, gates: Sequence[Node] = ()) -> Node:
-    """Outputs -> one: lse (joint softmax of disjoint sets), sum, gated and convex (gates ``[B,TQ,H]``), weighted, joint."""
+    """Outputs -> one: lse (joint softmax of disjoint sets), sum, gated or convex (gates ``[B,TQ,H]``), weighted, …"""
     return make(Op.MERGE, (*outputs, *gates), fn=fn)

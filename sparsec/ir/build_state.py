@@ -1,7 +1,8 @@
 """Constructors of matrix states and what is done with them. All raise ``DeclarationError``; shapes are inferred.
 
 States are ``[B,N,HKV,D,DV]`` in fp32, key-first (o = Mᵀq); a written state stands for the states after every token.
-Shapes: k ``[B,T,HKV,D]``, v ``[B,T,HKV,DV]``, beta ``[B,T,HKV]``, log-decays ``[B,T,HKV]`` (scalar), ``[B,T,HKV,D]`` (key).
+Shapes: k ``[B,T,HKV,D]``, v ``[B,T,HKV,DV]``, beta ``[B,T,HKV]``, log-decays ``[B,T,HKV]`` (scalar) or ``[B,T,HKV,D]``
+(key).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def state(
     parts: int = 1,
     schedule: str = "single",
 ) -> Node:
-    """A bank of ``parts`` matrices per head, zero unless ``initial`` ``[N,HKV,D,DV]`` or ``[B,N,HKV,D,DV]`` is given."""
+    """A bank of ``parts`` matrices per head: zero, or ``initial`` ``[N,HKV,D,DV]`` or ``[B,N,HKV,D,DV]``."""
     src = () if initial is None else (initial,)
     return make(Op.STATE, src, heads=heads, rows=rows, cols=cols, parts=parts, schedule=schedule)
 
@@ -43,10 +44,10 @@ def write(
     freeze_unselected: bool = True,
     row_topk: int | None = None,
 ) -> Node:
-    """M = decay·M + e·beta·k (v − pred)ᵀ (delta; pred reads the decayed or undecayed state) or + e·beta·k vᵀ (additive).
+    """M = decay·M + e·beta·k (v − pred)ᵀ (delta; pred ``reads`` the decayed or undecayed M) or + e·beta·k vᵀ.
 
-    ``route`` lists the active parts, ``weight`` is their e; parts not listed keep still if ``freeze_unselected``. erase_a and
-    erase_b replace −k and beta·k of the delta rule (RWKV-7, GDN-2). ``decay_kind`` follows from the decay's shape.
+    ``route`` lists the active parts, ``weight`` is their e; others rest if ``freeze_unselected``. erase_a and erase_b
+    replace −k and beta·k of the delta rule (RWKV-7, GDN-2). ``decay_kind`` follows from the decay's shape.
     """
     named = {"beta": beta, "decay": decay, "route": route, "weight": weight, "erase_a": erase_a, "erase_b": erase_b}
     kinds = {3: "scalar", 4: "key", 5: "full"}
@@ -65,7 +66,7 @@ def residual(
     gamma: Node | None = None,
     renormalise: bool = True,
 ) -> Node:
-    """gamma · clip(v − Σ e·recall): what a level leaves to the next, by its recall after (post) or before (pre) the write."""
+    """gamma · clip(v − Σ e·recall), left to the next level; the recall is after (post) or before (pre) the write."""
     return make(Op.RESIDUAL, (v, written, k), {"gamma": gamma}, mode=mode, clip=clip, renormalise=renormalise)
 
 
@@ -79,7 +80,7 @@ def transfer(
     keep: int | None = None,
     score: Node | None = None,
 ) -> Node:
-    """The target memory after it received what the source lets go: leaves_window, chunk_full, carry; all of it or by score."""
+    """The target after it received what the source lets go: leaves_window, chunk_full, carry; all, or by score."""
     return make(Op.TRANSFER, (source, target), {"score": score}, trigger=trigger, by=by, size=size, keep=keep)
 
 
@@ -96,7 +97,7 @@ def recall(
     level_bias: Node | None = None,
     level_gate: Node | None = None,
 ) -> Node:
-    """q ``[B,TQ,H,D]`` against written states -> ``[B,TQ,H,DV]``: a sum, or a softmax over states or slots (semantics §3.2).
+    """q ``[B,TQ,H,D]`` against written states -> ``[B,TQ,H,DV]``: a sum, or a softmax over states or slots.
 
     ``when``: after or before the token's own write. ``read``: the parts that the write activated, or all; their e is
     renormalised if ``renormalise``. ``top`` keeps the best few candidates of a softmax, the first level among them.

@@ -11,16 +11,20 @@ from sparsec.ir.rules_select import Problem
 from sparsec.ir.schema import Attr, Required
 from sparsec.ir.suggest import did_you_mean
 from sparsec.scalar.expr import Expr, constant
+from sparsec.scalar.expr import Kind as ScalarKind
+from sparsec.scalar.walk import tensors, variables
+
+Captures = Mapping[str, ScalarKind]  # the kind of each captured tensor's elements
 
 
 class Refused(Exception):
     """A value of the wrong form; ``make`` adds the node and the place."""
 
-    def __init__(self, value: object, rule: str, fix: str) -> None:
-        self.problem = Problem(str(value), rule, fix)
+    def __init__(self, value: object, rule: str, fix: str, offset: int = 0) -> None:
+        self.problem, self.offset = Problem(str(value), rule, fix), offset
 
 
-def coerce(attr: Attr, value: object, captures: tuple[str, ...], size: object) -> Value:
+def coerce(attr: Attr, value: object, captures: Captures, size: object) -> Value:
     """One attribute's value in its stored form; ``size`` is the tokens per unit that named predicates use."""
     if value is None and attr.optional:
         return None
@@ -82,7 +86,7 @@ _LITERALS: Mapping[str, Callable[[Attr, object], Value]] = {
 }
 
 
-def _expression(attr: Attr, value: object, captures: tuple[str, ...], size: object) -> Expr:
+def _expression(attr: Attr, value: object, captures: Captures, size: object) -> Expr:
     """An expression from an ``Expr``, a number, text, a named predicate, or a Python function that is traced."""
     found = _read(attr, value, captures, size)
     if attr.form == "predicate" and found.kind != "bool":
@@ -93,13 +97,14 @@ def _expression(attr: Attr, value: object, captures: tuple[str, ...], size: obje
     return found
 
 
-def _read(attr: Attr, value: object, captures: tuple[str, ...], size: object) -> Expr:
+def _read(attr: Attr, value: object, captures: Captures, size: object) -> Expr:
     if isinstance(value, Expr):
         return value
     if isinstance(value, int | float):
         return constant(value)
     if isinstance(value, str):
-        return _named(attr, value, size) or _parsed(attr, value, captures)
+        named = _named(attr, value, size)
+        return _parsed(value, captures) if named is None else named
     if callable(value):
         return _traced(attr, value, captures)
     raise Refused(value, "it is an expression", "write it as text, a lambda or an Expr")
@@ -111,16 +116,16 @@ def _named(attr: Attr, text: str, size: object) -> Expr | None:
     return TOKEN[text]() if text in TOKEN and "j" in attr.index else None
 
 
-def _parsed(attr: Attr, text: str, captures: tuple[str, ...]) -> Expr:
+def _parsed(text: str, captures: Captures) -> Expr:
     from sparsec.scalar.text import ExprSyntaxError, parse
 
     try:
-        return parse(text, attr.index)
+        return parse(text, None, captures)
     except ExprSyntaxError as error:
-        raise Refused(text, str(error), "Python's infix syntax, such as (j <= i) & (i - j < 512)") from error
+        raise Refused(error.piece, error.rule, error.fix, error.column - 1) from error
 
 
-def _traced(attr: Attr, value: Callable[..., object], captures: tuple[str, ...]) -> Expr:
+def _traced(attr: Attr, value: Callable[..., object], captures: Captures) -> Expr:
     from sparsec.scalar.trace import trace
 
     return trace(value, attr.index)
@@ -129,27 +134,16 @@ def _traced(attr: Attr, value: Callable[..., object], captures: tuple[str, ...])
 INDEX = frozenset({"b", "h", "i", "j", "c", "score"})
 
 
-def _names_are_known(attr: Attr, found: Expr, captures: tuple[str, ...]) -> None:
+def _names_are_known(attr: Attr, found: Expr, captures: Captures) -> None:
     """Index variables that mean something here, elements of tensors that are captured."""
-    for part in leaves(found):
-        if part.head == "var" and part.value in INDEX and part.value not in attr.index:
+    for name in variables(found):
+        if name in INDEX and name not in attr.index:
             may = ", ".join(attr.index) or "only dims"
-            raise Refused(found, f"`{part.value}` means nothing here", f"it may use {may} and dims")
-        if part.head == "element" and part.value not in captures:
-            fix = did_you_mean(str(part.value), captures) if captures else f"pass {part.value}=<tensor> as a source"
-            raise Refused(found, f"`{part.value}` is not captured by this node", fix)
-
-
-def leaves(found: Expr) -> list[Expr]:
-    """The variables, constants and captured elements in an expression, each once."""
-    seen: dict[Expr, None] = {}
-    stack = [found]
-    while stack:
-        part = stack.pop()
-        if part not in seen:
-            seen[part] = None
-            stack.extend(reversed(part.args))
-    return [part for part in seen if part.head in ("var", "const", "element")]
+            raise Refused(found, f"`{name}` means nothing here", f"it may use {may} and dims")
+    for name in tensors(found):
+        if name not in captures:
+            fix = did_you_mean(name, captures) if captures else f"pass {name}=<tensor> as a source"
+            raise Refused(found, f"`{name}` is not captured by this node", fix)
 
 
 def missing(default: object) -> bool:

@@ -12,13 +12,14 @@ from sparsec.ir.scores import ceil_div, is_list, key_heads, tokens_behind
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant
 from sparsec.scalar.expr import Expr
+from sparsec.scalar.walk import variables
 
 
 def bind(variant: Variant, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """Dim names -> sizes from the shape of every input.
 
     Raises:
-        InputError: a missing or unknown input, a shape that disagrees with another or with the declaration, H % HKV != 0.
+        InputError: a missing or unknown input, a shape that disagrees with another or the declaration, H % HKV != 0.
     """
     _check_names(variant, shapes)
     dims: dict[str, tuple[int, str]] = {}
@@ -66,12 +67,12 @@ def value(dim: Expr, env: Mapping[str, int]) -> int:
     Raises:
         InputError: a name that occurs only inside expressions, so that no shape says what it is.
     """
-    from sparsec.ir.coerce import leaves
     from sparsec.scalar.evaluate import evaluate
 
-    for part in leaves(dim):
-        if part.head == "var" and part.value not in env:
-            raise InputError(str(dim), f"{part.value}", "no input has this dim by itself", f"declare an input with {part.value}")
+    for name in variables(dim):
+        if name not in env:
+            fix = f"declare an input with the dim {name}"
+            raise InputError(str(dim), name, "no input has this dim by itself", fix)
     return int(evaluate(dim, dict(env)))
 
 
@@ -81,12 +82,16 @@ def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
         for one, other, what in _equalities(node):
             if value(one, env) != value(other, env):
                 sizes = f"{one} = {value(one, env)}, {other} = {value(other, env)}"
-                raise InputError(f"{node.op.value} {variant.names.get(node, '')}", sizes, f"{what} must agree", "check the shapes")
+                raise InputError(
+                    f"{node.op.value} {variant.names.get(node, '')}", sizes, f"{what} must agree", "check the shapes"
+                )
         for heads, shared in _groups(node):
             if value(heads, env) % max(value(shared, env), 1):
                 sizes = f"{heads} = {value(heads, env)}, {shared} = {value(shared, env)}"
                 rule = f"{heads} must be divisible by {shared}"
-                raise InputError(f"{node.op.value} {variant.names.get(node, '')}", sizes, rule, "share each key/value head evenly")
+                raise InputError(
+                    f"{node.op.value} {variant.names.get(node, '')}", sizes, rule, "share each key/value head evenly"
+                )
 
 
 def _groups(node: Node) -> Iterator[tuple[Expr, Expr]]:
@@ -105,7 +110,9 @@ def _equalities(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
 
 def _pairs(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
     if node.op in (Op.TOKENS, Op.SLOTS) and len(node.src) == 2:
-        yield from ((a, b, "keys and values") for a, b in zip(node.src[0].shape[:-1], node.src[1].shape[:-1], strict=True))
+        yield from (
+            (a, b, "keys and values") for a, b in zip(node.src[0].shape[:-1], node.src[1].shape[:-1], strict=True)
+        )
     if node.op is Op.SCORE:
         q, keys = node.src[:2]
         yield q.shape[3], keys.shape[-1] if keys.kind == "tensor" else keys.shape[3], "head dims"

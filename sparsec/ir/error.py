@@ -14,10 +14,13 @@ class DeclarationError(ValueError):
         rule: what must hold.
         fix: what to write instead.
         origin: where it was written, if known.
+        offset: characters from the start of an attribute's value to the offending piece.
     """
 
-    def __init__(self, node: str, value: str, rule: str, fix: str, origin: Origin | None = None) -> None:
-        self.node, self.value, self.rule, self.fix, self.origin = node, value, rule, fix, origin
+    def __init__(
+        self, node: str, value: str, rule: str, fix: str, origin: Origin | None = None, offset: int = 0
+    ) -> None:
+        self.node, self.value, self.rule, self.fix, self.origin, self.offset = node, value, rule, fix, origin, offset
         where = f"{origin}: " if origin else ""
         super().__init__(f"{where}{node}: {value}: {rule}. Fix: {fix}")
 

@@ -1,10 +1,10 @@
-"""The one way to a node: attributes coerced, defaults written out, rules checked, the result inferred, then interned."""
+"""The one way to a node: attributes coerced, defaults written out, rules checked, result inferred, interned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sparsec.ir.coerce import Refused, coerce, missing
+from sparsec.ir.coerce import Captures, Refused, coerce, missing
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.infer import INFER
 from sparsec.ir.node import Node, Value, intern
@@ -14,26 +14,28 @@ from sparsec.ir.rules_select import Problem
 from sparsec.ir.schema import SCHEMA
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.verify import problem
-from sparsec.scalar.expr import var
+from sparsec.scalar.expr import Expr, Kind, call, var
 from sparsec.scalar.fn import Fn
+from sparsec.scalar.walk import tensors
 
 Named = Mapping[str, Node | None]
 
 
-def make(op: Op, sources: Sequence[Node], named: Named | None = None, **attrs: object) -> Node:
+def make(op: Op, sources: Sequence[Node], named: Named | None = None, /, **attrs: object) -> Node:
     """A node from sources, named sources (operands, and captures under any other name) and attributes.
 
     Raises:
-        DeclarationError: an unknown or missing attribute, a value of the wrong form, or a rule of the op that is broken.
+        DeclarationError: an unknown or missing attribute, a value of the wrong form, a broken rule of the op.
     """
     origin = here()
+    offset = 0
     try:
         node = _draft(op, sources, {name: node for name, node in (named or {}).items() if node is not None}, attrs)
         wrong = problem(node)
     except Refused as refused:
-        wrong = refused.problem
+        wrong, offset = refused.problem, refused.offset
     if wrong is not None:
-        raise _error(op, wrong, origin)
+        raise _error(op, wrong, origin, offset)
     shape, kind, dtype = INFER[op](node)
     done = intern(op, node.src, dict(node.attrs), shape, kind, dtype)
     record(done, origin)
@@ -48,9 +50,9 @@ def remake(node: Node, sources: Sequence[Node]) -> Node:
     return make(node.op, sources[:positional], dict(zip(names, sources[positional:], strict=True)), **attrs)
 
 
-def _error(op: Op, wrong: Problem, origin: Origin | None) -> DeclarationError:
+def _error(op: Op, wrong: Problem, origin: Origin | None, offset: int) -> DeclarationError:
     name = f" `{origin.name}`" if origin and origin.name else ""
-    return DeclarationError(f"{op.value}{name}", wrong.value, wrong.rule, wrong.fix, origin)
+    return DeclarationError(f"{op.value}{name}", wrong.value, wrong.rule, wrong.fix, origin, offset)
 
 
 def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[str, object]) -> Node:
@@ -63,7 +65,7 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
     captured = [name for name in named if name not in schema.operands]
     if captured and not schema.captures:
         raise Refused(captured[0], f"{op.value} has no such source", did_you_mean(captured[0], schema.operands))
-    values = _attributes(op, attrs, tuple(captured))
+    values = _attributes(op, attrs, {name: _element_kind(named[name]) for name in captured})
     if schema.operands:
         values["operands"] = tuple(operands)
     if schema.captures:
@@ -74,7 +76,11 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
     return Node(op, src, tuple(sorted(values.items())), (), "tensor", "float")
 
 
-def _attributes(op: Op, attrs: dict[str, object], captures: tuple[str, ...]) -> dict[str, Value]:
+def _element_kind(node: Node) -> Kind:
+    return "int" if node.dtype == "int32" else "float"
+
+
+def _attributes(op: Op, attrs: dict[str, object], captures: Captures) -> dict[str, Value]:
     known = SCHEMA[op].attrs
     for name in attrs:
         if name not in known:
@@ -88,23 +94,17 @@ def _attributes(op: Op, attrs: dict[str, object], captures: tuple[str, ...]) -> 
             values[name] = coerce(attr, stated, captures, attrs.get("size"))
         except Refused as refused:
             value, rule, fix = refused.problem
-            raise Refused(f"{name} = {value}", rule, fix) from refused
+            raise Refused(f"{name} = {value}", rule, fix, refused.offset) from refused
     return values
 
 
 def _used(values: dict[str, Value]) -> set[str]:
     """Captured tensors that the expressions read; one that none reads is no source."""
-    from sparsec.ir.coerce import leaves
-    from sparsec.scalar.expr import Expr
-
-    parts = (part for value in values.values() if isinstance(value, Expr) for part in leaves(value))
-    return {str(part.value) for part in parts if part.head == "element"}
+    return {name for value in values.values() if isinstance(value, Expr) for name in tensors(value)}
 
 
 def _complete(op: Op, src: tuple[Node, ...], values: dict[str, Value]) -> None:
     """Defaults that depend on the rest, written out so that the node says everything."""
-    from sparsec.scalar.expr import call
-
     if op in (Op.SCORE, Op.ATTEND) and values["scale"] is None and src:
         values["scale"] = call(Fn.RSQRT, src[0].shape[-1])
     if op is Op.TOPK and values["slots"] is None and values["count_forced"]:

@@ -12,7 +12,7 @@ class Op(Enum):
     SLOTS = "slots"  # (k, v) -> memory of persistent vectors; origin
     SUMMARY = "summary"  # (memory[, given]) -> memory of window summaries; fn, size, stride, fields
     STATE = "state"  # ([initial]) -> bank of matrix states; heads, rows, cols, parts, schedule
-    WRITE = "write"  # (state, k, v; beta, decay, route, weight, erase_a, erase_b) -> states after each token; rule, decay, reads
+    WRITE = "write"  # (state, k, v; beta, decay, route, weight, …) -> states after each token; rule, reads, …
     RESIDUAL = "residual"  # (v, written state, k; gamma) -> what this level leaves to the next; mode, clip
     TRANSFER = "transfer"  # (from, to; score) -> the receiving memory; trigger, by, keep
     SCORE = "score"  # (q, memory or keys; head_weights) -> scores; fn, scale, detach
@@ -22,7 +22,7 @@ class Op(Enum):
     TOPK = "topk"  # (scores; within) -> selection; k, unit, size, scope, eligible, forced, order, …
     GIVEN = "given"  # (indices; counts) -> selection; unit, size, scope, order
     WEIGHTS = "weights"  # (scores, selection) -> one weight per chosen unit; fn, renormalise
-    ATTEND = "attend"  # (q, memory, selection…; weights, sink, captures) -> output, with a log-sum-exp; per, scale, sink, bias
+    ATTEND = "attend"  # (q, memory, selection…; weights, sink, captures) -> output with log-sum-exp; per, scale, sink
     RECALL = "recall"  # (q, state…; kappa, level_bias, level_gate) -> output read from states; mode, when, read, top
     LSE = "lse"  # (attend or merge) -> its log-sum-exp
     MERGE = "merge"  # (output…, gate…) -> output; fn

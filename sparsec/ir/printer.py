@@ -6,11 +6,9 @@ from collections.abc import Mapping
 
 from sparsec.ir.node import Node, Value
 from sparsec.ir.op import Op
-from sparsec.ir.schema import SCHEMA
+from sparsec.ir.schema import SCHEMA, Attr
 from sparsec.ir.variant import InputSpec, Variant
 from sparsec.scalar.expr import Expr
-
-_HIDDEN = (None, False, "none")
 
 
 def to_text(variant: Variant) -> str:
@@ -39,19 +37,18 @@ def _body(variant: Variant, name: str, names: Mapping[Node, str]) -> str:
 
 
 def statement(node: Node, names: Mapping[Node, str]) -> str:
-    """One node as ``op(sources, name=source) {attribute = value}``; attributes that say "nothing" by default are left out."""
+    """One node as ``op(sources, name=source) {attribute = value}``; defaults that say nothing are left out."""
     named = (f"{name}={names[source]}" for name, source in (node.operands | node.captures).items())
     sources = ", ".join([*(names[source] for source in node.positional), *named])
-    stated = [f"{name} = {_value(value)}" for name, value in node.attrs if _is_said(node, name, value)]
+    schema = SCHEMA[node.op].attrs
+    stated = [f"{name} = {_value(node[name])}" for name, attr in schema.items() if _is_said(attr, node[name])]
     return f"{node.op.value}({sources})" + (f" {{{', '.join(stated)}}}" if stated else "")
 
 
-def _is_said(node: Node, name: str, value: Value) -> bool:
-    attr = SCHEMA[node.op].attrs.get(name)
-    if attr is None:
-        return False
-    silent = any(value is nothing for nothing in _HIDDEN[:2]) or value == _HIDDEN[2]
-    return not (silent and attr.default == value)
+def _is_said(attr: Attr, value: Value) -> bool:
+    """Whether an attribute is worth a word: not a default of nothing, and there was a choice."""
+    says_nothing = value is None or value is False or str(value) in ("none", "1") or len(attr.choices) == 1
+    return not (says_nothing and str(attr.default) == str(value))
 
 
 def _value(value: Value) -> str:

@@ -32,7 +32,7 @@ def rewrite(roots: Sequence[Node], rules: Sequence[Rule]) -> tuple[Node, ...]:
 
 
 def _settle(node: Node, rules: Sequence[Rule]) -> Node:
-    """Applies rules at one node until none fires; new sources that a rule introduced are settled by the caller's next pass."""
+    """Applies rules at one node until none fires; sources that a rule brings in are left to another rewrite."""
     for _ in range(LIMIT):
         replacement = next((new for rule in rules if (new := rule(node)) is not None and new is not node), None)
         if replacement is None:

@@ -16,7 +16,9 @@ def memory(node: Node) -> Problem | None:
             return wrong
     shapes = [source.shape[:-1] for source in node.src]
     if any(clash(one, other) for one, other in zip(shapes[0], shapes[-1], strict=True)):
-        return Problem(" and ".join(dims(s) for s in node.src), "keys and values have one length and one head count", "match")
+        return Problem(
+            " and ".join(dims(s) for s in node.src), "keys and values have one length and one head count", "match"
+        )
     return None
 
 
@@ -26,7 +28,9 @@ def summary(node: Node) -> Problem | None:
     if stride > size:
         return Problem(f"size = {size}, stride = {stride}", "windows must leave no gap", f"stride = {size} or less")
     if (node["fn"] == "given") != (len(node.src) == 2):
-        return Problem(f"fn = {node['fn']}", "fn = given, and it alone, takes the summaries as a source", "add or drop it")
+        return Problem(
+            f"fn = {node['fn']}", "fn = given, and it alone, takes the summaries as a source", "add or drop it"
+        )
     if node["fields"] == "kv" and node.src[0].shape[4].value == 0:
         return Problem("fields = kv", "this memory has no values", "fields = k")
     return None
@@ -38,7 +42,9 @@ def mapped(node: Node) -> Problem | None:
         for other in node.src:
             pairs = zip(reversed(one.shape), reversed(other.shape), strict=False)
             if any(clash(a, b) and ONE not in (a, b) for a, b in pairs):
-                return Problem(f"{dims(one)} and {dims(other)}", "dims must be equal or 1, from the last", "match their shapes")
+                return Problem(
+                    f"{dims(one)} and {dims(other)}", "dims must be equal or 1, from the last", "match their shapes"
+                )
     return None
 
 
@@ -48,9 +54,13 @@ def attend(node: Node) -> Problem | None:
     if wrong := rank(q, 4):
         return wrong
     if clash(q.shape[-1], mem.shape[3]):
-        return Problem(f"head dims {q.shape[-1]} and {mem.shape[3]}", "queries and keys have one head dim", "name it alike")
+        return Problem(
+            f"head dims {q.shape[-1]} and {mem.shape[3]}", "queries and keys have one head dim", "name it alike"
+        )
     if mem.shape[4].value == 0:
-        return Problem(f"{mem.op.value} without values", "attend reads values", "give it v, or fields = kv for a summary")
+        return Problem(
+            f"{mem.op.value} without values", "attend reads values", "give it v, or fields = kv for a summary"
+        )
     if wrong := grouped(q.shape[2], mem.shape[2]):
         return wrong
     for selection in selections:
@@ -63,7 +73,9 @@ def _fits(selection: Node, mem: Node, q: Node) -> Problem | None:
     if not is_list(selection):
         length = selection.src[0].shape[1]
         if clash(length, mem.shape[1]):
-            return Problem(f"a mask over {length}, a memory of {mem.shape[1]}", "a mask is over the memory read", "mask it")
+            return Problem(
+                f"a mask over {length}, a memory of {mem.shape[1]}", "a mask is over the memory read", "mask it"
+            )
         return None
     if selection["unit"] == "part":
         return Problem("unit = part", "parts belong to states", "recall reads states")
@@ -73,7 +85,9 @@ def _fits(selection: Node, mem: Node, q: Node) -> Problem | None:
         return Problem(value, "chosen chunks are the memory's chunks", f"tokens(k, v) {{chunk = {selection['size']}}}")
     heads = selection.shape[2]
     if all(clash(heads, dim) for dim in (q.shape[2], mem.shape[2])) and heads is not ONE:
-        return Problem(f"a selection of {heads} heads", f"it has H = {q.shape[2]}, HKV = {mem.shape[2]} or 1", "check its scope")
+        return Problem(
+            f"a selection of {heads} heads", f"it has H = {q.shape[2]}, HKV = {mem.shape[2]} or 1", "check its scope"
+        )
     return None
 
 
@@ -82,11 +96,17 @@ def _per(node: Node, lists: list[Node]) -> Problem | None:
     if len(lists) > 1:
         return Problem(f"{len(lists)} lists", "an attend takes one list and any masks", "merge two attends instead")
     if (node["per"] == "chunk") != (weights is not None):
-        return Problem(f"per = {node['per']}", "per = chunk, and it alone, merges chunks by `weights`", "add or drop them")
+        return Problem(
+            f"per = {node['per']}", "per = chunk, and it alone, merges chunks by `weights`", "add or drop them"
+        )
     if weights is not None and (not lists or lists[0]["unit"] != "chunk"):
-        return Problem("per = chunk", "there must be a list of chosen chunks", "select with topk or given, unit = chunk")
+        return Problem(
+            "per = chunk", "there must be a list of chosen chunks", "select with topk or given, unit = chunk"
+        )
     if weights is not None and any(clash(a, b) for a, b in zip(weights.shape, lists[0].shape, strict=False)):
-        return Problem(f"{dims(weights)} and {dims(lists[0])}", "one weight per chosen chunk", "weights(scores, this selection)")
+        return Problem(
+            f"{dims(weights)} and {dims(lists[0])}", "one weight per chosen chunk", "weights(scores, this selection)"
+        )
     return None
 
 
@@ -101,7 +121,9 @@ def lse(node: Node) -> Problem | None:
     """Only a joint softmax has a log-sum-exp."""
     if has_lse(node.src[0]):
         return None
-    return Problem(node.src[0].op.value, "only a joint softmax or a merge by lse has a log-sum-exp", "per = joint, fn = lse")
+    return Problem(
+        node.src[0].op.value, "only a joint softmax or a merge by lse has a log-sum-exp", "per = joint, fn = lse"
+    )
 
 
 def merge(node: Node) -> Problem | None:
@@ -113,12 +135,16 @@ def merge(node: Node) -> Problem | None:
         if any(clash(a, b) for a, b in zip(source.shape, outputs[0].shape, strict=True)):
             return Problem(f"{dims(source)} and {dims(outputs[0])}", "branches have one shape", "check H and DV")
     if len(gates) != {"gated": len(outputs), "convex": 1, "weighted": 1}.get(str(node["fn"]), 0):
-        return Problem(f"{len(outputs)} branches, {len(gates)} gates", f"fn = {node['fn']} wants another number", "count them")
+        return Problem(
+            f"{len(outputs)} branches, {len(gates)} gates", f"fn = {node['fn']} wants another number", "count them"
+        )
     for gate in gates:
         if wrong := rank(gate, 4 if node["fn"] == "weighted" else 3):
             return wrong
     if node["fn"] == "lse" and not all(has_lse(source) for source in outputs):
-        return Problem("fn = lse", "every branch must have a log-sum-exp", "fn = sum or gated, or attends with per = joint")
+        return Problem(
+            "fn = lse", "every branch must have a log-sum-exp", "fn = sum or gated, or attends with per = joint"
+        )
     return None
 
 

@@ -26,7 +26,9 @@ def rank(node: Node, *ranks: int) -> Problem | None:
     if len(node.shape) in ranks:
         return None
     wanted = " or ".join(str(r) for r in ranks)
-    return Problem(dims(node), f"this source must have {wanted} dims", "reshape it before the call, see the op's docstring")
+    return Problem(
+        dims(node), f"this source must have {wanted} dims", "reshape it before the call, see the op's docstring"
+    )
 
 
 def score(node: Node) -> Problem | None:
@@ -36,11 +38,15 @@ def score(node: Node) -> Problem | None:
         return wrong
     key_dim = keys.shape[-1] if keys.kind == "tensor" else keys.shape[3]
     if clash(q.shape[-1], key_dim):
-        return Problem(f"head dims {q.shape[-1]} and {key_dim}", "queries and keys have one head dim", "name it alike in both")
+        return Problem(
+            f"head dims {q.shape[-1]} and {key_dim}", "queries and keys have one head dim", "name it alike in both"
+        )
     if wrong := grouped(q.shape[2], key_heads(node)):
         return wrong
     if (node["fn"] == "indexer") != ("head_weights" in node.operands):
-        return Problem(f"fn = {node['fn']}", "fn = indexer, and it alone, sums heads by `head_weights`", "add or drop them")
+        return Problem(
+            f"fn = {node['fn']}", "fn = indexer, and it alone, sums heads by `head_weights`", "add or drop them"
+        )
     return None
 
 
@@ -50,7 +56,9 @@ def grouped(heads: object, kv_heads: object) -> Problem | None:
 
     assert isinstance(heads, Expr) and isinstance(kv_heads, Expr)
     if heads.head == kv_heads.head == "const" and int(heads.value or 0) % max(int(kv_heads.value or 0), 1):
-        return Problem(f"H = {heads}, HKV = {kv_heads}", "H must be divisible by HKV", "share each key/value head evenly")
+        return Problem(
+            f"H = {heads}, HKV = {kv_heads}", "H must be divisible by HKV", "share each key/value head evenly"
+        )
     return None
 
 
@@ -68,7 +76,9 @@ def reduce(node: Node) -> Problem | None:
     if stated - may:
         return Problem(", ".join(sorted(stated - may)), f"means nothing for over = {over}", "leave it out")
     if node["visible"] is not None and node["pre"] != "softmax":
-        return Problem(f"visible = {node['visible']}", "it says what the softmax before the reduction sees", "pre = softmax")
+        return Problem(
+            f"visible = {node['visible']}", "it says what the softmax before the reduction sees", "pre = softmax"
+        )
     return _whole_strides(node) if over == "overlap" else None
 
 
@@ -77,7 +87,9 @@ def _whole_strides(node: Node) -> Problem | None:
     for name in ("block", "size"):
         if node.integer(name) % stride:
             value = f"{name} = {node[name]}, stride = {stride}"
-            return Problem(value, f"{name} must be divisible by the summary stride", f"{name} = {_round_up(node, name)}")
+            return Problem(
+                value, f"{name} must be divisible by the summary stride", f"{name} = {_round_up(node, name)}"
+            )
     return None
 
 
@@ -93,9 +105,13 @@ def topk(node: Node) -> Problem | None:
     if columns.head == "const" and k > int(columns.value or 0):
         return Problem(f"k = {k}", f"there are only {columns} to choose from", f"k = {columns} or less")
     if not isinstance(slots, int):
-        return Problem(f"slots = {slots}", "with count_forced = false the list's length must be given", f"slots = {k} + forced")
+        return Problem(
+            f"slots = {slots}", "with count_forced = false the list's length must be given", f"slots = {k} + forced"
+        )
     if slots < k or (node["count_forced"] and slots != k):
-        return Problem(f"slots = {slots}, k = {k}", "the list holds k and no more than the forced besides", f"slots = {k}")
+        return Problem(
+            f"slots = {slots}, k = {k}", "the list holds k and no more than the forced besides", f"slots = {k}"
+        )
     if (node["fanout"] is None) != ("within" not in node.operands):
         return Problem(f"fanout = {node['fanout']}", "children are chosen `within` a selection of parents", "give both")
     return _scope(node) or _unit(node)
@@ -107,7 +123,9 @@ def _scope(node: Node) -> Problem | None:
     if scope in ("token", "query_set") and heads is not ONE:
         return Problem(f"scope = {scope}", f"the scores still have {heads} heads", "reduce them over = heads first")
     if scope == "query_set" and scores.shape[1] is not ONE:
-        return Problem(f"scope = {scope}", f"the scores still have {scores.shape[1]} queries", "reduce them over = queries first")
+        return Problem(
+            f"scope = {scope}", f"the scores still have {scores.shape[1]} queries", "reduce them over = queries first"
+        )
     if scope == "kv_head" and clash(heads, key_heads(scores)):
         value = f"scope = {scope}, scores of {heads} heads, keys of {key_heads(scores)}"
         return Problem(value, "a key/value head has one list", "reduce the scores over = group, or scope = head")
@@ -117,7 +135,9 @@ def _scope(node: Node) -> Problem | None:
 def _unit(node: Node) -> Problem | None:
     size, stands_for = node.integer("size"), unit_size(node.src[0])
     if node["unit"] == "chunk" and stands_for not in (None, size):
-        return Problem(f"size = {size}", f"a column of these scores stands for {stands_for} tokens", f"size = {stands_for}")
+        return Problem(
+            f"size = {size}", f"a column of these scores stands for {stands_for} tokens", f"size = {stands_for}"
+        )
     if node["unit"] != "chunk" and size != 1:
         return Problem(f"size = {size}", f"a {node['unit']} is one unit", "leave size out")
     return None
@@ -127,7 +147,9 @@ def given(node: Node) -> Problem | None:
     """Indices are int32 [B,TQ,HS,K], counts int32 [B,TQ,HS]."""
     for source, dims_wanted in zip(node.src, (4, 3), strict=False):
         if source.dtype != "int32":
-            return Problem(f"{dims(source)} {source.dtype}", "indices and counts are int32", "declare the input as int32")
+            return Problem(
+                f"{dims(source)} {source.dtype}", "indices and counts are int32", "declare the input as int32"
+            )
         if wrong := rank(source, dims_wanted):
             return wrong
     return None

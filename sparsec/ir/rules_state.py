@@ -16,21 +16,29 @@ def write(node: Node) -> Problem | None:
         return wrong
     for source, dim, name in ((k, state.shape[3], "rows"), (v, state.shape[4], "cols")):
         if clash(source.shape[-1], dim):
-            return Problem(dims(source), f"its last dim must be the state's {name} = {dim}", f"{name} = {source.shape[-1]}")
+            return Problem(
+                dims(source), f"its last dim must be the state's {name} = {dim}", f"{name} = {source.shape[-1]}"
+            )
     return _decay(node) or _erase(node) or _route(node)
 
 
 def _decay(node: Node) -> Problem | None:
     decay = node.operands.get("decay")
     if (node["decay_kind"] == "none") != (decay is None):
-        return Problem(f"decay_kind = {node['decay']}", "a decay, and it alone, takes log-decays <= 0 as `decay`", "add or drop them")
+        return Problem(
+            f"decay_kind = {node['decay']}",
+            "a decay, and it alone, takes log-decays <= 0 as `decay`",
+            "add or drop them",
+        )
     return rank(decay, _DECAY_RANK[str(node["decay_kind"])]) if decay is not None else None
 
 
 def _erase(node: Node) -> Problem | None:
     erase = {"erase_a", "erase_b"} & set(node.operands)
     if erase and (node["rule"] != "delta" or len(erase) == 1):
-        return Problem(", ".join(sorted(erase)), "a delta rule takes erase_a and erase_b together, or neither", "rule = delta")
+        return Problem(
+            ", ".join(sorted(erase)), "a delta rule takes erase_a and erase_b together, or neither", "rule = delta"
+        )
     return None
 
 

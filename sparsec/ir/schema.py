@@ -72,7 +72,9 @@ PAIR: Mapping[str, ScalarKind] = {"score": "float", "b": "int", "h": "int", "i":
 MAPPED: Mapping[str, ScalarKind] = {f"x{n}": "float" for n in range(16)}
 _OFF = Attr("flag", False)
 _SCALE = Attr("dim", None, optional=True)  # None: rsqrt of the query's last dim, written out by the constructor
-_TENSOR, _MEMORY, _STATE, _SCORES, _SELECTION = ((kind,) for kind in ("tensor", "memory", "state", "scores", "selection"))
+_TENSOR, _MEMORY, _STATE, _SCORES, _SELECTION = (
+    (kind,) for kind in ("tensor", "memory", "state", "scores", "selection")
+)
 
 SCHEMA: dict[Op, Schema] = {
     Op.INPUT: Schema(

@@ -53,13 +53,14 @@ def units(scores: Node, size: int, per: int) -> Expr:
 
 
 def clash(one: Expr, other: Expr) -> bool:
-    """Whether two dims are surely meant to be different: two numbers, or two names. The rest is checked when dims bind."""
+    """Whether two dims are surely different: two numbers, or two names. The rest is checked when dims bind."""
     return one is not other and one.head == other.head and one.head in ("const", "var")
 
 
 def has_lse(node: Node) -> bool:
     """Whether an output comes with a log-sum-exp: a joint softmax, or a merge of such by log-sum-exp."""
-    return node.op is Op.ATTEND and node["per"] == "joint" or node.op is Op.MERGE and node["fn"] == "lse"
+    said = {Op.ATTEND: ("per", "joint"), Op.MERGE: ("fn", "lse")}.get(node.op)
+    return said is not None and str(node[said[0]]) == said[1]
 
 
 def is_list(selection: Node) -> bool:

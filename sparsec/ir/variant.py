@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sparsec.ir.coerce import INDEX, leaves
+from sparsec.ir.coerce import INDEX
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node, Shape, topological
 from sparsec.ir.op import Op
@@ -14,6 +14,7 @@ from sparsec.ir.origin import origin_of
 from sparsec.ir.schema import MAPPED
 from sparsec.ir.suggest import did_you_mean
 from sparsec.scalar.expr import Expr
+from sparsec.scalar.walk import variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,7 @@ class Variant:
         return replace(done, names={**_names(done), **{n: self.names[n] for n in done.nodes if n in self.names}})
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Variant)
-        return same and (self.parameters, self.outputs) == (other.parameters, other.outputs)  # type: ignore[union-attr]
+        return isinstance(other, Variant) and (self.parameters, self.outputs) == (other.parameters, other.outputs)
 
     def __hash__(self) -> int:
         return hash((self.parameters, self.outputs))
@@ -95,7 +95,9 @@ def variant(
     """
     roots = (outputs,) if isinstance(outputs, Node) else tuple(outputs)
     found = [node for node in topological(roots) if node.op is Op.INPUT]
-    done = Variant(name, tuple(found if parameters is None else parameters), roots, tuple(sorted((knobs or {}).items())))
+    done = Variant(
+        name, tuple(found if parameters is None else parameters), roots, tuple(sorted((knobs or {}).items()))
+    )
     _check_outputs(done)
     _check_inputs(done, found)
     _check_dims(done)
@@ -106,9 +108,13 @@ def _check_outputs(done: Variant) -> None:
     for node in done.outputs:
         if not isinstance(node, Node) or node.kind not in ("tensor", "selection", "scores"):
             what = f"a {node.kind} ({node.op.value})" if isinstance(node, Node) else repr(node)
-            raise DeclarationError(f"variant {done.name}", f"returns {what}", "it returns tensors", "attend or recall, then return")
+            raise DeclarationError(
+                f"variant {done.name}", f"returns {what}", "it returns tensors", "attend or recall, then return"
+            )
     if not done.outputs:
-        raise DeclarationError(f"variant {done.name}", "returns nothing", "it returns at least one tensor", "return attend(…)")
+        raise DeclarationError(
+            f"variant {done.name}", "returns nothing", "it returns at least one tensor", "return attend(…)"
+        )
 
 
 def _check_inputs(done: Variant, found: Sequence[Node]) -> None:
@@ -116,33 +122,54 @@ def _check_inputs(done: Variant, found: Sequence[Node]) -> None:
     for node in done.parameters:
         name, origin = str(node["name"]), origin_of(node)
         if name in seen:
-            raise DeclarationError(f"input {name}", "declared twice", "each input has a name of its own", "rename one", origin)
+            raise DeclarationError(
+                f"input {name}", "declared twice", "each input has a name of its own", "rename one", origin
+            )
         if node not in found:
-            raise DeclarationError(f"input {name}", "never used", "an input takes part in the result", "use it or drop it", origin)
+            raise DeclarationError(
+                f"input {name}", "never used", "an input takes part in the result", "use it or drop it", origin
+            )
         seen[name] = node
     for node in found:
         if node not in done.parameters:
             fix = did_you_mean(str(node["name"]), seen)
-            raise DeclarationError(f"input {node['name']}", "not a parameter", "inputs are declared", fix, origin_of(node))
+            raise DeclarationError(
+                f"input {node['name']}", "not a parameter", "inputs are declared", fix, origin_of(node)
+            )
 
 
 def _check_dims(done: Variant) -> None:
     """Every free name of an expression is a dim of some input."""
     dims = dim_names(done)
+    known = dims | INDEX | MAPPED.keys()
     for node in done.nodes:
         for attr, value in node.attrs:
-            parts = leaves(value) if isinstance(value, Expr) else []
-            for part in parts:
-                if part.head == "var" and part.value not in dims | INDEX | MAPPED.keys():
-                    rule = f"`{part.value}` is no dim of any input"
-                    fix = did_you_mean(str(part.value), dims)
-                    origin = origin_of(node)
-                    raise DeclarationError(f"{node.op.value}", f"{attr} = {value}", rule, fix, origin)
+            for name in variables(value) if isinstance(value, Expr) else ():
+                if name not in known:
+                    rule, fix = f"`{name}` is no dim of any input", did_you_mean(name, dims)
+                    raise DeclarationError(node.op.value, f"{attr} = {value}", rule, fix, origin_of(node))
 
 
 def dim_names(done: Variant) -> set[str]:
     """The names that the input shapes use."""
-    return {str(part.value) for node in done.parameters for dim in node.shape for part in leaves(dim) if part.head == "var"}
+    return {name for node in done.parameters for dim in node.shape for name in variables(dim)}
+
+
+_UNNAMED = {
+    Op.MAP: "mapped",
+    Op.MASK: "visible",
+    Op.TOKENS: "memory",
+    Op.SLOTS: "persistent",
+    Op.SUMMARY: "summaries",
+    Op.SCORE: "scores",
+    Op.REDUCE: "reduced",
+    Op.TOPK: "chosen",
+    Op.GIVEN: "chosen",
+    Op.WEIGHTS: "weight",
+    Op.ATTEND: "out",
+    Op.RECALL: "out",
+    Op.MERGE: "out",
+}
 
 
 def _names(done: Variant) -> dict[Node, str]:
@@ -152,7 +179,7 @@ def _names(done: Variant) -> dict[Node, str]:
     for node in done.nodes:
         if node not in names:
             origin = origin_of(node)
-            base = origin.name if origin and origin.name else node.op.value
+            base = origin.name if origin and origin.name else _UNNAMED.get(node.op, node.op.value)
             names[node] = next(name for name in _numbered(base) if name not in taken)
             taken.add(names[node])
     return names

@@ -65,7 +65,9 @@ def _sources(node: Node, schema: Schema) -> Problem | None:
         name, kinds = wanted[min(at, len(wanted) - 1)]
         if source.kind not in kinds:
             fix = "look at the order of the sources"
-            return Problem(f"a {source.kind} ({source.op.value})", f"`{name.rstrip('?*+')}` is a {' or '.join(kinds)}", fix)
+            return Problem(
+                f"a {source.kind} ({source.op.value})", f"`{name.rstrip('?*+')}` is a {' or '.join(kinds)}", fix
+            )
     return None
 
 
