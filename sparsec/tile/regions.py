@@ -75,9 +75,8 @@ def _home(node: Node, home: dict[int, int], placed: dict[int, int]) -> int:
         return max(node.free)
     if node.op is not TileOp.LOOP:
         return max((home[a.serial] for a in node.args), default=TOP)
-    body = body_of(node)
-    inside = reachable((*node.args, *body.yields, *body.effects))
-    return max((home[n.serial] for n in inside if home[n.serial] < body.number), default=TOP)
+    # Not by what can be reached from the body: that includes the insides of loops that ended before this one.
+    return max(node.free, default=TOP)
 
 
 def _check(live: list[Node], placed: dict[int, int], found: Regions) -> None:
