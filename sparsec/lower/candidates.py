@@ -1,0 +1,216 @@
+"""Scores of candidate blocks for a tile of tokens: dot products, softmax per head, group reduction, pooling."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from sparsec.lower import softmax
+from sparsec.lower.pieces import Span, dot_over
+from sparsec.lower.ranges import outside_interior, tile_ranges
+from sparsec.lower.scalars import add, both, emit, most, mul, sub
+from sparsec.plan.specs import Piece, Pool, Selector
+from sparsec.scalar.expr import Expr, call, var
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Tensor
+from sparsec.tile.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What every step of one token tile shares.
+
+    Attributes:
+        group: the axis of the heads that share a selection; None for one head.
+        head: the first query head.
+        row: the tokens' rows; ``env`` holds their positions and the launch parameters.
+    """
+
+    spec: Selector
+    schedule: Schedule
+    rows: Axis
+    keys: Axis
+    dims: list[Span]
+    group: Axis | None
+    batch: Node
+    head: Node
+    key_head: Node
+    row: Node
+    env: dict[str, Node]
+    tensors: dict[str, Tensor]
+
+
+Scores = Callable[[Node], Node]
+"""From the numbers of some summaries, along the key axis, to their scores ``[rows, keys]``."""
+
+
+def sharing(spec: Selector) -> int:
+    """The number of query heads that share a selection."""
+    return spec.heads // spec.kv_heads if spec.group is not None else 1
+
+
+def query(f: Frame, head: Node | int) -> list[Node]:
+    """The query rows of one head of the group."""
+    place = (f.batch, f.row, add(f.head, head))
+    return [tile.load(f.tensors[f.spec.q], *place, d.index(), bounds={1: tile.param("TQ")}) for d in f.dims]
+
+
+def products(f: Frame, queries: Sequence[Node], number: Node) -> Node:
+    """Raw scores of summaries; those that do not exist have a score of zero."""
+
+    def read(d: Span) -> Node:
+        place = (f.batch, number, f.key_head, d.index())
+        return tile.load(f.tensors[f.spec.keys], *place, bounds={1: tile.param(f.spec.key_length)})
+
+    return dot_over(f.dims, list(queries), read, f.schedule.precision)
+
+
+def over_heads(f: Frame, body: Callable[[Node, Node], Node], start: Node) -> Node:
+    """``x = body(head, x)`` for every head of the group."""
+    if f.group is None:
+        return body(tile.const(0), start)
+    return tile.loop(0, sharing(f.spec), 1, [start], lambda head, x: [body(head, x)], f.schedule.stages)[0]
+
+
+def summary_scores(f: Frame) -> Scores:
+    """How summaries are scored, reduced over the group; what must be known before is computed here."""
+    if f.spec.softmax:
+        sums = log_sums(f)
+        return lambda number: _probabilities(f, sums, number)
+    if f.group is None or f.spec.group == "max":
+        return lambda number: _scaled(f, _each_head(f, number), f.spec.scale)
+    parts = _summed_query(f)
+    share = f.spec.scale / (sharing(f.spec) if f.spec.group == "mean" else 1)
+    return lambda number: _scaled(f, reduce(add, (products(f, part, number) for part in parts)), share)
+
+
+def _scaled(f: Frame, scores: Node, scale: float) -> Node:
+    return scores if scale == 1.0 else mul(scores, scale)
+
+
+def _each_head(f: Frame, number: Node) -> Node:
+    """The scores of one head, or the maximum over the heads of the group."""
+    if f.group is None:
+        return products(f, query(f, 0), number)
+    lowest = tile.full(-math.inf, f.rows, f.keys)
+    return over_heads(f, lambda head, best: most(best, products(f, query(f, head), number)), lowest)
+
+
+def _summed_query(f: Frame) -> list[list[Node]]:
+    """The sum of the group's queries as parts of the storage dtype that add up to fp32, the smallest first.
+
+    Scoring is linear, so one summed query does the work of the group; rounding it would change what is chosen.
+    """
+    dtype, share = f.spec.dtype, sharing(f.spec)
+
+    def visit(head: Node, *sums: Node) -> Sequence[Node]:
+        return [add(x, tile.cast(q, "float32")) for x, q in zip(sums, query(f, head), strict=True)]
+
+    totals = tile.loop(0, share, 1, [tile.full(0.0, f.rows, d.axis) for d in f.dims], visit)
+    if dtype == "float32":
+        return [totals]
+    parts: list[list[Node]] = []
+    for _ in range(3 if dtype == "bfloat16" else 2):
+        rounded = [tile.cast(t, dtype) for t in totals]
+        totals = [sub(t, tile.cast(r, "float32")) for t, r in zip(totals, rounded, strict=True)]
+        parts.insert(0, rounded)
+    return parts
+
+
+def log_sums(f: Frame) -> Node:
+    """Base-two log-sum-exp of every head's scores over the visible summaries, ``[rows]`` or ``[rows, group]``."""
+    if f.group is None:
+        return _log_sum(f, tile.const(0))
+    lane, start = tile.iota(f.group), tile.full(0.0, f.rows, f.group)
+    return over_heads(
+        f, lambda head, sums: tile.apply(Fn.WHERE, tile.apply(Fn.EQ, lane, head), _log_sum(f, head), sums), start
+    )
+
+
+def _log_sum(f: Frame, head: Node) -> Node:
+    spec, queries, scale = f.spec, query(f, head), f.spec.scale * softmax.LOG2E
+    piece = Piece(spec.keys, spec.keys, spec.key_length, as_keys(spec.visible))
+    ranges = tile_ranges(piece, f.schedule.block, tile.param(spec.key_length), f.env, f.tensors)
+
+    def visit(at: Node, top: Node, total: Node) -> Sequence[Node]:
+        number = add(mul(at, f.schedule.block), tile.iota(f.keys))
+        scores, shown = products(f, queries, number), _shown(f, number)
+        condition = outside_interior(ranges, at)
+        if condition is None:
+            scores = tile.apply(Fn.WHERE, shown, scores, softmax.HIDDEN)
+        else:
+            scores = tile.mask_if(condition, shown, scores, softmax.HIDDEN)
+        high = most(top, mul(tile.reduce("max", scores, f.keys), scale))
+        power = tile.apply(Fn.EXP2, sub(mul(scores, scale), high))
+        total = mul(total, tile.apply(Fn.EXP2, sub(top, high)))
+        return [high, add(total, tile.reduce("sum", power, f.keys))]
+
+    inits = [tile.full(softmax.HIDDEN, f.rows), tile.full(0.0, f.rows)]
+    top, total = tile.loop(ranges[0].start, ranges[-1].stop, 1, inits, visit, f.schedule.stages)
+    return add(top, tile.apply(Fn.LOG2, total))
+
+
+def _shown(f: Frame, number: Node) -> Node:
+    """Which summaries exist and are visible."""
+    exists = tile.apply(Fn.LT, number, tile.param(f.spec.key_length))
+    return exists if f.spec.visible is None else both(emit(f.spec.visible, {**f.env, "c": number}), exists)
+
+
+def _probabilities(f: Frame, sums: Node, number: Node) -> Node:
+    """Probabilities summed or averaged over the group; the mask is applied once, after the heads are added."""
+    scale = f.spec.scale * softmax.LOG2E
+
+    def of_head(head: Node, total: Node) -> Node:
+        own = sums
+        if f.group is not None:
+            own = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, tile.iota(f.group), head), sums, 0.0)
+            own = tile.reduce("sum", own, f.group)
+        power = tile.apply(Fn.EXP2, sub(mul(products(f, query(f, head), number), scale), own))
+        return most(total, power) if f.spec.group == "max" else add(total, power)
+
+    total = over_heads(f, of_head, tile.full(0.0, f.rows, f.keys))
+    total = tile.apply(Fn.WHERE, _shown(f, number), total, 0.0)
+    return mul(total, 1.0 / sharing(f.spec)) if f.spec.group == "mean" else total
+
+
+def offsets(pool: Pool) -> tuple[int, Counter[int]]:
+    """Block c collects the summaries ``step * c + offset``: the step, and how often each offset counts."""
+    if pool.kind == "max":
+        return pool.stride_blocks, Counter(range(-pool.padding, pool.kernel - pool.padding))
+    ratio, overlap = pool.block // pool.stride, pool.size // pool.stride
+    sign = -1 if pool.kind == "paper_literal" else 1
+    return ratio, Counter(sign * m - n for m in range(ratio) for n in range(overlap))
+
+
+def block_scores(f: Frame, scores: Scores, block: Node) -> Node:
+    """Scores of blocks, pooled from those of their summaries; summaries that do not exist contribute nothing."""
+    pool = f.spec.pool
+    if pool is None:
+        return scores(block)
+    step, counts = offsets(pool)
+    nothing, merge = (-math.inf, Fn.MAXIMUM) if pool.kind == "max" else (0.0, Fn.ADD)
+    total: Node | None = None
+    for offset, count in sorted(counts.items()):
+        number = add(mul(block, step), offset)
+        exists = tile.apply(Fn.LT, number, tile.param(f.spec.key_length))
+        exists = both(exists, tile.apply(Fn.LE, 0, number)) if offset < 0 else exists
+        found = tile.apply(Fn.WHERE, exists, scores(most(number, 0) if offset < 0 else number), nothing)
+        found = mul(found, float(count)) if merge is Fn.ADD and count > 1 else found
+        total = found if total is None else tile.apply(merge, total, found)
+    assert total is not None, "a pool of no summaries"
+    return total
+
+
+def as_keys(predicate: Expr | None) -> Expr | None:
+    """A predicate over candidates c as one over keys j, for the analysis of bounds."""
+    if predicate is None or (predicate.head == "var" and predicate.value != "c"):
+        return predicate
+    if predicate.head == "var":
+        return var("j")
+    if not isinstance(predicate.head, Fn):
+        return predicate
+    return call(predicate.head, *(a for a in map(as_keys, predicate.args) if a is not None))
