@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sparsec.lower.lowered import Step
 from sparsec.runtime.env import Env
 from sparsec.runtime.target import Target
+from sparsec.tile.scalars import grid_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ def build(step: Step, target: Target, cache_dir: Path) -> Launch:
     if Env().print_source:
         print(source(step, target))
     if target.backend == "triton":
-        return _triton(step, target, cache_dir)
+        return _triton(step, cache_dir / "triton")
     if target.backend == "tvm":
         from sparsec.backends.tvm.build import compile as compile_tvm
 
@@ -44,10 +45,19 @@ def source(step: Step, target: Target) -> str:
     return to_text(step.program)
 
 
-def _triton(step: Step, target: Target, cache_dir: Path) -> Launch:
-    from sparsec.backends.triton.build import build as build_triton
+def _triton(step: Step, cache_dir: Path) -> Launch:
+    from sparsec.backends.triton.build import arguments, launch, load
+    from sparsec.backends.triton.emit import emit
 
-    return build_triton(step.program, step.schedule, cache_dir / "triton")
+    program, schedule = step.program, step.schedule
+    kernel = load(emit(program, schedule), program.name, cache_dir)
+
+    def run(tensors: Sequence[Tensor], params: Mapping[str, int]) -> None:
+        named = {t.name: x for t, x in zip(program.tensors, tensors, strict=True)}
+        args = arguments(program, schedule, named, params)
+        launch(kernel, grid_of(program, params), args, schedule.warps, schedule.stages, tensors[0].device)
+
+    return run
 
 
 def _interpreter(step: Step) -> Launch:
