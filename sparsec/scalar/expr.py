@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias, Union
 
-from sparsec.scalar.fn import ARITY, COMPARISONS, LOGIC, Fn
+from sparsec.scalar.fn import ARITY, Fn
 
 Kind = Literal["int", "float", "bool"]
-ExprLike = "Expr | int | float | bool"
+ExprLike: TypeAlias = Union["Expr", int, float, bool]
+
+_TRACING: list[str] = []  # what ``sparsec.scalar.trace`` is tracing, innermost last
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Expr:
-    """A constant, a variable, a function call, or an element of a captured tensor.
+    """A constant, a variable, a function call, or an element of a captured tensor; equal ones are one object.
+
+    ``a == b`` is an expression as every other comparison. Outside ``trace`` its truth value is ``a is b``, so that
+    tuples, sets and dataclasses of expressions compare as they should; inside, it is an error as for ``<``.
 
     Attributes:
         head: ``Fn`` for a call, else "const", "var" or "element".
@@ -68,8 +73,24 @@ class Expr:
     def __rmod__(self, other: ExprLike) -> Expr:
         return call(Fn.MOD, other, self)
 
+    def __pow__(self, power: int | float) -> Expr:
+        from sparsec.scalar.power import power_of
+
+        return power_of(self, power)
+
     def __neg__(self) -> Expr:
         return call(Fn.NEG, self)
+
+    def __abs__(self) -> Expr:
+        return call(Fn.ABS, self)
+
+    def __eq__(self, other: object) -> Expr:  # type: ignore[override]
+        return call(Fn.EQ, self, other) if isinstance(other, Expr | int | float) else NotImplemented
+
+    def __ne__(self, other: object) -> Expr:  # type: ignore[override]
+        return call(Fn.NE, self, other) if isinstance(other, Expr | int | float) else NotImplemented
+
+    __hash__ = object.__hash__
 
     def __lt__(self, other: ExprLike) -> Expr:
         return call(Fn.LT, self, other)
@@ -98,6 +119,9 @@ class Expr:
     def __xor__(self, other: ExprLike) -> Expr:
         return call(Fn.XOR, self, other)
 
+    def __rxor__(self, other: ExprLike) -> Expr:
+        return call(Fn.XOR, other, self)
+
     def __lshift__(self, other: ExprLike) -> Expr:
         return call(Fn.SHL, self, other)
 
@@ -108,7 +132,23 @@ class Expr:
         return call(Fn.NOT, self)
 
     def __bool__(self) -> bool:
-        raise TypeError(f"`{self}` has no truth value while it is traced: use &, |, ~ and where(), not and, or, not, if")
+        if self.head == "const":
+            return bool(self.value)
+        if self.head in (Fn.EQ, Fn.NE) and not _TRACING:
+            return (self.args[0] is self.args[1]) is (self.head is Fn.EQ)
+        raise TypeError(
+            f"`{self}` has no truth value while it is traced: use &, |, ~ and where(), not and, or, not, if"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _intern, (self.head, self.args, self.value, self.kind)
+
+    @classmethod
+    def __torch_function__(cls, fn: Any, types: object, args: Any = (), kwargs: Any = None) -> Expr:
+        """``torch.where``, ``torch.tanh`` and their like, called on expressions by a traced function."""
+        from sparsec.scalar.functions import named
+
+        return named(fn.__name__)(*args, **(kwargs or {}))
 
     def __str__(self) -> str:
         from sparsec.scalar.text import to_text
@@ -148,23 +188,27 @@ def element(tensor: str, *index: ExprLike, kind: Kind = "float") -> Expr:
 
 def lift(value: ExprLike) -> Expr:
     """A number as a constant; an expression as it is."""
-    return value if isinstance(value, Expr) else constant(value)  # type: ignore[arg-type]
+    return value if isinstance(value, Expr) else constant(value)
 
 
-def _kind(fn: Fn, args: tuple[Expr, ...]) -> Kind:
-    if fn in COMPARISONS or fn in LOGIC:
-        return "bool"
-    operands = args[1:] if fn is Fn.WHERE else args
-    if fn in (Fn.DIV, Fn.EXP, Fn.EXP2, Fn.LOG, Fn.LOG2, Fn.SQRT, Fn.RSQRT, Fn.TANH, Fn.SIGMOID):
-        return "float"
-    return "float" if any(a.kind == "float" for a in operands) else operands[0].kind
+def raw(fn: Fn, *args: Expr) -> Expr:
+    """A call as it stands, not folded; for ``sparsec.scalar.fold`` and what it is built of."""
+    from sparsec.scalar.kinds import result_kind
+
+    return _intern(fn, args, None, result_kind(fn, args))
 
 
 def call(fn: Fn, *values: ExprLike) -> Expr:
-    """A scalar function of expressions, folded where all operands are integer constants (see ``sparsec.scalar.fold``)."""
-    args = tuple(lift(v) for v in values)
-    if len(args) != ARITY[fn]:
-        raise TypeError(f"{fn.value} takes {ARITY[fn]} operands, not {len(args)}")
-    from sparsec.scalar.fold import fold
+    """A scalar function of expressions, in canonical form (see ``sparsec.scalar.fold``).
 
-    return fold(fn, args) or _intern(fn, args, None, _kind(fn, args))
+    Raises:
+        TypeError: on a wrong number of operands, or operands of a kind that the function does not take.
+    """
+    if len(values) != ARITY[fn]:
+        raise TypeError(f"{fn.value} takes {ARITY[fn]} operands, not {len(values)}")
+    from sparsec.scalar.fold import fold
+    from sparsec.scalar.kinds import coerce
+
+    args = coerce(fn, tuple(lift(v) for v in values))
+    folded = fold(fn, args)
+    return raw(fn, *args) if folded is None else folded

@@ -41,7 +41,7 @@ class Fn(Enum):
     XOR = "xor"
     SHL = "shl"
     SHR = "shr"  # arithmetic on signed integers
-    RANK = "rank"  # (score f32, id i32) -> i64 key, larger first: forced (XOR EMPTY_KEY), score, lower id; see tile.language
+    RANK = "rank"  # (score f32, id i32) -> i64 key, larger first: forced, score, lower id; see tile.language
     RANK_ID = "rank_id"  # key -> id, -1 for the empty key
     RANK_SCORE = "rank_score"  # key -> score
 
