@@ -41,9 +41,10 @@ def apply(fn: Fn, *args: Any) -> Any:
     if torch is None or not any(isinstance(a, torch.Tensor) for a in args):
         return NUMBERS[fn](*args)
     device = next(a.device for a in args if isinstance(a, torch.Tensor))
-    # A number keeps all its digits: as fp64 without dimensions it does not widen an fp32 tensor, but serves an fp64 one.
-    kinds = (torch.float64 if isinstance(a, float) else None for a in args)
-    return _tensor_function(fn)(*(torch.as_tensor(a, dtype=kind, device=device) for a, kind in zip(args, kinds, strict=True)))
+    # A number keeps all its digits: fp64 without dimensions does not widen an fp32 tensor, but serves an fp64 one.
+    kinds = [torch.float64 if isinstance(a, float) else None for a in args]
+    tensors = (torch.as_tensor(a, dtype=kind, device=device) for a, kind in zip(args, kinds, strict=True))
+    return _tensor_function(fn)(*tensors)
 
 
 def _lookup(x: Expr, env: Mapping[str, Any]) -> Any:
