@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sparsec.oracle.selection import Choice, Reduction
-from sparsec.oracle.vector import softmax
+from sparsec.oracle.vector_attention import softmax
 from sparsec.oracle.weights import WeightFn
 
 

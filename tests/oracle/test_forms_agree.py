@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsec.oracle import loop, vector, vector_selection
+from sparsec.oracle import loop, vector
 from sparsec.oracle.selection import Choice
 
 B, R, DIM, VALUES = 2, 3, 4, 5
 FORMS: tuple[Any, Any] = (loop, vector)
-CHOOSING: tuple[Any, Any] = (loop, vector_selection)
 ROW = settings(max_examples=25)
 
 
@@ -104,11 +103,11 @@ def test_members_softmax_and_other_scores(case: dict[str, Any]) -> None:
 def test_reductions(op: str, literal: bool, summaries: int, blocks: int) -> None:
     score = numbers(3)(B, R, 6, summaries)
     holes = score.detach().masked_fill(score > 1, -torch.inf).requires_grad_()
-    agree(CHOOSING, lambda form: form.overlap(score, blocks, 8, 4, 16, literal), [score])
-    agree(CHOOSING, lambda form: form.pool(score, blocks, 5, 4, 1, op), [score])
-    agree(CHOOSING, lambda form: form.pool(holes, blocks, 5, 4, 1, op), [])
+    agree(FORMS, lambda form: form.overlap(score, blocks, 8, 4, 16, literal), [score])
+    agree(FORMS, lambda form: form.pool(score, blocks, 5, 4, 1, op), [score])
+    agree(FORMS, lambda form: form.pool(holes, blocks, 5, 4, 1, op), [])
     if summaries:
-        agree(CHOOSING, lambda form: form.reduce_heads(score, 2, op), [score])
+        agree(FORMS, lambda form: form.reduce_heads(score, 2, op), [score])
 
 
 @ROW
@@ -125,11 +124,11 @@ def test_choose_and_weigh(count: int, k: int, more: int, counted: bool, order: A
     score = (make(B, R, 2, count) * 2).round() / 2  # many ties
     eligible, forced = make(B, R, 2, count) > -0.7, make(B, R, 2, count) > 0.7
     choice = Choice(k, k + more, counted, order)
-    slow, quick = (form.choose(score, eligible, forced, choice) for form in CHOOSING)
+    slow, quick = (form.choose(score, eligible, forced, choice) for form in FORMS)
     assert torch.equal(slow, quick)
     free = make(B, R, 2, count)
     for fn in ("softmax", "softmax_sink", "stick", "raw", "sigmoid"):
-        agree(CHOOSING, partial(call_weigh, free, slow, fn), [free])
+        agree(FORMS, partial(call_weigh, free, slow, fn), [free])
 
 
 def call_weigh(score: Tensor, ids: Tensor, fn: str, form: Any) -> Tensor:

@@ -1,0 +1,243 @@
+"""The ops that a query row goes through, each on the rows in hand; one row of the table per op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.oracle import merge
+from sparsec.oracle.selection import Choice, Order, Reduction
+from sparsec.oracle.values import Chosen, Mask, Memory, OracleError, Output, Value
+from sparsec.oracle.weights import WeightFn
+from sparsec.oracle.whole import map_function
+
+if TYPE_CHECKING:
+    from sparsec.oracle.evaluate import Evaluation
+
+
+def score(ev: Evaluation, node: Node) -> Tensor:
+    """scale · fn(q, key) -> ``[B,R,H,N]``."""
+    q, fn = ev.rows(node.src[0]), node["fn"]
+    keys = _keys(ev, node.src[1], q.shape[0])
+    if node["detach"]:
+        q, keys = q.detach(), keys.detach()
+    if fn == "cosine":
+        found = ev.form.cosine(q, keys)
+    elif fn == "indexer":
+        head_weights = ev.rows(node.operands["head_weights"])
+        found = ev.form.indexer(q, keys, head_weights.detach() if node["detach"] else head_weights)
+    elif fn in ("dot", "router"):
+        found = ev.form.dot(q, keys)
+    else:
+        raise OracleError(f"score fn = {fn}: the oracle has no meaning for it yet; use dot, cosine, indexer or router")
+    return found * ev.number(node.expr("scale"))
+
+
+def _keys(ev: Evaluation, node: Node, batch: int) -> Tensor:
+    value = ev.whole(node)
+    keys = value.k if isinstance(value, Memory) else ev.tensor(node)
+    return keys.expand(batch, *keys.shape[-3:])
+
+
+def bias(ev: Evaluation, node: Node) -> Tensor:
+    """A traced function of the scores and of b, h, i, j."""
+    return modified(ev, node, "fn", ev.rows(node.src[0]))
+
+
+def modified(ev: Evaluation, node: Node, attr: str, value: Tensor) -> Tensor:
+    """The attribute's expression of scores ``[B,R,H,N]``, or the scores where it is None."""
+    expr = node.expr(attr)
+    if expr is None:
+        return value
+    places = ev.places(value.shape[2], value.shape[3], value.shape[0])
+    return ev.expression(expr, {"score": value, **places, **ev.captured(node)}).expand(value.shape)
+
+
+def reduce(ev: Evaluation, node: Node) -> Tensor:
+    """Fewer heads or fewer columns, after a softmax per head where the node asks for it."""
+    value, op = ev.rows(node.src[0]), cast(Reduction, node["op"])
+    if node["pre"] == "softmax":
+        value = ev.form.softmax(value, ev.predicate(node, "visible", value.shape, True))
+    columns = ev.dim(node.shape[3])
+    if node["over"] in ("group", "heads"):
+        return ev.form.reduce_heads(value, ev.dim(node.shape[2]), op)
+    if node["over"] == "overlap":
+        size, stride, block = (node.integer(name) for name in ("size", "stride", "block"))
+        return ev.form.overlap(value, columns, size, stride, block, str(node["importance"]) == "paper_literal")
+    if node["over"] == "blocks":
+        padding = node.integer("padding") if node["padding"] is not None else 0
+        return ev.form.pool(value, columns, node.integer("kernel"), node.integer("stride"), padding, op)
+    raise OracleError(f"reduce over = {node['over']}: the oracle has no meaning for it yet; use group, heads or blocks")
+
+
+def mask(ev: Evaluation, node: Node) -> Mask:
+    """The predicate over b, h, i, j, evaluated for as many heads as its reader has."""
+    where = node.expr("where")
+    assert where is not None
+    columns, captured, i = _length(ev, node.src[0]), ev.captured(node), ev.positions[:, None, None]
+
+    def visible(heads: int) -> Tensor:
+        value = ev.expression(where, {**ev.places(heads, columns, ev.batch), "i": i, **captured})
+        return value.expand(ev.batch, i.shape[0], heads, columns)
+
+    return Mask(visible)
+
+
+def _length(ev: Evaluation, memory: Node) -> int:
+    value = ev.whole(memory)
+    assert isinstance(value, Memory)
+    return value.k.shape[1]
+
+
+def topk(ev: Evaluation, node: Node) -> Chosen:
+    """The best k of the eligible, forced members first; runs on detached scores."""
+    if node.integer("query_block") != 1 or node["scope"] == "query_set":
+        raise OracleError("topk: the oracle has no meaning yet for query_block > 1 or scope = query_set")
+    value = ev.rows(node.src[0]).detach()
+    eligible = ev.predicate(node, "eligible", value.shape, True)
+    if "within" in node.operands:
+        eligible = eligible & _children(ev, node, value.shape[-1])
+    forced = ev.predicate(node, "forced", value.shape, False) & eligible
+    rule = bool(node["count_forced"]), cast(Order, node["order"])
+    ids = ev.form.choose(value, eligible, forced, Choice(node.integer("k"), node.integer("slots"), *rule))
+    return Chosen(ids, node.integer("size"), value, eligible, forced)
+
+
+def _children(ev: Evaluation, node: Node, count: int) -> Tensor:
+    """Units whose parent, unit // fanout, is in the list of another selection: bool ``[B,R,HS,count]``."""
+    parents = ev.part(node.operands["within"])
+    assert isinstance(parents, Chosen)
+    parent = torch.arange(count, device=ev.device) // node.integer("fanout")
+    return (parents.ids[..., None] == parent).any(-2)
+
+
+def given(ev: Evaluation, node: Node) -> Chosen:
+    """Indices from outside; slots from `counts` on hold nothing."""
+    ids = ev.rows(node.src[0]).to(torch.int64)
+    if "counts" in node.operands:
+        counts = ev.rows(node.operands["counts"])
+        ids = torch.where(torch.arange(ids.shape[-1], device=ids.device) < counts[..., None], ids, -1)
+    ordered = ids.sort(-1).values
+    if bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()):
+        raise OracleError(f"{ev.name(node.src[0])}: a list names a unit twice; a list is a set, so name each unit once")
+    return Chosen(ids, node.integer("size"))
+
+
+def weights(ev: Evaluation, node: Node) -> Tensor:
+    """Weights ``[B,R,HS,K]`` of the chosen; the selection says whether their gradient reaches the scores."""
+    value, chosen = ev.rows(node.src[0]), ev.part(node.src[1])
+    assert isinstance(chosen, Chosen)
+    gradient = dict(node.src[1].attrs).get("selector_gradient", "through_weights")
+    if gradient == "straight_through":
+        raise OracleError("selector_gradient = straight_through: the oracle has no meaning for it yet")
+    if gradient != "through_weights":
+        value = value.detach()
+    fn = cast(WeightFn, node["fn"])
+    if fn.startswith("softmax") and not node["renormalise"]:
+        assert chosen.eligible is not None and fn == "softmax", "a softmax before the cut is over the eligible"
+        value, fn = ev.form.softmax(value, chosen.eligible), "raw"
+    return ev.form.weigh(value, chosen.ids, fn)
+
+
+def attend(ev: Evaluation, node: Node) -> Output:
+    """Softmax attention over what every selection admits: jointly, or per chunk with weights."""
+    q, memory = ev.rows(node.src[0]), ev.whole(node.src[1])
+    assert isinstance(memory, Memory) and memory.v is not None
+    k, v = (x.expand(ev.batch, *x.shape[1:]) for x in (memory.k, memory.v))
+    logit = ev.form.dot(q, k) * ev.number(node.expr("scale"))
+    cap = node["softcap"]
+    if isinstance(cap, float | int):
+        logit = cap * torch.tanh(logit / cap)
+    logit = modified(ev, node, "bias", logit)
+    sink, (visible, chosen) = _sink(ev, node, q), admitted(ev, node, k.shape[1])
+    if node["per"] == "joint":
+        return Output(*ev.form.attend(logit, v, visible, sink))
+    assert chosen is not None
+    given_weights = ev.rows(node.operands["weights"])
+    return Output(ev.form.attend_chunks(logit, v, visible, chosen.ids, given_weights, chosen.size, sink), None)
+
+
+def _sink(ev: Evaluation, node: Node, q: Tensor) -> Tensor | None:
+    if node["sink"] == "none":
+        return None
+    return q.new_zeros(q.shape[2]) if node["sink"] == "zero" else ev.tensor(node.operands["sink"])
+
+
+def admitted(ev: Evaluation, node: Node, keys: int) -> tuple[Tensor, Chosen | None]:
+    """The keys that each query of an attend may see, bool ``[B,R,H,N]``, and its list if it has one."""
+    heads, chosen = ev.dim(node.shape[2]), None
+    visible = torch.ones(ev.batch, ev.positions.shape[0], heads, keys, dtype=torch.bool, device=ev.device)
+    for source in node.positional[2:]:
+        selection = ev.part(source)
+        if isinstance(selection, Mask):
+            visible = visible & selection.visible(heads)
+            continue
+        assert isinstance(selection, Chosen) and chosen is None
+        chosen = selection
+        _check_range(ev, source, chosen, keys)
+        visible = visible & ev.form.members(chosen.ids, chosen.size, keys, heads)
+    return visible, chosen
+
+
+def _check_range(ev: Evaluation, node: Node, chosen: Chosen, keys: int) -> None:
+    limit = -(-keys // chosen.size)
+    wrong = (chosen.ids < -1) | (chosen.ids >= limit)
+    if bool(wrong.any()):
+        value, name = int(chosen.ids[wrong][0]), ev.name(node.src[0])
+        raise OracleError(
+            f"{name}: index {value} is out of range: there are {limit} units; use 0 … {limit - 1}, or −1 for none"
+        )
+
+
+def lse(ev: Evaluation, node: Node) -> Tensor:
+    """The log-sum-exp of an attend or of a merge by lse."""
+    output = ev.part(node.src[0])
+    assert isinstance(output, Output) and output.lse is not None
+    return output.lse
+
+
+def merged(ev: Evaluation, node: Node) -> Output:
+    """Branches merged row by row; gates follow the outputs among the sources."""
+    fn, count = str(node["fn"]), len(node.src)
+    outputs = {"gated": count // 2, "convex": 2, "weighted": count - 1}.get(fn, count)
+    values = [ev.rows(source) for source in node.src]
+    values, gates = values[:outputs], values[outputs:]
+    if fn == "lse":
+        parts = [ev.part(source) for source in node.src]
+        return Output(*merge.merge_lse(values, [p.lse for p in parts if isinstance(p, Output) and p.lse is not None]))
+    if fn == "weighted":
+        gates = list(gates[0].unbind(-1))
+    if fn in ("gated", "weighted"):
+        return Output(merge.merge_gated(values, gates), None)
+    if fn == "convex":
+        return Output(merge.merge_convex(values, gates[0]), None)
+    if fn == "sum":
+        return Output(merge.sum_of(values), None)
+    raise OracleError(f"merge fn = {fn}: the oracle has no meaning for it yet")
+
+
+def mapped(ev: Evaluation, node: Node) -> Tensor:
+    """A map of which some sources are rows in hand; the others are broadcast against them from the last dim."""
+    ahead = [len(node.shape) - len(source.shape) for source in node.src]
+    sources = [ev.rows(source) if n == 0 else ev.tensor(source) for source, n in zip(node.src, ahead, strict=True)]
+    return map_function(ev, node, sources)
+
+
+ROWS: dict[Op, Callable[[Evaluation, Node], Value]] = {
+    Op.SCORE: score,
+    Op.BIAS: bias,
+    Op.REDUCE: reduce,
+    Op.MASK: mask,
+    Op.TOPK: topk,
+    Op.GIVEN: given,
+    Op.WEIGHTS: weights,
+    Op.ATTEND: attend,
+    Op.LSE: lse,
+    Op.MERGE: merged,
+    Op.MAP: mapped,
+}

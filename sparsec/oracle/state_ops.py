@@ -1,0 +1,163 @@
+"""The ops on matrix states: gather what a token brings, walk over the tokens, read; one row of the table per op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.oracle import states
+from sparsec.oracle.states import Part, Rule, Step, Written
+from sparsec.oracle.values import Bank, Chosen, OracleError, Value
+
+if TYPE_CHECKING:
+    from sparsec.oracle.evaluate import Evaluation
+
+
+def state(ev: Evaluation, node: Node) -> Bank:
+    """A bank ``[B,N,H,D,DV]``, zero unless its initial contents are given."""
+    shape = [ev.batch, *(ev.dim(dim) for dim in node.shape[1:])]
+    if not node.src:
+        return Bank(torch.zeros(shape, dtype=torch.float64, device=ev.device))
+    return Bank(ev.tensor(node.src[0]).expand(shape))
+
+
+def write(ev: Evaluation, node: Node) -> Written:
+    """The bank after every token, batch entry by batch entry and head by head."""
+    bank, k, v = ev.whole(node.src[0]), ev.tensor(node.src[1]), ev.tensor(node.src[2])
+    if not isinstance(bank, Bank) or node["row_topk"] is not None:
+        raise OracleError("write: the oracle has no meaning yet for a state written twice or for row_topk")
+    share, active = _shares(ev, node, k.shape[1], bank.m.shape[1], k.shape[2])
+    rule = Rule(str(node["rule"]) == "delta", str(node["reads"]) == "undecayed", bool(node["freeze_unselected"]))
+    given = {name: ev.tensor(source) for name, source in node.operands.items() if name not in ("route", "weight")}
+
+    def step(b: int, t: int, h: int) -> Step:
+        beta, decay, erase_a, erase_b = (
+            given[name][b, t, h] if name in given else None for name in ("beta", "decay", "erase_a", "erase_b")
+        )
+        erase = None if erase_a is None or erase_b is None else (erase_a, erase_b)
+        return Step(k[b, t, h], v[b, t, h], v.new_ones(()) if beta is None else beta, decay, erase)
+
+    heads = [
+        _walk(bank.m[b, :, h], [step(b, t, h) for t in range(k.shape[1])], share[b, :, h], active[b, :, h], rule)
+        for b, h in product(range(k.shape[0]), range(k.shape[2]))
+    ]
+    before, after, mass = (
+        torch.stack(field).unflatten(0, (k.shape[0], -1)).transpose(1, 2) for field in zip(*heads, strict=True)
+    )
+    return Written(before, after, mass, share, active)
+
+
+def _walk(
+    initial: Tensor, steps: Sequence[Step], share: Tensor, active: Tensor, rule: Rule
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One head's bank ``[N,D,DV]`` over its tokens -> before, after ``[T,N,D,DV]`` and mass ``[T,N,D]``."""
+    parts = [Part(m, m.new_zeros(m.shape[0])) for m in initial]
+    before, after, mass = [], [], []
+    for t, step in enumerate(steps):
+        fresh = [states.decayed(p, step.decay) if active[t, n] or not rule.freeze else p for n, p in enumerate(parts)]
+        parts = [
+            states.write_part(p, step, share[t, n], rule) if active[t, n] else fresh[n] for n, p in enumerate(parts)
+        ]
+        before.append(torch.stack([p.m for p in fresh]))
+        after.append(torch.stack([p.m for p in parts]))
+        mass.append(torch.stack([p.z for p in parts]))
+    return torch.stack(before), torch.stack(after), torch.stack(mass)
+
+
+def _shares(ev: Evaluation, node: Node, tokens: int, parts: int, heads: int) -> tuple[Tensor, Tensor]:
+    """e and whether it is active, per token, head and part ``[B,T,H,N]``; without a route every part is active, e = 1."""
+    if "route" not in node.operands:
+        ones = torch.ones(ev.batch, tokens, heads, parts, dtype=torch.float64, device=ev.device)
+        return ones, ones > 0
+    route = ev.whole(node.operands["route"])
+    assert isinstance(route, Chosen)
+    weight = node.operands.get("weight")
+    e = torch.ones(route.ids.shape, dtype=torch.float64, device=ev.device) if weight is None else ev.tensor(weight)
+    named = route.ids[..., None] == torch.arange(parts, device=ev.device)
+    share, active = torch.where(named, e[..., None], 0.0).sum(-2), named.any(-2)
+    return tuple(x.repeat_interleave(heads // x.shape[2], dim=2) for x in (share, active))  # type: ignore[return-value]
+
+
+def residual(ev: Evaluation, node: Node) -> Tensor:
+    """What a level leaves to the next ``[B,T,H,DV]``: by its recall after its write, or by its prediction before it."""
+    v, written, k = ev.tensor(node.src[0]), ev.whole(node.src[1]), ev.tensor(node.src[2])
+    assert isinstance(written, Written)
+    share = states.renormalised(written.share, written.active) if node["renormalise"] else written.share
+    banks = written.after if node["mode"] == "post" else written.before
+    gamma = ev.tensor(node.operands["gamma"]) if "gamma" in node.operands else torch.ones_like(v[..., 0])
+    clip = float(node["clip"]) if isinstance(node["clip"], float | int) else None
+
+    def one(b: int, t: int, h: int) -> Tensor:
+        return states.residual_step(v[b, t, h], k[b, t, h], banks[b, t, h], share[b, t, h], clip, gamma[b, t, h])
+
+    return each(v.shape[:3], one)
+
+
+def recall(ev: Evaluation, node: Node) -> Tensor:
+    """What the queries read ``[B,T,H,DV]``; head h reads the states of head ``h // (H / HKV)``, all levels in order."""
+    q, banks = ev.tensor(node.src[0]), [ev.whole(source) for source in node.positional[1:]]
+    written = [bank for bank in banks if isinstance(bank, Written)]
+    if len(written) != len(banks) or node["mode"] == "slot_softmax":
+        raise OracleError(
+            "recall: the oracle has no meaning yet for states that were never written, or for slot_softmax"
+        )
+    if node["read"] == "all" and any(not bool(w.active.all()) for w in written):
+        raise OracleError("recall read = all: the parts that are not active have no weight; use read = active")
+    reads = [w.after if node["when"] == "after" else w.before for w in written]
+    matrices, mass = torch.cat(reads, dim=3), torch.cat([w.mass for w in written], dim=3)
+    active = torch.cat([w.active for w in written], dim=3)
+    shares = [states.renormalised(w.share, w.active) if node["renormalise"] else w.share for w in written]
+    sizes = [w.active.shape[3] for w in written]
+    group = q.shape[2] // matrices.shape[2]
+    gate = _per_level(ev, node, "level_gate", q, sizes, 1.0)
+    scale = ev.number(node.expr("scale"))
+    if node["mode"] == "sum":
+        share = torch.cat(shares, dim=3).repeat_interleave(group, dim=2) * gate
+        return scale * each(
+            q.shape[:3], lambda b, t, h: states.recall_sum(q[b, t, h], matrices[b, t, h // group], share[b, t, h])
+        )
+    bias, kappa = _per_level(ev, node, "level_bias", q, sizes, 0.0), _kappa(ev, node, q)
+    top = node["top"] if isinstance(node["top"], int) else None
+
+    def one(b: int, t: int, h: int) -> Tensor:
+        at = b, t, h // group
+        rule = active[at], bias[b, t, h], kappa[h], top, sizes[0], gate[b, t, h]
+        return states.recall_softmax(q[b, t, h], matrices[at], mass[at], *rule)
+
+    return scale * each(q.shape[:3], one)
+
+
+def _per_level(ev: Evaluation, node: Node, name: str, q: Tensor, sizes: Sequence[int], default: float) -> Tensor:
+    """An operand with one number per level in its last dim, repeated for the parts of each level: ``[B,T,H,ΣN]``."""
+    levels = q.new_full((len(sizes),), default)
+    if name in node.operands:
+        levels = ev.tensor(node.operands[name])
+    levels = levels.expand(*q.shape[:3], len(sizes))
+    return levels.repeat_interleave(torch.tensor(sizes, device=levels.device), dim=-1)
+
+
+def _kappa(ev: Evaluation, node: Node, q: Tensor) -> Tensor:
+    """The sharpness per query head ``[H]``; without one, D^½ as unit vectors want."""
+    if "kappa" not in node.operands:
+        return q.new_full((q.shape[2],), q.shape[3] ** 0.5)
+    return ev.tensor(node.operands["kappa"]).expand(q.shape[2])
+
+
+def each(shape: Sequence[int], one: Callable[[int, int, int], Tensor]) -> Tensor:
+    """Stacks one(b, t, h) over batch entries, tokens and heads."""
+    found = torch.stack([one(b, t, h) for b, t, h in product(*(range(n) for n in shape))])
+    return found.reshape(*shape, *found.shape[1:])
+
+
+STATES: dict[Op, Callable[[Evaluation, Node], Value]] = {
+    Op.STATE: state,
+    Op.WRITE: write,
+    Op.RESIDUAL: residual,
+    Op.RECALL: recall,
+}

@@ -1,0 +1,142 @@
+"""Matrix states, token by token: the meaning of `write`, `residual` and `recall` (semantics §3.2, §5, §6).
+
+A state M ``[D,DV]`` is key-first: it answers q with Mᵀq. Decays are logarithms, at most 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one part is written.
+
+    Attributes:
+        delta: write v − prediction instead of v.
+        undecayed: the prediction reads the state before its decay (RWKV-7), not after (GDN, KDA).
+        freeze: a part that is not active keeps still; else it decays without being written.
+    """
+
+    delta: bool
+    undecayed: bool = False
+    freeze: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one token brings to one head: k ``[D]``, v ``[DV]``, beta (0-dim), log-decay (0-dim, ``[D]`` or ``[D,DV]``)
+    or None, and the erase vectors a, b ``[D]`` or None."""
+
+    k: Tensor
+    v: Tensor
+    beta: Tensor
+    decay: Tensor | None
+    erase: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One matrix of a bank at one moment: M ``[D,DV]`` and the decayed sum of its written keys z ``[D]``."""
+
+    m: Tensor
+    z: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A bank ``[B,N,H,D,DV]`` after every token.
+
+    Attributes:
+        before: ``[B,T,H,N,D,DV]``, decayed by the token but not yet written.
+        after: ``[B,T,H,N,D,DV]``, written.
+        mass: ``[B,T,H,N,D]``, the decayed sum of e·beta·k.
+        share: ``[B,T,H,N]``, e of the active parts, 0 of the others.
+        active: bool ``[B,T,H,N]``.
+    """
+
+    before: Tensor
+    after: Tensor
+    mass: Tensor
+    share: Tensor
+    active: Tensor
+
+
+def decayed(part: Part, decay: Tensor | None) -> Part:
+    """A part after a token's decay. A decay per element of M leaves no mass to speak of: z is then NaN."""
+    if decay is None:
+        return part
+    keep = torch.exp(decay)
+    if decay.ndim == 2:
+        return Part(keep * part.m, torch.full_like(part.z, torch.nan))
+    return Part((keep[:, None] if decay.ndim == 1 else keep) * part.m, keep * part.z)
+
+
+def write_part(old: Part, step: Step, share: Tensor, rule: Rule) -> Part:
+    """An active part after one token: M = decay·M + e·beta·k (v − pred)ᵀ, pred = Mᵀk, or + e·beta·k vᵀ.
+
+    Erase vectors replace −k and beta·k: M = decay·M + e·b (aᵀM) + e·beta·k vᵀ.
+    """
+    new = decayed(old, step.decay)
+    read = old.m if rule.undecayed else new.m
+    written = share * step.beta * step.k
+    m = new.m + torch.outer(written, step.v)
+    if rule.delta and step.erase is None:
+        m = m - torch.outer(written, step.k @ read)
+    if step.erase is not None:
+        a, b = step.erase
+        m = m + share * torch.outer(b, a @ read)
+    return Part(m, new.z + written)
+
+
+def residual_step(v: Tensor, k: Tensor, states: Tensor, share: Tensor, clip: float | None, gamma: Tensor) -> Tensor:
+    """gamma · clip(v − Σ_n share_n · M_nᵀk): v ``[DV]``, k ``[D]``, states ``[N,D,DV]``, share ``[N]`` -> ``[DV]``."""
+    left = v
+    for m, e in zip(states, share, strict=True):
+        left = left - e * (k @ m)
+    return gamma * (left if clip is None else left.clamp(-clip, clip))
+
+
+def renormalised(share: Tensor, active: Tensor) -> Tensor:
+    """Shares ``[…,N]`` divided by their sum over the active parts."""
+    total = torch.where(active, share, 0.0).sum(-1, keepdim=True)
+    return torch.where(active, share / torch.where(total == 0, 1.0, total), 0.0)
+
+
+def recall_sum(q: Tensor, states: Tensor, share: Tensor) -> Tensor:
+    """Σ_n share_n · M_nᵀq: q ``[D]``, states ``[N,D,DV]``, share ``[N]`` -> ``[DV]``."""
+    o = states.new_zeros(states.shape[-1])
+    for m, e in zip(states, share, strict=True):
+        o = o + e * (q @ m)
+    return o
+
+
+def recall_softmax(
+    q: Tensor,
+    states: Tensor,
+    mass: Tensor,
+    candidates: Tensor,
+    bias: Tensor,
+    kappa: Tensor,
+    top: int | None,
+    first: int,
+    gain: Tensor,
+) -> Tensor:
+    """Attention whose tokens are states: softmax over candidates of kappa · q·ẑ + bias, ẑ = z/‖z‖ -> ``[DV]``.
+
+    states ``[N,D,DV]`` of all levels in order, mass ``[N,D]``, candidates bool ``[N]``, bias and gain ``[N]``. With
+    `top`, only the best few candidates stay, those among the `first` states (level 1) before all others; ties go to
+    the lower index. The gain multiplies what each state answers.
+    """
+    length = mass.norm(dim=-1, keepdim=True)
+    score = kappa * ((mass / torch.where(length == 0, 1.0, length)) @ q) + bias
+    ids = [n for n in range(len(states)) if candidates[n]]
+    ids.sort(key=lambda n: (n >= first, -float(score[n].detach()), n))
+    ids = ids if top is None else ids[:top]
+    if not ids:
+        return states.new_zeros(states.shape[-1])
+    weights = torch.softmax(torch.stack([score[n] for n in ids]), dim=0)
+    return recall_sum(q, states[ids], weights * gain[ids])
