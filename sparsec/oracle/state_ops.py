@@ -71,7 +71,7 @@ def _walk(
 
 
 def _shares(ev: Evaluation, node: Node, tokens: int, parts: int, heads: int) -> tuple[Tensor, Tensor]:
-    """e and whether it is active, per token, head and part ``[B,T,H,N]``; without a route every part is active, e = 1."""
+    """e and whether it is active, per token, head and part ``[B,T,H,N]``; without a route all are, with e = 1."""
     if "route" not in node.operands:
         ones = torch.ones(ev.batch, tokens, heads, parts, dtype=torch.float64, device=ev.device)
         return ones, ones > 0

@@ -71,7 +71,7 @@ def oracle_rows(
 def evaluate_node(
     variant: Variant, node: Node | str, inputs: Inputs, *, form: FormName = "loop", q_offset: int | None = None
 ) -> Shown:
-    """The value of one node; give what feeds it by name among the inputs to check a kernel on the values that it read."""
+    """The value of one node; give what feeds it by name among the inputs to check a kernel on what it read."""
     ev = evaluation(variant, inputs, form, q_offset)
     return _shown(ev.whole(_named(variant, node) if isinstance(node, str) else node), ev)
 

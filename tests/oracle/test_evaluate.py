@@ -152,7 +152,7 @@ def test_some_rows_are_rows_of_all(declare: Callable[[], Variant]) -> None:
 def test_nothing_is_legal(declare: Callable[[], Variant], empty: dict[str, int]) -> None:
     of = declare()
     for form in ("loop", "vector"):
-        outputs = oracle(of, sample(of, **empty), form=form)  # type: ignore[call-overload]
+        outputs = oracle(of, sample(of, **empty), form=form)
         first = outputs if isinstance(outputs, Tensor) else outputs[0]
         assert list(first.shape) == [(SIZES | empty)[name] for name in ("B", "TQ", "H", "DV")]
 
