@@ -70,7 +70,8 @@ class Variant:
     def with_outputs(self, outputs: Sequence[Node]) -> Variant:
         """The variant after a pass: new outputs, the same inputs."""
         done = replace(self, outputs=tuple(outputs), names={})
-        return replace(done, names={**_names(done), **{n: self.names[n] for n in done.nodes if n in self.names}})
+        kept = {node: self.names[node] for node in done.nodes if node in self.names}
+        return replace(done, names=_names(done, kept))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Variant) and (self.parameters, self.outputs) == (other.parameters, other.outputs)
@@ -172,9 +173,9 @@ _UNNAMED = {
 }
 
 
-def _names(done: Variant) -> dict[Node, str]:
+def _names(done: Variant, kept: Mapping[Node, str] | None = None) -> dict[Node, str]:
     """Inputs keep their names; others take the name they were given, else their op's, numbered where it is taken."""
-    names = {node: str(node["name"]) for node in done.parameters}
+    names = {node: str(node["name"]) for node in done.parameters} | dict(kept or {})
     taken = set(names.values())
     for node in done.nodes:
         if node not in names:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 
 from sparsec.ir.variant import Variant
 from sparsec.ir.verify import verify
+from sparsec.passes.canonicalise import canonicalise
+from sparsec.passes.selections import normalise_selections
+from sparsec.passes.simplify import simplify
 
 Pass = Callable[[Variant], Variant]
 """A variant in, an equal variant out; the same object where there is nothing to do. Its name is the function's."""
@@ -13,7 +16,11 @@ Pass = Callable[[Variant], Variant]
 Observer = Callable[[str, Variant, Variant], None]
 """Told of each pass after it was verified: its name, the variant before, the variant after."""
 
-PIPELINE: tuple[Pass, ...] = ()
+PIPELINE: tuple[Pass, ...] = (
+    canonicalise,  # first, so that later passes and matchers see flat merges and at most one mask per attend
+    simplify,  # before selections are settled: a list that chooses everything becomes a mask
+    normalise_selections,  # last, when it is known which lists are left and who reads their order
+)
 
 
 def run(variant: Variant, passes: Sequence[Pass] = PIPELINE, observers: Sequence[Observer] = ()) -> Variant:
