@@ -1,6 +1,6 @@
-"""The worker that compiles kernels for a named architecture, no GPU needed: jobs as JSON in, results as JSON out.
+"""The worker that compiles kernels for a named architecture, without a GPU: JSON in, JSON out.
 
-Run as ``python -m sparsec.backends.triton.aot`` in a process without TRITON_INTERPRET, with which Triton cannot compile.
+Run as ``python -m sparsec.backends.triton.aot`` without TRITON_INTERPRET, with which Triton cannot compile.
 """
 
 from __future__ import annotations

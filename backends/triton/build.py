@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ def arguments(
     tensors: Mapping[str, torch.Tensor],
     params: Mapping[str, int | float],
 ) -> list[Any]:
-    """A kernel's arguments in order: tensors, parameters, strides, descriptors. Raises LaunchError where they do not fit."""
+    """A kernel's arguments in order: tensors, parameters, strides, descriptors. Raises LaunchError for misfits."""
     given = [tensors[t.name] for t in program.tensors]
     strides = {
         f"{t.name}_s{d}": x.stride(d) for t, x in zip(program.tensors, given, strict=True) for d in range(t.rank)
@@ -60,11 +61,17 @@ def arguments(
             raise LaunchError(
                 f"{t.name}: shape {tuple(x.shape)}, strides {x.stride()}; it needs {t.rank} dimensions, the last dense"
             )
-    for name, limit in stride_limits(program).items():
+    limits, wanted = _needs(program, schedule)
+    for name, limit in limits.items():
         if strides[name] > limit:
             raise LaunchError(f"{name} is {strides[name]}; offsets inside a tile fit 32 bits up to {limit}")
-    made = [descriptor(d, tensors[d.tensor.name], params) for d in descriptor_arguments(program, schedule)]
+    made = [descriptor(d, tensors[d.tensor.name], params) for d in wanted]
     return [*given, *(params[name] for name, _ in program.params), *(strides[s] for s in program.stride_params), *made]
+
+
+@lru_cache(maxsize=4096)
+def _needs(program: Program, schedule: Schedule) -> tuple[dict[str, int], tuple[Descriptor, ...]]:
+    return stride_limits(program), descriptor_arguments(program, schedule)
 
 
 def descriptor(wanted: Descriptor, tensor: torch.Tensor, params: Mapping[str, int | float]) -> Any:

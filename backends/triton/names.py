@@ -11,7 +11,7 @@ from sparsec.backends.triton.functions import HELPERS
 from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
 from sparsec.tile.language import Node, TileOp
 
-RESERVED = frozenset({*keyword.kwlist, *HELPERS, "tl", "triton", "float", "range", "len", "K", "N", "AXIS"})
+RESERVED = frozenset({*keyword.kwlist, *HELPERS, "tl", "triton", "float", "range"})
 _HINTS = {
     TileOp.DOT: "dot", TileOp.TOP_INSERT: "best", TileOp.SCAN: "running", TileOp.FULL: "fill", TileOp.MASK_IF: "kept",
 }  # fmt: skip

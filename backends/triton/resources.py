@@ -1,4 +1,4 @@
-"""What a compiled kernel uses of a processor: registers, spills, shared memory, read from the binary or its assembly."""
+"""What a compiled kernel needs of a processor: registers, spills, shared memory, from its binary or its assembly."""
 
 from __future__ import annotations
 
