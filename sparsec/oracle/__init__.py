@@ -9,17 +9,20 @@ from typing import Any
 
 from sparsec.oracle.error import BOUNDS, Verdict, check
 from sparsec.oracle.gap import same_selection, selection_gap
+from sparsec.oracle.mass import Mass, kept_mass
 from sparsec.oracle.truth import Result, evaluate_node, oracle, oracle_rows
 from sparsec.oracle.values import Chosen, Memory, OracleError
 
 __all__ = [
     "BOUNDS",
     "Chosen",
+    "Mass",
     "Memory",
     "OracleError",
     "Verdict",
     "check",
     "evaluate_node",
+    "kept_mass",
     "oracle",
     "oracle_rows",
     "same_selection",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -64,13 +64,17 @@ class Evaluation:
 
     def at(self, nodes: Sequence[Node], index: Tensor) -> list[Value]:
         """The values of nodes on some rows, computed for those rows only."""
-        outer, pieces = (self._index, self._part, self.form), []
+        pieces = [[self.part(node) for node in nodes] for _ in self.blocks(index)]
+        return [join(piece) for piece in zip(*pieces, strict=True)]
+
+    def blocks(self, index: Tensor) -> Iterator[Tensor]:
+        """Takes rows in hand, block by block; afterwards those that were in hand before."""
+        outer = self._index, self._part, self.form
         self.form = self.form if index.numel() else FORMS["vector"]
         for block in index.split(self._block()):
             self._index, self._part = block, {}
-            pieces.append([self.part(node) for node in nodes])
+            yield block
         self._index, self._part, self.form = outer
-        return [join(piece) for piece in zip(*pieces, strict=True)]
 
     def row_count(self, node: Node) -> int:
         """How many query rows a node has; a mask has those of the variant."""

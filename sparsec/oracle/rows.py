@@ -146,20 +146,30 @@ def weights(ev: Evaluation, node: Node) -> Tensor:
 
 def attend(ev: Evaluation, node: Node) -> Output:
     """Softmax attention over what every selection admits: jointly, or per chunk with weights."""
-    q, memory = ev.rows(node.src[0]), ev.whole(node.src[1])
-    assert isinstance(memory, Memory) and memory.v is not None
-    k, v = (x.expand(ev.batch, *x.shape[1:]) for x in (memory.k, memory.v))
-    logit = ev.form.dot(q, k) * ev.number(node.expr("scale"))
-    cap = node["softcap"]
-    if isinstance(cap, float | int):
-        logit = cap * torch.tanh(logit / cap)
-    logit = modified(ev, node, "bias", logit)
-    sink, (visible, chosen) = _sink(ev, node, q), admitted(ev, node, k.shape[1])
+    q, (k, v) = ev.rows(node.src[0]), read(ev, node)
+    logit, sink = logits(ev, node, q, k), _sink(ev, node, q)
+    visible, chosen = admitted(ev, node, k.shape[1])
     if node["per"] == "joint":
         return Output(*ev.form.attend(logit, v, visible, sink))
     assert chosen is not None
     given_weights = ev.rows(node.operands["weights"])
     return Output(ev.form.attend_chunks(logit, v, visible, chosen.ids, given_weights, chosen.size, sink), None)
+
+
+def read(ev: Evaluation, node: Node) -> tuple[Tensor, Tensor]:
+    """The keys and values of an attend, for every batch entry."""
+    memory = ev.whole(node.src[1])
+    assert isinstance(memory, Memory) and memory.v is not None
+    return memory.k.expand(ev.batch, *memory.k.shape[1:]), memory.v.expand(ev.batch, *memory.v.shape[1:])
+
+
+def logits(ev: Evaluation, node: Node, q: Tensor, k: Tensor) -> Tensor:
+    """An attend's scores ``[B,R,H,N]``: scaled, capped, biased."""
+    logit = ev.form.dot(q, k) * ev.number(node.expr("scale"))
+    cap = node["softcap"]
+    if isinstance(cap, float | int):
+        logit = cap * torch.tanh(logit / cap)
+    return modified(ev, node, "bias", logit)
 
 
 def _sink(ev: Evaluation, node: Node, q: Tensor) -> Tensor | None:
