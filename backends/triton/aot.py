@@ -20,7 +20,13 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     try:
         return _compile(job)
     except Exception as error:  # whatever a compiler throws is a fact about the candidate, not about us
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": reason(error)}
+
+
+def reason(error: BaseException) -> str:
+    """An error and what caused it: Triton reports a fault in a helper only as the cause of a fault in its caller."""
+    said = f"{type(error).__name__}: {error}"
+    return f"{said}\ncaused by {reason(error.__cause__)}" if error.__cause__ else said
 
 
 def _compile(job: dict[str, Any]) -> dict[str, Any]:
@@ -34,6 +40,8 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
         (k,): [["tt.divisibility", 16]] for k, kind in enumerate(job["signature"].values()) if kind.endswith(":16")
     }
     options = {"num_warps": job["warps"], "num_stages": job["stages"], "enable_fp_fusion": True}
+    if job["registers"]:
+        options["maxnreg"] = job["registers"]
     made = triton.compile(ASTSource(kernel, types, attrs=attrs), target=gpu_target(job["target"]), options=options)
     binary, text = ("cubin", "ptx") if "cubin" in made.asm else ("hsaco", "amdgcn")
     stem = folder / f"{job['name']}_{made.hash[:16]}_{job['target']}"

@@ -85,15 +85,18 @@ def descriptor(wanted: Descriptor, tensor: torch.Tensor, params: Mapping[str, in
 
 
 def launch(
-    kernel: Any, grid: Sequence[int], args: Sequence[Any], warps: int, stages: int, device: torch.device | None = None
+    kernel: Any, grid: Sequence[int], args: Sequence[Any], schedule: Schedule, device: torch.device | None = None
 ) -> None:
     """Run a loaded kernel over its grid on the current stream of ``device``; an empty grid does nothing."""
     import torch
 
     if 0 in grid:
         return
+    options: dict[str, Any] = {"num_warps": schedule.warps, "num_stages": schedule.stages, "enable_fp_fusion": True}
+    if schedule.registers:
+        options["maxnreg"] = schedule.registers
     if device is None or device.type != "cuda":
-        kernel[tuple(grid)](*args, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+        kernel[tuple(grid)](*args, **options)
         return
     with torch.cuda.device(device):
-        kernel[tuple(grid)](*args, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+        kernel[tuple(grid)](*args, **options)

@@ -33,6 +33,7 @@ class Job:
     target: str
     warps: int
     stages: int
+    registers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def _work(jobs: Sequence[Job], folder: Path, timeout: float, python_path: str | 
 
 def _as_json(job: Job, folder: Path) -> dict[str, Any]:
     fields = {"source": job.source, "name": job.name, "target": job.target, "warps": job.warps, "stages": job.stages}
-    return {**fields, "signature": dict(job.signature), "folder": str(folder)}
+    return {**fields, "registers": job.registers, "signature": dict(job.signature), "folder": str(folder)}
 
 
 def _environment(folder: Path, python_path: str | None) -> dict[str, str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsec.plan.specs import TiledAttention
 from sparsec.tile.schedule import Schedule
 
+DESCRIPTOR_TARGETS = ("triton:sm_90", "triton:sm_100")
 Choices = dict[str, tuple[object, ...]]
 
 
@@ -17,13 +20,14 @@ def default(spec: TiledAttention, target: str) -> Schedule:
             rows=rows, block=32, phases="branch", lanes=("m", "e", "n"), split_dims=False, warps=1, stages=1
         )
     precision = "tf32x3" if spec.dtype == "float32" else "ieee"
-    wide = max(spec.head_dim, spec.value_dim) > 128 or spec.dtype == "float32"
     value_block = 256 if spec.value_dim > 256 and spec.value_dim % 256 == 0 else 0
-    rows, block = (64, 32) if wide else (64, 64)
-    return Schedule(
-        rows=rows, block=block, phases="branch" if listed else "split", warps=4, stages=2 if wide else 3,
-        value_block=value_block, precision=precision,
-    )
+    wide = max(spec.head_dim, spec.value_dim) > 128 or spec.dtype == "float32"
+    common = Schedule(rows=64, phases="branch" if listed else "split", value_block=value_block, precision=precision)
+    if wide:
+        return replace(common, block=32, stages=2)
+    if target in DESCRIPTOR_TARGETS and not listed:  # four programs of 128 registers hide each other's latency
+        return replace(common, descriptors=True, stages=1, registers=128)
+    return replace(common, stages=2)
 
 
 def space(spec: TiledAttention, target: str) -> Choices:
@@ -37,7 +41,8 @@ def space(spec: TiledAttention, target: str) -> Choices:
         "rows": (64, 128) if not listed else (listed[0].block_q,),
         "block": (32, 64, 128) if not listed else (listed[0].block_k,),
         "phases": ("split", "branch") if not listed else ("branch",),
-        "descriptors": (False, True) if halves else (False,),
+        "descriptors": (False, True) if halves and target in DESCRIPTOR_TARGETS else (False,),
         "warps": (4, 8),
-        "stages": (2, 3, 4),
+        "stages": (1, 2, 3),
+        "registers": (0, 128, 168),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,16 +47,25 @@ def source(step: Step, target: Target) -> str:
 
 
 def _triton(step: Step, cache_dir: Path) -> Launch:
-    from sparsec.backends.triton.build import arguments, launch, load
+    """The printed kernel; where a tensor does not allow descriptors, the same kernel with pointers, built then."""
+    from sparsec.backends.triton.build import LaunchError, arguments, launch, load
     from sparsec.backends.triton.emit import emit
 
     program, schedule = step.program, step.schedule
     kernel = load(emit(program, schedule), program.name, cache_dir)
+    plain: list[Launch] = []
 
     def run(tensors: Sequence[Tensor], params: Mapping[str, int]) -> None:
         named = {t.name: x for t, x in zip(program.tensors, tensors, strict=True)}
-        args = arguments(program, schedule, named, params)
-        launch(kernel, grid_of(program, params), args, schedule.warps, schedule.stages, tensors[0].device)
+        try:
+            args = arguments(program, schedule, named, params)
+        except LaunchError:
+            if not schedule.descriptors:
+                raise
+            if not plain:
+                plain.append(_triton(Step(program, replace(schedule, descriptors=False)), cache_dir))
+            return plain[0](tensors, params)
+        launch(kernel, grid_of(program, params), args, schedule, tensors[0].device)
 
     return run
 

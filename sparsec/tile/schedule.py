@@ -18,6 +18,7 @@ class Schedule:
             their own.
         descriptors: load boxes through TMA descriptors (Triton on Hopper and later).
         warps, stages: Triton's num_warps and software-pipelining depth.
+        registers: the most registers per thread that Triton may use (maxnreg); 0 leaves it free.
         lanes: TVM: axis names by priority for the vector lanes.
         vector: TVM: floats per vector register.
         accumulators: TVM: vector accumulators of a register tile.
@@ -34,6 +35,7 @@ class Schedule:
     descriptors: bool = False
     warps: int = 4
     stages: int = 3
+    registers: int = 0
     lanes: tuple[str, ...] = ("m", "e", "n")
     vector: int = 16
     accumulators: int = 16
