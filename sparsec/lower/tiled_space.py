@@ -25,8 +25,9 @@ def default(spec: TiledAttention, target: str) -> Schedule:
     common = Schedule(rows=64, phases="branch" if listed else "split", value_block=value_block, precision=precision)
     if wide:
         return replace(common, block=32, stages=2)
-    if target in DESCRIPTOR_TARGETS and not listed:  # four programs of 128 registers hide each other's latency
-        return replace(common, descriptors=True, stages=1, registers=128)
+    if target in DESCRIPTOR_TARGETS and not listed:  # several programs per processor hide each other's latency
+        narrow = max(spec.head_dim, spec.value_dim) <= 80
+        return replace(common, descriptors=True, stages=1, registers=128 if narrow else 0)
     return replace(common, stages=2)
 
 
