@@ -9,7 +9,7 @@ from sparsec.lower import softmax
 from sparsec.lower.pieces import Span, dot_over, spans
 from sparsec.lower.ranges import outside_interior, tile_ranges
 from sparsec.lower.rows import Rows
-from sparsec.lower.scalars import add, both, captured, emit, most, mul, sub
+from sparsec.lower.scalars import add, both, captured, emit, least, most, mul, sub
 from sparsec.plan.specs import GatheredAttention, Piece
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.fn import Fn
@@ -109,7 +109,8 @@ def frame(
     buffers = tensors(spec)
     queries = [tile.load(buffers[spec.q], *rows.place(batch, d.index()), bounds=rows.bounds) for d in dims]
     env = {name: tile.param(name) for name in PARAMS}
-    env |= {"b": batch, "h": rows.head, "i": add(rows.token, tile.param("q_offset"))}
+    row, head = _readable(spec, rows)
+    env |= {"b": batch, "h": head, "i": add(row, tile.param("q_offset"))}
     env |= {"i_lo": rows.first_position, "i_hi": rows.last_position}
     sink = None
     if spec.sink is not None:
@@ -118,6 +119,18 @@ def frame(
     return Frame(
         spec, schedule, rows, keys, dims, values, batch, at.listed, at.key_head, queries, sink, env, buffers, value_base
     )
+
+
+def _readable(spec: GatheredAttention, rows: Rows) -> tuple[Node, Node]:
+    """Rows and heads for predicates; where those read captured tensors, rows that are never stored repeat the last."""
+    if not spec.captures:
+        return rows.token, rows.head
+    return least(rows.token, sub(tile.param("TQ"), 1)), least(rows.head, spec.heads - 1)
+
+
+def _variables(f: Frame, key: Node) -> dict[str, Node]:
+    """What predicates and biases may name; keys past the last repeat it where captured tensors are read."""
+    return {**f.env, "j": least(key, sub(tile.param("TK"), 1)) if f.spec.captures else key}
 
 
 def reads(expr: Expr, name: str) -> bool:
@@ -139,7 +152,7 @@ def visible(f: Frame, key: Node) -> Node:
     inside = tile.apply(Fn.LT, key, tile.param("TK"))
     if f.spec.where is None:
         return inside
-    return both(emit(f.spec.where, {**f.env, "j": key}, f.tensors), inside)
+    return both(emit(f.spec.where, _variables(f, key), f.tensors), inside)
 
 
 def logits(f: Frame, key: Node) -> tuple[Node, float]:
@@ -152,7 +165,7 @@ def logits(f: Frame, key: Node) -> tuple[Node, float]:
     if spec.softcap is not None:
         scores = mul(tile.apply(Fn.TANH, mul(scores, 1.0 / spec.softcap)), spec.softcap)
     if spec.bias is not None:
-        scores = emit(spec.bias, {**f.env, "j": key, "score": scores}, f.tensors)
+        scores = emit(spec.bias, {**_variables(f, key), "score": scores}, f.tensors)
     return scores, softmax.LOG2E
 
 

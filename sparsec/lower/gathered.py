@@ -1,62 +1,30 @@
-"""Attention over chosen chunks. Query-outer: a program per token and unit of heads walks its own list.
-
-The other loop order, tile-union, is in ``sparsec.lower.tile_union``; it needs a kernel before it (``prelude``) and
-buffers between the two (``scratch``).
-"""
+"""Attention over chosen chunks, query-outer: a program per token and unit of heads walks the token's own list."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower import chunks, softmax, tile_union, union_list
+from sparsec.lower import chunks, softmax
 from sparsec.lower.chunks import Frame
 from sparsec.lower.rows import one_token
 from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
-from sparsec.plan.plan import Buffer
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program
-from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.schedule import Schedule
 
 
 def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
-    """The attention kernel; with ``order = "tile_union"`` it reads what ``prelude`` writes into ``scratch``."""
-    check(spec, schedule)
-    if schedule.order == "tile_union":
-        return tile_union.lower(spec, schedule)
+    """The kernel of one (token, unit of heads, batch) per grid point."""
     with tile.Builder() as builder:
         f = _frame(builder, spec, schedule)
-        packed = schedule.block > spec.chunk and schedule.block % spec.chunk == 0 and spec.per == "joint"
-        outs, lse = _joint(f, packed) if spec.per == "joint" else (_per_chunk(f), None)
+        outs, lse = _joint(f) if spec.per == "joint" else (_per_chunk(f), None)
         chunks.write(f, outs, lse)
         units = _units(spec, schedule) * _value_blocks(spec, schedule)
         grid = (tile.param("TQ"), tile.const(units), tile.param("B"))
         params = [(name, "int32") for name in chunks.PARAMS]
         return builder.program(spec.name, list(f.tensors.values()), params, grid)
-
-
-def prelude(spec: GatheredAttention, schedule: Schedule) -> tuple[Program, ...]:
-    """Programs that must run before the kernel, in order."""
-    return (union_list.lower(spec, schedule),) if schedule.order == "tile_union" else ()
-
-
-def scratch(spec: GatheredAttention, schedule: Schedule) -> tuple[Buffer, ...]:
-    """Buffers that the prelude writes and the kernel reads, of size O(T k)."""
-    return union_list.scratch(spec, schedule) if schedule.order == "tile_union" else ()
-
-
-def check(spec: GatheredAttention, schedule: Schedule) -> None:
-    """Refuse a schedule that cannot carry this spec out."""
-    rows, block = schedule.rows, schedule.block
-    if schedule.order not in ("query_outer", "tile_union"):
-        raise ScheduleError(f"gathered attention has no loop order {schedule.order!r}; use query_outer or tile_union")
-    if schedule.value_block and spec.value_dim % schedule.value_block:
-        raise ScheduleError(f"value_block {schedule.value_block} does not divide the value dim {spec.value_dim}")
-    if schedule.split_dims and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
-        raise ScheduleError(f"{rows} rows x {block} keys do not fill tensor-core tiles: powers of two from 16 on do")
-    if schedule.order == "tile_union":
-        tile_union.check(spec, schedule)
 
 
 def _value_blocks(spec: GatheredAttention, schedule: Schedule) -> int:
@@ -90,11 +58,10 @@ def _count(f: Frame) -> Node:
     return least(tile.load(f.tensors[f.spec.counts], f.batch, f.rows.token, f.listed), slots)
 
 
-def _joint(f: Frame, packed: bool) -> tuple[list[Node], Node]:
-    """One softmax over all chosen chunks."""
-    state, spec = chunks.start(f), f.spec
-    if packed:
-        per_step = f.schedule.block // spec.chunk
+def _joint(f: Frame) -> tuple[list[Node], Node]:
+    """One softmax over all chosen chunks; several chunks share a tile of keys where they are small."""
+    state, per_step = chunks.start(f), f.schedule.block // f.spec.chunk
+    if per_step > 1 and f.schedule.block % f.spec.chunk == 0:
         steps = ceil_div(_count(f), per_step)
         state = tile.loop(0, steps, 1, state, lambda n, *c: _packed_step(f, n, c), f.schedule.stages)
     else:
@@ -144,46 +111,3 @@ def _per_chunk(f: Frame) -> list[Node]:
 
     inits = [tile.full(0.0, f.rows.axis, e.axis) for e in f.values]
     return tile.loop(0, _count(f), 1, inits, visit, f.schedule.stages if chunks.parts(f) == 1 else None)
-
-
-def default(spec: GatheredAttention, target: str) -> Schedule:
-    """Query-outer where a token's heads fill tensor-core tiles or on a CPU; tile-union elsewhere."""
-    share, triton = chunks.sharing(spec), target.startswith("triton")
-    if not triton:
-        return Schedule(rows=share, block=_key_block(spec, 64), lanes=("n", "e"), split_dims=False)
-    if spec.chunk < 16:
-        return Schedule(rows=_row_tile(share), block=64, warps=4, stages=2)
-    return tile_union.default(spec, target)
-
-
-def _row_tile(share: int) -> int:
-    """Rows of a tensor-core tile for so many heads."""
-    return min(64, max(16, 1 << (share - 1).bit_length()))
-
-
-def _key_block(spec: GatheredAttention, most_keys: int) -> int:
-    """The largest divisor of the chunk up to a limit; several chunks per tile where they are tiny."""
-    if spec.per == "joint" and spec.chunk < 16:
-        return spec.chunk * (16 // spec.chunk)
-    return max(d for d in range(1, min(spec.chunk, most_keys) + 1) if spec.chunk % d == 0)
-
-
-def space(spec: GatheredAttention, target: str) -> dict[str, tuple[object, ...]]:
-    """Loop order, tile sizes, value blocks, warps and stages."""
-    share = chunks.sharing(spec)
-    if not target.startswith("triton"):
-        blocks = tuple(b for b in (8, 16, 32, 64) if spec.chunk % b == 0) or (_key_block(spec, 64),)
-        return {"order": ("query_outer",), "rows": (share,), "block": blocks, "lanes": (("n", "e"), ("e", "n"))}
-    if spec.chunk < 16:
-        return {"order": ("query_outer",), "rows": (_row_tile(share),), "block": (32, 64, 128), "warps": (2, 4, 8)}
-    blocks = tuple(b for b in (16, 32, 64, 128) if spec.chunk % b == 0)
-    rows = tuple(sorted({_row_tile(share), 32, 64, 128}))
-    return {
-        "order": ("query_outer", "tile_union"),
-        "rows": rows,
-        "block": blocks,
-        "value_block": tuple(b for b in (0, 64) if not b or (spec.value_dim % b == 0 and b < spec.value_dim)),
-        "descriptors": (False, True),
-        "warps": (1, 2, 4, 8),
-        "stages": (1, 2, 3, 4),
-    }

@@ -6,6 +6,7 @@ One program holds a tile of tokens of one selection (a head, or the heads of a g
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sparsec.lower import chosen
 from sparsec.lower.candidates import Frame, as_keys, block_scores, sharing, summary_scores
@@ -22,6 +23,7 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 def lower(spec: Selector, schedule: Schedule) -> Program:
     """q ``[B,TQ,H,D]``, keys ``[B,N,HKV,D]`` -> indices int32 ``[B,TQ,HS,slots]`` and, if asked for, weights fp32."""
     check(spec, schedule)
+    spec = _without_constants(spec)
     with tile.Builder() as builder:
         f = _frame(builder, spec, schedule)
         slots, spare = (builder.axis(name, 1 << (spec.slots - 1).bit_length()) for name in ("k", "kk"))
@@ -45,6 +47,16 @@ def check(spec: Selector, schedule: Schedule) -> None:
     rows, block = schedule.rows, schedule.block
     if schedule.split_dims and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
         raise ScheduleError(f"{rows} rows x {block} keys do not fill tensor-core tiles: powers of two from 16 on do")
+
+
+def _without_constants(spec: Selector) -> Selector:
+    """The spec without predicates that say nothing: eligible always, forced never."""
+    eligible, forced = spec.eligible, spec.forced
+    return replace(
+        spec,
+        eligible=None if eligible is not None and eligible.value is True else eligible,
+        forced=None if forced is not None and forced.value is False else forced,
+    )
 
 
 def _params(spec: Selector) -> list[tuple[str, str]]:
@@ -95,7 +107,7 @@ def _best(f: Frame, slots: Axis) -> Node:
             forced = tile.apply(Fn.XOR, rank, EMPTY_KEY)
             rank = tile.apply(Fn.WHERE, emit(spec.forced, env), forced, rank)
         if spec.eligible is not None:
-            open_ = both(emit(spec.eligible, env), open_)
+            open_ = both(open_, emit(spec.eligible, env))
         return [tile.top_insert(kept, tile.apply(Fn.WHERE, open_, rank, EMPTY_KEY), slots, f.keys)]
 
     empty = tile.full(EMPTY_KEY, f.rows, slots, dtype="int64")

@@ -107,5 +107,6 @@ def _per_chunk(f: Frame, found: Union) -> list[Node]:
 def default(spec: GatheredAttention, target: str) -> Schedule:
     """64 rows, or as many as hold one token's heads, and a chunk's keys up to 64 at a time."""
     rows = max(64, 1 << (chunks.sharing(spec) - 1).bit_length())
-    block = max(b for b in (16, 32, 64) if spec.chunk % b == 0)
+    even = [b for b in (16, 32, 64) if spec.chunk % b == 0]
+    block = max(even) if even else min(64, max(16, 1 << (spec.chunk - 1).bit_length()))
     return Schedule(order="tile_union", rows=rows, block=block, warps=4 if rows <= 64 else 8, stages=3)

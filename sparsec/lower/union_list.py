@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower import chunks
+from sparsec.lower.lowered import Scratch
 from sparsec.lower.scalars import add, both, ceil_div, least, mul
-from sparsec.plan.plan import Buffer
 from sparsec.plan.specs import GatheredAttention
-from sparsec.scalar.expr import constant, var
+from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
@@ -55,14 +55,18 @@ def union(spec: GatheredAttention, schedule: Schedule) -> Union:
     )
 
 
-def scratch(spec: GatheredAttention, schedule: Schedule) -> tuple[Buffer, ...]:
-    """The buffers to allocate; their tiles are ``ceil(TQ / tokens)``."""
+def params(spec: GatheredAttention, schedule: Schedule) -> tuple[tuple[str, Expr], ...]:
+    """The number of query tiles."""
+    tokens = union(spec, schedule).tokens
+    return (("UT", (var("TQ") + (tokens - 1)) // tokens),)
+
+
+def scratch(spec: GatheredAttention, schedule: Schedule) -> tuple[Scratch, ...]:
+    """The buffers to allocate."""
     found = union(spec, schedule)
-    named = {"B": var("B"), "TQ": var("TQ"), "UT": (var("TQ") + (found.tokens - 1)) // found.tokens}
     tensors = [t for t in (found.ids, found.counts, found.members, found.weights) if t is not None]
     return tuple(
-        Buffer(t.name, tuple(named[d] if isinstance(d, str) else constant(d) for d in t.shape), t.dtype, "temporary")
-        for t in tensors
+        Scratch(t.name, tuple(var(d) if isinstance(d, str) else constant(d) for d in t.shape), t.dtype) for t in tensors
     )
 
 

@@ -1,45 +1,39 @@
-"""Running lowered programs in the tile interpreter on poisoned outputs."""
+"""Running lowered kernels in the tile interpreter on poisoned scratch buffers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import pytest
 import torch
 
-from sparsec.plan.plan import Buffer
+from sparsec.lower.lowered import Lowered
+from sparsec.scalar.evaluate import evaluate
 from sparsec.tile.interpreter import interpret
-from sparsec.tile.language import Program
 
 Run = Callable[..., None]
 
 
 @pytest.fixture
 def run() -> Run:
-    """``run(programs, tensors, params, scratch, mode)``: scratch buffers are made here, full of NaN or nonsense."""
+    """``run(lowered, tensors, params, mode)``: scratch buffers are made here, full of NaN or nonsense."""
 
     def go(
-        programs: Iterable[Program],
+        lowered: Lowered,
         tensors: Mapping[str, torch.Tensor],
         params: Mapping[str, int],
-        scratch: Iterable[Buffer] = (),
-        mode: str = "storage",
+        mode: Literal["exact", "storage"] = "storage",
     ) -> None:
         dims = {"TK": 1, "q_offset": 0, **params}
+        dims |= {name: int(evaluate(value, dims)) for name, value in lowered.params}
         every = dict(tensors)
-        for buffer in scratch:
+        for buffer in lowered.scratch:
             fill = math.nan if buffer.dtype == "float32" else -(10**9)
-            shape = [size_of(extent, dims) for extent in buffer.shape]
+            shape = [int(evaluate(extent, dims)) for extent in buffer.shape]
             every[buffer.name] = torch.full(shape, fill, dtype=getattr(torch, buffer.dtype))
-        for program in programs:
-            interpret(program, every, dims, mode=mode)  # type: ignore[arg-type]
+        for step in lowered.steps:
+            interpret(step.program, every, dims, mode=mode)
 
     return go
-
-
-def size_of(extent: object, dims: Mapping[str, int]) -> int:
-    """The value of an extent."""
-    from sparsec.scalar.evaluate import evaluate
-
-    return int(evaluate(extent, dims))  # type: ignore[arg-type]

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from sparsec.lower import selector
+from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.specs import Pool, Selector
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.tile.schedule import Schedule, ScheduleError
 
-I, C = var("i"), var("c")
+POS, C = var("i"), var("c")
 SMALL = Schedule(rows=16, block=16)
 
 
 def spec(**changes: object) -> Selector:
     """A selector of 4 of 16-token chunks, per head, without softmax."""
     base = Selector("select", "q", "keys", "ids", None, 2, 2, 16, "N", "NB", 0.25, 4, 4, "float32")
-    base = replace(base, eligible=(C + 1) * 16 <= I)
+    base = replace(base, eligible=(C + 1) * 16 <= POS)
     return replace(base, weights_out="w" if changes.get("weights") else None, **changes)  # type: ignore[arg-type]
 
 
@@ -59,7 +60,7 @@ def brute_choice(s: Selector, score: Tensor, eligible: Tensor, forced: Tensor) -
     for b, t, h in torch.cartesian_prod(*map(torch.arange, score.shape[:3])).tolist():
         row = score[b, t, h].tolist()
         found = [c for c in range(len(row)) if eligible[t, c]]
-        found.sort(key=lambda c: (not forced[t, c], -row[c], c))  # noqa: B023
+        found.sort(key=lambda c: (not forced[t, c], -row[c], c))
         limit = s.k if s.count_forced else s.k + sum(bool(forced[t, c]) for c in found)
         found = found[: min(limit, s.slots)]
         if s.order != "score":
@@ -103,7 +104,7 @@ def check(
     weights = torch.full(ids.shape, math.nan)
     tensors = {"q": q, "keys": keys, "ids": ids, "w": weights}
     params = {"B": 2, "TQ": tq, "TK": 0, "q_offset": offset, "N": n, "NB": blocks}
-    run([selector.lower(s, schedule)], tensors, params)
+    run(Lowered((Step(selector.lower(s, schedule), SMALL),)), tensors, params)
     rows = range(offset, offset + tq)
     visible = table(python(s.visible), rows, n, True)[:, None, :]
     score = brute_scores(s, q, keys, visible, blocks)
@@ -131,8 +132,8 @@ def test_linear_group(run: Callable[..., None], dtype: str, group: str, share: i
 @pytest.mark.parametrize("share", [1, 3, 4])
 @pytest.mark.parametrize("group", ["sum", "mean"])
 def test_softmax_group(run: Callable[..., None], share: int, group: str) -> None:
-    visible = 16 * C + 15 <= I
-    s = spec(heads=2 * share, softmax=True, group=group, visible=visible, eligible=C * 16 <= I, scale=1.0)
+    visible = 16 * C + 15 <= POS
+    s = spec(heads=2 * share, softmax=True, group=group, visible=visible, eligible=C * 16 <= POS, scale=1.0)
     check(run, s, 45, 33, 33, SMALL, offset=0)
     check(run, s, 16, 33, 33, Schedule(rows=32, block=32), offset=300)
 
@@ -144,18 +145,18 @@ def test_pools(run: Callable[..., None], kind: str, length: int) -> None:
     if kind == "max":
         pool = Pool("max", 16, 16, 64, kernel=5, stride_blocks=4, padding=1)
     n, blocks = -(-length // 16), -(-length // 64)
-    forced = (C < 1) | ((C <= I // 64) & (I // 64 - 1 <= C))
+    forced = (C < 1) | ((C <= POS // 64) & (POS // 64 - 1 <= C))
     s = spec(
-        heads=6, softmax=True, group="sum", visible=16 * C + 31 <= I, pool=pool, eligible=C * 64 <= I, forced=forced,
-        k=4, slots=4, order="oldest", scale=1.0,
+        heads=6, softmax=True, group="sum", visible=16 * C + 31 <= POS, pool=pool, eligible=C * 64 <= POS,
+        forced=forced, k=4, slots=4, order="oldest", scale=1.0,
     )  # fmt: skip
     check(run, s, min(length, 40), n, blocks, SMALL, offset=length - min(length, 40))
     check(run, s, min(length, 40), n, blocks, SMALL)
 
 
 def test_forced_members_come_on_top_of_k(run: Callable[..., None]) -> None:
-    forced = (C < 2) | ((C <= I // 16) & (I // 16 - 1 <= C))
-    s = spec(forced=forced, eligible=C * 16 <= I, k=3, slots=7, count_forced=False)
+    forced = (C < 2) | ((C <= POS // 16) & (POS // 16 - 1 <= C))
+    s = spec(forced=forced, eligible=C * 16 <= POS, k=3, slots=7, count_forced=False)
     for order in ("score", "newest", "oldest"):
         check(run, replace(s, order=order), 50, 12, 12, SMALL, offset=140)
         check(run, replace(s, order=order), 50, 12, 12, SMALL)
@@ -190,7 +191,7 @@ def test_ties_go_to_the_lowest_index(run: Callable[..., None]) -> None:
     q, keys = torch.zeros(1, 16, 1, 16), torch.randn(1, 40, 1, 16)
     s = spec(heads=1, kv_heads=1, eligible=None)
     params = {"B": 1, "TQ": 16, "TK": 640, "N": 40, "NB": 40}
-    run([selector.lower(s, SMALL)], {"q": q, "keys": keys, "ids": ids}, params)
+    run(Lowered((Step(selector.lower(s, SMALL), SMALL),)), {"q": q, "keys": keys, "ids": ids}, params)
     assert ids.flatten().tolist() == [0, 1, 2, 3] * 16
 
 

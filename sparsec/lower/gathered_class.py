@@ -1,0 +1,82 @@
+"""The class of gathered attention: its loop orders, which of them a schedule asks for, and what is good untuned.
+
+Query-outer fills a tensor-core tile only where 16 heads or more share a list; tile-union reads a chunk once for all
+neighbouring tokens that chose it, after a kernel that finds the union of their lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower import chunks, gathered, tile_union, union_list
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.plan.specs import GatheredAttention
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+Choices = dict[str, tuple[int | str | bool, ...]]
+
+
+def lower(spec: GatheredAttention, schedule: Schedule) -> Lowered:
+    """The programs of either loop order; ScheduleError in one sentence where the schedule is illegal."""
+    check(spec, schedule)
+    if schedule.order == "query_outer":
+        return Lowered((Step(gathered.lower(spec, schedule), schedule),))
+    listing = Step(union_list.lower(spec, schedule), replace(schedule, warps=1, stages=1, descriptors=False))
+    steps = (listing, Step(tile_union.lower(spec, schedule), schedule))
+    return Lowered(steps, union_list.scratch(spec, schedule), union_list.params(spec, schedule))
+
+
+def check(spec: GatheredAttention, schedule: Schedule) -> None:
+    """Refuse a schedule that cannot carry this spec out."""
+    rows, block = schedule.rows, schedule.block
+    if schedule.order not in ("query_outer", "tile_union"):
+        raise ScheduleError(f"gathered attention has no loop order {schedule.order!r}; use query_outer or tile_union")
+    if schedule.value_block and spec.value_dim % schedule.value_block:
+        raise ScheduleError(f"value_block {schedule.value_block} does not divide the value dim {spec.value_dim}")
+    if schedule.split_dims and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
+        raise ScheduleError(f"{rows} rows x {block} keys do not fill tensor-core tiles: powers of two from 16 on do")
+    if schedule.order == "tile_union":
+        tile_union.check(spec, schedule)
+
+
+def default(spec: GatheredAttention, target: str) -> Schedule:
+    """Query-outer where a token's heads fill tensor-core tiles or on a CPU; tile-union elsewhere."""
+    share, triton = chunks.sharing(spec), target.startswith("triton")
+    if not triton:
+        return Schedule(rows=share, block=_key_block(spec, 64), lanes=("n", "e"), split_dims=False)
+    if spec.chunk < 16:
+        return Schedule(rows=_row_tile(share), block=64, warps=4, stages=2)
+    return tile_union.default(spec, target)
+
+
+def _row_tile(share: int) -> int:
+    """Rows of a tensor-core tile for so many heads."""
+    return min(64, max(16, 1 << (share - 1).bit_length()))
+
+
+def _key_block(spec: GatheredAttention, most_keys: int) -> int:
+    """The largest divisor of the chunk up to a limit; several chunks per tile where they are tiny."""
+    if spec.per == "joint" and spec.chunk < 16:
+        return spec.chunk * (16 // spec.chunk)
+    return max(d for d in range(1, min(spec.chunk, most_keys) + 1) if spec.chunk % d == 0)
+
+
+def space(spec: GatheredAttention, target: str) -> Choices:
+    """Loop order, tile sizes, value blocks, warps and stages."""
+    share = chunks.sharing(spec)
+    if not target.startswith("triton"):
+        blocks = tuple(b for b in (8, 16, 32, 64) if spec.chunk % b == 0) or (_key_block(spec, 64),)
+        return {"order": ("query_outer",), "rows": (share,), "block": blocks}
+    if spec.chunk < 16:
+        return {"order": ("query_outer",), "rows": (_row_tile(share),), "block": (32, 64, 128), "warps": (2, 4, 8)}
+    blocks = tuple(b for b in (16, 32, 64, 128) if spec.chunk % b == 0)
+    rows = tuple(sorted({_row_tile(share), 32, 64, 128}))
+    return {
+        "order": ("query_outer", "tile_union"),
+        "rows": rows,
+        "block": blocks,
+        "value_block": tuple(b for b in (0, 64) if not b or (spec.value_dim % b == 0 and b < spec.value_dim)),
+        "descriptors": (False, True),
+        "warps": (1, 2, 4, 8),
+        "stages": (1, 2, 3, 4),
+    }
