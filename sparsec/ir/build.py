@@ -74,13 +74,14 @@ def reduce(
     size: int | None = None,
     stride: int | None = None,
     block: int | None = None,
-    importance: str = "overlap",
+    importance: str | None = None,
     kernel: int | None = None,
     padding: int | None = None,
 ) -> Node:
     """Fewer scores: over heads of a group, all heads, overlapping summaries (NSA), pooled blocks (InfLLM-v2), queries.
 
     ``pre = softmax`` makes probabilities per head first, over what ``visible`` (of i and column c) admits.
+    ``importance`` (overlap, paper_literal) says which summaries a block collects.
     """
     sizes = {"size": size, "stride": stride, "block": block, "kernel": kernel, "padding": padding}
     return make(Op.REDUCE, (scores,), over=over, op=op, pre=pre, visible=visible, importance=importance, **sizes)

@@ -106,7 +106,7 @@ def _read(attr: Attr, value: object, captures: Captures, size: object) -> Expr:
         named = _named(attr, value, size)
         return _parsed(value, captures) if named is None else named
     if callable(value):
-        return _traced(attr, value, captures)
+        return _traced(attr, value)
     raise Refused(value, "it is an expression", "write it as text, a lambda or an Expr")
 
 
@@ -125,10 +125,14 @@ def _parsed(text: str, captures: Captures) -> Expr:
         raise Refused(error.piece, error.rule, error.fix, error.column - 1) from error
 
 
-def _traced(attr: Attr, value: Callable[..., object], captures: Captures) -> Expr:
-    from sparsec.scalar.trace import trace
+def _traced(attr: Attr, value: Callable[..., object]) -> Expr:
+    from sparsec.scalar.trace import TraceError, trace
 
-    return trace(value, attr.index)
+    try:
+        return trace(value, attr.index)
+    except TraceError as error:
+        index = ", ".join(attr.index)
+        raise Refused(f"a function of {index}", str(error), f"a function of some of {index}") from error
 
 
 INDEX = frozenset({"b", "h", "i", "j", "c", "score"})

@@ -109,5 +109,7 @@ def _complete(op: Op, src: tuple[Node, ...], values: dict[str, Value]) -> None:
         values["scale"] = call(Fn.RSQRT, src[0].shape[-1])
     if op is Op.TOPK and values["slots"] is None and values["count_forced"]:
         values["slots"] = values["k"]
+    if op is Op.REDUCE and values["over"] == "overlap" and values["importance"] is None:
+        values["importance"] = "overlap"
     if op is Op.MAP and values["fn"] is None:
         values["fn"] = var("x0", "float")

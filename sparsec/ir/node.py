@@ -5,10 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 from sparsec.ir.op import Op
-from sparsec.scalar.expr import Expr
+from sparsec.scalar.expr import Expr, ExprLike, element
 
 Kind = Literal["tensor", "memory", "state", "scores", "selection"]
 Value = Expr | str | int | float | bool | None | tuple["Value", ...]
@@ -35,16 +35,44 @@ class Node:
     kind: Kind
     dtype: str
 
-    def __getitem__(self, attr: str) -> Value:
+    @overload
+    def __getitem__(self, key: str) -> Value: ...
+
+    @overload
+    def __getitem__(self, key: ExprLike | tuple[ExprLike, ...]) -> Expr: ...
+
+    def __getitem__(self, key: str | ExprLike | tuple[ExprLike, ...]) -> Value:
+        """``node["k"]``: an attribute. ``slopes[h]``, in a traced function: an element of a captured input."""
+        if not isinstance(key, str):
+            return self._element(key if isinstance(key, tuple) else (key,))
         for name, value in self.attrs:
-            if name == attr:
+            if name == key:
                 return value
-        raise KeyError(f"{self.op.value} has no attribute `{attr}`")
+        raise KeyError(f"{self.op.value} has no attribute `{key}`")
+
+    def _element(self, index: tuple[ExprLike, ...]) -> Expr:
+        if self.op is not Op.INPUT:
+            raise TypeError(f"only an input can be captured, not the result of {self.op.value}: declare it as an input")
+        if len(index) != len(self.shape):
+            raise TypeError(f"`{self['name']}` has {len(self.shape)} dims and {len(index)} indices: index every dim")
+        return element(str(self["name"]), *index, kind="int" if self.dtype == "int32" else "float")
 
     def integer(self, attr: str) -> int:
         """An attribute that is an int."""
         value = self[attr]
         assert isinstance(value, int) and not isinstance(value, bool), (self.op, attr, value)
+        return value
+
+    def word(self, attr: str) -> str:
+        """An attribute that is one of some words."""
+        value = self[attr]
+        assert isinstance(value, str), (self.op, attr, value)
+        return value
+
+    def flag(self, attr: str) -> bool:
+        """An attribute that is true or false."""
+        value = self[attr]
+        assert isinstance(value, bool), (self.op, attr, value)
         return value
 
     def expr(self, attr: str) -> Expr | None:

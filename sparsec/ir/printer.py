@@ -41,12 +41,15 @@ def statement(node: Node, names: Mapping[Node, str]) -> str:
     named = (f"{name}={names[source]}" for name, source in (node.operands | node.captures).items())
     sources = ", ".join([*(names[source] for source in node.positional), *named])
     schema = SCHEMA[node.op].attrs
-    stated = [f"{name} = {_value(node[name])}" for name, attr in schema.items() if _is_said(attr, node[name])]
+    stated = [f"{name} = {_value(node[name])}" for name, attr in schema.items() if _is_said(node, name, attr)]
     return f"{node.op.value}({sources})" + (f" {{{', '.join(stated)}}}" if stated else "")
 
 
-def _is_said(attr: Attr, value: Value) -> bool:
-    """Whether an attribute is worth a word: not a default of nothing, and there was a choice."""
+def _is_said(node: Node, name: str, attr: Attr) -> bool:
+    """Whether an attribute is worth a word: no default of nothing, no consequence of another, not the only choice."""
+    value = node[name]
+    if name == "slots" and node["count_forced"]:
+        return False  # it is k
     says_nothing = value is None or value is False or str(value) in ("none", "1") or len(attr.choices) == 1
     return not (says_nothing and str(attr.default) == str(value))
 

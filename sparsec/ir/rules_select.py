@@ -63,13 +63,13 @@ def grouped(heads: object, kv_heads: object) -> Problem | None:
 
 
 _REDUCE_NEEDS = {"overlap": {"size", "stride", "block"}, "blocks": {"kernel", "stride"}}
-_REDUCE_MAY = {"overlap": {"size", "stride", "block"}, "blocks": {"kernel", "stride", "padding"}}
+_REDUCE_MAY = {"overlap": {"size", "stride", "block", "importance"}, "blocks": {"kernel", "stride", "padding"}}
 
 
 def reduce(node: Node) -> Problem | None:
     """Pooling needs its sizes, and a block holds whole strides."""
     over = str(node["over"])
-    stated = {name for name in ("size", "stride", "block", "kernel", "padding") if node[name] is not None}
+    stated = {name for name in ("size", "stride", "block", "kernel", "padding", "importance") if node[name] is not None}
     needs, may = _REDUCE_NEEDS.get(over, set()), _REDUCE_MAY.get(over, set())
     if needs - stated:
         return Problem(f"over = {over}", f"{', '.join(sorted(needs - stated))} must be given", "state it in tokens")

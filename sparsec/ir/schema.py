@@ -156,7 +156,7 @@ SCHEMA: dict[Op, Schema] = {
             "size": _count(None),
             "stride": _count(None),
             "block": _count(None),
-            "importance": _choice("overlap", "paper_literal"),
+            "importance": Attr("choice", None, ("overlap", "paper_literal"), optional=True),
             "kernel": _count(None),
             "padding": _count(None, least=0),
         },

@@ -55,7 +55,7 @@ def _dims(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
 
 
 def _roles(variant: Variant) -> dict[Node, tuple[str, Node]]:
-    """What an input is used as, where that narrows its values: the operand's name and its user, or the list it gives."""
+    """What an input is used as, where that narrows its values: the operand's name, or "indices", and its user."""
     roles: dict[Node, tuple[str, Node]] = {}
     for node in variant.nodes:
         for name, source in node.operands.items():

@@ -1,0 +1,120 @@
+"""Published designs by name: ``preset("hsa", chunk=64, k=8)``. Each is a function of knobs in ``frontends/presets``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from sparsec.ir.error import DeclarationError
+from sparsec.ir.node import Node
+from sparsec.ir.suggest import did_you_mean
+from sparsec.ir.variant import Variant, variant
+
+NAMES = ("full", "streaming", "msa", "longformer", "bigbird", "hsa", "nsa", "moba", "infllm2")
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One knob: its default, what it means with its unit, and the words that it may be, if it is a word."""
+
+    name: str
+    default: int | float | bool | str
+    meaning: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One design: its name, one line about it, its knobs and the function that declares it."""
+
+    name: str
+    summary: str
+    knobs: tuple[Knob, ...]
+    declare: Callable[..., Node]
+
+
+def presets() -> tuple[Preset, ...]:
+    """Every design that there is."""
+    return tuple(find(name) for name in NAMES)
+
+
+def find(name: str) -> Preset:
+    """A design by name.
+
+    Raises:
+        DeclarationError: there is none of that name.
+    """
+    if name not in NAMES:
+        raise DeclarationError("preset", name, "there is no such preset", did_you_mean(name, NAMES))
+    declare = getattr(importlib.import_module(f"sparsec.frontends.presets.{name}"), name)
+    doc = inspect.getdoc(declare) or ""
+    meanings = dict(re.findall(r"^ {4}(\w+): (.+)$", doc, re.MULTILINE))
+    return Preset(name, doc.splitlines()[0], _knobs(declare, meanings), declare)
+
+
+def _knobs(declare: Callable[..., Node], meanings: dict[str, str]) -> tuple[Knob, ...]:
+    hints = get_type_hints(declare)
+    parameters = inspect.signature(declare).parameters.values()
+    return tuple(Knob(p.name, p.default, meanings[p.name], _words(hints[p.name])) for p in parameters)
+
+
+def _words(hint: Any) -> tuple[str, ...]:
+    return tuple(get_args(hint)) if get_origin(hint) is Literal else ()
+
+
+def preset(name: str, **knobs: object) -> Variant:
+    """The variant of a design with some knobs set; ``sparsec list`` and ``presets()`` say which there are.
+
+    Raises:
+        DeclarationError: an unknown preset or knob, a value of the wrong kind, or one that breaks a rule of the graph.
+    """
+    found = find(name)
+    known = {knob.name: knob for knob in found.knobs}
+    for key, value in knobs.items():
+        if key not in known:
+            raise DeclarationError(f"preset {name}", key, "it has no such knob", did_you_mean(key, known))
+        _check(name, known[key], value)
+    settings = {key: knob.default for key, knob in known.items()} | knobs
+    return variant(name, found.declare(**settings), knobs=settings)
+
+
+def _check(name: str, knob: Knob, value: object) -> None:
+    where, said = f"preset {name}", f"{knob.name} = {value!r}"
+    if knob.choices and value not in knob.choices:
+        fix = did_you_mean(str(value), knob.choices)
+        raise DeclarationError(where, said, f"it is one of {', '.join(knob.choices)}", fix)
+    kind = type(knob.default)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise DeclarationError(where, said, f"it is of type {kind.__name__}", f"such as {knob.default!r}")
+    if isinstance(value, int | float) and value < 0:
+        raise DeclarationError(where, said, "it is not negative", f"such as {knob.default!r}")
+
+
+def parse_knobs(name: str, words: list[str]) -> dict[str, int | float | bool | str]:
+    """Knobs as words of a command line, ``chunk=64``, in the type of their defaults.
+
+    Raises:
+        DeclarationError: an unknown preset or knob, or a word that its type cannot read.
+    """
+    known = {knob.name: knob for knob in find(name).knobs}
+    done: dict[str, int | float | bool | str] = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        if key not in known:
+            raise DeclarationError(f"preset {name}", key, "it has no such knob", did_you_mean(key, known))
+        done[key] = _read(name, known[key], text)
+    return done
+
+
+def _read(name: str, knob: Knob, text: str) -> int | float | bool | str:
+    kind = type(knob.default)
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+        said = f"{knob.name} = {text}"
+        raise DeclarationError(f"preset {name}", said, f"it is {wanted}", f"such as {knob.default}") from None

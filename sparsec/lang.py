@@ -1,0 +1,71 @@
+"""The words of a declaration: constructors of nodes, and the scalar functions of traced predicates and gates.
+
+``from sparsec import lang``, then ``lang.attend(q, lang.tokens(k, v), …)``.
+"""
+
+from sparsec.ir.build import (
+    attend,
+    bias,
+    given,
+    input,
+    lse,
+    map,
+    mask,
+    merge,
+    reduce,
+    score,
+    slots,
+    summary,
+    tokens,
+    topk,
+    weights,
+)
+from sparsec.ir.build_state import aux, recall, residual, state, transfer, write
+from sparsec.ir.node import Node
+from sparsec.ir.predicates import causal, complete, complete_past, started
+from sparsec.scalar.expr import Expr
+from sparsec.scalar.expr import var as dim
+from sparsec.scalar.functions import absolute, exp, exp2, log, log2, maximum, minimum, rsqrt, sigmoid, sqrt, tanh, where
+
+__all__ = [
+    "Expr",
+    "Node",
+    "absolute",
+    "attend",
+    "aux",
+    "bias",
+    "causal",
+    "complete",
+    "complete_past",
+    "dim",
+    "exp",
+    "exp2",
+    "given",
+    "input",
+    "log",
+    "log2",
+    "lse",
+    "map",
+    "mask",
+    "maximum",
+    "merge",
+    "minimum",
+    "recall",
+    "reduce",
+    "residual",
+    "rsqrt",
+    "score",
+    "sigmoid",
+    "slots",
+    "sqrt",
+    "started",
+    "state",
+    "summary",
+    "tanh",
+    "tokens",
+    "topk",
+    "transfer",
+    "weights",
+    "where",
+    "write",
+]
