@@ -13,7 +13,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.specs import GatheredAttention
 from sparsec.tile.schedule import Schedule, ScheduleError
 
-Choices = dict[str, tuple[int | str | bool, ...]]
+Choices = dict[str, tuple[object, ...]]
 
 
 def lower(spec: GatheredAttention, schedule: Schedule) -> Lowered:

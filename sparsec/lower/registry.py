@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from sparsec.lower import block_list, combine, gathered, selector, summarise, tiled, tiled_space
-from sparsec.lower.lowered import Lowered, Scratch, Step
+from sparsec.lower import block_list, combine, gathered_class, selector, summarise, tiled, tiled_space
+from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
 from sparsec.tile.schedule import Schedule
 
@@ -15,7 +13,7 @@ Choices = dict[str, tuple[object, ...]]
 def lower_kernel(spec: Spec, schedule: Schedule) -> Lowered:
     """The programs of a kernel under a schedule; ScheduleError in one sentence where it is illegal."""
     if isinstance(spec, GatheredAttention):
-        return _gathered(spec, schedule)
+        return gathered_class.lower(spec, schedule)
     if isinstance(spec, TiledAttention):
         return Lowered((Step(tiled.lower(spec, schedule), schedule),))
     if isinstance(spec, Selector):
@@ -28,22 +26,12 @@ def lower_kernel(spec: Spec, schedule: Schedule) -> Lowered:
     return Lowered((Step(block_list.lower(spec, schedule), schedule),))
 
 
-def _gathered(spec: GatheredAttention, schedule: Schedule) -> Lowered:
-    """The kernel after its prelude, with the buffers between them."""
-    main = Step(gathered.lower(spec, schedule), schedule)
-    before = tuple(
-        Step(p, replace(schedule, warps=1, stages=1, descriptors=False)) for p in gathered.prelude(spec, schedule)
-    )
-    scratch = tuple(Scratch(b.name, b.shape, b.dtype) for b in gathered.scratch(spec, schedule))
-    return Lowered((*before, main), scratch)
-
-
 def default(spec: Spec, target: str) -> Schedule:
     """A schedule that is good without tuning, for a target's name."""
     if isinstance(spec, TiledAttention):
         return tiled_space.default(spec, target)
     if isinstance(spec, GatheredAttention):
-        return gathered.default(spec, target)
+        return gathered_class.default(spec, target)
     if isinstance(spec, Selector):
         return selector.default(spec, target)
     if isinstance(spec, Summarise):
@@ -58,7 +46,7 @@ def space(spec: Spec, target: str) -> Choices:
     if isinstance(spec, TiledAttention):
         return tiled_space.space(spec, target)
     if isinstance(spec, GatheredAttention):
-        return gathered.space(spec, target)
+        return gathered_class.space(spec, target)
     if isinstance(spec, Selector):
         return selector.space(spec, target)
     if isinstance(spec, Summarise):

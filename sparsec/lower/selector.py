@@ -123,7 +123,7 @@ def default(spec: Selector, target: str) -> Schedule:
     return Schedule(order=order, rows=rows, block=64, warps=4, stages=2)
 
 
-def space(spec: Selector, target: str) -> dict[str, tuple[int | str | bool, ...]]:
+def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
     """Tile sizes, warps and stages."""
     if not target.startswith("triton"):
         return {"rows": (8, 16, 32), "block": (8, 16, 32)}
