@@ -36,7 +36,7 @@ CASES: dict[str, tuple[Pass, str]] = {
     "zero sink": (
         simplify,
         """logits = map(s) {fn = 0.0}
-        o = attend(q, m, mask(m) {where = j <= i}, sink = logits)""",
+        o = attend(q, m, mask(m) {where = j <= i}, sink = logits) {sink = given}""",
     ),
     "one token windows": (
         simplify,

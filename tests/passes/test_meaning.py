@@ -1,4 +1,4 @@
-"""The passes keep the meaning: the oracle gives the same before and after, on every preset and on what passes rewrite."""
+"""The passes keep the meaning: the oracle gives the same before and after, on presets and on what passes rewrite."""
 
 from __future__ import annotations
 

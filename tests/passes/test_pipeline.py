@@ -1,4 +1,4 @@
-"""The runner: it verifies, names the culprit and tells the observers; a pass with nothing to do gives the same graph."""
+"""The runner verifies, names the culprit and tells the observers; a pass with nothing to do gives the same graph."""
 
 from __future__ import annotations
 
