@@ -60,14 +60,14 @@ def widen(keys):
     "top_insert": '''
 @triton.jit
 def top_insert(kept, new, K: tl.constexpr, N: tl.constexpr, AXIS: tl.constexpr):
-    """The K largest of K descending and N >= K other keys along the last axis, descending."""
-    if K == 1:
-        return tl.maximum(kept, tl.max(new, AXIS, keep_dims=True))
+    """The K largest of K descending and N >= K other keys along the last axis, descending; K others at a time."""
     if N > K:
-        rising = tl.flip(tl.topk(new, K), AXIS)
+        one, two = tl.split(tl.reshape(new, new.shape[:AXIS] + [N // 2, 2]))
+        return top_insert(top_insert(kept, one, K, N // 2, AXIS), two, K, N // 2, AXIS)
+    elif K == 1:
+        return tl.maximum(kept, new)
     else:
-        rising = tl.sort(new)
-    return tl.bitonic_merge(tl.maximum(kept, rising), descending=True)
+        return tl.bitonic_merge(tl.maximum(kept, tl.sort(new)), descending=True)
 ''',
 }
 """Printed above the kernel that calls them, in this order."""

@@ -22,7 +22,7 @@ def error_of(name: str, schedule: Schedule, folder: Path) -> float:
     tensors = case.tensors()
     kernel = load(emit(case.program, schedule), case.program.name, folder)
     args = arguments(case.program, schedule, tensors, case.params)
-    launch(kernel, grid_of(case.program, case.params), args, schedule.warps, schedule.stages)
+    launch(kernel, grid_of(case.program, case.params), args, schedule)
     return case.error(tensors)
 
 
