@@ -14,8 +14,8 @@ class Target:
     """A back end on an architecture.
 
     Attributes:
-        backend: "triton" or "tvm".
-        arch: "sm_90", "gfx942", … or "llvm".
+        backend: "triton", "tvm", or "interpreter": tile programs run by torch, slow and without a compiler.
+        arch: "sm_90", "gfx942", …, "llvm" or "cpu".
         shared: bytes of shared memory one program may use (GPUs).
         copy_rate: bytes per second that a large copy moves (read + written), for predictions.
         dot_rate: FLOP per second of half-precision dots (GPUs) or fp32 FMA (CPUs).
@@ -31,8 +31,8 @@ class Target:
 
     @property
     def name(self) -> str:
-        """As it is written: ``triton:sm_90``."""
-        return f"{self.backend}:{self.arch}"
+        """As it is written: ``triton:sm_90``, ``tvm:llvm``, ``interpreter``."""
+        return self.backend if self.backend == "interpreter" else f"{self.backend}:{self.arch}"
 
     @property
     def device(self) -> str:
@@ -58,6 +58,10 @@ def cpu() -> Target:
     return Target("tvm", "llvm", 32 * 1024, 10e9 * cores, 75e9 * cores, cores)
 
 
+INTERPRETER = Target("interpreter", "cpu", 227 * 1024, 10e9, 1e9, 1)
+"""Runs tile programs under GPU schedules without a GPU: the third runner, for checks."""
+
+
 def _here() -> Target:
     """The best target of this machine: its GPU if torch sees one, otherwise its CPU."""
     import torch
@@ -79,9 +83,11 @@ def _cuda_arch() -> str:
 
 
 def find(name: str | Target = "auto") -> Target:
-    """The target of this name: "auto", "cpu", "cuda", "tvm:llvm" or "triton:<arch>"."""
+    """The target of this name: "auto", "cpu", "cuda", "interpreter", "tvm:llvm" or "triton:<arch>"."""
     if isinstance(name, Target):
         return name
+    if name == "interpreter":
+        return INTERPRETER
     if name == "auto":
         return _here()
     if name in ("cpu", "tvm:llvm", "tvm"):
@@ -95,7 +101,7 @@ def find(name: str | Target = "auto") -> Target:
         return here
     arch = name.removeprefix("triton:")
     if arch not in GPUS:
-        known = ", ".join(["auto", "cpu", "tvm:llvm", *(t.name for t in GPUS.values())])
+        known = ", ".join(["auto", "cpu", "cuda", "interpreter", "tvm:llvm", *(t.name for t in GPUS.values())])
         raise TargetError(f"target {name!r} is unknown; use one of {known}")
     return GPUS[arch]
 
