@@ -122,7 +122,13 @@ def _parsed(text: str, captures: Captures) -> Expr:
     try:
         return parse(text, None, captures)
     except ExprSyntaxError as error:
-        raise Refused(error.piece, error.rule, error.fix, error.column - 1) from error
+        unknown = error.rule == "unknown tensor"
+        fix = _capture_fix(error.piece, captures) if unknown else error.fix
+        raise Refused(error.piece, error.rule, fix, error.column - 1) from error
+
+
+def _capture_fix(name: str, captures: Captures) -> str:
+    return did_you_mean(name, captures) if captures else f"pass {name}=<tensor> as a source"
 
 
 def _traced(attr: Attr, value: Callable[..., object]) -> Expr:
@@ -146,8 +152,7 @@ def _names_are_known(attr: Attr, found: Expr, captures: Captures) -> None:
             raise Refused(found, f"`{name}` means nothing here", f"it may use {may} and dims")
     for name in tensors(found):
         if name not in captures:
-            fix = did_you_mean(name, captures) if captures else f"pass {name}=<tensor> as a source"
-            raise Refused(found, f"`{name}` is not captured by this node", fix)
+            raise Refused(found, f"`{name}` is not captured by this node", _capture_fix(name, captures))
 
 
 def missing(default: object) -> bool:

@@ -49,7 +49,7 @@ def _summary(node: Node) -> Result:
 
 def _state(node: Node) -> Result:
     b = node.src[0].shape[0] if node.src and len(node.src[0].shape) == 5 else B
-    dims = [node.expr(name) or ONE for name in ("heads", "rows", "cols")]
+    dims = [ONE if (dim := node.expr(name)) is None else dim for name in ("heads", "rows", "cols")]
     return (b, constant(node.integer("parts")), *dims), "state", "float32"
 
 

@@ -73,11 +73,25 @@ def recall(node: Node) -> Problem | None:
     q, *states = node.positional
     if wrong := rank(q, 4):
         return wrong
+    if node["mode"] == "slot_softmax":
+        return _slots(q, states)
     for state in states:
         if clash(q.shape[-1], state.shape[3]) or clash(state.shape[4], states[0].shape[4]):
             return Problem(f"{dims(q)} and {dims(state)}", "queries and states have one D, states one DV", "match them")
     if node["top"] is not None and node["mode"] == "sum":
         return Problem(f"top = {node['top']}", "a sum reads every active state", "mode = state_softmax")
+    return None
+
+
+def _slots(q: Node, states: list[Node]) -> Problem | None:
+    """Slots are rows of a state of values beside a state of keys with as many parts and rows."""
+    if len(states) % 2:
+        return Problem(f"{len(states)} states", "slots have values and keys: recall(q, values, keys, …)", "give both")
+    for values, keys in zip(states[::2], states[1::2], strict=True):
+        pairs = [(q.shape[-1], keys.shape[4]), *zip(values.shape[:4], keys.shape[:4], strict=True)]
+        if any(clash(one, other) for one, other in pairs):
+            value = f"{dims(q)}, {dims(values)} and {dims(keys)}"
+            return Problem(value, "keys have the queries' dim as columns, values as many parts and rows", "match them")
     return None
 
 

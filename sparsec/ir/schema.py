@@ -99,9 +99,9 @@ SCHEMA: dict[Op, Schema] = {
     Op.STATE: Schema(
         (("initial?", _TENSOR),),
         attrs={
-            "heads": Attr("dim"),
-            "rows": Attr("dim"),
-            "cols": Attr("dim"),
+            "heads": Attr("dim", "HKV"),
+            "rows": Attr("dim", "D"),
+            "cols": Attr("dim", "DV"),
             "parts": _count(1),
             "schedule": _choice("single", "fenwick"),
         },

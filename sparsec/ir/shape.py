@@ -59,4 +59,5 @@ def _read(piece: str | int | Expr) -> Expr:
     try:
         return parse(piece)
     except ExprSyntaxError as error:
-        raise Refused(piece, str(error), "a name, a number or an expression such as (TK + 63) // 64") from error
+        fix = "a name, a number or an expression such as (TK + 63) // 64"
+        raise Refused(piece, f"{error.rule} at `{error.piece}`", fix) from error
