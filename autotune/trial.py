@@ -1,0 +1,96 @@
+"""What is known of one configuration: timed, rejected for a reason, or lost with the process that tried it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sparsec.autotune.space import fields_of, schedule_of
+from sparsec.tile.schedule import Schedule
+
+Why = Literal["illegal", "shared memory", "registers", "compile", "time limit", "crash", "wrong result"]
+State = Literal["timed", "rejected", "lost"]
+
+
+class TuneError(RuntimeError):
+    """Tuning that cannot start or go on; says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a configuration is not used: one of few words to count by, and a sentence."""
+
+    why: Why
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What the compiler said of a configuration; None where the back end does not say.
+
+    Attributes:
+        seconds: how long compiling took.
+        shared: bytes of shared memory per program.
+    """
+
+    seconds: float = 0.0
+    registers: int | None = None
+    spills: int | None = None
+    shared: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A challenger timed in turn with the incumbent.
+
+    Attributes:
+        ratio: the median over rounds of the challenger's time over the incumbent's.
+        low, high: confidence bounds of that median.
+        seconds, incumbent_s: median seconds of each.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    seconds: float
+    incumbent_s: float
+    rounds: int
+
+    @property
+    def wins(self) -> bool:
+        """Whether the challenger is quicker beyond noise."""
+        return self.high < 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One configuration that was tried.
+
+    Attributes:
+        number: its place in the trial database.
+        ratio: its time over that of the study's first timed configuration, normally the default.
+        seconds: its median time.
+        won: whether it became the incumbent.
+    """
+
+    number: int
+    schedule: Schedule
+    state: State
+    why: str = ""
+    reason: str = ""
+    ratio: float | None = None
+    seconds: float | None = None
+    won: bool = False
+    built: Built | None = None
+
+    def to_json(self) -> str:
+        """The trial as one line of JSON."""
+        return json.dumps({**asdict(self), "schedule": fields_of(self.schedule)})
+
+
+def trial_from(text: str) -> Trial:
+    """A trial back from its JSON."""
+    data: dict[str, Any] = json.loads(text)
+    built = Built(**data.pop("built")) if data.get("built") else data.pop("built", None)
+    return Trial(schedule=schedule_of(data.pop("schedule")), built=built, **data)
