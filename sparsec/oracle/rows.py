@@ -139,8 +139,10 @@ def weights(ev: Evaluation, node: Node) -> Tensor:
         value = value.detach()
     fn = cast(WeightFn, node["fn"])
     if fn.startswith("softmax") and not node["renormalise"]:
-        assert chosen.eligible is not None and fn == "softmax", "a softmax before the cut is over the eligible"
-        value, fn = ev.form.softmax(value, chosen.eligible), "raw"
+        assert fn == "softmax" and node.src[1].op is Op.TOPK, (
+            "only a softmax over what could be chosen has no sum of its own"
+        )
+        value, fn = ev.form.softmax(value, ev.predicate(node.src[1], "eligible", value.shape, True)), "raw"
     return ev.form.weigh(value, chosen.ids, fn)
 
 

@@ -96,63 +96,80 @@ def residual(ev: Evaluation, node: Node) -> Tensor:
     def one(b: int, t: int, h: int) -> Tensor:
         return states.residual_step(v[b, t, h], k[b, t, h], banks[b, t, h], share[b, t, h], clip, gamma[b, t, h])
 
-    return each(v.shape[:3], one)
+    return each(v, one)
 
 
 def recall(ev: Evaluation, node: Node) -> Tensor:
     """What the queries read ``[B,T,H,DV]``; head h reads the states of head ``h // (H / HKV)``, all levels in order."""
-    q, banks = ev.tensor(node.src[0]), [ev.whole(source) for source in node.positional[1:]]
-    written = [bank for bank in banks if isinstance(bank, Written)]
-    if len(written) != len(banks) or node["mode"] == "slot_softmax":
-        raise OracleError(
-            "recall: the oracle has no meaning yet for states that were never written, or for slot_softmax"
-        )
-    if node["read"] == "all" and any(not bool(w.active.all()) for w in written):
+    values = [ev.whole(source) for source in node.positional[1:]]
+    banks = [bank for bank in values if isinstance(bank, Written)]
+    if len(banks) != len(values):
+        raise OracleError("recall: the oracle has no meaning for a state that was never written; write to it first")
+    if node["read"] == "all" and any(not bool(bank.active.all()) for bank in banks):
         raise OracleError("recall read = all: the parts that are not active have no weight; use read = active")
-    reads = [w.after if node["when"] == "after" else w.before for w in written]
-    matrices, mass = torch.cat(reads, dim=3), torch.cat([w.mass for w in written], dim=3)
-    active = torch.cat([w.active for w in written], dim=3)
-    shares = [states.renormalised(w.share, w.active) if node["renormalise"] else w.share for w in written]
-    sizes = [w.active.shape[3] for w in written]
-    group = q.shape[2] // matrices.shape[2]
-    gate = _per_level(ev, node, "level_gate", q, sizes, 1.0)
-    scale = ev.number(node.expr("scale"))
-    if node["mode"] == "sum":
-        share = torch.cat(shares, dim=3).repeat_interleave(group, dim=2) * gate
-        return scale * each(
-            q.shape[:3], lambda b, t, h: states.recall_sum(q[b, t, h], matrices[b, t, h // group], share[b, t, h])
-        )
-    bias, kappa = _per_level(ev, node, "level_bias", q, sizes, 0.0), _kappa(ev, node, q)
-    top = node["top"] if isinstance(node["top"], int) else None
+    read = {"sum": _recall_sum, "state_softmax": _recall_states, "slot_softmax": _recall_slots}[str(node["mode"])]
+    return ev.number(node.expr("scale")) * read(ev, node, ev.tensor(node.src[0]), banks)
+
+
+def _matrices(node: Node, banks: Sequence[Written]) -> Tensor:
+    """Every part of every bank at the moment that the node reads: ``[B,T,H,ΣN,D,DV]``."""
+    return torch.cat([bank.after if node["when"] == "after" else bank.before for bank in banks], dim=3)
+
+
+def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
+    matrices, group = _matrices(node, banks), q.shape[2] // banks[0].active.shape[2]
+    shares = [states.renormalised(b.share, b.active) if node["renormalise"] else b.share for b in banks]
+    share = torch.cat(shares, dim=3).repeat_interleave(group, dim=2) * _per_level(ev, node, "level_gate", q, banks, 1.0)
+    return each(q, lambda b, t, h: states.recall_sum(q[b, t, h], matrices[b, t, h // group], share[b, t, h]))
+
+
+def _recall_states(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
+    matrices, group = _matrices(node, banks), q.shape[2] // banks[0].active.shape[2]
+    mass, active = (torch.cat(field, dim=3) for field in zip(*((b.mass, b.active) for b in banks), strict=True))
+    bias, gain, kappa, top = _softmax_rule(ev, node, q, banks)
+    first = banks[0].active.shape[3]
 
     def one(b: int, t: int, h: int) -> Tensor:
-        at = b, t, h // group
-        rule = active[at], bias[b, t, h], kappa[h], top, sizes[0], gate[b, t, h]
-        return states.recall_softmax(q[b, t, h], matrices[at], mass[at], *rule)
+        at, rule = (b, t, h // group), (bias[b, t, h], kappa[h], top, first, gain[b, t, h])
+        return states.recall_softmax(q[b, t, h], matrices[at], mass[at], active[at], *rule)
 
-    return scale * each(q.shape[:3], one)
+    return each(q, one)
 
 
-def _per_level(ev: Evaluation, node: Node, name: str, q: Tensor, sizes: Sequence[int], default: float) -> Tensor:
+def _recall_slots(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
+    values, keys = _matrices(node, banks[::2]), _matrices(node, banks[1::2])
+    active, group = torch.cat([b.active for b in banks[::2]], dim=3), q.shape[2] // banks[0].active.shape[2]
+    bias, gain, kappa, top = _softmax_rule(ev, node, q, banks[::2])
+
+    def one(b: int, t: int, h: int) -> Tensor:
+        at, rule = (b, t, h // group), (bias[b, t, h], kappa[h], top, gain[b, t, h])
+        return states.recall_slots(q[b, t, h], values[at], keys[at], active[at], *rule)
+
+    return each(q, one)
+
+
+def _softmax_rule(
+    ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]
+) -> tuple[Tensor, Tensor, Tensor, int | None]:
+    """Level biases and gains ``[B,T,H,ΣN]``, kappa ``[H]`` (√D where none is given) and how many stay."""
+    bias, gain = (_per_level(ev, node, name, q, banks, n) for name, n in (("level_bias", 0.0), ("level_gate", 1.0)))
+    given = node.operands.get("kappa")
+    kappa = q.new_full((1,), q.shape[3] ** 0.5) if given is None else ev.tensor(given)
+    return bias, gain, kappa.expand(q.shape[2]), node["top"] if isinstance(node["top"], int) else None
+
+
+def _per_level(ev: Evaluation, node: Node, name: str, q: Tensor, banks: Sequence[Written], default: float) -> Tensor:
     """An operand with one number per level in its last dim, repeated for the parts of each level: ``[B,T,H,ΣN]``."""
-    levels = q.new_full((len(sizes),), default)
-    if name in node.operands:
-        levels = ev.tensor(node.operands[name])
-    levels = levels.expand(*q.shape[:3], len(sizes))
-    return levels.repeat_interleave(torch.tensor(sizes, device=levels.device), dim=-1)
+    given = node.operands.get(name)
+    levels = q.new_full((len(banks),), default) if given is None else ev.tensor(given)
+    sizes = torch.tensor([bank.active.shape[3] for bank in banks], device=q.device)
+    return levels.expand(*q.shape[:3], len(banks)).repeat_interleave(sizes, dim=-1)
 
 
-def _kappa(ev: Evaluation, node: Node, q: Tensor) -> Tensor:
-    """The sharpness per query head ``[H]``; without one, D^½ as unit vectors want."""
-    if "kappa" not in node.operands:
-        return q.new_full((q.shape[2],), q.shape[3] ** 0.5)
-    return ev.tensor(node.operands["kappa"]).expand(q.shape[2])
-
-
-def each(shape: Sequence[int], one: Callable[[int, int, int], Tensor]) -> Tensor:
-    """Stacks one(b, t, h) over batch entries, tokens and heads."""
-    found = torch.stack([one(b, t, h) for b, t, h in product(*(range(n) for n in shape))])
-    return found.reshape(*shape, *found.shape[1:])
+def each(like: Tensor, one: Callable[[int, int, int], Tensor]) -> Tensor:
+    """Stacks one(b, t, h) over batch entries, tokens and heads of a tensor ``[B,T,H,…]``."""
+    found = torch.stack([one(b, t, h) for b, t, h in product(*(range(n) for n in like.shape[:3]))])
+    return found.reshape(*like.shape[:3], *found.shape[1:])
 
 
 STATES: dict[Op, Callable[[Evaluation, Node], Value]] = {

@@ -140,3 +140,32 @@ def recall_softmax(
         return states.new_zeros(states.shape[-1])
     weights = torch.softmax(torch.stack([score[n] for n in ids]), dim=0)
     return recall_sum(q, states[ids], weights * gain[ids])
+
+
+def recall_slots(
+    q: Tensor,
+    values: Tensor,
+    keys: Tensor,
+    candidates: Tensor,
+    bias: Tensor,
+    kappa: Tensor,
+    top: int | None,
+    gain: Tensor,
+) -> Tensor:
+    """Attention whose tokens are the rows of states: softmax over rows r of the candidates of kappa · q·K_r + bias.
+
+    values ``[N,R,DV]``, keys ``[N,R,D]``, candidates bool ``[N]``, bias and gain ``[N]``. With `top`, the best few
+    rows stay, ties go to the lower part and row. The gain multiplies what a part's rows answer. As in GSA, arXiv
+    2409.07146.
+    """
+    score = kappa * (keys @ q) + bias[:, None]
+    rows = [(n, r) for n in range(keys.shape[0]) for r in range(keys.shape[1]) if candidates[n]]
+    rows.sort(key=lambda at: -float(score[at].detach()))
+    rows = rows if top is None else rows[:top]
+    if not rows:
+        return values.new_zeros(values.shape[-1])
+    weights = torch.softmax(torch.stack([score[at] for at in rows]), dim=0)
+    o = values.new_zeros(values.shape[-1])
+    for (n, r), weight in zip(rows, weights, strict=True):
+        o = o + weight * gain[n] * values[n, r]
+    return o

@@ -1,0 +1,58 @@
+"""What the designs with matrix states share: their inputs, over one length T, and how a bank is written."""
+
+from __future__ import annotations
+
+from sparsec.ir import build as lang
+from sparsec.ir.build_state import write
+from sparsec.ir.node import Node
+
+
+def queries(ending: str = "") -> Node:
+    """q ``[B,T,H,D]``."""
+    return lang.input(f"q{ending}", "B T H D")
+
+
+def unit(x: Node) -> Node:
+    """Vectors of unit length along the last dim."""
+    return lang.map(x, row="l2norm")
+
+
+def rate(name: str) -> Node:
+    """sigmoid of an input ``[B,T,HKV]``."""
+    return lang.map(lang.input(name, "B T HKV"), fn="sigmoid(x0)")
+
+
+def written(
+    bank: Node,
+    k: Node,
+    v: Node,
+    ending: str,
+    *,
+    rule: str,
+    route: Node | None = None,
+    weight: Node | None = None,
+    gate: str = "B T HKV",
+) -> Node:
+    """A bank after every token: log-decays g ``[B,T,HKV]`` or ``gate``, and rates b where the rule is delta."""
+    decay = lang.input(f"g{ending}", gate)
+    beta = rate(f"b{ending}") if rule == "delta" else None
+    return write(bank, k, v, rule=rule, beta=beta, decay=decay, route=route, weight=weight)
+
+
+def routed(ending: str, parts: int, k: int, within: Node | None = None, fanout: int | None = None) -> tuple[Node, Node]:
+    """Scores of the parts of a bank by a router common to all heads, and the k best, ties to the lower index.
+
+    Inputs: the router's x ``[B,T,1,DX]`` and its rows w ``[parts,1,DX]``.
+    """
+    rows = lang.input(f"w{ending}", f"{parts} 1 DX")
+    scores = lang.score(lang.input("x", "B T 1 DX"), rows, fn="router", scale=1.0)
+    chosen = lang.topk(
+        scores,
+        k=k,
+        unit="part",
+        scope="token",
+        selector_gradient="through_weights",
+        within=within,
+        fanout=fanout,
+    )
+    return scores, chosen
