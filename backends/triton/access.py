@@ -60,6 +60,8 @@ def _tile(speaker: Speaker, index: Index, axes: tuple[Axis, ...], tensor: str, d
 
 
 def _times(text: Text, stride: str) -> str:
+    if text.text == "1" and stride:
+        return stride
     return f"{text.closed} * {stride}" if stride else text.closed
 
 

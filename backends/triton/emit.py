@@ -132,7 +132,7 @@ class _Printer:
         names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
         self.named[body.index.serial] = self.names.fresh("i")
         self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
-        bounds = f"{self.bound(lo)}, {self.bound(hi)}, {body.step}"
+        bounds = f"{self.bound(lo)}, {self.bound(hi)}" + (f", {body.step}" if body.step > 1 else "")
         over = f"tl.range({bounds}, num_stages={body.stages})" if body.stages else f"range({bounds})"
         self.line(f"for {self.named[body.index.serial]} in {over}:")
         self.depth += 1

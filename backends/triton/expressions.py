@@ -22,12 +22,18 @@ def expression(speaker: Speaker, node: Node) -> Text:
 def _map(speaker: Speaker, node: Node) -> Text:
     fn = cast(Fn, node.attrs[0])
     texts = [speaker.at(a, node.axes) for a in node.args]
-    operands = [t.closed if fn in INFIX or fn in (Fn.NEG, Fn.NOT) else t.text for t in texts]
+    operands = [_operand(fn, t) for t in texts]
     if needs_tensor(fn):
         operands = [_tensor(o, a) for o, a in zip(operands, node.args, strict=True)]
     text, infix = call(fn, operands, node)
     speaker.helpers.update({text.partition("(")[0]} & HELPERS.keys())
-    return Text(text, infix)
+    return Text(text, infix, product=fn in (Fn.MUL, Fn.DIV))
+
+
+def _operand(fn: Fn, text: Text) -> str:
+    if fn in (Fn.ADD, Fn.SUB):
+        return text.summand
+    return text.closed if fn in INFIX or fn in (Fn.NEG, Fn.NOT) else text.text
 
 
 def _tensor(text: str, node: Node) -> str:

@@ -13,15 +13,21 @@ _WIDTH = 110
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """An expression, and whether it needs brackets inside another one."""
+    """An expression, whether it needs brackets inside another one, and whether it is a product."""
 
     text: str
     infix: bool = False
+    product: bool = False
 
     @property
     def closed(self) -> str:
         """Safe as an operand."""
         return f"({self.text})" if self.infix else self.text
+
+    @property
+    def summand(self) -> str:
+        """Safe as an operand of + and -."""
+        return self.text if self.product else self.closed
 
 
 class Speaker(Protocol):

@@ -7,6 +7,7 @@ from functools import partial
 
 from sparsec.testing.tile_attention import chunks, window
 from sparsec.testing.tile_case import Case
+from sparsec.testing.tile_loops import nested, recurrence, vectors
 from sparsec.testing.tile_maps import axes, floats, integers
 from sparsec.testing.tile_memory import gather, prefix, scatter
 from sparsec.testing.tile_selection import top
@@ -27,6 +28,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "top_16_of_8": partial(top, slots=16, block=8),
     "top_1": partial(top, slots=1),
     "top_few_units": partial(top, units=5),
+    "recurrence": recurrence,
+    "recurrence_of_none": partial(recurrence, steps=0),
+    "nested": nested,
+    "vectors": vectors,
+    "vectors_half": partial(vectors, dtype="float16"),
     "floats": floats,
     "integers": integers,
     "axes": axes,

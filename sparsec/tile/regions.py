@@ -32,7 +32,7 @@ class Regions:
         """A region and all regions around it, innermost first."""
         while region != TOP:
             yield region
-            region = self.parent[region]
+            region = self.parent.get(region, TOP)
         yield TOP
 
 
