@@ -32,20 +32,28 @@ def bucket(dims: Mapping[str, int]) -> int:
 @cache
 def toolchain(backend: str) -> str:
     """Device, driver and compiler versions as one line."""
-    from importlib.metadata import version
-
-    parts = [f"sparsec {version('sparsec')}", f"torch {version('torch')}"]
+    parts = [f"{name} {_version(name)}" for name in ("sparsec", "torch")]
     if backend == "triton":
         import torch
 
         here = torch.cuda.is_available()
         name = torch.cuda.get_device_name() if here else "no GPU"
-        parts += [f"triton {version('triton')}", name, f"cuda {torch.version.cuda}"]
+        parts += [f"triton {_version('triton')}", name, f"cuda {torch.version.cuda}"]
     if backend == "tvm":
         import platform
 
-        parts += [f"tvm {version('apache-tvm')}", platform.processor() or platform.machine()]
+        parts += [f"tvm {_version('apache-tvm')}", platform.processor() or platform.machine()]
     return ", ".join(parts)
+
+
+def _version(package: str) -> str:
+    """The installed version; "source" for a package that runs from its checkout."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "source"
 
 
 def record_key(spec: Spec, target: Target, length: int) -> str:
