@@ -32,10 +32,11 @@ def written(
     route: Node | None = None,
     weight: Node | None = None,
     gate: str = "B T HKV",
+    rated: bool = True,
 ) -> Node:
-    """A bank after every token: log-decays g ``[B,T,HKV]`` or ``gate``, and rates b where the rule is delta."""
+    """A bank after every token: log-decays g ``[B,T,HKV]`` or ``gate``, and, if rated, beta = sigmoid(b)."""
     decay = lang.input(f"g{ending}", gate)
-    beta = rate(f"b{ending}") if rule == "delta" else None
+    beta = rate(f"b{ending}") if rated else None
     return write(bank, k, v, rule=rule, beta=beta, decay=decay, route=route, weight=weight)
 
 

@@ -30,8 +30,8 @@ def sse(
     e = lang.weights(logits, route, fn="softmax", renormalise=False)
     (q1, k1), (q2, k2) = _roles("1", delta), _roles("2", delta)
     writes = "delta" if delta else "additive"
-    shared = written(state(), k1, v, "1", rule=writes, gate=gate)
-    bank = written(state(parts=parts), k2, v, "2", rule=writes, gate=gate, route=route, weight=e)
+    shared = written(state(), k1, v, "1", rule=writes, gate=gate, rated=delta)
+    bank = written(state(parts=parts), k2, v, "2", rule=writes, gate=gate, rated=delta, route=route, weight=e)
     reads = [recall(q, memory, renormalise=False, scale="rsqrt(D)") for q, memory in ((q1, shared), (q2, bank))]
     o = lang.merge(*reads, fn="sum")
     return (o, aux(logits, route, fn="balance", coefficient=balance)) if balance else o
