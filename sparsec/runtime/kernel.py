@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,14 +28,32 @@ class BuiltKernel:
     def run(self, buffers: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
         """Launch on named buffers; ``dims`` are the declaration's dims and ``q_offset``. Returns before a GPU is
         done."""
+        self.prepared(buffers, dims)[0]()
+
+    def prepared(
+        self, buffers: Mapping[str, Tensor], dims: Mapping[str, int]
+    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
+        """A launch on these buffers that can be repeated, its parameters worked out once, and its scratch buffers."""
         import torch
 
-        params = {name: int(evaluate(value, dims)) for name, value in self.kernel.params}
-        params |= {name: int(evaluate(value, params)) for name, value in self.lowered.params}
-        every = dict(buffers)
+        params = self.params(dims)
         device = buffers[self.kernel.writes[0]].device
-        for scratch in self.lowered.scratch:
-            shape = [int(evaluate(d, params)) for d in scratch.shape]
-            every[scratch.name] = torch.empty(shape, dtype=getattr(torch, scratch.dtype), device=device)
-        for program, launch in self._launches:
-            launch([every[t.name] for t in program.tensors], params)
+        scratch = {
+            s.name: torch.empty(
+                [int(evaluate(d, params)) for d in s.shape], dtype=getattr(torch, s.dtype), device=device
+            )
+            for s in self.lowered.scratch
+        }
+        every = {**buffers, **scratch}
+        calls = [(launch, [every[t.name] for t in program.tensors]) for program, launch in self._launches]
+
+        def run() -> None:
+            for launch, tensors in calls:
+                launch(tensors, params)
+
+        return run, scratch
+
+    def params(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """The launch parameters under the declaration's dims and ``q_offset``."""
+        params = {name: int(evaluate(value, dims)) for name, value in self.kernel.params}
+        return params | {name: int(evaluate(value, params)) for name, value in self.lowered.params}
