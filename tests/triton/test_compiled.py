@@ -1,0 +1,77 @@
+"""Ahead-of-time compilation without a GPU: tensor cores used, no spills, every architecture, failures reported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sparsec.backends.triton.arguments import signature
+from sparsec.backends.triton.compile import Compiled, CompileError, Job, compile_all
+from sparsec.backends.triton.emit import emit
+from sparsec.testing.tile_attention import window_program
+from sparsec.testing.tile_selection import top
+from sparsec.tile.language import Program
+from sparsec.tile.schedule import Schedule
+
+WIDE = window_program(128, 1024, 128, 64, 2, "bfloat16")
+# Folders with other versions of Triton, to be put first on PYTHONPATH.
+OTHERS = [p for p in os.environ.get("SPARSEC_TEST_TRITONS", "").split(os.pathsep) if p]
+
+
+def job(program: Program, schedule: Schedule, target: str = "sm_90") -> Job:
+    """A job for a program."""
+    source = emit(program, schedule)
+    return Job(source, program.name, signature(program, schedule), target, schedule.warps, schedule.stages)
+
+
+JOBS: dict[str, Job] = {
+    "pointers sm_90": job(WIDE, Schedule(warps=8)),
+    "descriptors sm_90": job(WIDE, Schedule(warps=8, descriptors=True)),
+    "pointers sm_80": job(window_program(64, 1024, 64, 64, 2, "float16"), Schedule(), "sm_80"),
+    "descriptors sm_100": job(window_program(64, 1024, 64, 64, 2, "bfloat16"), Schedule(descriptors=True), "sm_100"),
+    "pointers gfx942": job(window_program(64, 1024, 64, 32, 2, "bfloat16"), Schedule(stages=1), "gfx942"),
+    **{f"top {k}": job(top(slots=k, block=64, rows=64, dtype="bfloat16").program, Schedule()) for k in (1, 8, 16, 64)},
+    "broken": Job("import triton\n\n\n@triton.jit\ndef f(x):\n    y = z\n", "f", {"x": "*fp32"}, "sm_90", 4, 1),
+}
+SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+
+Results = dict[str, Compiled | CompileError]
+
+
+@pytest.fixture(scope="module", params=[None, *OTHERS])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Every job compiled in one process."""
+    folder: Path = tmp_path_factory.mktemp("compiled")
+    return dict(zip(JOBS, compile_all(list(JOBS.values()), folder, python_path=request.param), strict=True))
+
+
+def compiled(results: Results, name: str) -> Compiled:
+    """A result that is no failure."""
+    found = results[name]
+    assert isinstance(found, Compiled), found
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "broken"])
+def test_kernels_fit_without_spills(name: str, results: Results) -> None:
+    needs = compiled(results, name).resources
+    assert needs.spills == 0
+    assert needs.registers > 0
+    assert needs.shared <= SHARED[JOBS[name].target] * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pointers sm_90", "descriptors sm_90"])
+def test_hopper_uses_warp_group_products(name: str, results: Results) -> None:
+    found = compiled(results, name)
+    assert found.resources.wgmma
+    assert ("cp.async.bulk.tensor" in found.text) == name.startswith("descriptors")
+
+
+@pytest.mark.slow
+def test_a_kernel_that_does_not_compile_is_a_result_with_its_reason(results: Results) -> None:
+    found = results["broken"]
+    assert isinstance(found, CompileError) and "z is not defined" in str(found)

@@ -1,0 +1,90 @@
+"""TMA descriptors: which loads take one, and which tensors forbid it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsec.backends.triton.address import stride_limits
+from sparsec.backends.triton.arguments import descriptor_arguments, signature
+from sparsec.backends.triton.build import LaunchError, arguments
+from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
+from sparsec.testing.tile_attention import chunks, window, window_program
+from sparsec.testing.tile_cases import CASES
+from sparsec.tile.language import Tensor
+from sparsec.tile.schedule import Schedule
+
+BOX = Descriptor("k_desc", Tensor("k", "bfloat16", ("B", "T", "H", 64)), (0, 2, 1, 3), (1, 1, 16, 64))
+
+
+def test_boxes_of_rows_take_descriptors_heads_before_tokens() -> None:
+    found = descriptor_arguments(window_program(64, 1024, 64, 32, 2, "bfloat16"), Schedule(descriptors=True))
+    assert [(d.name, d.dims, d.block) for d in found] == [
+        ("q_desc", (0, 2, 1, 3), (1, 1, 64, 64)),
+        ("k_desc", (0, 2, 1, 3), (1, 1, 32, 64)),
+        ("v_desc", (0, 2, 1, 3), (1, 1, 32, 64)),
+    ]
+
+
+def test_rows_that_are_no_box_keep_pointers() -> None:
+    found = descriptor_arguments(chunks().program, Schedule(descriptors=True))
+    assert [d.name for d in found] == ["k_desc", "v_desc"]
+    assert descriptor_arguments(CASES["gather"]().program, Schedule(descriptors=True)) == ()
+
+
+def test_without_the_schedules_wish_there_are_none() -> None:
+    assert descriptor_arguments(window().program, Schedule()) == ()
+
+
+def tensor(length: int = 64) -> torch.Tensor:
+    """k of ``BOX``."""
+    return torch.zeros(2, length, 4, 64, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (tensor().transpose(2, 3).contiguous().transpose(2, 3), "its last stride is 4; TMA needs 1"),
+        (torch.zeros(2 * 64 * 4 * 64 + 1, dtype=torch.bfloat16)[1:].view(2, 64, 4, 64), "is not a multiple of 16"),
+        (torch.zeros(2, 64, 4, 68, dtype=torch.bfloat16)[..., :64], "stride 68 of dimension 2 is not a multiple of 16"),
+        (tensor(8), "dimension 1 has 8 elements, fewer than the box's 16"),
+        (tensor(65), "dimension 1 has 65 elements, but T is 64"),
+    ],
+)
+def test_tensors_that_forbid_descriptors_say_why(made: torch.Tensor, message: str) -> None:
+    assert message in str(descriptor_refusal(BOX, made, {"T": 64}))
+
+
+@pytest.mark.parametrize("made", [tensor(), tensor().transpose(1, 2).contiguous().transpose(1, 2)])
+def test_tensors_that_allow_them(made: torch.Tensor) -> None:
+    assert descriptor_refusal(BOX, made, {"T": 64}) is None
+
+
+def test_arguments_come_in_order() -> None:
+    case = window()
+    tensors = case.tensors()
+    schedule = Schedule(descriptors=True)
+    args = arguments(case.program, schedule, tensors, case.params)
+    assert len(args) == len(signature(case.program, schedule))
+    assert args[0] is tensors["q"] and args[5:8] == [75, 4, 2] and args[8:11] == [75 * 4 * 16, 4 * 16, 16]
+    assert [d.block_shape for d in args[-3:]] == [[1, 1, 16, 16]] * 3
+
+
+def test_a_last_dimension_with_gaps_is_refused() -> None:
+    case = window()
+    tensors = case.tensors()
+    tensors["q"] = torch.zeros(2, 75, 4, 32)[..., ::2]
+    with pytest.raises(
+        LaunchError, match=r"q: shape \(2, 75, 4, 16\), strides .*; it needs 4 dimensions, the last dense"
+    ):
+        arguments(case.program, Schedule(), tensors, case.params)
+
+
+def test_strides_beyond_what_a_tile_can_address_are_refused() -> None:
+    case = window(rows=16)
+    limit = stride_limits(case.program)["q_s1"]
+    assert limit * 15 < 2**31
+    tensors = case.tensors()
+    tensors["q"] = torch.zeros(16).as_strided((1, 1, 1, 16), (1, limit + 1, 1, 1))
+    with pytest.raises(LaunchError, match=f"q_s1 is {limit + 1}; offsets inside a tile fit 32 bits up to {limit}"):
+        arguments(case.program, Schedule(), tensors, case.params)
