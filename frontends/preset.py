@@ -14,7 +14,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant, variant
 
-NAMES = ("full", "streaming", "msa", "longformer", "bigbird", "hsa", "nsa", "moba", "infllm2")
+NAMES = ("full", "streaming", "msa", "longformer", "bigbird", "hsa", "nsa", "moba", "infllm2", "gdn", "sse", "rsa")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Preset:
     name: str
     summary: str
     knobs: tuple[Knob, ...]
-    declare: Callable[..., Node]
+    declare: Callable[..., Node | tuple[Node, ...]]
 
 
 def presets() -> tuple[Preset, ...]:
@@ -56,7 +56,7 @@ def find(name: str) -> Preset:
     return Preset(name, doc.splitlines()[0], _knobs(declare, meanings), declare)
 
 
-def _knobs(declare: Callable[..., Node], meanings: dict[str, str]) -> tuple[Knob, ...]:
+def _knobs(declare: Callable[..., Any], meanings: dict[str, str]) -> tuple[Knob, ...]:
     hints = get_type_hints(declare)
     parameters = inspect.signature(declare).parameters.values()
     return tuple(Knob(p.name, p.default, meanings[p.name], _words(hints[p.name])) for p in parameters)

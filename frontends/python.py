@@ -1,6 +1,7 @@
 """Python front end: a decorated function is run once on its inputs, and what it returns is the variant."""
 
 from __future__ import annotations
+import __future__
 
 import ast
 import inspect
@@ -55,7 +56,7 @@ def _declare(body: Body, name: str | None, knobs: dict[str, object]) -> Variant:
             settings[parameter.name] = knobs.pop(parameter.name, parameter.default)
             continue
         with stated(Origin(origin.file, origin.line, name=parameter.name)):
-            inputs[parameter.name] = build.input(parameter.name, _shape(parameter, origin))
+            inputs[parameter.name] = build.input(parameter.name, _shape(parameter, _is_text(body), origin))
     if knobs:
         from sparsec.ir.suggest import did_you_mean
 
@@ -67,13 +68,17 @@ def _declare(body: Body, name: str | None, knobs: dict[str, object]) -> Variant:
         return make_variant(name or body.__name__, outputs, list(inputs.values()), settings)
 
 
-def _shape(parameter: inspect.Parameter, origin: Origin) -> str:
-    """The text of an annotation, also where annotations are kept as text or wrapped in Annotated."""
+def _is_text(body: Body) -> bool:
+    """Whether the function's annotations are kept as source text."""
+    return bool(body.__code__.co_flags & __future__.annotations.compiler_flag)
+
+
+def _shape(parameter: inspect.Parameter, is_text: bool, origin: Origin) -> str:
+    """The text of an annotation, by itself or inside Annotated."""
     found: Any = parameter.annotation
-    if isinstance(found, str) and found.startswith(("'", '"')):
-        found = ast.literal_eval(found)
-    if isinstance(found, str) and "Annotated[" in found:
-        found = ast.literal_eval(found[found.index(",") + 1 : found.rindex("]")].strip())
+    if is_text and isinstance(found, str):
+        strings = [node.value for node in ast.walk(ast.parse(found)) if isinstance(node, ast.Constant)]
+        found = next((value for value in strings if isinstance(value, str)), None)
     if get_origin(found) is Annotated:
         found = next((item for item in get_args(found)[1:] if isinstance(item, str)), None)
     if not isinstance(found, str):

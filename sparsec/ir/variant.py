@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from sparsec.ir.coerce import INDEX
 from sparsec.ir.error import DeclarationError
@@ -186,5 +187,6 @@ def _names(done: Variant, kept: Mapping[Node, str] | None = None) -> dict[Node, 
     return names
 
 
-def _numbered(base: str) -> list[str]:
-    return [base, *(f"{base}_{n}" for n in range(2, 1000))]
+def _numbered(base: str) -> Iterator[str]:
+    yield base
+    yield from (f"{base}_{n}" for n in count(2))

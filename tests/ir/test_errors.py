@@ -22,9 +22,9 @@ def mem(chunk: int | None = 64, length: str = "TK", heads: str = "HKV") -> Node:
     return lang.tokens(lang.input("k", f"B {length} {heads} D"), lang.input("v", f"B {length} {heads} DV"), chunk=chunk)
 
 
-def scores(size: int = 64, **memory: str) -> Node:
+def scores(size: int = 64, length: str = "TK") -> Node:
     """Per key/value head scores of mean keys."""
-    return lang.reduce(lang.score(q(), lang.summary(mem(**memory), size=size, stride=size)), over="group")
+    return lang.reduce(lang.score(q(), lang.summary(mem(length=length), size=size, stride=size)), over="group")
 
 
 def listed(**attrs: object) -> Node:
@@ -71,7 +71,11 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
         "block = 48",
     ),
     "pooling without kernel": (lambda: lang.reduce(scores(), over="blocks", stride=4), "over = blocks", "kernel must"),
-    "visible without softmax": (lambda: lang.reduce(scores(), over="heads", visible="c <= i"), "visible", "pre = softmax"),
+    "visible without softmax": (
+        lambda: lang.reduce(scores(), over="heads", visible="c <= i"),
+        "visible",
+        "pre = softmax",
+    ),
     "gaps between summaries": (lambda: lang.summary(mem(), size=8, stride=16), "stride = 16", "no gap"),
     "head dims differ": (lambda: lang.attend(q(dim="DR"), mem()), "DR and D", "one head dim"),
     "attend without values": (

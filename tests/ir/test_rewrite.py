@@ -78,7 +78,7 @@ def test_verify_passes_what_constructors_built() -> None:
 def test_verify_names_the_culprit() -> None:
     good = graph().src[0]
     broken = Node(good.op, good.src, good.attrs, good.shape[:2], good.kind, good.dtype)
-    with pytest.raises(VerifyError, match="after shrink: .*attend"):
+    with pytest.raises(VerifyError, match=r"after shrink: .*attend"):
         verify([broken], "after shrink")
     swapped = Node(good.op, (good.src[1], *good.src[1:]), good.attrs, good.shape, good.kind, good.dtype)
     with pytest.raises(VerifyError, match="`q` is a tensor"):

@@ -20,13 +20,13 @@ def window(size: int = 8, name: str = "local") -> Variant:
 
 def landmarks() -> Variant:
     """Chunks chosen by given landmarks of an open number."""
-    q, l = lang.input("q", "B TQ H D"), lang.input("l", "B NC H D")
+    q, marks = lang.input("q", "B TQ H D"), lang.input("l", "B NC H D")
     pages = lang.tokens(lang.input("k", "B TK H D"), lang.input("v", "B TK H D"), chunk=8)
-    chosen = lang.topk(lang.score(q, l), k=2, size=8)
+    chosen = lang.topk(lang.score(q, marks), k=2, size=8)
     return variant("landmarks", lang.attend(q, pages, chosen))
 
 
-SHAPES = {"q": (2, 5, 6, 16), "k": (2, 7, 3, 16), "v": (2, 7, 3, 32)}
+SHAPES: dict[str, tuple[int, ...]] = {"q": (2, 5, 6, 16), "k": (2, 7, 3, 16), "v": (2, 7, 3, 32)}
 
 
 def test_equality_is_of_graphs() -> None:
@@ -103,9 +103,14 @@ def test_a_missing_input() -> None:
 
 
 def test_open_dims_must_agree_with_the_chunks() -> None:
-    shapes = {"q": (1, 20, 2, 16), "k": (1, 20, 2, 16), "v": (1, 20, 2, 16), "l": (1, 3, 2, 16)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "q": (1, 20, 2, 16),
+        "k": (1, 20, 2, 16),
+        "v": (1, 20, 2, 16),
+        "l": (1, 3, 2, 16),
+    }
     assert bind(landmarks(), shapes)["NC"] == 3
-    with pytest.raises(InputError, match="NC = 2.* = 3.*scored and stored chunks must agree"):
+    with pytest.raises(InputError, match=r"NC = 2.* = 3.*scored and stored chunks must agree"):
         bind(landmarks(), shapes | {"l": (1, 2, 2, 16)})
 
 
