@@ -2,9 +2,9 @@
 
 Two chains absorb (seed, head, query block, draw) by x -> (a * x + word) mod p, each step with a prime p < 2**15 and a
 multiplier a < p of its own; their product is taken modulo a third prime and mixed once more. Changing the modulus makes
-the steps non-linear in each other. No intermediate reaches 2**31 while the words stay below 2**30, and none is negative,
-so that Python, torch, and int32 kernels with truncating or flooring division agree. The state has 15 bits: limits far
-below 32693 are near uniform, and values from 32693 on never occur.
+the steps non-linear in each other. No intermediate reaches 2**31 while the words stay below 2**30, and none is
+negative, so that Python, torch, and int32 kernels with truncating or flooring division agree. The state has 15 bits:
+limits far below 32693 are near uniform, and values from 32693 on never occur.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from sparsec.scalar.interval import Range, fits_int32, range_of
 from sparsec.scalar.random import FIRST, LAST, PRODUCT, SECOND, random_block
 
 WORDS = ("seed", "h", "n", "draw")
-BLOCK = random_block(*(var(name) for name in WORDS), var("limit"))
+BLOCK = random_block(var("seed"), var("h"), var("n"), var("draw"), var("limit"))
 WORD = st.integers(0, 2**30 - 1)
 
 
