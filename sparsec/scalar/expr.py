@@ -6,7 +6,9 @@ functions. Nothing here imports anything but ``Fn``; sympy reads expressions thr
 
 from __future__ import annotations
 
+import threading
 import weakref
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, Union
 
@@ -15,7 +17,7 @@ from sparsec.scalar.fn import ARITY, Fn
 Kind = Literal["int", "float", "bool"]
 ExprLike: TypeAlias = Union["Expr", int, float, bool]
 
-_TRACING: list[str] = []  # what ``sparsec.scalar.trace`` is tracing, innermost last
+_TRACING: ContextVar[str | None] = ContextVar("tracing", default=None)  # the function that ``trace`` is tracing
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -134,7 +136,7 @@ class Expr:
     def __bool__(self) -> bool:
         if self.head == "const":
             return bool(self.value)
-        if self.head in (Fn.EQ, Fn.NE) and not _TRACING:
+        if self.head in (Fn.EQ, Fn.NE) and _TRACING.get() is None:
             return (self.args[0] is self.args[1]) is (self.head is Fn.EQ)
         raise TypeError(
             f"`{self}` has no truth value while it is traced: use &, |, ~ and where(), not and, or, not, if"
@@ -160,13 +162,17 @@ class Expr:
 
 
 _TABLE: weakref.WeakValueDictionary[tuple[object, ...], Expr] = weakref.WeakValueDictionary()
+_LOCK = threading.RLock()
 
 
 def _intern(head: Fn | str, args: tuple[Expr, ...], value: int | float | bool | str | None, kind: Kind) -> Expr:
     key = (head, tuple(id(a) for a in args), type(value), repr(value), kind)
     found = _TABLE.get(key)
     if found is None:
-        found = _TABLE[key] = Expr(head, args, value, kind)
+        with _LOCK:  # two threads must not make two of one
+            found = _TABLE.get(key)
+            if found is None:
+                found = _TABLE[key] = Expr(head, args, value, kind)
     return found
 
 

@@ -35,13 +35,13 @@ def trace(
     name = getattr(fn, "__name__", "function")
     call = rebind(fn, captures or {})
     arguments = _arguments(fn, name, variables)
-    _TRACING.append(name)
+    token = _TRACING.set(name)
     try:
         result = call(*arguments)
     except TypeError as error:
         raise TraceError(f"`{name}`{_place(fn)}: {error}") from error
     finally:
-        _TRACING.pop()
+        _TRACING.reset(token)
     return _checked(result, name, kind)
 
 
