@@ -34,7 +34,7 @@ def inputs(
     """
     import torch
 
-    env = _dims(variant, dims)
+    env = sizes(variant, dims)
     generator = torch.Generator(device=device).manual_seed(seed)
     roles = _roles(variant)
     return {
@@ -43,7 +43,8 @@ def inputs(
     }
 
 
-def _dims(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
+def sizes(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
+    """Every dim that the variant's inputs name: as given, else customary. Raises InputError as ``inputs`` does."""
     names = dim_names(variant)
     for name, size in given.items():
         if name not in names | {"T"}:

@@ -1,0 +1,58 @@
+"""`sparsec check`: every link of the chain of trust on random inputs of a small size."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparsec.cli.options import AsJson, Dtype, TargetName, Words
+from sparsec.cli.output import print_json, say
+
+if TYPE_CHECKING:
+    from sparsec.cli.setting import Setting
+    from sparsec.testing.chain import Link
+
+SMALL = {"T": 67, "B": 1, "H": 4, "HKV": 2, "D": 32, "DV": 32, "DR": 32}
+"""Small, and a prime number of tokens, so that every kind of ragged tile occurs."""
+
+
+def check(
+    words: Words,
+    target: TargetName = "interpreter",
+    dtype: Dtype = "",
+    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Parse, verify, plan and run a variant, and hold each step to the fp64 oracle; exit code 1 where one is wrong.
+
+    By default the tile interpreter runs the kernels, with true rounding and no compiler; `--target cpu` or `cuda` runs
+    the compiled ones.
+    """
+    from sparsec.cli.setting import setting
+    from sparsec.runtime.target import available
+    from sparsec.testing.chain import links
+
+    chosen = setting(words, target, dtype, SMALL)
+    available(chosen.compiled.target)
+    found: list[Link] = []
+    for link in links(chosen.compiled, chosen.inputs(seed)):
+        found.append(link)
+        if not as_json:
+            say(f"{'ok   ' if link.ok else 'WRONG'} {link.upper} = {link.lower}: {link.sentence}")
+    ok = all(link.ok for link in found)
+    if as_json:
+        print_json({"ok": ok, "dims": chosen.dims, "dtype": chosen.dtype, "links": [asdict(link) for link in found]})
+    else:
+        say(_verdict(chosen, found))
+    raise typer.Exit(0 if ok else 1)
+
+
+def _verdict(chosen: Setting, found: list[Link]) -> str:
+    name, target = chosen.compiled.variant.name, chosen.compiled.target.name
+    dims = " ".join(f"{n}={d}" for n, d in sorted(chosen.dims.items()) if n != "q_offset")
+    wrong = [link for link in found if not link.ok]
+    if wrong:
+        return f"{name} is WRONG on {target} ({chosen.dtype}, {dims}): first at {wrong[0].lower}, {wrong[0].sentence}"
+    return f"{name} is right on {target} ({chosen.dtype}, {dims}): {len(found)} comparisons agree"

@@ -1,0 +1,86 @@
+"""From the words of a command line to a variant and its dims: ``hsa chunk=64 T=4096``, ``a.sparsec``, ``a.py:f``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from sparsec.ir.error import DeclarationError
+from sparsec.ir.suggest import did_you_mean
+from sparsec.ir.variant import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A variant as it was named, and the dims that were set beside it."""
+
+    variant: Variant
+    dims: Mapping[str, int]
+
+
+def named(words: Sequence[str]) -> Named:
+    """The variant and the dims of a command line.
+
+    Raises:
+        DeclarationError: an unknown preset, knob or name, a word that is no KEY=VALUE, or what the file itself raises.
+        OSError: a file that cannot be read.
+    """
+    name, *settings = words
+    dims = {key: _size(key, text) for key, text in _pairs(settings) if key.isupper()}
+    knobs = [f"{key}={text}" for key, text in _pairs(settings) if not key.isupper()]
+    if name.endswith(".sparsec"):
+        _no_knobs(name, knobs)
+        from sparsec.frontends.text import load
+
+        return Named(load(name), dims)
+    if ".py" in name:
+        _no_knobs(name, knobs)
+        return Named(_from_python(name), dims)
+    from sparsec.frontends.preset import parse_knobs, preset
+
+    return Named(preset(name, **parse_knobs(name, knobs)), dims)
+
+
+def _pairs(settings: Sequence[str]) -> list[tuple[str, str]]:
+    for word in settings:
+        if "=" not in word:
+            rule = "after the variant come KNOB=VALUE and DIM=SIZE"
+            raise DeclarationError("command line", word, rule, f"{word}=… , or quote the path")
+    return [(key, text) for key, _, text in (word.partition("=") for word in settings)]
+
+
+def _size(key: str, text: str) -> int:
+    if not text.isdigit():
+        raise DeclarationError(f"dim {key}", f"{key}={text}", "a dim is a whole number, 0 or more", f"{key}=1024")
+    return int(text)
+
+
+def _no_knobs(name: str, knobs: Sequence[str]) -> None:
+    if knobs:
+        raise DeclarationError(f"file {name}", knobs[0], "only presets have knobs", "change the file, or drop it")
+
+
+def _from_python(name: str) -> Variant:
+    file, _, attribute = name.rpartition(":") if ":" in name else (name, "", "")
+    module = _module(Path(file))
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Variant)}
+    if attribute in found:
+        return found[attribute]
+    if not attribute and len(found) == 1:
+        return next(iter(found.values()))
+    said = attribute or f"{len(found)} variants"
+    fix = did_you_mean(attribute, found) if attribute else f"{file}:{next(iter(found), '<name>')}"
+    raise DeclarationError(f"file {file}", said, "name one variant that the file defines", fix)
+
+
+def _module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(2, "there is no such file", str(path))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

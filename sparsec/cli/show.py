@@ -1,0 +1,90 @@
+"""`sparsec show`: any of the five representations as text, and what each pass changed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparsec.cli.options import AsJson, Dtype, TargetName, Words
+from sparsec.cli.output import print_json, say
+
+if TYPE_CHECKING:
+    from sparsec.cli.setting import Setting
+
+
+class Level(StrEnum):
+    """The five representations, from what was declared to what runs."""
+
+    GRAPH = "graph"
+    PASSES = "passes"
+    PLAN = "plan"
+    TILE = "tile"
+    SOURCE = "source"
+
+
+def show(
+    words: Words,
+    level: Annotated[Level, typer.Option(help="Which representation.")] = Level.GRAPH,
+    passes: Annotated[bool, typer.Option("--passes", help="The unified diff of each pass instead.")] = False,
+    kernel: Annotated[str, typer.Option(help="Only this kernel of the plan, at the levels tile and source.")] = "",
+    target: TargetName = "auto",
+    dtype: Dtype = "",
+    as_json: AsJson = False,
+) -> None:
+    """Print a variant: its graph, the graph after passes, the plan, the tile programs or the source."""
+    if passes:
+        return _diffs(words, as_json)
+    if level is Level.GRAPH:
+        from sparsec.cli.naming import named
+
+        parts = {"graph": named(words).variant.text()}
+    else:
+        from sparsec.cli.setting import setting
+
+        parts = _parts(setting(words, target, dtype), level, kernel)
+    if as_json:
+        print_json({"level": level.value, "parts": parts})
+    else:
+        say("\n\n".join(text.rstrip("\n") for text in parts.values()))
+
+
+def _diffs(words: list[str], as_json: bool) -> None:
+    from sparsec.cli.naming import named
+    from sparsec.passes.observers import Diffs
+    from sparsec.passes.pipeline import PIPELINE, run
+
+    diffs = Diffs()
+    run(named(words).variant, PIPELINE, (diffs,))
+    if as_json:
+        print_json([{"pass": name, "diff": text} for name, text in diffs.found])
+    else:
+        say("\n\n".join(f"# {name}\n{text or '# changes nothing'}" for name, text in diffs.found))
+
+
+def _parts(chosen: Setting, level: Level, kernel: str) -> dict[str, str]:
+    if level is Level.PASSES:
+        return {"passes": chosen.compiled.graph.text()}
+    if level is Level.PLAN:
+        return {"plan": chosen.plan.text()}
+    return {name: text for name, text in _programs(chosen, level, kernel)}
+
+
+def _programs(chosen: Setting, level: Level, kernel: str) -> list[tuple[str, str]]:
+    """(program, text) for every program of the plan, in launch order, or of one kernel."""
+    from sparsec.ir.error import InputError
+    from sparsec.ir.suggest import did_you_mean
+    from sparsec.lower.registry import lower_kernel
+    from sparsec.runtime.launch import source
+    from sparsec.tile.printer import to_text
+
+    kernels = {k.name: k for k in chosen.plan.kernels}
+    if kernel and kernel not in kernels:
+        raise InputError(kernel, "no such kernel", "name a kernel of the plan", did_you_mean(kernel, kernels))
+    compiled, found = chosen.compiled, []
+    for k in [kernels[kernel]] if kernel else chosen.plan.kernels:
+        for step in lower_kernel(k.spec, compiled.schedule(k, chosen.dims)).steps:
+            text = to_text(step.program) if level is Level.TILE else source(step, compiled.target)
+            found.append((step.program.name, text))
+    return found
