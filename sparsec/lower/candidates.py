@@ -61,12 +61,28 @@ def query(f: Frame, head: Node | int) -> list[Node]:
 
 def products(f: Frame, queries: Sequence[Node], number: Node) -> Node:
     """Raw scores of summaries; those that do not exist have a score of zero."""
+    keys = [_key(f, number, d) for d in f.dims]
+    if f.tensors[f.spec.keys].dtype == f.spec.dtype:
+        return dot_over(f.dims, list(queries), lambda d: keys[f.dims.index(d)], f.schedule.precision)
+    parts = split(keys, f.spec.dtype)
+    return reduce(
+        add, (dot_over(f.dims, list(queries), lambda d, p=p: p[f.dims.index(d)], f.schedule.precision) for p in parts)
+    )
 
-    def read(d: Span) -> Node:
-        place = (f.batch, number, f.key_head, d.index())
-        return tile.load(f.tensors[f.spec.keys], *place, bounds={1: tile.param(f.spec.key_length)})
 
-    return dot_over(f.dims, list(queries), read, f.schedule.precision)
+def _key(f: Frame, number: Node, d: Span) -> Node:
+    place = (f.batch, number, f.key_head, d.index())
+    return tile.load(f.tensors[f.spec.keys], *place, bounds={1: tile.param(f.spec.key_length)})
+
+
+def split(totals: list[Node], dtype: str) -> list[list[Node]]:
+    """fp32 tiles as tiles of a half-precision dtype that add up to them, the smallest first."""
+    parts: list[list[Node]] = []
+    for _ in range(3 if dtype == "bfloat16" else 2):
+        rounded = [tile.cast(t, dtype) for t in totals]
+        totals = [sub(t, tile.cast(r, "float32")) for t, r in zip(totals, rounded, strict=True)]
+        parts.insert(0, rounded)
+    return parts
 
 
 def over_heads(f: Frame, body: Callable[[Node, Node], Node], start: Node) -> Node:
@@ -111,14 +127,7 @@ def _summed_query(f: Frame) -> list[list[Node]]:
         return [add(x, tile.cast(q, "float32")) for x, q in zip(sums, query(f, head), strict=True)]
 
     totals = tile.loop(0, share, 1, [tile.full(0.0, f.rows, d.axis) for d in f.dims], visit)
-    if dtype == "float32":
-        return [totals]
-    parts: list[list[Node]] = []
-    for _ in range(3 if dtype == "bfloat16" else 2):
-        rounded = [tile.cast(t, dtype) for t in totals]
-        totals = [sub(t, tile.cast(r, "float32")) for t, r in zip(totals, rounded, strict=True)]
-        parts.insert(0, rounded)
-    return parts
+    return [totals] if dtype == "float32" else split(totals, dtype)
 
 
 def log_sums(f: Frame) -> Node:

@@ -69,7 +69,7 @@ def _tensors(spec: Selector) -> dict[str, Tensor]:
     units: tuple[str | int, ...] = ("B", "TQ", spec.heads // sharing(spec), spec.slots)
     found = [
         Tensor(spec.q, spec.dtype, ("B", "TQ", spec.heads, spec.dim)),
-        Tensor(spec.keys, spec.dtype, ("B", spec.key_length, spec.kv_heads, spec.dim)),
+        Tensor(spec.keys, spec.key_dtype or spec.dtype, ("B", spec.key_length, spec.kv_heads, spec.dim)),
         Tensor(spec.indices, "int32", units),
     ]
     if spec.weights is not None and spec.weights_out is not None:

@@ -28,8 +28,11 @@ class Held:
     batched: bool
 
 
-def hold(planner: Planner, memory: Node) -> Held:
-    """The buffers of a memory, planned where they must be computed."""
+def hold(planner: Planner, memory: Node, exact: bool = False) -> Held:
+    """The buffers of a memory, planned where they must be computed.
+
+    ``exact`` keeps computed summaries of keys in fp32, for a selector: rounding them would change what is chosen.
+    """
     if memory.op in (Op.TOKENS, Op.SLOTS):
         k, *rest = (planner.input(source) for source in memory.src)
         tokens = memory.shape[1] if memory.op is Op.TOKENS else None
@@ -39,9 +42,10 @@ def hold(planner: Planner, memory: Node) -> Held:
     inner = hold(planner, memory.src[0])
     if memory["fn"] == "given":
         return Held(planner.input(memory.src[1]), None, memory.shape[1], inner.tokens, True)
-    k = _summarise(planner, memory, inner, "k", inner.k)
+    part = "k_exact" if exact and planner.sizes.dtype != "float32" else "k"
+    k = _summarise(planner, memory, inner, part, inner.k)
     v = None
-    if memory["fields"] == "kv" and inner.v is not None:
+    if memory["fields"] == "kv" and inner.v is not None and not exact:
         v = _summarise(planner, memory, inner, "v", inner.v)
     return Held(k, v, memory.shape[1], inner.tokens, True)
 
@@ -51,8 +55,9 @@ def _summarise(planner: Planner, memory: Node, inner: Held, part: str, source: s
     if (memory, part) in planner.places:
         return planner.places[memory, part]
     b, length, heads, d, dv = memory.shape
-    dim = d if part == "k" else dv
-    out = planner.temporary(memory, part, (b, length, heads, dim), planner.sizes.dtype)
+    dim, dtype = (dv if part == "v" else d), planner.sizes.dtype
+    out_dtype = "float32" if part == "k_exact" else dtype
+    out = planner.temporary(memory, part, (b, length, heads, dim), out_dtype)
     spec = Summarise(
         name=f"summarise_{out}",
         x=source,
@@ -63,8 +68,8 @@ def _summarise(planner: Planner, memory: Node, inner: Held, part: str, source: s
         stride=memory.integer("stride"),
         length="N",
         fn=str(memory["fn"]),
-        dtype=planner.sizes.dtype,
-        out_dtype=planner.sizes.dtype,
+        dtype=dtype,
+        out_dtype=out_dtype,
     )
     planner.add(spec, [source], [out], [memory], {"N": length, "TK": inner.length, "TQ": inner.length})
     return out

@@ -14,7 +14,7 @@ from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.walk import variables
 
 Place = tuple[Node, str]
-"""A node and which of its values: "o", "lse", "k", "v", "indices", "weights" or "tensor"."""
+"""A node and which of its values: "o", "lse", "k", "v", "indices", "weights" or "tensor"; "k_exact" is "k" in fp32."""
 
 INDEX_NAMES = frozenset({"b", "h", "i", "j", "c", "score", "x0"})
 
@@ -86,7 +86,7 @@ class Planner:
                 if name not in INDEX_NAMES:
                     params.setdefault(name, var(name))
         nodes = tuple(covers)
-        inverse = {buffer: place for place, buffer in self.places.items()}
+        inverse = {buffer: (node, part.removesuffix("_exact")) for (node, part), buffer in self.places.items()}
         reads, writes = tuple(dict.fromkeys(reads)), tuple(writes)
         self.kernels.append(
             Kernel(

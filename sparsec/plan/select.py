@@ -72,7 +72,7 @@ def select(planner: Planner, selection: Node, weights: Node | None) -> tuple[str
 def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     chain, sizes = follow(planner, topk), planner.sizes
     q, keys = chain.score.src[:2]
-    held = hold(planner, keys) if keys.kind == "memory" else None
+    held = hold(planner, keys, exact=True) if keys.kind == "memory" else None
     key_buffer = held.k if held else planner.input(keys)
     b, tq, heads, slots = topk.shape
     indices = planner.temporary(topk, "indices", (b, tq, heads, slots), "int32")
@@ -105,6 +105,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         count_forced=bool(topk["count_forced"]),
         order=str(topk["order"]),
         weights=str(weights["fn"]) if weights is not None else None,
+        key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
     )
     length = keys.shape[1] if keys.kind == "memory" else keys.shape[-3]
     dims = {"TQ": q.shape[1], "TK": tokens, "N": length, "NB": topk.src[0].shape[3]}

@@ -154,6 +154,8 @@ class Selector:
         visible, eligible, forced: over i and c (c counts summaries in ``visible``, blocks in the others).
         weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores; fp32, 0 where id
             is -1.
+        key_dtype: the dtype of ``keys`` where it is not ``dtype``: fp32 for computed summaries, so
+            that rounding them does not change what is chosen.
         scope: "kv_head" when ``group`` reduces, "head" when it does not.
         count_forced: whether forced members use up k; if not, k is the number of free slots and ``slots`` the list's
             length.
@@ -182,6 +184,7 @@ class Selector:
     count_forced: bool = True
     order: str = "score"
     weights: str | None = None
+    key_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
