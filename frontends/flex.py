@@ -38,7 +38,7 @@ def from_flex(
     functions = [fn for fn in (score_mod, mask_mod) if fn is not None]
     tensors = dict(captures) if captures is not None else _found(functions)
     inputs: dict[str, Any] = {key: _input(key, tensor) for key, tensor in tensors.items()}
-    known = {key: _kind(inputs[key]) if isinstance(tensor, str) else tensor for key, tensor in tensors.items()}
+    known = {key: inputs[key].element_kind if isinstance(tensor, str) else tensor for key, tensor in tensors.items()}
     memory = keys_values()
     masks = [] if mask_mod is None else [lang.mask(memory, where=_traced(mask_mod, MASKED, known, "bool"), **inputs)]
     bias = None if score_mod is None else _traced(score_mod, PAIR, known, "float")
@@ -63,10 +63,6 @@ def _input(name: str, tensor: Any) -> Node:
         rule = f"a captured tensor is one of {', '.join(DTYPES)}"
         raise DeclarationError(f"capture {name}", dtype, rule, "convert it to int32 and compare with != 0")
     return lang.input(name, [int(size) for size in tensor.shape], DTYPES[dtype])
-
-
-def _kind(node: Node) -> Kind:
-    return "int" if node.dtype == "int32" else "float"
 
 
 def _traced(fn: Callable[..., Any], index: Mapping[str, Kind], captures: Mapping[str, Any], kind: Kind) -> Expr:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import reduce
 
 from sparsec.scalar.expr import Expr, constant, var
-from sparsec.scalar.functions import maximum
+from sparsec.scalar.random import random_block
 
 H, QUERY, KEY = var("h"), var("i"), var("j")
 CAUSAL = KEY <= QUERY
@@ -44,8 +44,8 @@ def log_sparse() -> Expr:
 
 
 def random_earlier(block: int, count: int, seed: int) -> Expr:
-    """``count`` random blocks before the query's own, drawn per query block and head, as far as there are any."""
-    return CAUSAL & _drawn(block, count, seed, maximum(QUERY // block, 1))
+    """``count`` draws of an earlier block per query block and head; draws may coincide, the first block draws itself."""
+    return CAUSAL & _drawn(block, count, seed, QUERY // block)
 
 
 def random_anywhere(block: int, count: int, seed: int) -> Expr:
@@ -54,6 +54,4 @@ def random_anywhere(block: int, count: int, seed: int) -> Expr:
 
 
 def _drawn(block: int, count: int, seed: int, limit: Expr) -> Expr:
-    from sparsec.scalar.random import random_block
-
     return any_of([KEY // block == random_block(seed, H, QUERY // block, n, limit) for n in range(count)])

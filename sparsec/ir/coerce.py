@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from sparsec.ir.node import Value
+from sparsec.ir.node import Node, Value
 from sparsec.ir.predicates import CHUNK, TOKEN
 from sparsec.ir.rules_select import Problem
 from sparsec.ir.schema import Attr, Required
 from sparsec.ir.suggest import did_you_mean
 from sparsec.scalar.expr import Expr, constant
-from sparsec.scalar.expr import Kind as ScalarKind
-from sparsec.scalar.walk import tensors, variables
+from sparsec.scalar.walk import postorder, variables
 
-Captures = Mapping[str, ScalarKind]  # the kind of each captured tensor's elements
+Captures = Mapping[str, Node]  # captured tensors by the name that expressions use
 
 
 class Refused(Exception):
@@ -120,7 +119,7 @@ def _parsed(text: str, captures: Captures) -> Expr:
     from sparsec.scalar.text import ExprSyntaxError, parse
 
     try:
-        return parse(text, None, captures)
+        return parse(text, None, {name: node.element_kind for name, node in captures.items()})
     except ExprSyntaxError as error:
         unknown = error.rule == "unknown tensor"
         fix = _capture_fix(error.piece, captures) if unknown else error.fix
@@ -150,9 +149,18 @@ def _names_are_known(attr: Attr, found: Expr, captures: Captures) -> None:
         if name in INDEX and name not in attr.index:
             may = ", ".join(attr.index) or "only dims"
             raise Refused(found, f"`{name}` means nothing here", f"it may use {may} and dims")
-    for name in tensors(found):
-        if name not in captures:
-            raise Refused(found, f"`{name}` is not captured by this node", _capture_fix(name, captures))
+    for part in postorder(found):
+        if part.head == "element":
+            _element_is_there(part, str(part.value), captures)
+
+
+def _element_is_there(part: Expr, name: str, captures: Captures) -> None:
+    if name not in captures:
+        raise Refused(part, f"`{name}` is not captured by this node", _capture_fix(name, captures))
+    dims = captures[name].shape
+    if len(part.args) != len(dims):
+        fix = f"{name}[{', '.join('bhij'[: len(dims)])}], or as it is meant"
+        raise Refused(part, f"`{name}` has {len(dims)} dims: every one needs an index", fix)
 
 
 def missing(default: object) -> bool:

@@ -14,7 +14,7 @@ from sparsec.ir.rules_select import Problem
 from sparsec.ir.schema import SCHEMA
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.verify import problem
-from sparsec.scalar.expr import Expr, Kind, call, var
+from sparsec.scalar.expr import Expr, call, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import tensors
 
@@ -65,7 +65,7 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
     captured = [name for name in named if name not in schema.operands]
     if captured and not schema.captures:
         raise Refused(captured[0], f"{op.value} has no such source", did_you_mean(captured[0], schema.operands))
-    values = _attributes(op, attrs, {name: _element_kind(named[name]) for name in captured})
+    values = _attributes(op, attrs, {name: named[name] for name in captured})
     if schema.operands:
         values["operands"] = tuple(operands)
     if schema.captures:
@@ -74,10 +74,6 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
     src = (*sources, *(named[name] for name in (*operands, *captured)))
     _complete(op, src, values)
     return Node(op, src, tuple(sorted(values.items())), (), "tensor", "float")
-
-
-def _element_kind(node: Node) -> Kind:
-    return "int" if node.dtype == "int32" else "float"
 
 
 def _attributes(op: Op, attrs: dict[str, object], captures: Captures) -> dict[str, Value]:

@@ -9,6 +9,7 @@ from typing import Literal, overload
 
 from sparsec.ir.op import Op
 from sparsec.scalar.expr import Expr, ExprLike, element
+from sparsec.scalar.expr import Kind as ScalarKind
 
 Kind = Literal["tensor", "memory", "state", "scores", "selection"]
 Value = Expr | str | int | float | bool | None | tuple["Value", ...]
@@ -55,7 +56,15 @@ class Node:
             raise TypeError(f"only an input can be captured, not the result of {self.op.value}: declare it as an input")
         if len(index) != len(self.shape):
             raise TypeError(f"`{self['name']}` has {len(self.shape)} dims and {len(index)} indices: index every dim")
-        return element(str(self["name"]), *index, kind="int" if self.dtype == "int32" else "float")
+        return element(str(self["name"]), *index, kind=self.element_kind)
+
+    @property
+    def element_kind(self) -> ScalarKind:
+        """What an element of the tensor is in an expression."""
+        return "int" if self.dtype == "int32" else "float"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return intern, (self.op, self.src, dict(self.attrs), self.shape, self.kind, self.dtype)
 
     def integer(self, attr: str) -> int:
         """An attribute that is an int."""

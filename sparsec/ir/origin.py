@@ -54,8 +54,9 @@ def here() -> Origin | None:
 def _assigned(frame: FrameType) -> str | None:
     """The variable that the call in progress is assigned to: the store right after it, if there is one."""
     for instruction in dis.get_instructions(frame.f_code):
-        if instruction.offset > frame.f_lasti and instruction.opname != "CACHE":
-            return instruction.argval if instruction.opname in ("STORE_FAST", "STORE_NAME", "STORE_DEREF") else None
+        if instruction.offset > frame.f_lasti:
+            stored = instruction.argval if instruction.opname.startswith("STORE_") else None
+            return stored[0] if isinstance(stored, tuple) else stored  # a tuple where Python fuses two instructions
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from sparsec.ir import build as lang
@@ -42,6 +44,13 @@ def test_digest_sees_input_names_and_dtypes() -> None:
     other = variant("x", lang.map(lang.input("b", "B")))
     precise = variant("x", lang.map(lang.input("a", "B", "float32")))
     assert len({renamed.digest, other.digest, precise.digest}) == 3
+
+
+def test_pickling_gives_the_same_nodes() -> None:
+    back = pickle.loads(pickle.dumps(window()))
+    assert back == window()
+    assert back.outputs[0] is window().outputs[0]
+    assert back.names == window().names
 
 
 def test_inputs_in_the_order_of_the_walk() -> None:
