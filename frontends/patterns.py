@@ -44,7 +44,7 @@ def log_sparse() -> Expr:
 
 
 def random_earlier(block: int, count: int, seed: int) -> Expr:
-    """``count`` draws of an earlier block per query block and head; draws may coincide, the first block draws itself."""
+    """``count`` draws of an earlier block per query block and head; they may coincide, the first block draws itself."""
     return CAUSAL & _drawn(block, count, seed, QUERY // block)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from sparsec.ir.node import Node, Value
 from sparsec.ir.predicates import CHUNK, TOKEN
 from sparsec.ir.rules_select import Problem
-from sparsec.ir.schema import Attr, Required
+from sparsec.ir.schema import MAPPED, Attr, Required
 from sparsec.ir.suggest import did_you_mean
 from sparsec.scalar.expr import Expr, constant
 from sparsec.scalar.walk import postorder, variables
@@ -140,7 +140,7 @@ def _traced(attr: Attr, value: Callable[..., object]) -> Expr:
         raise Refused(f"a function of {index}", str(error), f"a function of some of {index}") from error
 
 
-INDEX = frozenset({"b", "h", "i", "j", "c", "score"})
+INDEX = frozenset({"b", "h", "i", "j", "c", "score"}) | MAPPED.keys()
 
 
 def _names_are_known(attr: Attr, found: Expr, captures: Captures) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sparsec.ir.coerce import Captures, Refused, coerce, missing
 from sparsec.ir.error import DeclarationError
@@ -11,7 +12,7 @@ from sparsec.ir.node import Node, Value, intern
 from sparsec.ir.op import Op
 from sparsec.ir.origin import Origin, here, record
 from sparsec.ir.rules_select import Problem
-from sparsec.ir.schema import SCHEMA
+from sparsec.ir.schema import MAPPED, SCHEMA
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.verify import problem
 from sparsec.scalar.expr import Expr, call, var
@@ -65,7 +66,7 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
     captured = [name for name in named if name not in schema.operands]
     if captured and not schema.captures:
         raise Refused(captured[0], f"{op.value} has no such source", did_you_mean(captured[0], schema.operands))
-    values = _attributes(op, attrs, {name: named[name] for name in captured})
+    values = _attributes(op, attrs, {name: named[name] for name in captured}, len(sources))
     if schema.operands:
         values["operands"] = tuple(operands)
     if schema.captures:
@@ -76,7 +77,7 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
     return Node(op, src, tuple(sorted(values.items())), (), "tensor", "float")
 
 
-def _attributes(op: Op, attrs: dict[str, object], captures: Captures) -> dict[str, Value]:
+def _attributes(op: Op, attrs: dict[str, object], captures: Captures, sources: int) -> dict[str, Value]:
     known = SCHEMA[op].attrs
     for name in attrs:
         if name not in known:
@@ -85,6 +86,8 @@ def _attributes(op: Op, attrs: dict[str, object], captures: Captures) -> dict[st
     for name, attr in known.items():
         if name not in attrs and missing(attr.default):
             raise Refused(f"no {name}", "it must be given", f"{name} = {attr.choices[0] if attr.choices else '…'}")
+        if attr.index is MAPPED:
+            attr = replace(attr, index=dict(list(MAPPED.items())[:sources]))
         stated = attrs.get(name, attr.default)
         try:
             values[name] = coerce(attr, stated, captures, attrs.get("size"))

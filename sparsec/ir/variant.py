@@ -12,7 +12,6 @@ from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node, Shape, topological
 from sparsec.ir.op import Op
 from sparsec.ir.origin import origin_of
-from sparsec.ir.schema import MAPPED
 from sparsec.ir.suggest import did_you_mean
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import variables
@@ -143,7 +142,7 @@ def _check_inputs(done: Variant, found: Sequence[Node]) -> None:
 def _check_dims(done: Variant) -> None:
     """Every free name of an expression is a dim of some input."""
     dims = dim_names(done)
-    known = dims | INDEX | MAPPED.keys()
+    known = dims | INDEX
     for node in done.nodes:
         for attr, value in node.attrs:
             for name in variables(value) if isinstance(value, Expr) else ():

@@ -98,6 +98,7 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
     "float indices": (lambda: lang.given(lang.input("ids", "B TQ HKV 4"), size=64), "float", "int32"),
     "unknown capture": (lambda: lang.mask(mem(), where="j < w[h]", v=q()), "where = w", "unknown tensor"),
     "too many indices": (lambda: lang.mask(mem(), where="j < w[h, i]", w=lang.input("w", "H")), "w[h, i]", "w[b]"),
+    "a source that map has not": (lambda: lang.map(q(), fn="x0 + x1"), "x0 + x1", "it may use x0 and dims"),
     "a dim that is no number": (lambda: lang.input("x", "B TQ 0.5"), "0.5", "whole number"),
     "unknown word in a shape": (lambda: lang.input("x", "B, TQ +"), "TQ +", "(TK + 63) // 64"),
     "softcap below 0": (lambda: lang.attend(q(), mem(), softcap=-1.0), "softcap = -1.0", "at least 0"),
