@@ -92,11 +92,14 @@ def launch(
 
     if 0 in grid:
         return
-    options: dict[str, Any] = {"num_warps": schedule.warps, "num_stages": schedule.stages, "enable_fp_fusion": True}
-    if schedule.registers:
-        options["maxnreg"] = schedule.registers
     if device is None or device.type != "cuda":
-        kernel[tuple(grid)](*args, **options)
+        kernel[tuple(grid)](*args, **options(schedule))
         return
     with torch.cuda.device(device):
-        kernel[tuple(grid)](*args, **options)
+        kernel[tuple(grid)](*args, **options(schedule))
+
+
+def options(schedule: Schedule) -> dict[str, Any]:
+    """What Triton is told beside a kernel's arguments."""
+    found: dict[str, Any] = {"num_warps": schedule.warps, "num_stages": schedule.stages, "enable_fp_fusion": True}
+    return {**found, "maxnreg": schedule.registers} if schedule.registers else found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsec.ir.variant import Variant
 from sparsec.passes.pipeline import PIPELINE, run
@@ -12,6 +12,7 @@ from sparsec.plan.build import build_plan
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.sizes import static_names
 from sparsec.runtime import bind
+from sparsec.runtime.cache import usable
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.records import Records, bucket
@@ -33,8 +34,9 @@ class Compiled:
 
     def __init__(self, variant: Variant, target: Target, cache_dir: Path | None = None) -> None:
         self.variant, self.target = variant, target
-        self.cache_dir = cache_dir or Env().cache_dir
-        self.records = Records(self.cache_dir)
+        folder = cache_dir or Env().cache_dir
+        self.records = Records(folder)
+        self.cache_dir = usable(folder)
         self.graph = run(variant, PIPELINE)
         self.builds = 0
         self.schedules: dict[str, Schedule] = {}
@@ -87,6 +89,28 @@ class Compiled:
             for kernel in plan.kernels:
                 self.built(kernel, dims).run(buffers, dims)
         return buffers
+
+    def source(self, dims: Mapping[str, int], dtype: str = "float32") -> str:
+        """The sources of all kernels of the plan for these dims, each program under a heading; needs no device.
+
+        A length bucket may have its own tuned schedule, so lengths matter here; without them the defaults are shown.
+        """
+        from sparsec.lower.registry import lower_kernel
+        from sparsec.runtime.launch import source
+
+        plan, parts = self.plan(dims, dtype), []
+        for kernel in plan.kernels:
+            schedule = self.schedule(kernel, dims)
+            for step in lower_kernel(kernel.spec, schedule).steps:
+                heading = f"# {kernel.name}: {step.program.name} for {self.target.name}\n# {schedule}\n"
+                parts.append(heading + source(step, self.target))
+        return "\n\n".join(parts)
+
+    def tune(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
+        """Find better schedules for inputs like these -> ``Report``; see ``sparsec.autotune.tune`` for the options."""
+        from sparsec.autotune import tune
+
+        return tune(self, inputs, **options)
 
     def schedule(self, kernel: Kernel, dims: Mapping[str, int]) -> Schedule:
         """The schedule of a kernel: set by hand, else the best record, else the default."""

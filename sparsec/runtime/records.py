@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sparsec.plan.specs import Spec
 from sparsec.runtime.target import Target
@@ -125,10 +126,10 @@ def parse(text: str) -> Record:
     if _digest(body) != data["sha256"]:
         raise ValueError("the record was altered after it was written")
     known = {f.name for f in fields(Schedule)}
-    schedule = Schedule(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in body.pop("schedule").items() if k in known}
-    )
-    return Record(schedule=schedule, **body)
+    saved: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in body.pop("schedule").items() if k in known
+    }
+    return Record(schedule=Schedule(**saved), **body)
 
 
 def _digest(body: Mapping[str, object]) -> str:

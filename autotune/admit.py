@@ -1,0 +1,113 @@
+"""Admission: a candidate is used only after its results agree with the oracle, on buffers poisoned beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sparsec.autotune.cases import Case
+from sparsec.autotune.jobs import reason
+from sparsec.autotune.trial import Rejection, TuneError
+from sparsec.autotune.truth import Truth
+from sparsec.autotune.verdict import differing_rows, unlike, wrong
+from sparsec.plan.plan import Kernel
+from sparsec.runtime.kernel import BuiltKernel
+
+SAMPLED = 64
+WORST_INT = 2**31 - 1
+LOST = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
+
+
+class Admission:
+    """Judges candidates of one kernel on its cases.
+
+    A reduced case is compared with the oracle row by row, the full one on sampled rows; there everything else must
+    agree with the first kernel that was admitted, and rows whose lists differ from its lists are held to the oracle.
+    """
+
+    def __init__(self, kernel: Kernel, cases: Sequence[Case]) -> None:
+        self.kernel, self.cases = kernel, cases
+        self._truths: dict[int, Truth] = {}
+        self._admitted: dict[str, Tensor] | None = None
+
+    def judge(self, built: BuiltKernel) -> Rejection | None:
+        """Why a built kernel may not be used; None if it is right. Raises TuneError where the device is lost."""
+        try:
+            for position, case in enumerate(self.cases):
+                written = self.run(built, case)
+                sentence = self._wrong(position, case, written)
+                if sentence is not None:
+                    return Rejection("wrong result", f"at {_size(case)}: {sentence}")
+        except TuneError:
+            raise
+        except Exception as error:
+            return failure(error)
+        return None
+
+    def run(self, built: BuiltKernel, case: Case) -> dict[str, Tensor]:
+        """What a kernel writes into poisoned buffers of its own."""
+        written = {name: poisoned(case.buffers[name]) for name in self.kernel.writes}
+        launch, scratch = built.prepared({**case.buffers, **written}, case.dims)
+        for x in scratch.values():
+            poison(x, 0 if x.is_cuda else WORST_INT)
+        launch()
+        if any(x.is_cuda for x in written.values()):
+            torch.cuda.synchronize()
+        return written
+
+    def _wrong(self, position: int, case: Case, written: dict[str, Tensor]) -> str | None:
+        whole_rows = not case.whole or len(self.cases) == 1
+        if position not in self._truths:
+            rows = None if whole_rows else sampled_rows(case.dims, next(iter(written.values())).device)
+            self._truths[position] = Truth(self.kernel, case.buffers, case.dims, rows)
+        sentence = wrong(self._truths[position], written)
+        if sentence is not None or whole_rows:
+            return sentence
+        if self._admitted is None:
+            self._admitted = written
+            return None
+        return unlike(self.kernel, written, self._admitted) or self._differing(case, written, self._admitted)
+
+    def _differing(self, case: Case, written: Mapping[str, Tensor], admitted: Mapping[str, Tensor]) -> str | None:
+        rows = differing_rows(self.kernel, written, admitted, SAMPLED)
+        return wrong(Truth(self.kernel, case.buffers, case.dims, rows), written) if rows.numel() else None
+
+
+def poisoned(like: Tensor) -> Tensor:
+    """A buffer like another, full of NaN or of a number that no list holds."""
+    return poison(torch.empty_like(like), WORST_INT)
+
+
+def poison(x: Tensor, whole: int) -> Tensor:
+    """Fill with NaN, ints with ``whole``; scratch on a GPU takes 0, since one read out of bounds ends the process."""
+    return x.fill_(float("nan") if x.is_floating_point() else whole)
+
+
+def sampled_rows(dims: Mapping[str, int], device: torch.device) -> Tensor:
+    """Query rows for the check at full length: the first, the last, and some in between."""
+    queries = dims.get("TQ", dims.get("T", 1))
+    generator = torch.Generator().manual_seed(queries)
+    between = torch.randint(0, queries, (SAMPLED - 16,), generator=generator)
+    ends = torch.cat([torch.arange(8), torch.arange(queries - 8, queries)]).clamp(0, queries - 1)
+    rows: Tensor = torch.cat([between, ends]).unique()
+    return rows.to(device)
+
+
+def failure(error: Exception) -> Rejection:
+    """The rejection of a candidate that raised. Raises TuneError where no further kernel can run in this process."""
+    text = str(error)
+    if any(sign in text for sign in LOST):
+        raise TuneError(
+            f"a candidate broke the GPU's context ({reason(error)}). It is recorded and will not be tried again; "
+            "start again to go on with the rest"
+        ) from error
+    if "out of resource" in text:
+        return Rejection("shared memory" if "shared memory" in text else "registers", reason(error))
+    illegal = type(error).__name__ in ("LaunchError", "ScheduleError", "TileError")
+    return Rejection("illegal" if illegal else "crash", reason(error))
+
+
+def _size(case: Case) -> str:
+    return ", ".join(f"{n} = {case.dims[n]}" for n in ("TQ", "TK", "T") if n in case.dims)

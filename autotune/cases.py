@@ -1,0 +1,144 @@
+"""The inputs on which candidates are judged: a reduced length that reaches every tile path, and the full length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+
+import torch
+from torch import Tensor
+
+from sparsec.autotune.space import Space
+from sparsec.ir.dims import value
+from sparsec.ir.error import InputError
+from sparsec.ir.op import Op
+from sparsec.ir.variant import Variant
+from sparsec.plan.plan import Kernel, Plan
+from sparsec.plan.specs import GatheredAttention, Selector
+from sparsec.runtime.compiled import Compiled
+from sparsec.scalar.evaluate import evaluate
+from sparsec.scalar.expr import Expr
+
+QUERIES, KEYS, BOTH = "TQ", "TK", "T"
+RAGGED = 17
+NEARLY_ALL = 0.7
+BATCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One call with everything that its kernels have written.
+
+    Attributes:
+        dims: the declaration's dims and ``q_offset``.
+        buffers: every buffer of the plan by name.
+        whole: whether this is the full call, not a reduced one.
+    """
+
+    dims: Mapping[str, int]
+    buffers: Mapping[str, Tensor]
+    whole: bool
+
+
+def cases(
+    compiled: Compiled, plan: Plan, inputs: Mapping[str, Tensor], q_offset: int | None, kernel: Kernel, space: Space
+) -> list[Case]:
+    """The reduced case of a kernel, if it is much smaller, and then the full one; earlier kernels run at their best."""
+    dims, _ = compiled.bind(inputs, q_offset)
+    full = Case(dims, compiled.run_plan(plan, inputs, dims), True)
+    length = reach(kernel, space, dims)
+    if length > NEARLY_ALL * longest(dims):
+        return [full]
+    try:
+        small, offset = shrunk(compiled.graph, inputs, dims, length, q_offset)
+        small_dims, _ = compiled.bind(small, offset)
+    except InputError:  # the declaration ties a length to something that cannot be cut
+        return [full]
+    return [Case(small_dims, compiled.run_plan(plan, small, small_dims), False), full]
+
+
+def longest(dims: Mapping[str, int]) -> int:
+    """The number of tokens, or of queries where that is more."""
+    return max(dims[n] for n in (QUERIES, KEYS, BOTH) if n in dims)
+
+
+def reach(kernel: Kernel, space: Space, dims: Mapping[str, int]) -> int:
+    """A length at which every candidate has first, interior, boundary and ragged tiles."""
+    rows = max(space.schedule({"rows": text}).rows for text in _values(space, "rows"))
+    block = max(space.schedule({"block": text}).block for text in _values(space, "block"))
+    length = 2 * rows + 2 * block * _tokens_per_key(kernel, dims) + RAGGED
+    spec, limit = kernel.spec, longest(dims)
+    length += max((n for n in _numbers(spec) if n < limit), default=0)
+    if isinstance(spec, GatheredAttention):
+        length += spec.chunk * (spec.slots + 2)
+    if isinstance(spec, Selector):
+        length += _tokens_per(kernel, spec.block_length, dims) * (spec.slots + 2)
+    return length | 1
+
+
+def _values(space: Space, name: str) -> tuple[str, ...]:
+    return space.choices.get(name) or (str(getattr(space.default, name)),)
+
+
+def _tokens_per_key(kernel: Kernel, dims: Mapping[str, int]) -> int:
+    """The most tokens that one row of a memory of this kernel stands for."""
+    return max((_tokens_per(kernel, name, dims) for name, _ in kernel.params if name not in _NO_LENGTHS), default=1)
+
+
+_NO_LENGTHS = {"B", QUERIES, "q_offset"}
+
+
+def _tokens_per(kernel: Kernel, name: str, dims: Mapping[str, int]) -> int:
+    """How many tokens a unit of this length stands for; 0 where the length is fixed."""
+    expr = dict(kernel.params)[name]
+    size = int(evaluate(expr, dims))
+    halved = int(evaluate(expr, {n: d // 2 if n in (KEYS, BOTH) else d for n, d in dims.items()}))
+    return 0 if size == halved else -(-longest(dims) // max(size, 1))
+
+
+def _numbers(part: object) -> Iterator[int]:
+    """Every whole number of the predicates of a spec: windows, chunk sizes, strides."""
+    if isinstance(part, Expr):
+        if isinstance(part.value, int) and not isinstance(part.value, bool):
+            yield part.value
+        for arg in part.args:
+            yield from _numbers(arg)
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from _numbers(item)
+    elif is_dataclass(part):
+        for f in fields(part):
+            held = getattr(part, f.name)
+            if isinstance(held, Expr | tuple) or is_dataclass(held):
+                yield from _numbers(held)
+
+
+def shrunk(
+    graph: Variant, inputs: Mapping[str, Tensor], dims: Mapping[str, int], length: int, q_offset: int | None
+) -> tuple[dict[str, Tensor], int | None]:
+    """The first tokens of the inputs, with lists cut to the chunks that are left, and where their queries begin."""
+    keys = min(length, dims.get(KEYS, dims.get(BOTH, length)))
+    less = {n: min(size, keys) if n in (QUERIES, KEYS, BOTH) else size for n, size in dims.items()}
+    less["B"] = min(dims.get("B", 1), BATCH)
+    small = {name: _cut(inputs[name], [value(d, less) for d in spec.shape]) for name, spec in graph.inputs.items()}
+    for name, units in _list_limits(graph, less).items():
+        small[name] = torch.where(small[name] >= units, -1, small[name])
+    lost = dims.get(KEYS, dims.get(BOTH, 0)) - keys
+    return small, None if q_offset is None else max(q_offset - lost, 0)
+
+
+def _cut(x: Tensor, shape: list[int]) -> Tensor:
+    for d, size in enumerate(shape):
+        x = x.narrow(d, 0, min(size, x.shape[d]))
+    return x.contiguous()
+
+
+def _list_limits(graph: Variant, dims: Mapping[str, int]) -> dict[str, int]:
+    """How many units there are, by the input that lists them."""
+    limits: dict[str, int] = {}
+    for node in graph.nodes:
+        for selection in node.positional[2:] if node.op is Op.ATTEND else ():
+            if selection.op is Op.GIVEN and selection.src[0].op is Op.INPUT:
+                tokens = int(evaluate(node.src[1].shape[1], dims))
+                limits[str(selection.src[0]["name"])] = -(-tokens // selection.integer("size"))
+    return limits

@@ -1,0 +1,174 @@
+"""Tuning a plan: each kernel that has choices in turn, the others at their best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sparsec.autotune.cases import cases
+from sparsec.autotune.lock import alone
+from sparsec.autotune.measure import Clock, clock_for
+from sparsec.autotune.progress import Show
+from sparsec.autotune.report import KernelReport, Report
+from sparsec.autotune.search import Budget, Found, Search
+from sparsec.autotune.space import Space
+from sparsec.autotune.subject import KernelBuilder, KernelSubject
+from sparsec.autotune.trial import Comparison, TuneError
+from sparsec.autotune.workers import Pool
+from sparsec.lower.registry import default, space
+from sparsec.plan.plan import Kernel, Plan
+from sparsec.runtime import bind
+from sparsec.runtime.cache import writable
+from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.records import Record, bucket, record_key, toolchain
+from sparsec.runtime.target import Target, available
+from sparsec.tile.schedule import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PRELOAD = {"tvm": ("sparsec.backends.tvm.build", "tvm"), "triton": ("sparsec.backends.triton.warm", "triton", "torch")}
+MOST_WORKERS = 16
+
+
+def tune(
+    compiled: Compiled,
+    inputs: Mapping[str, Tensor],
+    *,
+    trials: int = 60,
+    seconds: float | None = None,
+    kernels: Sequence[str] | None = None,
+    workers: int | None = None,
+    progress: Show | None = None,
+    q_offset: int | None = None,
+) -> Report:
+    """Find the best schedules for these inputs; ``sparsec.compile`` uses them from then on.
+
+    Args:
+        trials: configurations of each kernel; those of earlier runs count, so that a run that was cut short goes on.
+        seconds: time for everything; None for no limit.
+        kernels: names of kernels of the plan; None for all that have choices.
+        workers: compiling processes; None for one per core, 16 at most.
+        progress: told after every trial, see ``sparsec.autotune.progress.bar``.
+
+    Raises:
+        TuneError: a target that has nothing to tune, an unknown kernel, a CUDA graph being captured, another process
+            that tunes the same kernel, a GPU that a candidate broke.
+        InputError, TargetError: as a call with these inputs.
+    """
+    _check(compiled, trials)
+    began = time.monotonic()
+    run = Tuning(compiled, inputs, q_offset, trials, progress)
+    chosen = run.chosen(kernels)
+    notes = [] if run.kept else [NOT_KEPT.format(folder=compiled.records.folder.parent)]
+    reports = []
+    with _pool(compiled.target, workers, trials) as pool:
+        for position, kernel in enumerate(chosen):
+            deadline = _share(began, seconds, len(chosen) - position)
+            reports.append(run.kernel(kernel, pool, deadline))
+            if reports[-1].stopped == "interrupted":
+                break
+    database = str(run.database) if run.database else None
+    return Report(compiled.target.name, tuple(reports), time.monotonic() - began, tuple(notes), database)
+
+
+NOT_KEPT = "the folder {folder} cannot be written, so what was found holds for this object and is not kept"
+
+
+class Tuning:
+    """What the kernels of one tuning share."""
+
+    def __init__(
+        self, compiled: Compiled, inputs: Mapping[str, Tensor], q_offset: int | None, trials: int, show: Show | None
+    ) -> None:
+        self.compiled, self.inputs, self.q_offset, self.trials, self.show = compiled, inputs, q_offset, trials, show
+        self.dims, dtype = compiled.bind(inputs, q_offset)
+        bind.check_devices(inputs, compiled.target.device)
+        bind.check_indices(compiled.variant, inputs, self.dims)
+        self.plan: Plan = compiled.plan(self.dims, dtype)
+        self.clock: Clock = clock_for(compiled.target.device)
+        folder = compiled.records.folder.parent
+        self.kept = writable(folder)
+        self.folder = folder / "tuning" if self.kept else None
+        self.database = folder / "trials.db" if self.kept else None
+
+    def chosen(self, names: Sequence[str] | None) -> list[Kernel]:
+        """The kernels to tune, in plan order."""
+        unknown = set(names or ()) - {k.name for k in self.plan.kernels}
+        if unknown:
+            known = ", ".join(k.name for k in self.plan.kernels)
+            raise TuneError(f"no kernel is called {', '.join(sorted(unknown))}; the plan's kernels are {known}")
+        wanted = [k for k in self.plan.kernels if names is None or k.name in names]
+        return [k for k in wanted if self.space(k).size > 1]
+
+    def space(self, kernel: Kernel) -> Space:
+        """The configurations of a kernel."""
+        target = self.compiled.target.name
+        return Space(default(kernel.spec, target), space(kernel.spec, target))
+
+    def kernel(self, kernel: Kernel, pool: Pool, deadline: float | None) -> KernelReport:
+        """Tune one kernel."""
+        from sparsec.autotune.study import Study
+
+        configurations = self.space(kernel)
+        length, target = bucket(self.dims), self.compiled.target
+        key = record_key(kernel.spec, target, length)
+        name = f"{kernel.name}-{key[:16]}-{configurations.digest}"
+        last: list[Comparison] = []
+
+        def keep(schedule: Schedule, found: Comparison, tried: int) -> None:
+            last[:] = [found]
+            self._keep(kernel, key, schedule, found, tried)
+
+        with alone(self.folder, name):
+            made = cases(self.compiled, self.plan, self.inputs, self.q_offset, kernel, configurations)
+            subject = KernelSubject(kernel, configurations, target, self.compiled.cache_dir, made, self.clock, keep)
+            study, builder = Study(self.database, name, configurations), KernelBuilder(subject, pool)
+            found = Search(subject, study, builder, Budget(self.trials, deadline), self.show).run()
+        return _report(kernel, configurations, found, last[0] if last else None)
+
+    def _keep(self, kernel: Kernel, key: str, schedule: Schedule, found: Comparison, tried: int) -> None:
+        """Use a schedule from now on, in this object and, through its record, in others."""
+        if not self.kept:
+            self.compiled.schedules[kernel.name] = schedule
+            return
+        tools = toolchain(self.compiled.target.backend)
+        record = Record(kernel.name, schedule, found.seconds, found.incumbent_s, tried, tools)
+        self.compiled.records.write(key, record)
+
+
+def _report(kernel: Kernel, space: Space, found: Found, last: Comparison | None) -> KernelReport:
+    own, base = (last.seconds, last.incumbent_s) if last and found.schedule else (None, None)
+    return KernelReport(kernel.name, found.schedule, space.default, own, base, found.trials, found.stopped)
+
+
+def _check(compiled: Compiled, trials: int) -> None:
+    import torch
+
+    if trials < 1:
+        raise TuneError(f"trials = {trials}: try at least one configuration")
+    if compiled.target.backend not in PRELOAD:
+        raise TuneError(f"target {compiled.target.name} has nothing to tune; compile for 'cpu' or 'cuda'")
+    available(compiled.target)
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise TuneError("a CUDA graph is being captured, which no kernel may be compiled or timed in; tune before it")
+
+
+@contextmanager
+def _pool(target: Target, workers: int | None, trials: int) -> Iterator[Pool]:
+    """Workers that compile while the GPU is measured, or in turn with the CPU's measurements."""
+    from sparsec.backends.tvm.threads import cores
+
+    count = workers or min(cores(), MOST_WORKERS, trials)
+    with Pool(count, overlap=target.device != "cpu", preload=PRELOAD[target.backend]) as pool:
+        yield pool
+
+
+def _share(began: float, seconds: float | None, left: int) -> float | None:
+    """The deadline of the next kernel: its share of the time that is left."""
+    if seconds is None:
+        return None
+    now = time.monotonic()
+    return now + max(began + seconds - now, 0.0) / left

@@ -1,0 +1,100 @@
+"""Holds what a kernel wrote to the truth: numbers by the oracle's error bounds, lists by gaps of 4 ulp and order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sparsec.autotune.truth import Truth
+from sparsec.ir.node import Node
+from sparsec.oracle.error import Quantity, check
+from sparsec.oracle.gap import same_selection
+from sparsec.oracle.values import Chosen
+from sparsec.plan.plan import Kernel
+
+ALIKE: Quantity = "grad"
+"""Two right kernels may each be off by the bounds of "o"; the wider bounds hold for their difference."""
+
+
+def dtype_of(kernel: Kernel) -> str:
+    """The dtype whose bounds a kernel is held to: that of what it reads, even where it writes fp32."""
+    return str(getattr(kernel.spec, "dtype", "float32"))
+
+
+def wrong(truth: Truth, written: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with a kernel's results, in a sentence; None if nothing is."""
+    lists: dict[Node, Chosen] = {}
+    for name, node, part in truth.kernel.results:
+        if part == "indices":
+            sentence = wrong_list(truth, node, truth.at(written[name], node))
+            lists[node] = Chosen(written[name].to(torch.int64), node.integer("size"))
+        elif part == "weights":
+            sentence = _wrong_weights(truth, node, truth.at(written[name], node), lists)
+        elif part in ("o", "lse", "k", "v", "tensor"):
+            found = check(truth.at(written[name], node), truth.tensor(node, part), dtype_of(truth.kernel))
+            sentence = None if found else found.sentence
+        else:
+            continue
+        if sentence is not None:
+            return f"{name} is {sentence}"
+    return None
+
+
+def wrong_list(truth: Truth, node: Node, ids: Tensor) -> str | None:
+    """What is wrong with lists of units ``[B,R,HS,K]``: members, range, duplicates or order."""
+    chosen = truth.value(node)
+    assert isinstance(chosen, Chosen) and chosen.score is not None
+    units = chosen.score.shape[-1]
+    if bool(((ids < -1) | (ids >= units)).any()):
+        return f"out of range: {int(ids.max())} or {int(ids.min())} where there are {units} units"
+    same = same_selection(ids, chosen, magnitude=truth.magnitude(node.src[0]))
+    if not bool(same.all()):
+        count = int((~same).sum())
+        at = tuple(int(i) for i in (~same).nonzero()[0])
+        return f"not the oracle's choice in {count} of {same.numel()} lists beyond a gap of 4 ulp, first at {at}"
+    return _disorder(ids, str(node["order"]))
+
+
+def _disorder(ids: Tensor, order: str) -> str | None:
+    """Whether lists by age are in order, with the empty slots last."""
+    if order == "score":
+        return None
+    rank = ids if order == "oldest" else -ids
+    rank = torch.where(ids < 0, torch.iinfo(torch.int32).max, rank)
+    return None if bool((rank.diff(dim=-1) >= 0).all()) else f"out of order: lists go {order} first, then -1"
+
+
+def _wrong_weights(truth: Truth, node: Node, actual: Tensor, lists: Mapping[Node, Chosen]) -> str | None:
+    """Weights of the members that the kernel itself chose, in its order."""
+    selection = node.src[1]
+    if selection in lists and truth.rows is None:
+        own, exact = lists[selection], truth.value(selection)
+        assert isinstance(exact, Chosen)
+        replaced = {selection: Chosen(own.ids, own.size, exact.score, exact.eligible, exact.forced)}
+    elif selection in lists and node["renormalise"]:
+        replaced = {selection: lists[selection]}
+    else:
+        replaced = {}
+    expected = truth.after(node, replaced)
+    assert isinstance(expected, Tensor)
+    found = check(actual, expected, dtype_of(truth.kernel), "grad")
+    return None if found else found.sentence
+
+
+def unlike(kernel: Kernel, written: Mapping[str, Tensor], admitted: Mapping[str, Tensor]) -> str | None:
+    """Where numbers differ from those of a kernel that was admitted; lists are for ``differing_rows``."""
+    for name, _, part in kernel.results:
+        if part in ("o", "lse", "k", "v", "tensor"):
+            found = check(written[name], admitted[name], dtype_of(kernel), ALIKE)
+            if not found:
+                return f"{name} disagrees with an admitted kernel's, {found.sentence}"
+    return None
+
+
+def differing_rows(kernel: Kernel, written: Mapping[str, Tensor], admitted: Mapping[str, Tensor], most: int) -> Tensor:
+    """Query rows whose lists are not those of an admitted kernel, the first ``most`` of them."""
+    found = [written[name] != admitted[name] for name, _, part in kernel.results if part == "indices"]
+    rows = torch.stack([f.flatten(2).any(-1).any(0) for f in found]).any(0) if found else torch.zeros(0)
+    return rows.nonzero()[:most, 0]
