@@ -23,7 +23,7 @@ def balance(probability: Tensor, ids: Tensor) -> Tensor:
 
 def aux(ev: Evaluation, node: Node) -> Tensor:
     """A scalar: the load balance of a selection."""
-    if node["fn"] != "balance":
+    if node.word("fn") != "balance":
         raise OracleError(f"aux fn = {node['fn']}: the oracle has no meaning for it yet; use balance")
     chosen, coefficient = ev.whole(node.src[1]), node["coefficient"]
     assert isinstance(chosen, Chosen) and isinstance(coefficient, float | int)

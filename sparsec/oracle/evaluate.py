@@ -43,8 +43,17 @@ class Evaluation:
     def whole(self, node: Node) -> Value:
         """The value over all query rows."""
         if node not in self._whole:
-            self._whole[node] = self._all_rows(node) if by_row(node) else WHOLE[node.op](self, node)
+            self._whole[node] = self._all_rows(node) if by_row(node) else self._once(node)
         return self._whole[node]
+
+    def _once(self, node: Node) -> Value:
+        """A node that has no query rows, or a single one for all queries, at the position of query row 0."""
+        if node.op in WHOLE:
+            return WHOLE[node.op](self, node)
+        outer, self._index = self._index, torch.zeros(1, dtype=torch.int64, device=self.device)
+        value = ROWS[node.op](self, node)
+        self._index = outer
+        return value
 
     def part(self, node: Node) -> Value:
         """The value on the rows in hand."""
@@ -90,6 +99,11 @@ class Evaluation:
         return min(max(BUDGET // max(self.batch * self.dims.get("H", 1) * longest, 1), 1), LONGEST_BLOCK)
 
     @property
+    def index(self) -> Tensor:
+        """The numbers of the rows in hand."""
+        return self._index
+
+    @property
     def positions(self) -> Tensor:
         """The query positions i of the rows in hand."""
         return self.q_offset + self._index
@@ -130,7 +144,12 @@ class Evaluation:
 
 
 def by_row(node: Node) -> bool:
-    """Whether a node is computed block by block of query rows; a map is, where a source is."""
+    """Whether a node is computed block by block of query rows; a map is, where a source is.
+
+    What is reduced over all queries is not, nor is a list or a weight that follows from it: these have one row for all.
+    """
     if node.op is Op.MAP:
         return any(by_row(source) for source in node.src)
+    if node.op in (Op.BIAS, Op.REDUCE, Op.TOPK, Op.WEIGHTS):
+        return by_row(node.src[0]) and not (node.op is Op.REDUCE and node.word("over") == "queries")
     return node.op in ROWS

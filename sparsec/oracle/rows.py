@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle import merge
-from sparsec.oracle.selection import Choice, Order, Reduction
+from sparsec.oracle.selection import Choice, Order, Reduction, reduce_queries
 from sparsec.oracle.values import Chosen, Mask, Memory, OracleError, Output, Value
 from sparsec.oracle.weights import WeightFn
 from sparsec.oracle.whole import map_function
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 def score(ev: Evaluation, node: Node) -> Tensor:
     """scale · fn(q, key) -> ``[B,R,H,N]``."""
-    q, fn = ev.rows(node.src[0]), node["fn"]
+    q, fn = ev.rows(node.src[0]), node.word("fn")
     keys = _keys(ev, node.src[1], q.shape[0])
-    if node["detach"]:
+    if node.flag("detach"):
         q, keys = q.detach(), keys.detach()
     if fn == "cosine":
         found = ev.form.cosine(q, keys)
     elif fn == "indexer":
         head_weights = ev.rows(node.operands["head_weights"])
-        found = ev.form.indexer(q, keys, head_weights.detach() if node["detach"] else head_weights)
+        found = ev.form.indexer(q, keys, head_weights.detach() if node.flag("detach") else head_weights)
     elif fn in ("dot", "router"):
         found = ev.form.dot(q, keys)
     else:
@@ -60,19 +60,21 @@ def modified(ev: Evaluation, node: Node, attr: str, value: Tensor) -> Tensor:
 
 def reduce(ev: Evaluation, node: Node) -> Tensor:
     """Fewer heads or fewer columns, after a softmax per head where the node asks for it."""
-    value, op = ev.rows(node.src[0]), cast(Reduction, node["op"])
-    if node["pre"] == "softmax":
+    if node.word("over") == "queries":
+        return reduce_queries(ev.tensor(node.src[0]), cast(Reduction, node.word("op")))
+    value, op = ev.rows(node.src[0]), cast(Reduction, node.word("op"))
+    if node.word("pre") == "softmax":
         value = ev.form.softmax(value, ev.predicate(node, "visible", value.shape, True))
     columns = ev.dim(node.shape[3])
-    if node["over"] in ("group", "heads"):
+    if node.word("over") in ("group", "heads"):
         return ev.form.reduce_heads(value, ev.dim(node.shape[2]), op)
-    if node["over"] == "overlap":
+    if node.word("over") == "overlap":
         size, stride, block = (node.integer(name) for name in ("size", "stride", "block"))
-        return ev.form.overlap(value, columns, size, stride, block, str(node["importance"]) == "paper_literal")
-    if node["over"] == "blocks":
+        return ev.form.overlap(value, columns, size, stride, block, node.word("importance") == "paper_literal")
+    if node.word("over") == "blocks":
         padding = node.integer("padding") if node["padding"] is not None else 0
         return ev.form.pool(value, columns, node.integer("kernel"), node.integer("stride"), padding, op)
-    raise OracleError(f"reduce over = {node['over']}: the oracle has no meaning for it yet; use group, heads or blocks")
+    raise AssertionError(node.word("over"))
 
 
 def mask(ev: Evaluation, node: Node) -> Mask:
@@ -95,15 +97,21 @@ def _length(ev: Evaluation, memory: Node) -> int:
 
 
 def topk(ev: Evaluation, node: Node) -> Chosen:
-    """The best k of the eligible, forced members first; runs on detached scores."""
-    if node.integer("query_block") != 1 or node["scope"] == "query_set":
-        raise OracleError("topk: the oracle has no meaning yet for query_block > 1 or scope = query_set")
+    """The best k of the eligible, forced members first; runs on detached scores.
+
+    Queries of a block (rows, counted from row 0) share the list of its first one.
+    """
+    first = ev.index // node.integer("query_block") * node.integer("query_block")
+    if not torch.equal(first, ev.index):
+        shared = ev.at([node], first)[0]
+        assert isinstance(shared, Chosen)
+        return shared
     value = ev.rows(node.src[0]).detach()
     eligible = ev.predicate(node, "eligible", value.shape, True)
     if "within" in node.operands:
         eligible = eligible & _children(ev, node, value.shape[-1])
     forced = ev.predicate(node, "forced", value.shape, False) & eligible
-    rule = bool(node["count_forced"]), cast(Order, node["order"])
+    rule = node.flag("count_forced"), cast(Order, node["order"])
     ids = ev.form.choose(value, eligible, forced, Choice(node.integer("k"), node.integer("slots"), *rule))
     return Chosen(ids, node.integer("size"), value, eligible, forced)
 
@@ -137,8 +145,8 @@ def weights(ev: Evaluation, node: Node) -> Tensor:
         raise OracleError("selector_gradient = straight_through: the oracle has no meaning for it yet")
     if gradient != "through_weights":
         value = value.detach()
-    fn = cast(WeightFn, node["fn"])
-    if fn.startswith("softmax") and not node["renormalise"]:
+    fn = cast(WeightFn, node.word("fn"))
+    if fn.startswith("softmax") and not node.flag("renormalise"):
         assert fn == "softmax" and node.src[1].op is Op.TOPK, (
             "only a softmax over what could be chosen has no sum of its own"
         )
@@ -151,7 +159,7 @@ def attend(ev: Evaluation, node: Node) -> Output:
     q, (k, v) = ev.rows(node.src[0]), read(ev, node)
     logit, sink = logits(ev, node, q, k), _sink(ev, node, q)
     visible, chosen = admitted(ev, node, k.shape[1])
-    if node["per"] == "joint":
+    if node.word("per") == "joint":
         return Output(*ev.form.attend(logit, v, visible, sink))
     assert chosen is not None
     given_weights = ev.rows(node.operands["weights"])
@@ -175,9 +183,9 @@ def logits(ev: Evaluation, node: Node, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _sink(ev: Evaluation, node: Node, q: Tensor) -> Tensor | None:
-    if node["sink"] == "none":
+    if node.word("sink") == "none":
         return None
-    return q.new_zeros(q.shape[2]) if node["sink"] == "zero" else ev.tensor(node.operands["sink"])
+    return q.new_zeros(q.shape[2]) if node.word("sink") == "zero" else ev.tensor(node.operands["sink"])
 
 
 def admitted(ev: Evaluation, node: Node, keys: int) -> tuple[Tensor, Chosen | None]:
@@ -215,7 +223,7 @@ def lse(ev: Evaluation, node: Node) -> Tensor:
 
 def merged(ev: Evaluation, node: Node) -> Output:
     """Branches merged row by row; gates follow the outputs among the sources."""
-    fn, count = str(node["fn"]), len(node.src)
+    fn, count = node.word("fn"), len(node.src)
     outputs = {"gated": count // 2, "convex": 2, "weighted": count - 1}.get(fn, count)
     values = [ev.rows(source) for source in node.src]
     values, gates = values[:outputs], values[outputs:]
@@ -235,8 +243,11 @@ def merged(ev: Evaluation, node: Node) -> Output:
 
 def mapped(ev: Evaluation, node: Node) -> Tensor:
     """A map of which some sources are rows in hand; the others are broadcast against them from the last dim."""
-    ahead = [len(node.shape) - len(source.shape) for source in node.src]
-    sources = [ev.rows(source) if n == 0 else ev.tensor(source) for source, n in zip(node.src, ahead, strict=True)]
+    sources = []
+    for source in node.src:
+        ahead = len(node.shape) - len(source.shape)
+        x = ev.rows(source) if ahead == 0 else ev.tensor(source)
+        sources.append(x.index_select(0, ev.index) if ahead == 1 and x.shape[0] > 1 else x)
     return map_function(ev, node, sources)
 
 

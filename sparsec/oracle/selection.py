@@ -45,6 +45,13 @@ def reduce_heads(score: Tensor, op: Reduction) -> Tensor:
     return score.sum(dim=0) if op == "sum" else score.mean(dim=0)
 
 
+def reduce_queries(score: Tensor, op: Reduction) -> Tensor:
+    """Scores ``[B,TQ,HS,N]`` of a set of queries -> ``[B,1,HS,N]``: one question asks once (2603.23516)."""
+    if op == "max":
+        return score.amax(1, keepdim=True)
+    return score.sum(1, keepdim=True) if op == "sum" else score.mean(1, keepdim=True)
+
+
 def overlap_query(score: Tensor, blocks: int, size: int, stride: int, block: int, literal: bool) -> Tensor:
     """Importance of selection blocks from overlapping summaries: scores ``[NS]`` -> ``[blocks]``. NSA, 2502.11089.
 

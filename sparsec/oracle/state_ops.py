@@ -30,10 +30,12 @@ def state(ev: Evaluation, node: Node) -> Bank:
 def write(ev: Evaluation, node: Node) -> Written:
     """The bank after every token, batch entry by batch entry and head by head."""
     bank, k, v = ev.whole(node.src[0]), ev.tensor(node.src[1]), ev.tensor(node.src[2])
-    if not isinstance(bank, Bank) or node["row_topk"] is not None:
-        raise OracleError("write: the oracle has no meaning yet for a state written twice or for row_topk")
+    fenwick = isinstance(bank, Bank) and node.src[0].word("schedule") != "single"
+    if not isinstance(bank, Bank) or fenwick or node["row_topk"] is not None:
+        what = "a state written twice, schedule = fenwick and row_topk"
+        raise OracleError(f"write: the oracle has no meaning yet for {what}; use states of one schedule, written once")
     share, active = _shares(ev, node, k.shape[1], bank.m.shape[1], k.shape[2])
-    rule = Rule(str(node["rule"]) == "delta", str(node["reads"]) == "undecayed", bool(node["freeze_unselected"]))
+    rule = Rule(node.word("rule") == "delta", node.word("reads") == "undecayed", node.flag("freeze_unselected"))
     given = {name: ev.tensor(source) for name, source in node.operands.items() if name not in ("route", "weight")}
 
     def step(b: int, t: int, h: int) -> Step:
@@ -88,8 +90,8 @@ def residual(ev: Evaluation, node: Node) -> Tensor:
     """What a level leaves to the next ``[B,T,H,DV]``: by its recall after its write, or by its prediction before it."""
     v, written, k = ev.tensor(node.src[0]), ev.whole(node.src[1]), ev.tensor(node.src[2])
     assert isinstance(written, Written)
-    share = states.renormalised(written.share, written.active) if node["renormalise"] else written.share
-    banks = written.after if node["mode"] == "post" else written.before
+    share = states.renormalised(written.share, written.active) if node.flag("renormalise") else written.share
+    banks = written.after if node.word("mode") == "post" else written.before
     gamma = ev.tensor(node.operands["gamma"]) if "gamma" in node.operands else torch.ones_like(v[..., 0])
     clip = float(node["clip"]) if isinstance(node["clip"], float | int) else None
 
@@ -105,20 +107,20 @@ def recall(ev: Evaluation, node: Node) -> Tensor:
     banks = [bank for bank in values if isinstance(bank, Written)]
     if len(banks) != len(values):
         raise OracleError("recall: the oracle has no meaning for a state that was never written; write to it first")
-    if node["read"] == "all" and any(not bool(bank.active.all()) for bank in banks):
+    if node.word("read") == "all" and any(not bool(bank.active.all()) for bank in banks):
         raise OracleError("recall read = all: the parts that are not active have no weight; use read = active")
-    read = {"sum": _recall_sum, "state_softmax": _recall_states, "slot_softmax": _recall_slots}[str(node["mode"])]
+    read = {"sum": _recall_sum, "state_softmax": _recall_states, "slot_softmax": _recall_slots}[node.word("mode")]
     return ev.number(node.expr("scale")) * read(ev, node, ev.tensor(node.src[0]), banks)
 
 
 def _matrices(node: Node, banks: Sequence[Written]) -> Tensor:
     """Every part of every bank at the moment that the node reads: ``[B,T,H,ΣN,D,DV]``."""
-    return torch.cat([bank.after if node["when"] == "after" else bank.before for bank in banks], dim=3)
+    return torch.cat([bank.after if node.word("when") == "after" else bank.before for bank in banks], dim=3)
 
 
 def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
     matrices, group = _matrices(node, banks), q.shape[2] // banks[0].active.shape[2]
-    shares = [states.renormalised(b.share, b.active) if node["renormalise"] else b.share for b in banks]
+    shares = [states.renormalised(b.share, b.active) if node.flag("renormalise") else b.share for b in banks]
     share = torch.cat(shares, dim=3).repeat_interleave(group, dim=2) * _per_level(ev, node, "level_gate", q, banks, 1.0)
     return each(q, lambda b, t, h: states.recall_sum(q[b, t, h], matrices[b, t, h // group], share[b, t, h]))
 

@@ -82,7 +82,12 @@ def take(value: Value, index: Tensor) -> Value:
     if isinstance(value, Mask):
         return Mask(lambda heads: value.visible(heads).index_select(1, index))
     assert isinstance(value, Output | Chosen), "memories and states have no query rows"
-    return _each_field(value, lambda parts: parts[0].index_select(1, index), [value])
+    return _each_field(value, lambda parts: _rows(parts[0], index), [value])
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of dimension 1; a single row is every row."""
+    return x.expand(x.shape[0], index.shape[0], *x.shape[2:]) if x.shape[1] == 1 else x.index_select(1, index)
 
 
 def join(pieces: Sequence[Value]) -> Value:

@@ -40,11 +40,11 @@ def slots(ev: Evaluation, node: Node) -> Memory:
 
 def summary(ev: Evaluation, node: Node) -> Memory:
     """One key, and one value where asked, per window of tokens."""
-    memory, fn, windows = ev.whole(node.src[0]), node["fn"], (node.integer("size"), node.integer("stride"))
+    memory, fn, windows = ev.whole(node.src[0]), node.word("fn"), (node.integer("size"), node.integer("stride"))
     assert isinstance(memory, Memory)
     pooling = cast(Literal["mean", "max"], "mean" if fn == "given" else fn)
     keys = ev.tensor(node.src[1]) if fn == "given" else summarise(memory.k, *windows, pooling)
-    if node["fields"] == "k":
+    if node.word("fields") == "k":
         return Memory(keys, None)
     assert memory.v is not None
     return Memory(keys, summarise(memory.v, *windows, pooling))
@@ -57,7 +57,7 @@ def mapped(ev: Evaluation, node: Node) -> Tensor:
 
 def map_function(ev: Evaluation, node: Node, sources: Sequence[Tensor]) -> Tensor:
     """The row function of each source, then the traced function of all, broadcast from the last dim."""
-    env = {f"x{n}": _ROW[str(node["row"])](x) for n, x in enumerate(sources)}
+    env = {f"x{n}": _ROW[node.word("row")](x) for n, x in enumerate(sources)}
     fn = node.expr("fn")
     assert fn is not None
     shape = torch.broadcast_shapes(*(x.shape for x in sources))

@@ -144,3 +144,48 @@ def test_softmax_weights_over_one_chunk_are_plain_attention_to_it() -> None:
     chosen = ir.topk(scores, k=1, size=CHUNK, eligible="complete_past")
     apart = ir.attend(q, memory, chosen, weights=ir.weights(scores, chosen), per="chunk")
     same(variant("apart", apart), variant("joint", ir.attend(q, memory, chosen)), sample(10))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_full_attention_is_torchs(causal: bool) -> None:
+    q, k, v = qkv()
+    memory = ir.tokens(k, v)
+    of = variant("full", ir.attend(q, memory, *([ir.mask(memory, where="j <= i")] if causal else [])))
+    x = sample(9)
+    q_, k_, v_ = (x[name].transpose(1, 2) for name in "qkv")
+    wanted = torch.nn.functional.scaled_dot_product_attention(q_, k_, v_, is_causal=causal, enable_gqa=True)
+    torch.testing.assert_close(run(of, x)[0], wanted.transpose(1, 2))
+    torch.testing.assert_close(oracle(of, x), wanted.transpose(1, 2))
+
+
+@pytest.mark.parametrize("form", ["loop", "vector"])
+def test_queries_of_a_block_share_the_list_of_its_first(form: str) -> None:
+    q, k, v = qkv()
+    memory = ir.tokens(k, v, chunk=CHUNK)
+    scores = ir.reduce(ir.score(q, ir.summary(memory, size=CHUNK, stride=CHUNK)), over="group")
+    lists = [ir.topk(scores, k=2, size=CHUNK, eligible="complete_past", query_block=n) for n in (1, 4)]
+    x = sample(11)
+    single, shared = (oracle(variant("list", chosen), x, form=form) for chosen in lists)  # type: ignore[call-overload]
+    assert torch.equal(shared, single[:, torch.arange(11) // 4 * 4]) and not torch.equal(shared, single)
+
+
+@pytest.mark.parametrize("form", ["loop", "vector"])
+def test_one_question_asks_once(form: str) -> None:
+    q, k, v = qkv()
+    memory = ir.tokens(k, v, chunk=CHUNK)
+    every = ir.reduce(ir.score(q, ir.summary(memory, size=CHUNK, stride=CHUNK), fn="cosine"), over="heads", op="mean")
+    asked = ir.reduce(every, over="queries", op="max")
+    chosen = ir.topk(asked, k=2, size=CHUNK, scope="query_set")
+    x = sample(11)
+    of = variant("msa", [asked, chosen, ir.attend(q, memory, chosen)])
+    score, ids, o = oracle(of, x, form=form)  # type: ignore[call-overload]
+    q_, k_, v_ = (x[name] for name in "qkv")
+    means = torch.stack([c.mean(1) for c in k_.repeat_interleave(2, 2).split(CHUNK, dim=1)], 1)
+    cosine = torch.cosine_similarity(q_[:, :, None], means[:, None], dim=-1).mean(-1).amax(1)
+    torch.testing.assert_close(score[:, 0, 0], cosine * 0.5)
+    assert torch.equal(ids[:, 0, 0], cosine.topk(2).indices)
+    joint = torch.isin(torch.arange(11) // CHUNK, ids[0, 0, 0])
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        q_[:1].transpose(1, 2), k_[:1, joint].transpose(1, 2), v_[:1, joint].transpose(1, 2), enable_gqa=True
+    )
+    torch.testing.assert_close(o[:1], wanted.transpose(1, 2))
