@@ -13,8 +13,12 @@ from sparsec.tile.language import Axis, Node
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
-HIDDEN = -1e30
-"""The score of a masked pair."""
+HIDDEN = -(2.0**100)
+"""The score of a masked pair: a power of two, so that times any scale it is exact in fp32.
+
+Where a whole tile is masked, ``score * scale - maximum`` is then zero even if it is computed as one fused multiply-add;
+a rounding error at this size would be an exponent of 1e22.
+"""
 
 NOTHING = -1e20
 """A row whose maximum stays below has nothing to attend to (scores are scaled by no less than 1e-10)."""

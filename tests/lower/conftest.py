@@ -32,7 +32,8 @@ def run() -> Run:
         for buffer in lowered.scratch:
             fill = math.nan if buffer.dtype == "float32" else -(10**9)
             shape = [int(evaluate(extent, dims)) for extent in buffer.shape]
-            every[buffer.name] = torch.full(shape, fill, dtype=getattr(torch, buffer.dtype))
+            dtype = "float64" if (buffer.dtype, mode) == ("float32", "exact") else buffer.dtype
+            every[buffer.name] = torch.full(shape, fill, dtype=getattr(torch, dtype))
         for step in lowered.steps:
             interpret(step.program, every, dims, mode=mode)
 

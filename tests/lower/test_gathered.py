@@ -63,7 +63,10 @@ def brute(
     s: GatheredAttention, x: dict[str, Tensor], offset: int, where: Callable[..., bool] | None
 ) -> tuple[Tensor, Tensor]:
     """Row by row in fp64."""
-    out, lse = x["out"].double().zero_(), x["lse"].double().fill_(-math.inf)
+    out, lse = (
+        torch.zeros_like(x["out"], dtype=torch.float64),
+        torch.full_like(x["lse"], -math.inf, dtype=torch.float64),
+    )
     ids = x["ids"].clone()
     if s.counts is not None:
         ids[torch.arange(s.slots) >= x["counts"][..., None]] = -1
