@@ -13,16 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsec.autotune.truth import Truth
+from sparsec.autotune.verdict import wrong
 from sparsec.ir.node import Node
 from sparsec.ir.variant import Variant
-from sparsec.oracle import check, oracle
+from sparsec.oracle import Verdict, check, oracle
 from sparsec.oracle.evaluate import Evaluation
-from sparsec.oracle.values import Chosen, Value
+from sparsec.oracle.values import Chosen, Value, plain
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.specs import BlockList
 from sparsec.runtime.compiled import Compiled
-from sparsec.testing.given import Finding, compare, given, value_of
 from sparsec.testing.tiles_seen import tiles_agree
+
+Finding = tuple[bool, str, float | None]
+"""Whether two sides agree, the finding as a sentence, and its relative error where it has one."""
 
 Buffers = dict[str, Tensor]
 
@@ -108,34 +112,48 @@ def _kernel(
 ) -> Callable[[], Finding]:
     def find() -> Finding:
         compiled.built(kernel, dims).run(buffers, dims)
-        ev = given(compiled.graph, kernel, buffers, dims)
         if isinstance(kernel.spec, BlockList):
+            ev = _evaluation(compiled.graph, buffers, dims, {})
             return tiles_agree(ev, kernel.results[0][1], kernel.spec, buffers)
-        lists = [compare(ev, n, p, buffers[b], dtype) for b, n, p in kernel.results if p == "indices"]
-        ev = given(compiled.graph, kernel, buffers, dims, chosen=True) if lists else ev
-        return _worst(lists + [compare(ev, n, p, buffers[b], dtype) for b, n, p in kernel.results if p != "indices"])
+        truth = Truth(kernel, buffers, dims, None)
+        said = wrong(truth, buffers)
+        found = [
+            check(buffers[name], truth.tensor(node, part), dtype)
+            for name, node, part in kernel.results
+            if part in ("o", "lse", "k", "v", "tensor")
+        ]
+        lists = [name for name, _, part in kernel.results if part == "indices"]
+        if said is not None or not found:
+            return said is None, said or f"{lists[0]} holds the oracle's choices, up to gaps of 4 ulp", None
+        worst = max(found, key=lambda v: v.tensor)
+        return True, worst.sentence, worst.tensor
 
     return find
 
 
-def _worst(found: list[Finding]) -> Finding:
-    """The first finding that fails, else the one with the largest error; sentences of lists are kept."""
-    ok = all(f[0] for f in found)
-    numbers = [f for f in found if f[2] is not None and f[0] == ok]
-    said = [f[1] for f in found if f[2] is None and f[0] == ok]
-    worst = max(numbers, key=lambda f: f[2] or 0.0, default=None)
-    return ok, "; ".join([*said, *([worst[1]] if worst else [])]), worst[2] if worst else None
-
-
 def _outputs(compiled: Compiled, plan: Plan, buffers: Buffers, dims: Mapping[str, int], dtype: str) -> Finding:
     """The outputs against the oracle with the lists that the kernels chose: near ties are judged at the selector."""
-    known: dict[Node, Value] = {}
-    for node in compiled.variant.parameters:
-        known[node] = value_of(node, {"tensor": buffers[str(node["name"])]})
-    for kernel in plan.kernels:
-        for name, node, part in kernel.results:
-            if part == "indices":
-                known[node] = Chosen(buffers[name].long(), node.integer("size"))
-    ev = Evaluation(known, dims, "vector", dims["q_offset"], next(iter(buffers.values())).device)
-    pairs = zip(plan.outputs, compiled.graph.outputs, strict=True)
-    return _worst([compare(ev, node, "o", buffers[name], dtype) for name, node in pairs])
+    chosen: dict[Node, Value] = {
+        node: Chosen(buffers[name].long(), node.integer("size"))
+        for kernel in plan.kernels
+        for name, node, part in kernel.results
+        if part == "indices"
+    }
+    ev = _evaluation(compiled.graph, buffers, dims, chosen)
+    verdicts: list[Verdict] = []
+    for name, node in zip(plan.outputs, compiled.graph.outputs, strict=True):
+        truth = ev.whole(node)
+        if not isinstance(truth, Chosen):
+            verdicts.append(check(buffers[name], plain(truth), dtype))
+    if not verdicts:
+        return True, "the outputs are lists, which were compared at their kernels", None
+    worst = max(verdicts, key=lambda v: (not v.ok, v.tensor))
+    return worst.ok, worst.sentence, worst.tensor
+
+
+def _evaluation(graph: Variant, buffers: Buffers, dims: Mapping[str, int], known: Mapping[Node, Value]) -> Evaluation:
+    """The oracle on the inputs, some nodes given."""
+    device = next(iter(buffers.values())).device
+    inputs = {node: buffers[str(node["name"])] for node in graph.parameters}
+    exact = {node: x.double() if x.is_floating_point() else x for node, x in inputs.items()}
+    return Evaluation({**exact, **known}, dims, "vector", dims["q_offset"], device)
