@@ -23,7 +23,7 @@ class TileOp(Enum):
     LOAD = auto()  # (index…, bound…) -> tile; attrs: Access
     STORE = auto()  # (index…, bound…, value) -> effect; attrs: Access, serial number
     DOT = auto()  # (a, b[, acc]) -> fp32; sums over one shared axis; attrs: axis, precision
-    REDUCE = auto()  # (x) -> x without an axis; attrs: kind (sum | max | min), axis
+    REDUCE = auto()  # (x) -> x without an axis; attrs: kind (sum | max | min; a GPU may drop a NaN in these two), axis
     SCAN = auto()  # (x) -> inclusive running sum along an axis; attrs: axis
     RENAME = auto()  # (x) -> the same tile under another axis of equal size; attrs: old, new
     CAST = auto()  # (x) -> x rounded to another dtype
