@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from sparsec.autotune.progress import Progress, Show
@@ -103,7 +103,6 @@ class Search:
         self.subject, self.study, self.builder, self.budget, self.show = subject, study, builder, budget, show
         self.ended = [t for t in study.trials() if t.state != "lost"]
         self.best: Best | None = None
-        self.stored: Best | None = None
         self.waiting: dict[int, Schedule] = {}
         self.began, self.before = time.monotonic(), len(self.ended)
 
@@ -127,8 +126,10 @@ class Search:
         timed = [t for t in self.ended if t.state == "timed" and t.ratio is not None]
         for old in [t for t in reversed(timed) if t.won] + [t for t in timed if t.schedule == self._default]:
             if self._rebuilt(old.schedule) is None:
-                assert old.ratio is not None
-                self.best = self.stored = Best(old.schedule, old.ratio)
+                assert old.ratio is not None and old.seconds is not None
+                self.best = Best(old.schedule, old.ratio)
+                if old.schedule != self._default:  # a kill may have come between the verdict and the record
+                    self.subject.keep(old.schedule, _as_stored(old.ratio, old.seconds), len(self.ended))
                 return
         if not any(t.schedule == self._default for t in self.ended):
             self._propose(self._default)
@@ -188,7 +189,7 @@ class Search:
         self._tell(Trial(number, schedule, "timed", "", "", ratio, found.seconds, won, built))
         if won:
             self.best = Best(schedule, ratio)
-            self.subject.keep(schedule, replace(found, ratio=ratio, incumbent_s=found.seconds / ratio), len(self.ended))
+            self.subject.keep(schedule, _as_stored(ratio, found.seconds), len(self.ended))
         return None
 
     def _tell(self, trial: Trial) -> None:
@@ -216,8 +217,7 @@ class Search:
             self.subject.keep(self.best.schedule, found, len(self.ended))
             return found
         self.best = Best(self._default, 1.0)
-        even = replace(found, ratio=1.0, low=1.0, high=1.0, seconds=found.incumbent_s)
-        self.subject.keep(self._default, even, len(self.ended))
+        self.subject.keep(self._default, _as_stored(1.0, found.incumbent_s), len(self.ended))
         return None
 
     def _default_runs(self) -> bool:
@@ -228,3 +228,8 @@ class Search:
         self.builder.cancel()
         for number, schedule in self.study.open.items():
             self.study.tell(Trial(number, schedule, "lost", reason=why))
+
+
+def _as_stored(ratio: float, seconds: float) -> Comparison:
+    """A configuration against the default, as the trials add up to it; the final comparison replaces it."""
+    return Comparison(ratio, ratio, ratio, seconds, seconds / ratio, 0)

@@ -79,7 +79,22 @@ def known(kernel: Kernel, buffers: Mapping[str, Tensor]) -> dict[Node, Value]:
     for name, node, part in kernel.sources:
         parts.setdefault(node, {})[part] = buffers[name]
     values = {node: _value(node, found) for node, found in parts.items()}
-    return {node: value for node, value in values.items() if value is not None}
+    read = {node: value for node, value in values.items() if value is not None}
+    return read | {node: _exact(buffers[str(node["name"])]) for node in _inputs(kernel, read)}
+
+
+def _inputs(kernel: Kernel, read: Mapping[Node, Value]) -> Iterator[Node]:
+    """Inputs that the kernel's nodes mention though it does not read them, as a summary of keys mentions the values."""
+    seen: set[Node] = set()
+    stack = [node for _, node, _ in kernel.results]
+    while stack:
+        node = stack.pop()
+        if node in seen or node in read:
+            continue
+        seen.add(node)
+        stack.extend(node.src)
+        if node.op is Op.INPUT:
+            yield node
 
 
 def _value(node: Node, found: Mapping[str, Tensor]) -> Value | None:

@@ -1,0 +1,131 @@
+"""A tuner that is killed at twenty random moments: each next run goes on, and only what was running is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from sparsec.autotune.space import Space
+from sparsec.autotune.study import Study
+from sparsec.runtime.records import Records
+from sparsec.tile.schedule import Schedule
+
+KILLS = 20
+CHOICES: dict[str, tuple[object, ...]] = {
+    "rows": (16, 32, 64, 128),
+    "block": (16, 32, 64, 128),
+    "warps": (1, 2, 4, 8),
+    "stages": (1, 2, 3, 4),
+    "unroll": (1, 2),
+}
+SPACE = Space(Schedule(), CHOICES)
+
+TUNER = f"""
+import sys, time
+from pathlib import Path
+from sparsec.autotune.lock import alone
+from sparsec.autotune.search import Budget, Search
+from sparsec.autotune.space import Space
+from sparsec.autotune.study import Study
+from sparsec.autotune.trial import Built, Comparison, Rejection
+from sparsec.runtime.records import Record, Records
+from sparsec.tile.schedule import Schedule
+
+folder, trials = Path(sys.argv[1]), int(sys.argv[2])
+
+def seconds(s):
+    return abs(s.rows - 128) + abs(s.block - 32) + 10 * abs(s.warps - 8) + s.stages + s.unroll
+
+class Toy:
+    name = "toy"
+    def refuse(self, s):
+        return Rejection("shared memory", "too large") if s.rows * s.block * s.stages > 40000 else None
+    def admit(self, s):
+        time.sleep(0.003)
+        return Rejection("wrong result", "off") if s.warps == 2 else None
+    def compare(self, own, other, final):
+        time.sleep(0.005)
+        ratio = seconds(own) / seconds(other)
+        return Comparison(ratio, ratio, ratio, seconds(own), seconds(other), 7)
+    def keep(self, s, found, tried):
+        Records(folder).write("key", Record("toy", s, found.seconds, found.incumbent_s, tried, "none"))
+
+class Compiler:
+    batch = 4
+    def __init__(self):
+        self.jobs = []
+    def submit(self, number, schedule):
+        self.jobs.append(number)
+    def finished(self, deadline):
+        jobs, self.jobs = self.jobs, []
+        return [(number, Built()) for number in jobs]
+    def cancel(self):
+        self.jobs = []
+
+def show(progress):
+    print(progress.done, flush=True)
+
+with alone(folder, "toy"):
+    study = Study(folder / "trials.db", "toy", Space(Schedule(), {CHOICES!r}))
+    print("open", len([t for t in study.trials() if t.state != "lost"]), flush=True)
+    found = Search(Toy(), study, Compiler(), Budget(trials), show).run()
+print("done", flush=True)
+"""
+
+
+def start(folder: Path, trials: int) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    command = [sys.executable, "-c", TUNER, str(folder), str(trials)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def killed_after(folder: Path, seconds: float) -> int:
+    """Run the tuner, kill it, and say how many trials it had said it stored."""
+    process = start(folder, SPACE.size)
+    assert process.stdout is not None
+    try:
+        process.wait(seconds)
+        raise AssertionError("the tuner ended before it was killed")
+    except subprocess.TimeoutExpired:
+        process.kill()
+    with process.stdout:
+        said = [line for line in process.stdout.read().splitlines() if line.isdigit()]
+    process.wait()
+    return int(said[-1]) if said else 0
+
+
+def stored(path: Path) -> tuple[int, int]:
+    """Trials in the database that have a verdict, and trials that are open."""
+    if not path.exists():
+        return 0, 0
+    with sqlite3.connect(path) as db:
+        counts = Counter(dict(db.execute("select state, count(*) from trials group by state")))
+    return counts["COMPLETE"] + counts["PRUNED"], counts["RUNNING"]
+
+
+def test_twenty_kills_lose_only_what_was_running(tmp_path: Path) -> None:
+    path, rng, most_open = tmp_path / "trials.db", random.Random(20), 0
+    for _ in range(KILLS):
+        before, _ = stored(path)
+        told = killed_after(tmp_path, rng.uniform(0.1, 2.2))
+        after, still_open = stored(path)
+        assert after >= max(before, told), "a verdict was lost"
+        assert Records(tmp_path).read("key") is not None or after <= 1, "the record is gone or torn"
+        most_open = max(most_open, still_open)
+    done, _ = stored(path)
+    assert done > KILLS, "the kills came too early to test anything"
+    assert 0 < most_open <= 4 + 1, "a kill left more open than a batch"
+    last = start(tmp_path, done + 10)
+    output, _ = last.communicate(timeout=60)
+    assert output.splitlines()[0] == f"open {done}" and output.splitlines()[-1] == "done"
+    assert stored(path) == (done + 10, 0)
+    ended = [t for t in Study(path, "toy", SPACE).trials() if t.state != "lost"]
+    assert len({t.schedule for t in ended}) == len(ended) == done + 10
+    record = Records(tmp_path).read("key")
+    best = min((t for t in ended if t.ratio is not None), key=lambda t: t.ratio or 0.0)
+    assert record is not None and record.schedule == best.schedule
