@@ -66,7 +66,8 @@ def _box(node: Node) -> tuple[int, ...] | None:
         if bound.op not in (TileOp.PARAM, TileOp.CONST) or bound.attrs[0] != tensor.shape[dim]:
             return None
     box = tuple(a.size if isinstance(a, Axis) else 1 for a in axes)
-    legal = box[-1] * BYTES[tensor.dtype] >= 16 and max(box) <= _LARGEST_BOX and max(box[:-1]) > 1
+    whole = box[-1] == tensor.shape[-1]  # parts of a row (80 = 64 + 16) gave NaN and stray reads on Triton 3.6, H100
+    legal = whole and box[-1] * BYTES[tensor.dtype] >= 16 and max(box) <= _LARGEST_BOX and max(box[:-1]) > 1
     return box if legal else None
 
 

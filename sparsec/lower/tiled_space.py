@@ -27,7 +27,8 @@ def default(spec: TiledAttention, target: str) -> Schedule:
         return replace(common, block=32, stages=2)
     if target in DESCRIPTOR_TARGETS and not listed:  # several programs per processor hide each other's latency
         narrow = max(spec.head_dim, spec.value_dim) <= 80
-        return replace(common, descriptors=True, stages=1, registers=128 if narrow else 0)
+        if all(dim & (dim - 1) == 0 for dim in (spec.head_dim, spec.value_dim)):
+            return replace(common, descriptors=True, stages=1, registers=128 if narrow else 0)
     return replace(common, stages=2)
 
 
