@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from sparsec.cli import bench, cache, check, doctor, presets, show, tune
+from sparsec.cli import bench, cache, check, doctor, explain, presets, show, tune
 
 ABOUT = """Declare a sparse-memory attention layer; get checked and tuned kernels.
 
@@ -25,6 +25,7 @@ def app() -> typer.Typer:
     made.command("list")(presets.list_presets)
     made.command("show")(show.show)
     made.command("check")(check.check)
+    made.command("explain")(explain.explain)
     made.command("tune")(tune.tune)
     made.command("bench")(bench.bench)
     made.add_typer(cache.app(), name="cache")

@@ -32,10 +32,17 @@ def lifetimes(plan: Plan) -> dict[str, tuple[int, int]]:
     return {n: (a, len(plan.kernels) if n in plan.outputs else b) for n, (a, b) in spans.items()}
 
 
-def peak_bytes(plan: Plan, dims: Mapping[str, int], inputs: bool = False) -> int:
-    """The most bytes of temporaries and outputs alive at once (and of the inputs, if asked)."""
+def peak_bytes(
+    plan: Plan, dims: Mapping[str, int], inputs: bool = False, scratch: Mapping[str, int] | None = None
+) -> int:
+    """The most bytes of temporaries and outputs alive at once (and of the inputs, if asked).
+
+    ``scratch`` has the bytes that a kernel by its name takes for itself while it runs.
+    """
+    own = scratch or {}
     spans = lifetimes(plan)
     sizes = {b.name: b.nbytes(dims) for b in plan.buffers}
     steps = range(len(plan.kernels))
-    peak = max((sum(sizes[n] for n, (a, b) in spans.items() if a <= k <= b) for k in steps), default=0)
+    alive = (sum(sizes[n] for n, (a, b) in spans.items() if a <= k <= b) for k in steps)
+    peak = max((held + own.get(plan.kernels[k].name, 0) for k, held in enumerate(alive)), default=0)
     return peak + (sum(sizes[b.name] for b in plan.buffers if b.role == "input") if inputs else 0)

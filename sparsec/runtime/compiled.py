@@ -22,6 +22,8 @@ from sparsec.tile.schedule import Schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsec.runtime.explain import Explanation
+
 
 class Compiled:
     """What ``sparsec.compile`` returns.
@@ -105,6 +107,12 @@ class Compiled:
                 heading = f"# {kernel.name}: {step.program.name} for {self.target.name}\n# {schedule}\n"
                 parts.append(heading + source(step, self.target))
         return "\n\n".join(parts)
+
+    def explain(self, dims: Mapping[str, int], dtype: str = "float32", resources: bool = False) -> Explanation:
+        """Formulas, memory, tiles and predicted times at these dims; needs no device. See ``sparsec explain``."""
+        from sparsec.runtime.explain import explain
+
+        return explain(self, {"q_offset": dims.get("TK", 0) - dims.get("TQ", 0), **dims}, dtype, resources)
 
     def tune(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
         """Find better schedules for inputs like these -> ``Report``; see ``sparsec.autotune.tune`` for the options."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 
 class TargetError(ValueError):
@@ -50,12 +52,22 @@ GPUS: dict[str, Target] = {
 }
 
 
+@cache
 def cpu() -> Target:
     """This machine's CPU through TVM; rates are of the cores this process may use."""
     import os
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return Target("tvm", "llvm", 32 * 1024, 10e9 * cores, 75e9 * cores, cores)
+    return Target("tvm", "llvm", 32 * 1024, 10e9 * cores, _core_rate() * cores, cores)
+
+
+def _core_rate() -> float:
+    """FLOP per second of one core's fp32 multiply-adds, by the width of its vectors; see docs/cost.md."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return 40e9
+    return 110e9 if "avx512f" in flags else 60e9 if "avx2" in flags else 30e9
 
 
 INTERPRETER = Target("interpreter", "cpu", 227 * 1024, 10e9, 1e9, 1)

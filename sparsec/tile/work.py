@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from sparsec.scalar.fn import Fn
 from sparsec.tile.language import Access, Axis, Node, Program, TileOp
@@ -16,6 +16,9 @@ from sparsec.tile.regions import TOP, Regions, body_of, regions
 from sparsec.tile.scalars import grid_of
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "bool": 1}
+PASSES = {"tf32": 2, "tf32x3": 6, "ieee": 12}
+"""How many times longer than half precision fp32 operands take on tensor cores, or beside them for ieee."""
+
 POINTS = 48
 """Grid points that stand for all of them, evenly spread over the first grid dimension."""
 
@@ -29,6 +32,7 @@ class Work:
 
     Attributes:
         dots: floating-point operations of dots, two per product.
+        passes: the same in units of a half-precision tensor core: tf32 takes 2, tf32x3 6, fp32 (ieee) 12 times as long.
         elements: elements computed by maps, reductions, scans, casts and masks.
         powers: those of them that are exponentials, logarithms or roots.
         ranked: candidates offered to a running top-k.
@@ -38,6 +42,7 @@ class Work:
     """
 
     dots: float = 0.0
+    passes: float = 0.0
     elements: float = 0.0
     powers: float = 0.0
     ranked: float = 0.0
@@ -64,10 +69,7 @@ def work(program: Program, params: Mapping[str, int], guess: Guess = lambda node
     for n, first in enumerate(points):
         rest = [(n * 7) % extent for extent in grid[1:]]
         found = found + _Counter(placed, params, (first, *rest), guess).region(TOP)
-    each = found * (total / len(points))
-    return Work(
-        *(getattr(each, f.name) for f in fields(each) if f.name not in ("programs", "steps")), total, each.steps
-    )
+    return replace(found * (total / len(points)), programs=float(total))
 
 
 class _Counter:
@@ -118,11 +120,11 @@ class _Counter:
         if node.op is TileOp.PARAM:
             return self.params[str(node.attrs[0])]
         if node.op is TileOp.PROGRAM_ID:
-            return self.point[int(node.attrs[0])]  # type: ignore[call-overload, no-any-return]
+            return self.point[int(node.attrs[0])]  # type: ignore[call-overload]
         if node.op is TileOp.CAST and not node.axes:
             return self.value(node.args[0])
         if node.op is TileOp.MAP and not node.axes and node.attrs[0] in _SCALAR:
-            return _SCALAR[node.attrs[0]](*(self.value(a) for a in node.args))  # type: ignore[index]
+            return _SCALAR[node.attrs[0]](*(self.value(a) for a in node.args))
         return self.guess(node)
 
 
@@ -130,9 +132,11 @@ def _of_node(node: Node) -> Work:
     """The work of one node, loops apart."""
     size = math.prod(axis.size for axis in node.axes)
     if node.op is TileOp.DOT:
-        axis = node.attrs[0]
+        axis, precision = node.attrs
         assert isinstance(axis, Axis)
-        return Work(dots=2.0 * size * axis.size)
+        flops = 2.0 * size * axis.size
+        halves = node.args[0].dtype in ("float16", "bfloat16")
+        return Work(dots=flops, passes=flops * (1 if halves else PASSES[str(precision)]))
     if node.op in (TileOp.LOAD, TileOp.STORE):
         access = node.attrs[0]
         assert isinstance(access, Access)

@@ -1,0 +1,72 @@
+"""Formulas for people: sums factored by sympy, grids and key ranges as text."""
+
+from __future__ import annotations
+
+from sparsec.plan.specs import BlockList, GatheredAttention, Piece, Selector, Spec, TiledAttention
+from sparsec.scalar.bounds import Bounded, key_ranges
+from sparsec.scalar.expr import Expr, call, constant, var
+from sparsec.scalar.fn import Fn
+from sparsec.scalar.prove import NO_LIMIT
+from sparsec.tile.language import Node, Program, TileOp
+
+
+def factored(formula: Expr) -> str:
+    """A formula as sympy writes it once common factors are taken out."""
+    import sympy
+
+    from sparsec.scalar.symbolic import to_sympy
+
+    return str(sympy.factor_terms(sympy.factor(sympy.nsimplify(to_sympy(formula), rational=True))))
+
+
+def grid(program: Program) -> str:
+    """The number of programs, dimension by dimension: ``(TQ + 63) // 64 x 8 x B``."""
+    return " x ".join(str(_expr(g)) for g in program.grid)
+
+
+def _expr(node: Node) -> Expr:
+    """A scalar of launch parameters, none of them negative, so that division rounds down either way."""
+    if node.op is TileOp.CONST:
+        return constant(int(str(node.attrs[0])))
+    if node.op is TileOp.PARAM:
+        return var(str(node.attrs[0]))
+    fn = node.attrs[0]
+    assert node.op is TileOp.MAP and isinstance(fn, Fn), node
+    rounded = {Fn.TRUNCDIV: Fn.FLOORDIV, Fn.TRUNCMOD: Fn.MOD}.get(fn, fn)
+    return call(rounded, *(_expr(a) for a in node.args))
+
+
+def ranges(spec: Spec) -> tuple[str, ...]:
+    """What a tile of queries at positions i_lo … i_hi reads, in words."""
+    if isinstance(spec, TiledAttention):
+        return tuple(f"{p.k}: {_piece(p)}" for p in spec.pieces)
+    if isinstance(spec, GatheredAttention):
+        return (f"{spec.k}: {spec.slots} chunks of {spec.chunk} per token from {spec.indices}",)
+    if isinstance(spec, Selector):
+        over = spec.eligible
+        return (f"{spec.keys}: candidates {_bounds(over, 'c') if over is not None else '[0, NB)'}",)
+    if isinstance(spec, BlockList):
+        return (f"every pair of {spec.block_q} queries and {spec.block_k} keys, once",)
+    return ()
+
+
+def _piece(piece: Piece) -> str:
+    if piece.where is None:
+        return f"[0, {piece.length})"
+    if piece.listed is not None:
+        return f"the tiles listed in {piece.listed.ids}"
+    return _bounds(piece.where, "j", piece.length)
+
+
+def _bounds(where: Expr, index: str, length: str = "NB") -> str:
+    from sparsec.scalar.walk import substitute
+
+    found = key_ranges(substitute(where, {"c": var("j")}) if index == "c" else where)
+    if not isinstance(found, Bounded):
+        return f"[0, {length}): {found.reason}"
+    spans = (f"[{r.lo}, {length if _open(r.hi) else f'minimum({r.hi}, {length})'})" for r in found.ranges)
+    return " and ".join(spans) or "nothing"
+
+
+def _open(expr: Expr) -> bool:
+    return expr.head == "const" and int(expr.value or 0) >= NO_LIMIT
