@@ -1,0 +1,95 @@
+"""One call of a whole variant, as plain values: what is run, at which sizes, in which layout, under which schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsec.ir.variant import Variant, dim_names
+from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.inputs import inputs
+from sparsec.testing.chain import Link, links
+from sparsec.testing.layouts import laid_out
+from sparsec.testing.styles import set_style
+from sparsec.testing.variants import small
+
+
+@dataclass(frozen=True, slots=True)
+class WholeCase:
+    """A case of the proof suite.
+
+    Attributes:
+        variant: a name of ``sparsec.testing.variants.SMALL``.
+        lengths: queries, keys, and the position of the first query; None puts the last query at the last key.
+        heads: query heads and key/value heads.
+        dims: of keys and of values.
+        layout: a name of ``sparsec.testing.layouts.LAYOUTS``.
+        style: a name of ``sparsec.testing.styles.STYLES``; empty for the target's own defaults.
+        ties: whether keys and queries are small whole numbers, so that scores tie exactly.
+    """
+
+    variant: str
+    lengths: tuple[int, int, int | None] = (67, 67, None)
+    heads: tuple[int, int] = (4, 2)
+    dims: tuple[int, int] = (32, 32)
+    dtype: str = "float32"
+    batch: int = 1
+    layout: str = "bthd"
+    style: str = ""
+    ties: bool = False
+
+    @property
+    def name(self) -> str:
+        """Everything that tells it from other cases, in one word."""
+        (tq, tk, offset), (h, hkv), (d, dv) = self.lengths, self.heads, self.dims
+        at = "" if offset is None else f"@{offset}"
+        sizes = f"{tq}x{tk}{at}-h{h}.{hkv}-d{d}.{dv}-{self.dtype}-b{self.batch}"
+        rest = [self.layout, *([self.style] if self.style else []), *(["ties"] if self.ties else [])]
+        return "-".join([self.variant, sizes, *rest])
+
+    def inputs(self, device: str = "cpu") -> dict[str, Tensor]:
+        """Random inputs; the same ones every time."""
+        declared, (h, hkv), (d, dv) = _variant(self.variant), self.heads, self.dims
+        tq, tk, _ = self.lengths
+        sizes = {"B": self.batch, "TQ": tq, "TK": tk, "H": h, "HKV": hkv, "D": d, "DV": dv, "DR": 32}
+        known: dict[str, Any] = {name: size for name, size in sizes.items() if name in dim_names(declared)}
+        drawn = inputs(declared, dtype=self.dtype, seed=_seed(self), **known)
+        if self.ties:
+            drawn = {name: _whole(x) if x.is_floating_point() else x for name, x in drawn.items()}
+        return {name: x.to(device) for name, x in laid_out(drawn, self.layout).items()}
+
+    def links(self, compiled: Compiled, device: str = "cpu") -> Iterator[Link]:
+        """The chain of trust of this case on a compiled variant."""
+        drawn, offset = self.inputs(device), self.lengths[2]
+        if self.style:
+            set_style(compiled, self.style, *compiled.bind(drawn, offset))
+        yield from links(compiled, drawn, offset)
+
+    def wrong(self, target: str = "interpreter", device: str = "cpu") -> list[str]:
+        """What is wrong, link by link, in sentences; empty if nothing is."""
+        found = self.links(on(self.variant, target), device)
+        return [f"{link.upper} = {link.lower}: {link.sentence}" for link in found if not link.ok]
+
+
+@cache
+def _variant(name: str) -> Variant:
+    return small(name)
+
+
+@cache
+def on(name: str, target: str) -> Compiled:
+    """A small variant compiled for a target; kept, so that a kernel is built once per process."""
+    return compile(_variant(name), target=target)
+
+
+def _seed(case: WholeCase) -> int:
+    return sum(ord(letter) * (n + 1) for n, letter in enumerate(case.name)) % 2**31
+
+
+def _whole(x: Tensor) -> Tensor:
+    return torch.randint(-1, 2, x.shape, generator=torch.Generator().manual_seed(x.numel())).to(x.dtype)
