@@ -1,0 +1,170 @@
+"""Every command: what it prints, its JSON, its exit code. Run in this process, on the interpreter or without running."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsec.cli import main
+
+Captured = pytest.CaptureFixture[str]
+WINDOW = ["streaming", "window=8", "sinks=2"]
+
+
+def run(capsys: Captured, *words: str, code: int = 0) -> str:
+    """What a command prints; its exit code must be as expected."""
+    assert main(words) == code, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def value(capsys: Captured, *words: str, code: int = 0) -> Any:
+    """A command's JSON."""
+    return json.loads(run(capsys, *words, "--json", code=code))
+
+
+def test_help_names_every_command(capsys: Captured) -> None:
+    out = run(capsys, "--help")
+    for command in ("list", "show", "check", "explain", "compile", "tune", "bench", "cache", "doctor"):
+        assert f"\n  {command} " in out
+        assert "--json" in run(capsys, command, *(["list"] if command == "cache" else []), "--help")
+
+
+def test_list(capsys: Captured) -> None:
+    assert "streaming" in run(capsys, "list")
+    assert {p["name"] for p in value(capsys, "list")} >= {"full", "hsa", "nsa", "moba", "infllm2"}
+    (hsa,) = value(capsys, "list", "hsa")
+    assert {k["name"]: k["default"] for k in hsa["knobs"]}["chunk"] == 64
+    assert "tokens per chunk" in run(capsys, "list", "hsa")
+
+
+def test_show_graph_parses_back(capsys: Captured) -> None:
+    from sparsec.frontends.preset import preset
+    from sparsec.frontends.text import parse
+
+    text = run(capsys, "show", "hsa", "chunk=16", "k=3")
+    assert parse(text).outputs == preset("hsa", chunk=16, k=3).outputs
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("passes", "return out"),
+        ("plan", "TiledAttention(q, k, v) -> out"),
+        ("tile", "program attend_out"),
+        ("source", "@triton.jit"),
+    ],
+)
+def test_show_levels(capsys: Captured, level: str, expected: str) -> None:
+    assert expected in run(capsys, "show", *WINDOW, "--level", level, "--target", "triton:sm_90")
+    parts = value(capsys, "show", *WINDOW, "--level", level, "--target", "triton:sm_90")["parts"]
+    assert any(expected in text for text in parts.values())
+
+
+def test_show_passes_is_a_diff(capsys: Captured) -> None:
+    out = run(capsys, "show", "hsa", "weights=softmax", "--passes")
+    assert "+++ after normalise_selections" in out and "order = score" in out
+    assert [p["pass"] for p in value(capsys, "show", *WINDOW, "--passes")][0] == "canonicalise"
+
+
+def test_show_one_kernel(capsys: Captured) -> None:
+    whole = run(capsys, "show", "hsa", "--level", "tile", "-t", "interpreter")
+    one = run(capsys, "show", "hsa", "--level", "tile", "-t", "interpreter", "--kernel", "select_chosen")
+    assert one.strip() in whole and len(one) < len(whole)
+    assert main(["show", "hsa", "--level", "tile", "--kernel", "select_chosn"]) == 2
+    assert "did you mean `select_chosen`" in capsys.readouterr().err
+
+
+def test_check_agrees_and_says_what_was_compared(capsys: Captured) -> None:
+    out = run(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16")
+    assert "is right on interpreter" in out and "graph = text" in out and "attend_out" in out
+    found = value(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16")
+    assert found["ok"] and [link["lower"] for link in found["links"]][-1] == "outputs on interpreter"
+
+
+def test_check_fails_with_1(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsec.runtime import launch
+
+    honest = launch._interpreter
+
+    def forgetful(step: Any) -> Any:
+        inner = honest(step)
+
+        def run_and_spoil(tensors: Any, params: Any) -> None:
+            inner(tensors, params)
+            tensors[-1][:, -1] *= 1.01
+
+        return run_and_spoil
+
+    monkeypatch.setattr(launch, "_interpreter", forgetful)
+    out = run(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16", code=1)
+    assert "is WRONG on interpreter" in out and "first at attend_out" in out
+
+
+def test_explain_has_formulas_and_numbers(capsys: Captured) -> None:
+    out = run(capsys, "explain", "streaming", "window=512", "sinks=64", "T=4096", "H=8", "HKV=8")
+    assert "2*B*H*TQ*(D + DV)*(Min(64, TK) + Min(512, TK)) = 4.83 GFLOP" in out
+    assert "predicted ms" in out and "offsets int32" in out and "peak of all else 8.39 MB" in out
+    found = value(capsys, "explain", "nsa", "T=4096", "--target", "triton:sm_90", "--no-resources")
+    assert found["target"] == "triton:sm_90" and found["seconds"] > 0
+    assert {k["kind"] for k in found["kernels"]} == {
+        "Summarise",
+        "TiledAttention",
+        "Selector",
+        "GatheredAttention",
+        "Combine",
+    }
+
+
+def test_doctor(capsys: Captured) -> None:
+    found = {f["subject"]: f for f in value(capsys, "doctor")}
+    assert {"machine", "packages", "GPU", "targets", "CPU kernels", "Triton", "cache"} == set(found)
+    assert found["cache"]["state"] == "ok"
+    assert "torch" in run(capsys, "doctor")
+
+
+def test_doctor_sees_a_cache_that_cannot_be_written(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPARSEC_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    found = {f["subject"]: f for f in value(capsys, "doctor")}
+    assert found["cache"]["state"] == "warn" and "which is a file" in found["cache"]["finding"]
+
+
+@pytest.mark.parametrize(
+    ("triton", "hopper", "state"),
+    [("3.6.0", True, "warn"), ("3.6.0", False, "ok"), ("3.9.0", True, "ok"), ("3.7.1", True, "ok")],
+)
+def test_doctor_knows_the_miscompiles(monkeypatch: pytest.MonkeyPatch, triton: str, hopper: bool, state: str) -> None:
+    import torch
+
+    from sparsec.cli import machine
+
+    monkeypatch.setattr(machine, "installed", lambda name: triton)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: hopper)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert machine.miscompiles().state == state
+
+
+def test_variants_from_files(capsys: Captured, tmp_path: Path) -> None:
+    text = run(capsys, "show", *WINDOW)
+    (tmp_path / "mine.sparsec").write_text(text)
+    assert run(capsys, "show", str(tmp_path / "mine.sparsec")) == text.split("\n", 1)[1]
+    (tmp_path / "mine.py").write_text("import sparsec\nlocal = sparsec.preset('streaming', window=8, sinks=2)\n")
+    assert run(capsys, "show", f"{tmp_path}/mine.py:local") == text
+    assert run(capsys, "show", f"{tmp_path}/mine.py") == text
+
+
+def test_module_runs() -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-m", "sparsec", "list", "nsaa"], capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean `nsa`" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsec", "list", "nsaa", "--traceback"], capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "Traceback" in done.stderr
