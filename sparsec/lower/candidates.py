@@ -63,11 +63,10 @@ def products(f: Frame, queries: Sequence[Node], number: Node) -> Node:
     """Raw scores of summaries; those that do not exist have a score of zero."""
     keys = [_key(f, number, d) for d in f.dims]
     if f.tensors[f.spec.keys].dtype == f.spec.dtype:
-        return dot_over(f.dims, list(queries), lambda d: keys[f.dims.index(d)], f.schedule.precision)
-    parts = split(keys, f.spec.dtype)
-    return reduce(
-        add, (dot_over(f.dims, list(queries), lambda d, p=p: p[f.dims.index(d)], f.schedule.precision) for p in parts)
-    )
+        return dot_over(f.dims, list(queries), dict(zip(f.dims, keys, strict=True)).__getitem__, f.schedule.precision)
+    parts = [dict(zip(f.dims, part, strict=True)) for part in split(keys, f.spec.dtype)]
+    found = (dot_over(f.dims, list(queries), part.__getitem__, f.schedule.precision) for part in parts)
+    return reduce(add, found)
 
 
 def _key(f: Frame, number: Node, d: Span) -> Node:

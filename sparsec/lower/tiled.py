@@ -177,7 +177,7 @@ def _step(frame: Frame, piece: Piece, at: Node, masked: Node | bool | None, stat
     def read(name: str, span: Span, base: Node | int = 0) -> Node:
         place = (key, frame.key_head, span.index(base))
         lead = (frame.batch, *place) if piece.batched else place
-        bounds = {} if masked is False else {int(piece.batched): length}
+        bounds: dict[int, tile.Value] = {} if masked is False else {int(piece.batched): length}
         return tile.load(frame.tensors[name], *lead, bounds=bounds, other=0.0 if bounds else None)
 
     scores = dot_over(frame.dims, frame.queries, lambda d: read(piece.k, d), schedule.precision)

@@ -15,22 +15,22 @@ from sparsec.scalar.expr import Expr
 def branches_of(merge: Node) -> list[Node]:
     """The outputs that a merge takes, without its gates; nested log-sum-exp merges are flattened."""
     outputs = [s for s in merge.positional if len(s.shape) == 4]
-    if merge["fn"] != "lse":
+    if merge.word("fn") != "lse":
         return outputs
-    return [inner for o in outputs for inner in (branches_of(o) if o.op is Op.MERGE and o["fn"] == "lse" else [o])]
+    return [inner for o in outputs for inner in (branches_of(o) if o.op is Op.MERGE and o.word("fn") == "lse" else [o])]
 
 
 def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Callable[[Node, bool, str], str]) -> None:
     """Plan a merge; ``output`` plans a branch and gives its buffer."""
     branches = branches_of(node)
-    if node["fn"] == "lse":
+    if node.word("fn") == "lse":
         why_not = joinable(branches)
         if why_not is None:
             return tiled(planner, branches, node, wants_lse, dtype)
         planner.notes.append(f"{planner.name(node)} combines its branches in a kernel of its own: {why_not}")
-    if node["fn"] not in ("lse", "gated", "sum", "convex"):
+    if node.word("fn") not in ("lse", "gated", "sum", "convex"):
         raise planner.refuse(node, f"fn = {node['fn']} has no kernel yet")
-    needs_lse = node["fn"] == "lse"
+    needs_lse = node.word("fn") == "lse"
     inner = "float32"
     outs = [output(b, needs_lse, inner) for b in branches]
     lses = [planner.places[b, "lse"] for b in branches] if needs_lse else []

@@ -96,7 +96,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         k=topk.integer("k"),
         slots=topk.integer("slots"),
         dtype=sizes.dtype,
-        softmax=group is not None and group["pre"] == "softmax",
+        softmax=group is not None and group.word("pre") == "softmax",
         visible=sizes.close(group.expr("visible")) if group is not None else None,
         group=str(group["op"]) if group is not None else None,
         pool=_pool(chain.pool, keys),
