@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower import chunks, softmax, union_list
+from sparsec.lower import chunks, descriptors, softmax, union_list
 from sparsec.lower.chunks import Frame
 from sparsec.lower.rows import packed
 from sparsec.lower.scalars import add, ceil_div, least, mul
@@ -109,4 +109,8 @@ def default(spec: GatheredAttention, target: str) -> Schedule:
     rows = max(64, 1 << (chunks.sharing(spec) - 1).bit_length())
     even = [b for b in (16, 32, 64) if spec.chunk % b == 0]
     block = max(even) if even else min(64, max(16, 1 << (spec.chunk - 1).bit_length()))
-    return Schedule(order="tile_union", rows=rows, block=block, warps=4 if rows <= 64 else 8, stages=3)
+    boxes = descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim)
+    stages = 2 if max(spec.head_dim, spec.value_dim) <= 64 or not boxes else 3
+    return Schedule(
+        order="tile_union", rows=rows, block=block, warps=4 if rows <= 64 else 8, stages=stages, descriptors=boxes
+    )

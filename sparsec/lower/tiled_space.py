@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sparsec.lower import descriptors
 from sparsec.plan.specs import TiledAttention
 from sparsec.tile.schedule import Schedule
 
-DESCRIPTOR_TARGETS = ("triton:sm_90", "triton:sm_100")
 Choices = dict[str, tuple[object, ...]]
 
 
@@ -25,11 +25,11 @@ def default(spec: TiledAttention, target: str) -> Schedule:
     common = Schedule(rows=64, phases="branch" if listed else "split", value_block=value_block, precision=precision)
     if wide:
         return replace(common, block=32, stages=2)
-    if target in DESCRIPTOR_TARGETS and not listed:  # several programs per processor hide each other's latency
+    if descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim) and not listed:
+        # Several programs per processor hide each other's latency better than a deep pipeline.
         narrow = max(spec.head_dim, spec.value_dim) <= 80
-        if all(dim & (dim - 1) == 0 for dim in (spec.head_dim, spec.value_dim)):
-            return replace(common, descriptors=True, stages=1, registers=128 if narrow else 0)
-    return replace(common, stages=2)
+        return replace(common, descriptors=True, stages=1, registers=128 if narrow else 0)
+    return replace(common, block=32 if max(spec.head_dim, spec.value_dim) >= 128 else 64, stages=2)
 
 
 def space(spec: TiledAttention, target: str) -> Choices:
@@ -43,7 +43,7 @@ def space(spec: TiledAttention, target: str) -> Choices:
         "rows": (64, 128) if not listed else (listed[0].block_q,),
         "block": (32, 64, 128) if not listed else (listed[0].block_k,),
         "phases": ("split", "branch") if not listed else ("branch",),
-        "descriptors": (False, True) if halves and target in DESCRIPTOR_TARGETS else (False,),
+        "descriptors": (False, True) if halves and target in descriptors.TARGETS else (False,),
         "warps": (4, 8),
         "stages": (1, 2, 3),
         "registers": (0, 128, 168),
