@@ -5,91 +5,81 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sparsec.ir.error import InputError
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant
+from sparsec.scalar.evaluate import evaluate
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class InputError(ValueError):
-    """An input of a call that does not fit the declaration: names it, the value, the rule and a fix."""
-
 
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def call_dtype(variant: Variant, tensors: Mapping[str, Tensor]) -> str:
-    """The one dtype of the "float" inputs."""
+    """The one dtype of the "float" inputs. Raises InputError where a dtype is unknown or two disagree."""
     found: dict[str, str] = {}
     for name, spec in variant.inputs.items():
         given = str(tensors[name].dtype).removeprefix("torch.")
+        if spec.dtype == "float" and given not in FLOAT_DTYPES:
+            raise InputError(name, f"dtype {given}", f"kernels take {', '.join(FLOAT_DTYPES)}", "convert it with .to()")
+        if spec.dtype != "float" and given != spec.dtype:
+            raise InputError(name, f"dtype {given}", f"the declaration says {spec.dtype}", f".to(torch.{spec.dtype})")
         if spec.dtype == "float":
-            if given not in FLOAT_DTYPES:
-                raise InputError(f"input `{name}` is {given}: kernels take {', '.join(FLOAT_DTYPES)}; convert it")
             found.setdefault(given, name)
-        elif given != spec.dtype:
-            raise InputError(
-                f"input `{name}` is {given}: the declaration says {spec.dtype}; use .to(torch.{spec.dtype})"
-            )
     if len(found) > 1:
-        pairs = ", ".join(f"`{n}` is {d}" for d, n in found.items())
-        raise InputError(f"inputs disagree in dtype ({pairs}): give all of them one dtype")
+        pairs = ", ".join(f"{n} is {d}" for d, n in found.items())
+        raise InputError(list(found.values())[1], pairs, "all float inputs have one dtype", "convert one of them")
     return next(iter(found), "float32")
 
 
 def check_names(variant: Variant, tensors: Mapping[str, object]) -> None:
-    """Every input is given, and nothing else."""
+    """Every input is given, nothing else, and each is a tensor."""
     import torch
 
-    missing = [n for n in variant.inputs if n not in tensors]
-    surplus = [n for n in tensors if n not in variant.inputs]
-    if missing or surplus:
-        said = [f"missing {', '.join(missing)}"] if missing else []
-        said += [f"unknown {', '.join(surplus)}"] if surplus else []
-        raise InputError(f"{variant.name}: {'; '.join(said)}. Its inputs are {', '.join(variant.inputs)}")
-    for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise InputError(f"input `{name}` is a {type(value).__name__}: give a torch tensor")
+    known = ", ".join(variant.inputs)
+    for name in tensors:
+        if name not in variant.inputs:
+            raise InputError(name, "not an input", f"{variant.name} takes {known}", did_you_mean(name, variant.inputs))
+    for name in variant.inputs:
+        if name not in tensors:
+            raise InputError(name, "missing", f"{variant.name} takes {known}", f"give it: {name}=…")
+        if not isinstance(tensors[name], torch.Tensor):
+            raise InputError(name, f"a {type(tensors[name]).__name__}", "inputs are tensors", "torch.as_tensor(…)")
 
 
 def check_devices(tensors: Mapping[str, Tensor], device: str) -> None:
-    """All inputs live on the device of the target, with a last stride of 1 and no negative or broadcast trap."""
-    places = {name: x.device for name, x in tensors.items()}
-    if len(set(places.values())) > 1:
-        raise InputError(
-            f"inputs live on different devices: {', '.join(f'{n} on {d}' for n, d in places.items())}; move them"
-        )
+    """All inputs live on one device, that of the target, and their last dim is dense."""
+    first_name, first = next(iter(tensors.items()))
     for name, x in tensors.items():
+        if x.device != first.device:
+            places = f"{first_name} on {first.device}, {name} on {x.device}"
+            raise InputError(name, places, "all inputs live on one device", f".to('{first.device}')")
         if x.device.type != device:
-            raise InputError(
-                f"input `{name}` is on {x.device}, the kernels run on {device}; use .to('{device}') or another target"
-            )
+            fix = f".to('{device}'), or compile for another target"
+            raise InputError(name, f"on {x.device}", f"the target's kernels run on {device}", fix)
         if x.numel() and x.shape[-1] > 1 and x.stride(-1) != 1:
-            raise InputError(f"input `{name}` has last stride {x.stride(-1)}: kernels need 1; use .contiguous()")
+            raise InputError(name, f"last stride {x.stride(-1)}", "the last dim is dense (stride 1)", ".contiguous()")
 
 
 def check_indices(variant: Variant, tensors: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
-    """Given indices are -1 or name a unit that exists; checked before a kernel could read out of bounds."""
-    from sparsec.scalar.evaluate import evaluate
-
+    """Given indices are -1 or name a unit that exists, given counts fit; checked before a kernel could read outside."""
     for node in variant.nodes:
         for selection in node.positional[2:] if node.op is Op.ATTEND else ():
             if selection.op is Op.GIVEN:
                 tokens = int(evaluate(node.src[1].shape[1], dims))
-                _check_range(selection, tensors, -(-tokens // selection.integer("size")))
+                _check_range(selection, selection.src[0], tensors, -1, -(-tokens // selection.integer("size")) - 1)
+                if counts := selection.operands.get("counts"):
+                    _check_range(selection, counts, tensors, 0, int(evaluate(selection.shape[3], dims)))
 
 
-def _check_range(selection: Node, tensors: Mapping[str, Tensor], units: int) -> None:
-    source = selection.src[0]
-    if source.op is not Op.INPUT:
+def _check_range(selection: Node, source: Node, tensors: Mapping[str, Tensor], low: int, high: int) -> None:
+    if source.op is not Op.INPUT or not (x := tensors[str(source["name"])]).numel():
         return
-    name = str(source["name"])
-    x = tensors[name]
-    if x.numel() and (int(x.min()) < -1 or int(x.max()) >= units):
-        wrong = int(x.max()) if int(x.max()) >= units else int(x.min())
-        raise InputError(
-            f"input `{name}` holds index {wrong}: there are {units} {selection['unit']}s here, so indices go from 0 to "
-            f"{units - 1}, and -1 stands for none"
-        )
+    least, most = int(x.min()), int(x.max())
+    if least < low or most > high:
+        wrong = most if most > high else least
+        rule = f"values go from {low} to {high} here ({selection.word('unit')}s; -1 stands for none)"
+        raise InputError(str(source["name"]), f"value {wrong}", rule, "clamp it, or use -1 for slots left over")
