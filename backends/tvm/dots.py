@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from sparsec.backends.tvm.cost import access, bounds, indices, slope
 from sparsec.backends.tvm.expressions import evaluate, vector
 from sparsec.backends.tvm.kernel import Kernel
+from sparsec.backends.tvm.nests import columns_of
 from sparsec.backends.tvm.point import Point
 from sparsec.backends.tvm.reductions import across
 from sparsec.backends.tvm.storage import spread
 from sparsec.backends.tvm.text import grouped, plus, times
-from sparsec.backends.tvm.tiles import DotPlan
+from sparsec.backends.tvm.tiles import DotPlan, plan_each
 from sparsec.tile.language import Node, TileOp
 
 ZERO = "T.float32(0.0)"
@@ -123,12 +124,13 @@ def _inner(kernel: Kernel, node: Node, plan: DotPlan, found: Edges, point: Point
     sums = [kernel.register("acc", j, width) for j in range(point.width)]
     for text in sums:
         kernel.out.line(f"{text} = {spread(ZERO, width)}")
-    with _assuming(kernel, found), kernel.loop(kernel.found.lanes.chunks(over), "k") as k:
-        row = Point(point.rows, over, times(k, width), width)
-        factor = kernel.bind(vector(kernel, plan.other, row), "y")
-        for j, text in enumerate(sums):
-            at = row if point.lane is None else row.at(point.lane, plus(point.start, str(j)))
-            kernel.out.line(f"{text} = {text} + {factor} * {vector(kernel, plan.vector, at)}")
+    with _assuming(kernel, found):
+        for points in columns_of(kernel, plan_each((over,), over, kernel.found.lanes), [dict(point.rows)]):
+            for row in points:
+                factor = kernel.bind(vector(kernel, plan.other, row), "y")
+                for j, text in enumerate(sums):
+                    at = row if point.lane is None else row.at(point.lane, plus(point.start, str(j)))
+                    kernel.out.line(f"{text} = {text} + {factor} * {vector(kernel, plan.vector, at)}")
     if point.width == 1:
         total = across(kernel, "sum", "float32", sums[0], width)
     else:

@@ -8,11 +8,14 @@ from sparsec.backends.tvm.kernel import Kernel
 from sparsec.backends.tvm.names import safe
 from sparsec.backends.tvm.point import Point
 from sparsec.backends.tvm.storage import cell, spread, typed
-from sparsec.backends.tvm.text import grouped, plus, times
+from sparsec.backends.tvm.text import grouped, is_number, plus, times
 from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
 from sparsec.tile.language import Axis, Node, TileOp
 
 INFIX = {Fn.ADD: "+", Fn.SUB: "-", Fn.MUL: "*", Fn.DIV: "/", Fn.LT: "<", Fn.LE: "<=", Fn.EQ: "=="}
+TURNED = {Fn.LT: ">", Fn.LE: ">=", Fn.EQ: "=="}
+"""A comparison with its sides exchanged: a number never stands on the left."""
+
 BITWISE = {
     Fn.AND: "bitwise_and",
     Fn.OR: "bitwise_or",
@@ -159,6 +162,8 @@ def _apply(kernel: Kernel, fn: Fn, x: list[str], dtype: str, source: str, width:
         return str(getattr(Vector(kernel.bind, width), fn.value)(*x))
     if fn in (Fn.ADD, Fn.MUL) and dtype in INTEGERS and width == 1:
         return plus(*x) if fn is Fn.ADD else times(*x)
+    if fn in TURNED and is_number(x[0]):
+        return f"({grouped(x[1])} {TURNED[fn]} {x[0]})"
     if fn in INFIX:
         return f"({grouped(x[0])} {INFIX[fn]} {grouped(x[1])})"
     if fn is Fn.NE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparsec.backends.tvm.reader import read
 from sparsec.backends.tvm.threads import load_tvm
 
 NAME = "sparsec"
@@ -38,12 +39,9 @@ def vector_registers() -> int:
 def build(source: str, mcpu: str | None = None) -> Any:
     """The compiled module of a kernel's source; its function is called ``main``."""
     tvm = load_tvm()
-    from tvm.script import from_source
-
     _register(tvm)
-    function = from_source(source, check_well_formed=False)
     target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu or machine()})
-    return tvm.compile(function, target=target, tir_pipeline=NAME)
+    return tvm.compile(read(source), target=target, tir_pipeline=NAME)
 
 
 def _register(tvm: Any) -> None:
