@@ -1,1 +1,0 @@
-"""Torch modules built on compiled variants."""
