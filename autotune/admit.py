@@ -33,17 +33,18 @@ class Admission:
         self._admitted: dict[str, Tensor] | None = None
 
     def judge(self, built: BuiltKernel) -> Rejection | None:
-        """Why a built kernel may not be used; None if it is right. Raises TuneError where the device is lost."""
-        try:
-            for position, case in enumerate(self.cases):
+        """Why a built kernel may not be used; None if it is right.
+
+        Raises TuneError where the device is lost, OracleError where the oracle cannot say what is right.
+        """
+        for position, case in enumerate(self.cases):
+            try:
                 written = self.run(built, case)
-                sentence = self._wrong(position, case, written)
-                if sentence is not None:
-                    return Rejection("wrong result", f"at {_size(case)}: {sentence}")
-        except TuneError:
-            raise
-        except Exception as error:
-            return failure(error)
+            except Exception as error:
+                return failure(error)
+            sentence = self._wrong(position, case, written)
+            if sentence is not None:
+                return Rejection("wrong result", f"at {_size(case)}: {sentence}")
         return None
 
     def run(self, built: BuiltKernel, case: Case) -> dict[str, Tensor]:

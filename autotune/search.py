@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Protocol
 
 from sparsec.autotune.progress import Progress, Show
@@ -105,6 +106,7 @@ class Search:
         self.best: Best | None = None
         self.waiting: dict[int, Schedule] = {}
         self.began, self.before = time.monotonic(), len(self.ended)
+        self.default_s: list[float] = []
 
     def run(self) -> Found:
         """Search until the budget is spent, every configuration was tried, or Ctrl-C; trials are stored as they end."""
@@ -184,6 +186,8 @@ class Search:
             return self._tell(Trial(number, schedule, "rejected", refused.why, refused.reason, built=built))
         against = self.best or Best(schedule, 1.0)
         found = self.subject.compare(schedule, against.schedule, False)
+        if against.schedule == self._default:
+            self.default_s.append(found.incumbent_s)
         won = self.best is None or found.wins
         ratio = against.ratio * (found.ratio if self.best else 1.0)
         self._tell(Trial(number, schedule, "timed", "", "", ratio, found.seconds, won, built))
@@ -210,15 +214,22 @@ class Search:
 
     def _final(self) -> Comparison | None:
         """The winner against the default once more; where the win does not repeat, the default stays."""
-        if self.best is None or self.best.schedule == self._default or not self._default_runs():
+        if self.best is None or not self._default_runs():
+            return None
+        if self.best.schedule == self._default:
+            self._keep_default(self.default_s)
             return None
         found = self.subject.compare(self.best.schedule, self._default, True)
         if found.wins:
             self.subject.keep(self.best.schedule, found, len(self.ended))
             return found
         self.best = Best(self._default, 1.0)
-        self.subject.keep(self._default, _as_stored(1.0, found.incumbent_s), len(self.ended))
+        self._keep_default([found.incumbent_s])
         return None
+
+    def _keep_default(self, seconds: list[float]) -> None:
+        if seconds:
+            self.subject.keep(self._default, _as_stored(1.0, median(seconds)), len(self.ended))
 
     def _default_runs(self) -> bool:
         return any(t.schedule == self._default and t.state == "timed" for t in self.ended)

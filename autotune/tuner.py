@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from sparsec.autotune.space import Space
 from sparsec.autotune.subject import KernelBuilder, KernelSubject
 from sparsec.autotune.trial import Comparison, TuneError
 from sparsec.autotune.workers import Pool
-from sparsec.lower.registry import default, space
+from sparsec.lower.registry import default, lower_kernel, space
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.runtime import bind
 from sparsec.runtime.cache import writable
 from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.launch import source
 from sparsec.runtime.records import Record, bucket, record_key, toolchain
 from sparsec.runtime.target import Target, available
 from sparsec.tile.schedule import Schedule
@@ -115,7 +117,7 @@ class Tuning:
         configurations = self.space(kernel)
         length, target = bucket(self.dims), self.compiled.target
         key = record_key(kernel.spec, target, length)
-        name = f"{kernel.name}-{key[:16]}-{configurations.digest}"
+        name = "-".join([kernel.name, key[:16], configurations.digest, _code(kernel, configurations.default, target)])
         last: list[Comparison] = []
 
         def keep(schedule: Schedule, found: Comparison, tried: int) -> None:
@@ -137,6 +139,12 @@ class Tuning:
         tools = toolchain(self.compiled.target.backend)
         record = Record(kernel.name, schedule, found.seconds, found.incumbent_s, tried, tools)
         self.compiled.records.write(key, record)
+
+
+def _code(kernel: Kernel, default: Schedule, target: Target) -> str:
+    """A digest of the default's source: verdicts on other code than today's are no verdicts on this."""
+    steps = lower_kernel(kernel.spec, default).steps
+    return hashlib.sha256("".join(source(step, target) for step in steps).encode()).hexdigest()[:12]
 
 
 def _report(kernel: Kernel, space: Space, found: Found, last: Comparison | None) -> KernelReport:

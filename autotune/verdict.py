@@ -10,10 +10,12 @@ from torch import Tensor
 from sparsec.autotune.truth import Truth
 from sparsec.ir.node import Node
 from sparsec.oracle.error import Quantity, check
-from sparsec.oracle.gap import same_selection
+from sparsec.oracle.gap import same_selection, ulp
 from sparsec.oracle.values import Chosen
 from sparsec.plan.plan import Kernel
 
+ULPS = 4.0
+WORST = 2**31 - 1
 ALIKE: Quantity = "grad"
 """Two right kernels may each be off by the bounds of "o"; the wider bounds hold for their difference."""
 
@@ -49,21 +51,30 @@ def wrong_list(truth: Truth, node: Node, ids: Tensor) -> str | None:
     units = chosen.score.shape[-1]
     if bool(((ids < -1) | (ids >= units)).any()):
         return f"out of range: {int(ids.max())} or {int(ids.min())} where there are {units} units"
-    same = same_selection(ids, chosen, magnitude=truth.magnitude(node.src[0]))
+    magnitude = truth.magnitude(node.src[0])
+    same = same_selection(ids, chosen, magnitude=magnitude)
     if not bool(same.all()):
         count = int((~same).sum())
         at = tuple(int(i) for i in (~same).nonzero()[0])
         return f"not the oracle's choice in {count} of {same.numel()} lists beyond a gap of 4 ulp, first at {at}"
-    return _disorder(ids, str(node["order"]))
+    order = str(node["order"])
+    ordered = _by_score(ids, chosen, magnitude) if order == "score" else _by_age(ids, order)
+    return None if ordered else f"out of order: lists go by {order}, then -1"
 
 
-def _disorder(ids: Tensor, order: str) -> str | None:
-    """Whether lists by age are in order, with the empty slots last."""
-    if order == "score":
-        return None
-    rank = ids if order == "oldest" else -ids
-    rank = torch.where(ids < 0, torch.iinfo(torch.int32).max, rank)
-    return None if bool((rank.diff(dim=-1) >= 0).all()) else f"out of order: lists go {order} first, then -1"
+def _by_age(ids: Tensor, order: str) -> bool:
+    rank = torch.where(ids < 0, WORST, ids if order == "oldest" else -ids)
+    return bool((rank.diff(dim=-1) >= 0).all())
+
+
+def _by_score(ids: Tensor, chosen: Chosen, magnitude: Tensor) -> bool:
+    """Whether forced members come first, and scores never rise by more than a gap of 4 ulp."""
+    assert chosen.score is not None and chosen.forced is not None
+    at = ids.clamp(min=0).long()
+    score, forced, size = (x.gather(-1, at) for x in (chosen.score, chosen.forced, magnitude.abs()))
+    group = torch.where(ids < 0, 2, 1 - forced.int()).diff(dim=-1)
+    slack = ULPS * ulp(torch.maximum(size[..., 1:], size[..., :-1]))
+    return bool(((group > 0) | ((group == 0) & ((ids[..., 1:] < 0) | (score.diff(dim=-1) <= slack)))).all())
 
 
 def _wrong_weights(truth: Truth, node: Node, actual: Tensor, lists: Mapping[Node, Chosen]) -> str | None:

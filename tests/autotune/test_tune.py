@@ -1,0 +1,182 @@
+"""Tuning end to end: real kernels through TVM, records that are used, folders that cannot be written."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+import sparsec
+from sparsec.autotune.cases import cases
+from sparsec.autotune.progress import Progress
+from sparsec.autotune.search import Budget, Search
+from sparsec.autotune.space import Space
+from sparsec.autotune.study import Study
+from sparsec.autotune.subject import KernelSubject
+from sparsec.autotune.trial import Built, Rejection, TuneError
+from sparsec.ir.variant import Variant
+from sparsec.lower import registry
+from sparsec.lower.lowered import Lowered
+from sparsec.oracle.error import check
+from sparsec.oracle.truth import oracle
+from sparsec.plan.specs import Spec, TiledAttention
+from sparsec.runtime.compiled import Compiled, compile
+from sparsec.scalar.expr import var
+from sparsec.tile.schedule import Schedule
+
+
+def declared() -> tuple[Variant, dict[str, Tensor]]:
+    variant = sparsec.preset("streaming", window=32, sinks=4)
+    return variant, sparsec.inputs(variant, T=300, H=2, HKV=1, D=32, DV=32)
+
+
+def kernel_schedule(compiled: Compiled, inputs: dict[str, Tensor]) -> Schedule:
+    dims, dtype = compiled.bind(inputs)
+    return compiled.schedule(compiled.plan(dims, dtype).kernels[0], dims)
+
+
+def rightly(compiled: Compiled, inputs: dict[str, Tensor]) -> bool:
+    out, truth = compiled(**inputs), oracle(compiled.variant, inputs, form="vector")
+    assert isinstance(out, Tensor) and isinstance(truth, Tensor)
+    return bool(check(out, truth, "float32"))
+
+
+def test_tuning_finds_a_schedule_that_is_used_from_then_on(tmp_path: Path) -> None:
+    variant, inputs = declared()
+    seen: list[Progress] = []
+    report = compile(variant, "cpu", tmp_path).tune(inputs, trials=4, workers=2, progress=seen.append)
+    (found,) = report.kernels
+    assert len([t for t in found.trials if t.state != "lost"]) == 4 and [p.done for p in seen] == [1, 2, 3, 4]
+    assert found.trials[0].schedule == found.default and found.trials[0].state == "timed"
+    assert report.summary == "0 of 4 rejected" and report.notes == () and not found.stopped
+    assert found.time_s is not None and found.time_s > 0 and found.speedup >= 1.0
+    again = compile(variant, "cpu", tmp_path)
+    assert kernel_schedule(again, inputs) == found.schedule
+    assert rightly(again, inputs)
+    with sqlite3.connect(tmp_path / "trials.db") as db:
+        assert [row[0] for row in db.execute("select state from trials")] == ["COMPLETE"] * 4
+    second = again.tune(inputs, trials=4, workers=1)
+    assert second.kernels[0].trials == found.trials
+
+
+class AtOnce:
+    """Compiles nothing: the interpreter needs none."""
+
+    batch = 2
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def submit(self, number: int, schedule: Schedule) -> None:
+        self.numbers.append(number)
+
+    def finished(self, deadline: float) -> Sequence[tuple[int, Built | Rejection]]:
+        numbers, self.numbers = self.numbers, []
+        return [(n, Built()) for n in numbers]
+
+    def cancel(self) -> None:
+        self.numbers = []
+
+
+def test_a_schedule_whose_program_skips_a_tile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = sparsec.preset("streaming", window=24, sinks=4)
+    inputs = sparsec.inputs(variant, T=75, H=1, HKV=1, D=16, DV=16)
+    right = registry.lower_kernel
+
+    def skipping(spec: Spec, schedule: Schedule) -> Lowered:
+        if schedule.block == 16:
+            assert isinstance(spec, TiledAttention) and spec.pieces[0].where is not None
+            where = spec.pieces[0].where & ((var("j") < 32) | (var("j") >= 48))
+            spec = replace(spec, pieces=(replace(spec.pieces[0], where=where),))
+        return right(spec, schedule)
+
+    monkeypatch.setattr("sparsec.runtime.kernel.lower_kernel", skipping)
+    compiled = compile(variant, "interpreter", tmp_path)
+    plan = compiled.plan(*compiled.bind(inputs))
+    space = Space(Schedule(rows=16, block=32, split_dims=False), {"rows": (16, 32), "block": (16, 32)})
+    made = cases(compiled, plan, inputs, None, plan.kernels[0], space)
+
+    def clock(run: object) -> float:
+        return 1.0
+
+    subject = KernelSubject(plan.kernels[0], space, compiled.target, tmp_path, made, clock, lambda *_: None)
+    found = Search(subject, Study(None, "k", space), AtOnce(), Budget(4), None).run()
+    assert {t.schedule.block: t.why for t in found.trials} == {16: "wrong result", 32: ""}
+    assert all("out is outside the bounds" in t.reason for t in found.trials if t.schedule.block == 16)
+    assert found.schedule is not None and found.schedule.block == 32
+
+
+@pytest.fixture
+def blocked(tmp_path: Path) -> Path:
+    """A cache folder that cannot be made, even by root: there is a file in its place."""
+    (tmp_path / "file").write_text("in the way")
+    return tmp_path / "file" / "cache"
+
+
+def test_without_a_writable_cache_everything_runs_and_nothing_is_kept(blocked: Path) -> None:
+    variant, inputs = declared()
+    with pytest.warns(UserWarning, match="cannot be written") as warned:
+        compiled = compile(variant, "cpu", blocked)
+        compile(variant, "cpu", blocked)
+    assert len(warned) == 1, "once per folder"
+    assert rightly(compiled, inputs)
+    report = compiled.tune(inputs, trials=2, workers=1)
+    assert report.database is None and "not kept" in report.notes[0] and str(blocked) in str(report)
+    assert kernel_schedule(compiled, inputs) == report.kernels[0].schedule
+    assert not blocked.exists()
+
+
+def test_a_record_of_a_read_only_folder_is_still_read(tmp_path: Path) -> None:
+    from sparsec.runtime.records import Record, Records, bucket, record_key
+
+    variant, inputs = declared()
+    compiled = compile(variant, "interpreter", tmp_path)
+    dims, dtype = compiled.bind(inputs)
+    kernel = compiled.plan(dims, dtype).kernels[0]
+    other = Schedule(rows=8, block=16, split_dims=False)
+    key = record_key(kernel.spec, compiled.target, bucket(dims))
+    Records(tmp_path).write(key, Record(kernel.name, other, 1.0, 2.0, 3, "tools"))
+    compiled.cache_dir = Path("/nonexistent")
+    assert kernel_schedule(compiled, inputs) == other
+
+
+def test_what_cannot_be_tuned_is_said() -> None:
+    variant, inputs = declared()
+    with pytest.raises(TuneError, match="nothing to tune"):
+        compile(variant, "interpreter").tune(inputs)
+    with pytest.raises(TuneError, match="attend_out"):
+        compile(variant, "cpu").tune(inputs, kernels=["attend_it"])
+    with pytest.raises(TuneError, match="trials = 0"):
+        compile(variant, "cpu").tune(inputs, trials=0)
+
+
+def test_one_tuner_at_a_time(tmp_path: Path) -> None:
+    from sparsec.autotune.lock import alone
+
+    with alone(tmp_path, "k"), pytest.raises(TuneError, match="another process"), alone(tmp_path, "k"):
+        pass
+    with alone(tmp_path, "k"):
+        pass
+
+
+def test_a_damaged_triton_source_is_written_anew(tmp_path: Path) -> None:
+    from sparsec.backends.triton.build import load
+
+    source = "import triton\n\n\n@triton.jit\ndef nothing(x):\n    pass\n"
+    load(source, "nothing", tmp_path)
+    (file,) = tmp_path.glob("nothing_*.py")
+    file.write_text(source[:-20])
+    load(source, "nothing", tmp_path)
+    assert file.read_text() == source
+
+
+def test_sources_have_headings() -> None:
+    variant, inputs = declared()
+    compiled = compile(variant, "triton:sm_90")
+    dims, _ = compiled.bind(inputs)
+    text = compiled.source(dims, "bfloat16")
+    assert text.startswith("# attend_out: attend_out for triton:sm_90\n# Schedule(") and "@triton.jit" in text
