@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower.scalars import add, both, captured, ceil_div, emit, mul
+from sparsec.lower.scalars import add, both, captured, ceil_div, emit, least, mul, sub
 from sparsec.plan.specs import BlockList
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -24,12 +24,13 @@ def lower(spec: BlockList, schedule: Schedule) -> Program:
         query = add(first, tile.iota(rows))
         params = [(n, "int32") for n in dict.fromkeys(["B", "TQ", "TK", "q_offset", spec.length])]
         env = {name: tile.param(name) for name, _ in params}
-        env |= {"b": batch, "h": head, "i": add(query, tile.param("q_offset"))}
+        env |= {"b": batch, "h": head, "i": add(_readable(spec, query, tile.param("TQ")), tile.param("q_offset"))}
 
         def visit(at: Node, count: Node) -> Sequence[Node]:
             key = add(mul(at, spec.block_k), tile.iota(keys))
             inside = both(tile.apply(Fn.LT, key, length), tile.apply(Fn.LT, query, tile.param("TQ")))
-            seen = tile.apply(Fn.WHERE, both(emit(spec.where, {**env, "j": key}, tensors), inside), 1, 0)
+            here = {**env, "j": _readable(spec, key, length)}
+            seen = tile.apply(Fn.WHERE, both(emit(spec.where, here, tensors), inside), 1, 0)
             found = tile.reduce("max", tile.reduce("max", seen, keys), rows)
             tile.store(ids, batch, head, row, count, value=at)
             return [add(count, found)]
@@ -42,6 +43,11 @@ def lower(spec: BlockList, schedule: Schedule) -> Program:
             tile.param("B") if spec.per_batch else tile.const(1),
         )
         return builder.program(spec.name, [*tensors.values(), ids, counts], params, grid)
+
+
+def _readable(spec: BlockList, index: Node, length: Node) -> Node:
+    """Rows or keys; where the predicate reads captured tensors, those past the last repeat it."""
+    return least(index, sub(length, 1)) if spec.captures else index
 
 
 def default(spec: BlockList, target: str) -> Schedule:

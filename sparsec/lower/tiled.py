@@ -185,7 +185,7 @@ def _step(frame: Frame, piece: Piece, at: Node, masked: Node | bool | None, stat
     if masked is not False:
         visible = tile.apply(Fn.LT, key, length)
         if piece.where is not None:
-            visible = both(emit(piece.where, {**frame.env, "j": key}, frame.tensors), visible)
+            visible = both(emit(piece.where, _variables(frame, piece, key), frame.tensors), visible)
         if masked is None:
             scores = tile.apply(Fn.WHERE, visible, scores, softmax.HIDDEN)
         else:
@@ -204,8 +204,16 @@ def _modified(frame: Frame, piece: Piece, scores: Node, key: Node) -> tuple[Node
     if spec.softcap is not None:
         scores = mul(tile.apply(Fn.TANH, mul(scores, 1.0 / spec.softcap)), spec.softcap)
     if piece.bias is not None:
-        scores = emit(piece.bias, {**frame.env, "j": key, "score": scores}, frame.tensors)
+        scores = emit(piece.bias, {**_variables(frame, piece, key), "score": scores}, frame.tensors)
     return scores, softmax.LOG2E
+
+
+def _variables(frame: Frame, piece: Piece, key: Node) -> dict[str, Node]:
+    """What predicates and biases may name; where they read captured tensors, rows and keys past the last repeat it."""
+    if not piece.captures:
+        return {**frame.env, "j": key}
+    last = add(sub(tile.param("TQ"), 1), tile.param("q_offset"))
+    return {**frame.env, "i": least(frame.env["i"], last), "j": least(key, sub(tile.param(piece.length), 1))}
 
 
 def _fp32(x: Node) -> Node:
