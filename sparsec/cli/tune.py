@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,12 +20,18 @@ def tune(
     seconds: Annotated[float, typer.Option(help="Stop after this time; 0 for no limit.")] = 0.0,
     kernel: Annotated[list[str], typer.Option(help="Only this kernel of the plan; may be repeated.")] = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    inputs: Annotated[str, typer.Option(help="An .npz file of real inputs by name; needs --out.")] = "",
+    out: Annotated[str, typer.Option(help="A folder for kernels, trials, results.json and report.html.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Search schedules, admit only those that agree with the oracle, keep what wins beyond noise.
 
     Every trial is stored as it ends; stop with Ctrl-C and go on later. `sparsec.compile` uses the best from then on.
+    With `--inputs` and `--out`, show every step, time the result beside dense attention and FlexAttention, check it
+    against the oracle and leave a report.
     """
+    if inputs or out:
+        return _job(words, target, dtype, (trials, seconds or None), _both(inputs, out), as_json)
     from sparsec.autotune import tune as search
     from sparsec.autotune.progress import bar
     from sparsec.cli.setting import setting
@@ -39,3 +46,28 @@ def tune(
         print_json(report.to_dict())
     else:
         say(str(report))
+
+
+def _both(inputs: str, out: str) -> tuple[Path, Path]:
+    if not (inputs and out):
+        raise typer.BadParameter("--inputs FILE.npz and --out FOLDER go together")
+    return Path(inputs), Path(out)
+
+
+def _job(
+    words: list[str], target: str, dtype: str, limits: tuple[int, float | None], paths: tuple[Path, Path], quiet: bool
+) -> None:
+    """The main job; exit code 1 where the tuned kernels do not agree with the oracle."""
+    from dataclasses import asdict
+
+    from sparsec.autotune.job import Limits, run_job
+    from sparsec.autotune.job.screen import Screen
+    from sparsec.cli.naming import named
+
+    variant, command = named(words).variant, f"sparsec tune {' '.join(words)}"
+    outcome = run_job(
+        variant, *paths, target=target, dtype=dtype, limits=Limits(*limits), command=command, screen=Screen(quiet)
+    )
+    if quiet:
+        print_json(asdict(outcome))
+    raise typer.Exit(0 if outcome.right else 1)

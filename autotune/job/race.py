@@ -1,0 +1,32 @@
+"""Times of several ways to compute something, taken in turn, so that a drift of the machine meets all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from statistics import median
+from typing import TypeVar
+
+from sparsec.autotune.measure import clock_for
+
+ROUNDS = 9
+
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+def race(runs: Mapping[Name, Callable[[], object]], device: str, rounds: int = ROUNDS) -> dict[Name, float]:
+    """Median seconds of each, over rounds in which every one runs once untimed and once (or more) timed.
+
+    The untimed run lets the threads of one library come to rest before another's are on the clock.
+    """
+    clock = clock_for(device)
+    samples: dict[Name, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            _once(run)
+            samples[name].append(clock(lambda run=run: _once(run)))  # type: ignore[misc]
+    return {name: median(times) for name, times in samples.items()}
+
+
+def _once(run: Callable[[], object]) -> None:
+    run()
