@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ from sparsec.runtime.kernel import BuiltKernel
 from sparsec.scalar.expr import Expr, var
 from sparsec.tile.schedule import Schedule
 
-SIZES = {"H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16}
+Mutant = Callable[[Any], Any]
+
+SIZES: dict[str, Any] = {"H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16}
 SMALL = Space(Schedule(rows=16, block=16, split_dims=False), {})
 
 
@@ -46,12 +49,12 @@ class Court:
         self.cases = cases(compiled, plan, inputs, None, self.kernel, SMALL)
         self.admission = Admission(self.kernel, self.cases)
 
-    def judge(self, change: Callable[[Spec], Spec] = lambda spec: spec, **fields: object) -> Rejection | None:
+    def judge(self, change: Mutant = lambda spec: spec, **fields: Any) -> Rejection | None:
         spec = change(self.kernel.spec)
-        schedule = replace(default(spec, "tvm:llvm"), **fields)  # type: ignore[arg-type]
+        schedule = replace(default(spec, "tvm:llvm"), **fields)
         return self.admission.judge(BuiltKernel(replace(self.kernel, spec=spec), schedule, self.target, self.folder))
 
-    def refuses(self, change: Callable[[Spec], Spec]) -> bool:
+    def refuses(self, change: Mutant) -> bool:
         found = self.judge(change)
         assert found is None or (found.why == "wrong result" and "TQ = " in found.reason)
         return found is not None
@@ -62,7 +65,7 @@ def window() -> Court:
     return Court(sparsec.preset("streaming", window=24, sinks=4), TiledAttention, H=2, HKV=1)
 
 
-def seen(change: Callable[[Expr], Expr]) -> Callable[[Spec], Spec]:
+def seen(change: Callable[[Expr], Expr]) -> Mutant:
     """Another mask."""
 
     def mutate(spec: Spec) -> Spec:
@@ -95,7 +98,7 @@ def test_a_right_kernel_is_admitted_under_every_schedule(window: Court, rows: in
         pytest.param(lambda spec: replace(spec, sink="zero"), id="a sink too many"),
     ],
 )
-def test_a_wrong_kernel_is_refused(window: Court, mutant: Callable[[Spec], Spec]) -> None:
+def test_a_wrong_kernel_is_refused(window: Court, mutant: Mutant) -> None:
     assert window.refuses(mutant)
 
 
@@ -140,7 +143,7 @@ def test_a_right_selector_is_admitted(selector: Court) -> None:
         pytest.param(lambda spec: replace(spec, k=1), id="one chunk too few"),
     ],
 )
-def test_a_wrong_selector_is_refused(selector: Court, mutant: Callable[[Spec], Spec]) -> None:
+def test_a_wrong_selector_is_refused(selector: Court, mutant: Mutant) -> None:
     assert selector.refuses(mutant)
 
 

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -28,18 +29,20 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.scalar.expr import var
 from sparsec.tile.schedule import Schedule
 
+Inputs = dict[str, Any]
 
-def declared() -> tuple[Variant, dict[str, Tensor]]:
+
+def declared() -> tuple[Variant, Inputs]:
     variant = sparsec.preset("streaming", window=32, sinks=4)
     return variant, sparsec.inputs(variant, T=300, H=2, HKV=1, D=32, DV=32)
 
 
-def kernel_schedule(compiled: Compiled, inputs: dict[str, Tensor]) -> Schedule:
+def kernel_schedule(compiled: Compiled, inputs: Inputs) -> Schedule:
     dims, dtype = compiled.bind(inputs)
     return compiled.schedule(compiled.plan(dims, dtype).kernels[0], dims)
 
 
-def rightly(compiled: Compiled, inputs: dict[str, Tensor]) -> bool:
+def rightly(compiled: Compiled, inputs: Inputs) -> bool:
     out, truth = compiled(**inputs), oracle(compiled.variant, inputs, form="vector")
     assert isinstance(out, Tensor) and isinstance(truth, Tensor)
     return bool(check(out, truth, "float32"))
