@@ -1,42 +1,56 @@
 """The class of gathered attention: its loop orders, which of them a schedule asks for, and what is good untuned.
 
 Query-outer fills a tensor-core tile only where 16 heads or more share a list; tile-union reads a chunk once for all
-neighbouring tokens that chose it, after a kernel that finds the union of their lists.
+neighbouring tokens that chose it, after a kernel that finds the union of their lists; key-outer reads it once for
+tokens from anywhere, after three kernels that turn the lists around, and merges partial outputs.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower import chunks, gathered, tile_union, union_list
+from sparsec.lower import chunks, gathered, inverse, inverse_steps, key_outer, slot_merge, tile_union, union_list
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.specs import GatheredAttention
 from sparsec.tile.schedule import Schedule, ScheduleError
 
+ORDERS = ("query_outer", "tile_union", "key_outer")
 Choices = dict[str, tuple[object, ...]]
 
 
 def lower(spec: GatheredAttention, schedule: Schedule) -> Lowered:
-    """The programs of either loop order; ScheduleError in one sentence where the schedule is illegal."""
+    """The programs of a loop order; ScheduleError in one sentence where the schedule is illegal."""
     check(spec, schedule)
     if schedule.order == "query_outer":
         return Lowered((Step(gathered.lower(spec, schedule), schedule),))
+    if schedule.order == "key_outer":
+        return _key_outer(spec, schedule)
     listing = Step(union_list.lower(spec, schedule), replace(schedule, warps=1, stages=1, descriptors=False))
     steps = (listing, Step(tile_union.lower(spec, schedule), schedule))
     return Lowered(steps, union_list.scratch(spec, schedule), union_list.params(spec, schedule))
 
 
+def _key_outer(spec: GatheredAttention, schedule: Schedule) -> Lowered:
+    plain = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
+    index = tuple(Step(program, plain) for program in inverse_steps.programs(spec, schedule))
+    steps = (*index, Step(key_outer.lower(spec, schedule), schedule), Step(slot_merge.lower(spec, schedule), schedule))
+    buffers = (*inverse.scratch(spec, schedule), *key_outer.scratch(spec))
+    return Lowered(steps, buffers, inverse.params(spec, schedule))
+
+
 def check(spec: GatheredAttention, schedule: Schedule) -> None:
     """Refuse a schedule that cannot carry this spec out."""
     rows, block = schedule.rows, schedule.block
-    if schedule.order not in ("query_outer", "tile_union"):
-        raise ScheduleError(f"gathered attention has no loop order {schedule.order!r}; use query_outer or tile_union")
+    if schedule.order not in ORDERS:
+        raise ScheduleError(f"gathered attention has no loop order {schedule.order!r}; use {', '.join(ORDERS)}")
     if schedule.value_block and spec.value_dim % schedule.value_block:
         raise ScheduleError(f"value_block {schedule.value_block} does not divide the value dim {spec.value_dim}")
     if schedule.split_dims and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
         raise ScheduleError(f"{rows} rows x {block} keys do not fill tensor-core tiles: powers of two from 16 on do")
     if schedule.order == "tile_union":
         tile_union.check(spec, schedule)
+    if schedule.order == "key_outer":
+        key_outer.check(spec, schedule)
 
 
 def default(spec: GatheredAttention, target: str) -> Schedule:

@@ -18,6 +18,7 @@ class Rows:
         token, head: the row's indices into ``[B, TQ, H, …]``: tiles over ``axis``, or scalars where all rows agree.
         local: the number of the row's token within the tile; always below the number of tokens.
         bounds: what keeps loads and stores of ``[B, TQ, H, …]`` inside.
+        last: the last token where the rows' tokens are no neighbours.
     """
 
     axis: Axis
@@ -27,6 +28,7 @@ class Rows:
     first: Node
     tokens: int
     bounds: dict[int, tile.Value]
+    last: Node | None = None
 
     def place(self, batch: Node, *rest: Node) -> tuple[Node, ...]:
         """The indices of these rows in a tensor ``[B, TQ, H, …]``."""
@@ -40,6 +42,8 @@ class Rows:
     @property
     def last_position(self) -> Node:
         """The position of the last token that exists."""
+        if self.last is not None:
+            return add(self.last, tile.param("q_offset"))
         end = least(add(self.first, self.tokens), tile.param("TQ"))
         return add(add(end, -1), tile.param("q_offset"))
 

@@ -30,7 +30,7 @@ def run() -> Run:
         dims |= {name: int(evaluate(value, dims)) for name, value in lowered.params}
         every = dict(tensors)
         for buffer in lowered.scratch:
-            fill = math.nan if buffer.dtype == "float32" else -(10**9)
+            fill = -(10**9) if buffer.dtype.startswith("int") else math.nan
             shape = [int(evaluate(extent, dims)) for extent in buffer.shape]
             dtype = "float64" if (buffer.dtype, mode) == ("float32", "exact") else buffer.dtype
             every[buffer.name] = torch.full(shape, fill, dtype=getattr(torch, dtype))

@@ -1,0 +1,266 @@
+"""Attention over chosen chunks, key-outer, in the tile interpreter against plain torch in fp64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsec.lower import chunks, gathered_class, inverse, inverse_steps
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.plan.specs import Capture, GatheredAttention
+from sparsec.scalar.expr import Expr, element, var
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+H, ROW, KEY, SCORE = var("h"), var("i"), var("j"), var("score", "float")
+CAUSAL = KEY <= ROW
+Run = Callable[..., None]
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+KEY_OUTER = Schedule(order="key_outer", rows=64, block=16)
+
+
+def spec(group: int = 4, kv_heads: int = 2, dims: tuple[int, int] = (32, 32), **changes: object) -> GatheredAttention:
+    """Joint softmax over 3 chunks of 16 tokens, chosen by each query head."""
+    base = GatheredAttention(
+        "attend", "q", "k", "v", "ids", None, "out", "lse", "head", 3, 16, group * kv_heads, kv_heads, *dims,
+        dims[0] ** -0.5, "float32",
+    )  # fmt: skip
+    base = replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, weights="w", lse=None) if base.per == "chunk" else base
+
+
+def draw(
+    s: GatheredAttention, tq: int, tk: int, offset: int, dtype: torch.dtype, batch: int, own: float
+) -> dict[str, Tensor]:
+    """Random inputs: started chunks in random order, -1 among them; a share ``own`` of the lists has its own chunk."""
+    torch.manual_seed(0)
+    lists, count = chunks.lists(s), -(-tk // s.chunk)
+    mine = ((torch.arange(tq) + offset) // s.chunk).clamp_min(0)[None, :, None, None]
+    rank = torch.rand(batch, tq, lists, count)
+    rank = rank.masked_fill(torch.arange(count) == mine, 2.0 if own else -1.0)
+    rank = rank.masked_fill(torch.arange(count) > mine, -1.0)
+    best, ids = rank.topk(min(s.slots, count), -1)
+    ids = ids.masked_fill((best < 0) | (torch.rand(ids.shape) < (0.15 if own < 1 else 0.0)), -1)
+    ids = torch.nn.functional.pad(ids, (0, s.slots - ids.shape[-1]), value=-1)
+    ids = ids.gather(-1, torch.rand(ids.shape).argsort(-1)).int()
+    return {
+        "q": torch.randn(batch, tq, s.heads, s.head_dim, dtype=dtype),
+        "k": torch.randn(batch, tk, s.kv_heads, s.head_dim, dtype=dtype),
+        "v": torch.randn(batch, tk, s.kv_heads, s.value_dim, dtype=dtype),
+        "ids": ids.contiguous(),
+        "w": torch.rand(ids.shape, dtype=dtype).masked_fill(ids < 0, math.nan),
+        "counts": torch.randint(0, s.slots + 1, ids.shape[:3], dtype=torch.int32),
+        "sinks": torch.randn(s.heads, dtype=dtype),
+        "slopes": torch.rand(s.heads, dtype=dtype),
+        "out": torch.full((batch, tq, s.heads, s.value_dim), math.nan, dtype=dtype),
+        "lse": torch.full((batch, tq, s.heads), math.nan, dtype=dtype),
+    }
+
+
+def truth(s: GatheredAttention, x: dict[str, Tensor], offset: int, rule: Rule | None) -> tuple[Tensor, Tensor]:
+    """Dense scores under masks, in fp64."""
+    group, tq, tk = s.heads // s.kv_heads, x["q"].shape[1], x["k"].shape[1]
+    k, v = (x[n].double().repeat_interleave(group, 2) for n in "kv")
+    score = torch.einsum("bthd,bjhd->bthj", x["q"].double(), k) * s.scale
+    score = s.softcap * torch.tanh(score / s.softcap) if s.softcap else score
+    i, h, j = torch.arange(tq)[:, None, None] + offset, torch.arange(s.heads)[:, None], torch.arange(tk)
+    score = score - x["slopes"].double()[h] * (i - j) if s.bias is not None else score
+    ids = x["ids"].long().repeat_interleave(s.heads // x["ids"].shape[2], 2)
+    if s.counts is not None:
+        counts = x["counts"].repeat_interleave(s.heads // x["counts"].shape[2], 2)
+        ids = ids.masked_fill(torch.arange(s.slots) >= counts[..., None], -1)
+    shown = torch.ones(1, 1, dtype=torch.bool) if rule is None else rule(i, j, h)
+    chosen = (ids[..., None] == j // s.chunk) & shown[..., None, :]
+    sink = {None: -math.inf, "zero": 0.0, "sinks": x["sinks"].double()}[s.sink]
+    sink = torch.as_tensor(sink, dtype=torch.float64).expand(s.heads)[:, None]
+
+    def attend(visible: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.cat([score.masked_fill(~visible, -math.inf), sink.expand(*score.shape[:3], 1)], -1)
+        p = torch.softmax(logits, -1).nan_to_num(0.0)[..., :-1]
+        return torch.einsum("bthj,bjhe->bthe", p, v), torch.logsumexp(logits, -1)
+
+    if s.per == "joint":
+        return attend(chosen.any(-2))
+    weights = x["w"].double().repeat_interleave(s.heads // x["w"].shape[2], 2).masked_fill(ids < 0, 0.0)
+    parts = [weights[..., n, None] * attend(chosen[..., n, :])[0] for n in range(s.slots)]
+    return torch.stack(parts).sum(0), torch.empty(0)
+
+
+def check(
+    run: Run,
+    s: GatheredAttention,
+    schedule: Schedule = KEY_OUTER,
+    tq: int = 25,
+    tk: int = 75,
+    offset: int = 50,
+    rule: Rule | None = None,
+    batch: int = 1,
+    own: float = 0.5,
+) -> None:
+    """Run the programs of a schedule exactly and compare."""
+    x = draw(s, tq, tk, offset, torch.float64, batch, own)
+    want, want_lse = truth(s, x, offset, rule)
+    params = {"B": batch, "TQ": tq, "TK": tk, "q_offset": offset}
+    run(gathered_class.lower(s, schedule), x, params, mode="exact")
+    torch.testing.assert_close(x["out"], want, rtol=1e-9, atol=1e-9)
+    if s.lse is not None:
+        torch.testing.assert_close(x["lse"], want_lse, rtol=1e-9, atol=1e-9)
+
+
+def causal(i: Tensor, j: Tensor, h: Tensor) -> Tensor:
+    return j <= i
+
+
+@pytest.mark.parametrize("group", [1, 3, 16])
+@pytest.mark.parametrize("per", ["joint", "chunk"])
+@pytest.mark.parametrize("scope", ["head", "kv_head", "token"])
+def test_groups_and_scopes(run: Run, scope: str, per: str, group: int) -> None:
+    check(run, spec(group, 2 if group < 16 else 1, scope=scope, per=per, where=CAUSAL), rule=causal)
+
+
+def test_batches(run: Run) -> None:
+    check(run, spec(2, 2), batch=2, tq=19, tk=50, offset=31)
+    check(run, spec(3, 1, scope="kv_head", per="chunk"), batch=2, tq=19, tk=50, offset=31)
+
+
+@pytest.mark.parametrize("dims", [(48, 80), (64, 32), (128, 48)])
+def test_head_dims(run: Run, dims: tuple[int, int]) -> None:
+    check(run, spec(2, 1, dims, where=CAUSAL), rule=causal)
+    check(run, spec(2, 1, dims), replace(KEY_OUTER, value_block=16))
+    check(run, spec(2, 1, dims, per="chunk"), replace(KEY_OUTER, split_dims=False))
+
+
+@pytest.mark.parametrize("tq,tk,offset", [(1, 1, 0), (15, 15, 0), (16, 16, 0), (17, 17, 0), (3, 61, 58), (61, 37, -24)])
+@pytest.mark.parametrize("where", [None, CAUSAL], ids=["all", "causal"])
+def test_lengths(run: Run, where: Expr | None, tq: int, tk: int, offset: int) -> None:
+    rule = None if where is None else causal
+    for own in (0.0, 0.5, 1.0):
+        check(run, spec(3, 1, slots=6, where=where), KEY_OUTER, tq, tk, offset, rule, own=own)
+    check(run, spec(3, 1, slots=6, per="chunk", where=where), KEY_OUTER, tq, tk, offset, rule)
+
+
+@pytest.mark.parametrize("sink", [None, "zero", "sinks"])
+@pytest.mark.parametrize("per", ["joint", "chunk"])
+@pytest.mark.parametrize("chunk,block,rows", [(64, 16, 32), (24, 16, 16), (32, 32, 64), (512, 128, 32), (16, 32, 16)])
+def test_chunks_and_tiles(run: Run, per: str, sink: str | None, chunk: int, block: int, rows: int) -> None:
+    s = spec(2, 1, per=per, chunk=chunk, sink=sink, where=CAUSAL)
+    length = 4 * chunk + 7
+    check(run, s, replace(KEY_OUTER, block=block, rows=rows), 21, length, length - 21, causal)
+
+
+@pytest.mark.parametrize("per", ["joint", "chunk"])
+def test_counts_cut_the_lists(run: Run, per: str) -> None:
+    check(run, spec(3, 2, per=per, counts="counts"))
+    check(run, spec(3, 2, per=per, counts="counts", scope="token", slots=5))
+
+
+RULES: dict[str, tuple[Expr, Rule]] = {
+    "window": ((KEY <= ROW) & (ROW - KEY < 24), lambda i, j, h: (j <= i) & (i - j < 24)),
+    "sinks": ((KEY <= ROW) & ((ROW - KEY < 9) | (KEY < 5)), lambda i, j, h: (j <= i) & ((i - j < 9) | (j < 5))),
+    "dilated": ((ROW - KEY) % 2 <= 0, lambda i, j, h: (i - j) % 2 == 0),
+    "by_head": ((KEY <= ROW) & (ROW - KEY < (H + 1) * 9), lambda i, j, h: (j <= i) & (i - j < (h + 1) * 9)),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("chunk", [16, 24, 32])
+def test_predicates(run: Run, name: str, chunk: int) -> None:
+    where, rule = RULES[name]
+    check(run, spec(3, 2, where=where, chunk=chunk), rule=rule)
+    check(run, spec(3, 1, per="chunk", scope="kv_head", where=where, chunk=chunk), rule=rule, own=1.0)
+
+
+def test_score_functions(run: Run) -> None:
+    bias = SCORE - element("slopes", H) * (ROW - KEY)
+    s = spec(3, 2, bias=bias, captures=(Capture("slopes", "float32", 1),))
+    check(run, s)
+    check(run, replace(s, chunk=32, scope="kv_head"))
+    check(run, replace(s, bias=None, captures=(), softcap=2.0))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("per", ["joint", "chunk"])
+def test_storage_rounding(run: Run, per: str, dtype: str) -> None:
+    """Partial outputs are stored in the storage dtype; the bound of outputs holds all the same."""
+    s = spec(4, 1, (64, 64), per=per, dtype=dtype, chunk=32, slots=4, where=CAUSAL)
+    x = draw(s, 128, 256, 128, torch.float32, 1, 1.0)
+    x = {n: t.to(getattr(torch, dtype)) if n in ("q", "k", "v", "out") else t for n, t in x.items()}
+    want, _ = truth(s, x, 128, causal)
+    run(gathered_class.lower(s, replace(KEY_OUTER, rows=64)), x, {"B": 1, "TQ": 128, "TK": 256, "q_offset": 128})
+    error = (x["out"].double() - want).pow(2).mean().sqrt() / want.pow(2).mean().sqrt()
+    assert float(error) <= 0.003 / (8 if dtype == "float16" else 1)
+
+
+def test_an_empty_row_is_zero(run: Run) -> None:
+    s = spec(3, 1)
+    x = draw(s, 9, 40, 31, torch.float64, 1, 0.5)
+    x["ids"].fill_(-1)
+    run(gathered_class.lower(s, KEY_OUTER), x, {"B": 1, "TQ": 9, "TK": 40, "q_offset": 31}, mode="exact")
+    assert bool((x["out"] == 0).all()) and bool((x["lse"] == -math.inf).all())
+
+
+def test_a_list_of_what_nobody_may_see_is_empty(run: Run) -> None:
+    s = spec(2, 1, where=CAUSAL)
+    x = draw(s, 9, 75, 20, torch.float64, 1, 0.5)
+    x["ids"][:] = torch.tensor([-1, 4, 3])
+    run(gathered_class.lower(s, KEY_OUTER), x, {"B": 1, "TQ": 9, "TK": 75, "q_offset": 20}, mode="exact")
+    assert bool((x["out"] == 0).all()) and bool((x["lse"] == -math.inf).all())
+
+
+def index(s: GatheredAttention, run: Run, ids: Tensor, tk: int, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+    """What the three programs of the inverse write: entries, tiles, number of tiles."""
+    found = inverse.inverse(s, schedule)
+    steps = tuple(Step(program, schedule) for program in inverse_steps.programs(s, schedule))
+    params = {"TQ": ids.shape[1], "TK": tk}
+    batch, per_token = ids.shape[0], found.lists * s.slots
+    entries = torch.full((batch, found.sets, ids.shape[1] * per_token), -1, dtype=torch.int32)
+    most = entries.shape[2] // found.per_tile + -(-tk // s.chunk)
+    tiles = torch.full((batch, found.sets, most, 3), -1, dtype=torch.int32)
+    used = torch.full((batch, found.sets), -1, dtype=torch.int32)
+    own = {found.entries.name: entries, found.tiles.name: tiles, found.used.name: used}
+    rest = tuple(b for b in inverse.scratch(s, schedule) if b.name not in own)
+    lowered = Lowered(steps, rest, inverse.params(s, schedule))
+    run(lowered, {"ids": ids, **own}, {"B": batch, "q_offset": 10**6, **params})
+    return entries, tiles, used
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 70), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.integers(0, 99))
+def test_the_inverse_lists_every_choice_once_in_order(
+    run: Run, tokens: int, count: int, slots: int, group: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    s = spec(group, 2, slots=slots)
+    ids = torch.randint(-1, count, (1, tokens, 2 * group, slots), dtype=torch.int32)
+    entries, tiles, used = index(s, run, ids, 16 * count, KEY_OUTER)
+    for number in range(2):
+        flat = ids[0, :, number * group : (number + 1) * group].reshape(-1)
+        found: list[tuple[int, int]] = []
+        for chunk, first, length in tiles[0, number, : int(used[0, number])].tolist():
+            assert 1 <= length <= KEY_OUTER.rows
+            found += [(chunk, e) for e in entries[0, number, first : first + length].tolist()]
+        assert found == sorted((int(c), e) for e, c in enumerate(flat.tolist()) if c >= 0)
+
+
+def test_many_chunks_and_segments(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More chunks than a program holds, more segments than are summed at a time, more tiles than are cut at a time."""
+    monkeypatch.setattr(inverse, "STEP", 16)
+    monkeypatch.setattr(inverse, "SEGMENT", 32)
+    monkeypatch.setattr(inverse_steps, "SEGMENTS", 4)
+    monkeypatch.setattr(inverse_steps, "CHUNKS", 8)
+    monkeypatch.setattr(inverse_steps, "TILES", 2)
+    check(run, spec(3, 1, slots=4), tq=40, tk=600, offset=560)
+    check(run, spec(1, 1, slots=4), replace(KEY_OUTER, rows=16), tq=120, tk=40, offset=0)
+
+
+def test_refusals_name_the_numbers() -> None:
+    with pytest.raises(ScheduleError, match="16 rows do not hold the 17 heads"):
+        gathered_class.lower(spec(17, 1), replace(KEY_OUTER, rows=16))
+    with pytest.raises(ScheduleError, match="use query_outer, tile_union, key_outer"):
+        gathered_class.lower(spec(), replace(KEY_OUTER, order="inside_out"))
