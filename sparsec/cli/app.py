@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from sparsec.cli import bench, cache, check, doctor, explain, presets, show, tune
+from sparsec.cli import bench, cache, check, doctor, explain, export, presets, show, tune
 
 ABOUT = """Declare a sparse-memory attention layer; get checked and tuned kernels.
 
@@ -26,6 +26,7 @@ def app() -> typer.Typer:
     made.command("show")(show.show)
     made.command("check")(check.check)
     made.command("explain")(explain.explain)
+    made.command("compile")(export.export)
     made.command("tune")(tune.tune)
     made.command("bench")(bench.bench)
     made.add_typer(cache.app(), name="cache")

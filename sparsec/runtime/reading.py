@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sparsec.plan.specs import BlockList, GatheredAttention, Piece, Selector, Spec, TiledAttention
 from sparsec.scalar.bounds import Bounded, key_ranges
 from sparsec.scalar.expr import Expr, call, constant, var
@@ -22,6 +24,22 @@ def factored(formula: Expr) -> str:
 def grid(program: Program) -> str:
     """The number of programs, dimension by dimension: ``(TQ + 63) // 64 x 8 x B``."""
     return " x ".join(str(_expr(g)) for g in program.grid)
+
+
+def scalar_text(node: Node, params: Mapping[str, str]) -> str:
+    """A scalar of launch parameters as Python, each parameter written as ``params`` says."""
+    if node.op is TileOp.PARAM:
+        text = params[str(node.attrs[0])]
+        return text if text.isidentifier() or text.isdigit() else f"({text})"
+    if node.op is TileOp.CONST:
+        return str(int(str(node.attrs[0])))
+    fn = node.attrs[0]
+    assert node.op is TileOp.MAP and isinstance(fn, Fn), node
+    left, right = (scalar_text(a, params) for a in node.args)
+    if fn in (Fn.MINIMUM, Fn.MAXIMUM):
+        return f"{'min' if fn is Fn.MINIMUM else 'max'}({left}, {right})"
+    signs = {Fn.ADD: "+", Fn.SUB: "-", Fn.MUL: "*", Fn.TRUNCDIV: "//", Fn.TRUNCMOD: "%"}
+    return f"({left} {signs[fn]} {right})"
 
 
 def _expr(node: Node) -> Expr:

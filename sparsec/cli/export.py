@@ -1,0 +1,47 @@
+"""`sparsec compile`: one file with every kernel of a variant, that runs and checks itself without sparsec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsec.cli.options import AsJson, Dtype, TargetName, Words
+from sparsec.cli.output import print_json, say
+
+Out = Annotated[str, typer.Option("--out", "-o", help="The file to write; standard output without it.")]
+
+
+def export(
+    words: Words, target: TargetName = "auto", dtype: Dtype = "", out: Out = "", as_json: AsJson = False
+) -> None:
+    """Write a variant as one readable Python file: kernels, launcher and self-check; heads and head dims are fixed.
+
+    The file needs torch and Triton (or TVM), not sparsec: `python FILE.py` checks it, `from FILE import run` uses it.
+    """
+    from sparsec.cli.recorded import recorded
+    from sparsec.cli.setting import setting
+    from sparsec.runtime.export import export as text_of
+
+    chosen = setting(words, target, dtype)
+    text = text_of(chosen.compiled, chosen.dims, chosen.dtype, recorded(chosen))
+    if out:
+        _write(Path(out), text)
+    if as_json:
+        kernels = [kernel.name for kernel in chosen.plan.kernels]
+        print_json({"file": out or None, "kernels": kernels, "target": chosen.compiled.target.name})
+    elif out:
+        say(f"{out}: {len(chosen.plan.kernels)} kernels, {len(text.splitlines())} lines; `python {out}` checks it")
+    else:
+        print(text, end="")
+
+
+def _write(path: Path, text: str) -> None:
+    """All of the file or none of it."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        draft.write_text(text)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,48 @@
+"""The small case that an exported file checks itself on, with its exact result by the oracle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparsec.cli.setting import Setting
+from sparsec.runtime.exported_check import SelfCheck
+from sparsec.runtime.host import digest, noise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BOUNDS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+"""Distances of digests; a sum over a row's columns may be small beside them, so these are wider than a result's own."""
+
+LENGTH, LONGEST = 67, 259
+
+
+def recorded(chosen: Setting) -> SelfCheck:
+    """A case with the setting's heads and head dims, one batch entry and a few tokens more than two chunks."""
+    import torch
+
+    from sparsec.ir.dims import value
+    from sparsec.oracle import oracle
+    from sparsec.runtime.inputs import inputs, sizes
+
+    variant = chosen.compiled.variant
+    tokens = length(chosen)
+    fixed = {n: d for n, d in chosen.dims.items() if n not in ("q_offset", "B", "TQ", "TK")}
+    dims = sizes(variant, {**fixed, "T": tokens, "B": 1})
+    drawn = inputs(variant, dtype=chosen.dtype, device="cpu", seed=0, **dims)
+    case: dict[str, Tensor] = {}
+    for seed, (name, spec) in enumerate(variant.inputs.items()):
+        shape = tuple(value(d, dims) for d in spec.shape)
+        case[name] = drawn[name] if spec.dtype == "int32" else noise(shape, seed).to(drawn[name].dtype)
+    result = oracle(variant, case, form="vector")
+    outputs = result if isinstance(result, tuple) else (result,)
+    rows = sorted({0, 1, tokens // 3, tokens // 2, tokens - 2, tokens - 1} & set(range(tokens)))
+    assert all(torch.is_tensor(x) for x in outputs)
+    given = {n: x.tolist() for n, x in case.items() if not x.is_floating_point()}
+    return SelfCheck(dims, given, rows, [digest(x, rows).tolist() for x in outputs], BOUNDS[chosen.dtype])
+
+
+def length(chosen: Setting) -> int:
+    """Tokens enough for more than two chunks of every size, if that is not too many."""
+    attrs = (value for node in chosen.compiled.variant.nodes for name, value in node.attrs if name in ("size", "chunk"))
+    return min(max([LENGTH, *(2 * size + 3 for size in attrs if isinstance(size, int))]), LONGEST)

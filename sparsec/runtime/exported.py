@@ -1,0 +1,81 @@
+"""What every part of an exported file needs: the plan under its schedules, and expressions as Python text."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from sparsec.ir.variant import Variant
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.registry import lower_kernel
+from sparsec.plan.plan import Kernel, Plan
+from sparsec.plan.sizes import static_names
+from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.target import Target
+from sparsec.scalar.expr import Expr, constant
+from sparsec.scalar.walk import substitute
+
+TAKEN = frozenset(
+    {"launch", "expect", "expect_indices", "noise", "digest", "distance", "run", "device", "grid", "torch", "DEVICE"}
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A plan that is being written to a file.
+
+    Attributes:
+        dims: every dim of the declaration and ``q_offset``; those that no kernel was built for stay names.
+    """
+
+    compiled: Compiled
+    dims: Mapping[str, int]
+    dtype: str
+
+    @property
+    def variant(self) -> Variant:
+        """The declaration."""
+        return self.compiled.variant
+
+    @property
+    def target(self) -> Target:
+        """Where the kernels run."""
+        return self.compiled.target
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan at the fixed dims."""
+        return self.compiled.plan(self.dims, self.dtype)
+
+    @cached_property
+    def kernels(self) -> list[tuple[Kernel, Lowered]]:
+        """Each kernel under its schedule; by pointers, which any strides allow, where it would use descriptors."""
+        schedules = [(k, replace(self.compiled.schedule(k, self.dims), descriptors=False)) for k in self.plan.kernels]
+        return [(kernel, lower_kernel(kernel.spec, schedule)) for kernel, schedule in schedules]
+
+    @property
+    def steps(self) -> list[Step]:
+        """Every program in launch order."""
+        return [step for _, lowered in self.kernels for step in lowered.steps]
+
+    @cached_property
+    def free(self) -> frozenset[str]:
+        """Dims that no kernel was built for: lengths and batch."""
+        return frozenset(self.dims) - static_names(self.compiled.graph.parameters)
+
+    def text(self, expr: Expr) -> str:
+        """An expression with the fixed dims put in, as Python."""
+        fixed = {n: constant(d) for n, d in self.dims.items() if n not in self.free}
+        return str(substitute(expr, fixed)).replace("minimum(", "min(").replace("maximum(", "max(")
+
+    def shape(self, shape: Sequence[Expr]) -> str:
+        """A shape as a Python tuple."""
+        inner = ", ".join(self.text(d) for d in shape)
+        return f"({inner},)" if len(shape) == 1 else f"({inner})"
+
+
+def named(name: str) -> str:
+    """A buffer's name as a Python variable of the launcher."""
+    return f"{name}_" if name in TAKEN or keyword.iskeyword(name) else name

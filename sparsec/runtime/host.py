@@ -1,0 +1,45 @@
+"""What every exported file carries beside its kernels: checks of the inputs, and the check of its own results.
+
+The text of these functions is copied into exported files, so they use nothing but torch and one another.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def expect(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    """Raise ValueError unless a tensor has this shape, dtype and device, and a last stride of 1."""
+    found = f"`{name}` is {tuple(x.shape)} {x.dtype} on {x.device}, strides {x.stride()}"
+    if tuple(x.shape) != shape or x.dtype != dtype or x.device.type != device:
+        raise ValueError(f"{found}: it must be {shape} {dtype} on {device}")
+    if x.numel() and x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise ValueError(f"{found}: the last stride must be 1; use .contiguous()")
+
+
+def expect_indices(name: str, x: Tensor, units: int) -> None:
+    """Raise ValueError unless every index is -1 or one of the units that exist."""
+    if x.numel() and (int(x.min()) < -1 or int(x.max()) >= units):
+        raise ValueError(f"`{name}` holds {int(x.min())} … {int(x.max())}: there are {units} units; -1 stands for none")
+
+
+def noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Numbers between -1.7 and 1.7 that depend on seed and place only: the same on every machine, fp32."""
+    count = torch.Size(shape).numel()
+    x = torch.arange(count, dtype=torch.int64) + 7919 * (seed + 1)
+    for factor in (2654435761, 2246822519, 3266489917):
+        x = ((x ^ (x >> 15)) * factor) % 4294967296
+    return ((x.double() / 4294967296 - 0.5) * 3.4).float().reshape(shape)
+
+
+def digest(x: Tensor, rows: list[int]) -> Tensor:
+    """Some rows of a result as one number per head: its columns under fixed random weights, fp64."""
+    chosen = x[:, rows].double().cpu()
+    return (chosen * noise(tuple(chosen.shape[-1:]), 99).double()).sum(-1).flatten()
+
+
+def distance(found: Tensor, truth: Tensor) -> float:
+    """Root-mean-square difference over root-mean-square truth; infinite where the result is not finite."""
+    error = (found - truth).square().mean().sqrt() / truth.square().mean().sqrt().clamp(min=1e-30)
+    return float(error) if bool(torch.isfinite(error)) else float("inf")

@@ -1,0 +1,127 @@
+"""Exported files run and check themselves in processes where sparsec cannot be imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsec.cli import main
+from sparsec.runtime.exported_kernels import merged
+
+SMALL = ["H=2", "HKV=1", "D=32", "DV=32", "--dtype", "float32"]
+BLOCKER = """import sys
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "sparsec":
+            raise ImportError("sparsec is blocked here")
+
+
+sys.meta_path.insert(0, Blocker())
+"""
+VARIANTS = {
+    "window": ["streaming", "window=16", "sinks=4"],
+    "hsa": ["hsa", "chunk=16", "k=3", "DR=32"],
+    "given": ["nsa", "block=16", "k=4", "selection=given", "branches=slc"],
+    "listed": ["bigbird", "block=16"],
+}
+
+
+def exported(folder: Path, target: str, *words: str) -> Path:
+    """A file written by `sparsec compile`, beside a sitecustomize that blocks sparsec."""
+    path = folder / "exported.py"
+    assert main(["compile", *words, *SMALL, "--target", target, "--out", str(path)]) == 0
+    (folder / "sitecustomize.py").write_text(BLOCKER)
+    return path
+
+
+def run(path: Path, code: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the file, or code beside it, in a process where sparsec is blocked."""
+    words = ["-c", code] if code else [str(path)]
+    whole = {**os.environ, "PYTHONPATH": str(path.parent), **env}
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=whole, cwd=path.parent, timeout=300
+    )
+
+
+def test_the_blocker_blocks(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    done = run(tmp_path / "none.py", "import sparsec")
+    assert done.returncode == 1 and "sparsec is blocked here" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["window", "given"])
+def test_tvm_files_check_themselves(name: str, tmp_path: Path) -> None:
+    done = run(exported(tmp_path, "tvm:llvm", *VARIANTS[name]))
+    assert done.returncode == 0 and done.stdout.startswith("right: the distance"), done.stderr
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_triton_files_check_themselves_interpreted(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    done = run(exported(tmp_path, "triton:sm_90", *VARIANTS[name]), TRITON_INTERPRET="1")
+    assert done.returncode == 0 and done.stdout.startswith("right: the distance"), done.stderr
+
+
+def test_a_wrong_kernel_fails_the_self_check(tmp_path: Path) -> None:
+    path = exported(tmp_path, "triton:sm_90", *VARIANTS["window"])
+    text = path.read_text()
+    assert "< 16" in text
+    path.write_text(text.replace("< 16", "< 15"))  # the window is one key too narrow
+    done = run(path, TRITON_INTERPRET="1")
+    assert done.returncode == 1 and "wrong by" in done.stderr
+
+
+USE = """
+import torch
+from exported import run
+q, k, v = torch.randn(2, 9, 2, 32), torch.randn(2, 21, 1, 32), torch.randn(2, 21, 1, 32)
+o = run(q=q, k=k, v=v)
+i, j = torch.arange(12, 21)[:, None], torch.arange(21)[None]
+seen = (j <= i) & ((i - j < 16) | (j < 4))
+expand = lambda x: x.expand(2, 21, 2, 32).transpose(1, 2)
+truth = torch.nn.functional.scaled_dot_product_attention(q.transpose(1, 2), expand(k), expand(v), attn_mask=seen)
+assert torch.allclose(o.transpose(1, 2), truth, atol=1e-5), (o.transpose(1, 2) - truth).abs().max()
+sparse = k.repeat_interleave(2, -1)[..., ::2]
+for wrong in (dict(q=q[..., :16]), dict(q=q.double()), dict(k=sparse)):
+    try:
+        run(**(dict(q=q, k=k, v=v) | wrong))
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_other_lengths_and_wrong_inputs(tmp_path: Path) -> None:
+    path = exported(tmp_path, "tvm:llvm", *VARIANTS["window"])
+    done = run(path, USE)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert "`q` is (2, 9, 2, 16)" in said[0] and "torch.float64" in said[1] and "last stride must be 1" in said[2]
+
+
+def test_the_text_is_readable(tmp_path: Path) -> None:
+    text = exported(tmp_path, "triton:sm_90", *VARIANTS["hsa"]).read_text()
+    assert text.count("\ndef rank(") == 1, "helpers are written once"
+    assert "variant hsa(" in text and "# select_chosen computes" in text
+    assert "sparsec." not in text.replace("written by sparsec", "")
+    compile(text, "exported.py", "exec")
+
+
+def test_two_functions_of_one_name_are_our_mistake() -> None:
+    with pytest.raises(AssertionError, match="two different functions are called f"):
+        merged(["def f():\n    return 1", "def f():\n    return 2"])
+
+
+def test_nothing_half_written_where_the_export_fails(tmp_path: Path) -> None:
+    path = tmp_path / "out.py"
+    assert main(["compile", *VARIANTS["window"], *SMALL, "--target", "interpreter", "--out", str(path)]) == 2
+    assert (
+        main(["compile", *VARIANTS["window"], *SMALL, "--target", "tvm:llvm", "--out", str(tmp_path / "no" / "x.py")])
+        == 2
+    )
+    assert list(tmp_path.iterdir()) == []
