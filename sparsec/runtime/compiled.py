@@ -15,6 +15,7 @@ from sparsec.runtime import bind
 from sparsec.runtime.cache import usable
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.ready import Ready
 from sparsec.runtime.records import Records, bucket
 from sparsec.runtime.target import Target, available, find
 from sparsec.tile.schedule import Schedule
@@ -44,6 +45,7 @@ class Compiled:
         self.schedules: dict[str, Schedule] = {}
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._built: dict[tuple[object, ...], BuiltKernel] = {}
+        self._calls: dict[tuple[object, ...], Ready] = {}
 
     def __call__(self, q_offset: int | None = None, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run forward on tensors by input name; one output, or a tuple where the variant returns several.
@@ -51,14 +53,24 @@ class Compiled:
         ``q_offset`` is the position of the first query; by default queries end where the keys end.
         Raises InputError where a name, shape, dtype, device, stride or given index does not fit.
         """
-        dims, dtype = self.bind(inputs, q_offset)
-        available(self.target)
-        bind.check_devices(inputs, self.target.device)
-        bind.check_indices(self.variant, inputs, dims)
-        plan = self.plan(dims, dtype)
-        buffers = self.run_plan(plan, inputs, dims)
-        outputs = tuple(buffers[name] for name in plan.outputs)
+        ready = self._ready(inputs, q_offset)
+        bind.check_indices(self.variant, inputs, ready.dims)
+        buffers = ready.run(inputs)
+        outputs = tuple(buffers[name] for name in ready.plan.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _ready(self, inputs: Mapping[str, Tensor], q_offset: int | None) -> Ready:
+        """The call worked out for inputs of these shapes, dtypes, strides and devices, checked once."""
+        tensors = [(n, x) for n, x in inputs.items() if hasattr(x, "stride")]
+        described = tuple((n, x.shape, x.dtype, x.stride(), x.device) for n, x in tensors)
+        key = (described, len(inputs), q_offset, Records.generation, tuple(self.schedules.items()))
+        if key not in self._calls:
+            dims, dtype = self.bind(inputs, q_offset)
+            available(self.target)
+            bind.check_devices(inputs, self.target.device)
+            plan = self.plan(dims, dtype)
+            self._calls[key] = Ready(plan, dims, [self.built(kernel, dims) for kernel in plan.kernels])
+        return self._calls[key]
 
     def bind(self, inputs: Mapping[str, Tensor], q_offset: int | None = None) -> tuple[dict[str, int], str]:
         """The concrete dims (with ``q_offset``) and the dtype of a call."""
@@ -80,17 +92,7 @@ class Compiled:
 
     def run_plan(self, plan: Plan, inputs: Mapping[str, Tensor], dims: Mapping[str, int]) -> dict[str, Tensor]:
         """All buffers after every kernel has been launched."""
-        import torch
-
-        device = next(iter(inputs.values())).device
-        buffers = dict(inputs)
-        for b in plan.buffers:
-            if b.role != "input":
-                buffers[b.name] = torch.empty(b.size(dims), dtype=getattr(torch, b.dtype), device=device)
-        if all(x.numel() for n, x in buffers.items() if n in plan.outputs):
-            for kernel in plan.kernels:
-                self.built(kernel, dims).run(buffers, dims)
-        return buffers
+        return Ready(plan, dims, [self.built(kernel, dims) for kernel in plan.kernels]).run(inputs)
 
     def source(self, dims: Mapping[str, int], dtype: str = "float32") -> str:
         """The sources of all kernels of the plan for these dims, each program under a heading; needs no device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,43 +18,50 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Launch parameters, and the scratch buffers as (name, shape, dtype), for one set of lengths."""
+
+    params: dict[str, int]
+    scratch: tuple[tuple[str, list[int], str], ...]
+
+
 class BuiltKernel:
     """Ready to run on tensors by buffer name."""
 
     def __init__(self, kernel: Kernel, schedule: Schedule, target: Target, cache_dir: Path) -> None:
         self.kernel, self.schedule, self.target = kernel, schedule, target
         self.lowered = lower_kernel(kernel.spec, schedule)
-        self._launches = [(step.program, build(step, target, cache_dir)) for step in self.lowered.steps]
+        self._binds = [(step.program, build(step, target, cache_dir)) for step in self.lowered.steps]
 
     def run(self, buffers: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
-        """Launch on named buffers; ``dims`` are the declaration's dims and ``q_offset``. Returns before a GPU is
-        done."""
+        """Launch on named buffers; ``dims`` are the declaration's dims and ``q_offset``. A GPU may not be done then."""
         self.prepared(buffers, dims)[0]()
 
     def prepared(
         self, buffers: Mapping[str, Tensor], dims: Mapping[str, int]
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
-        """A launch on these buffers that can be repeated, its parameters worked out once, and its scratch buffers."""
+        """A launch on these buffers that can be repeated, all arguments worked out once, and its scratch buffers."""
+        return self.bound(buffers, self.fixed(dims))
+
+    def fixed(self, dims: Mapping[str, int]) -> Fixed:
+        """What depends on the lengths alone."""
+        params = {name: int(evaluate(value, dims)) for name, value in self.kernel.params}
+        params |= {name: int(evaluate(value, params)) for name, value in self.lowered.params}
+        scratch = [(s.name, [int(evaluate(d, params)) for d in s.shape], s.dtype) for s in self.lowered.scratch]
+        return Fixed(params, tuple(scratch))
+
+    def bound(self, buffers: Mapping[str, Tensor], fixed: Fixed) -> tuple[Callable[[], None], dict[str, Tensor]]:
+        """As ``prepared``, for lengths that were worked out before."""
         import torch
 
-        params = self.params(dims)
         device = buffers[self.kernel.writes[0]].device
-        scratch = {
-            s.name: torch.empty(
-                [int(evaluate(d, params)) for d in s.shape], dtype=getattr(torch, s.dtype), device=device
-            )
-            for s in self.lowered.scratch
-        }
+        scratch = {n: torch.empty(shape, dtype=getattr(torch, d), device=device) for n, shape, d in fixed.scratch}
         every = {**buffers, **scratch}
-        calls = [(launch, [every[t.name] for t in program.tensors]) for program, launch in self._launches]
+        runs = [bind([every[t.name] for t in program.tensors], fixed.params) for program, bind in self._binds]
 
         def run() -> None:
-            for launch, tensors in calls:
-                launch(tensors, params)
+            for launch in runs:
+                launch()
 
         return run, scratch
-
-    def params(self, dims: Mapping[str, int]) -> dict[str, int]:
-        """The launch parameters under the declaration's dims and ``q_offset``."""
-        params = {name: int(evaluate(value, dims)) for name, value in self.kernel.params}
-        return params | {name: int(evaluate(value, params)) for name, value in self.lowered.params}

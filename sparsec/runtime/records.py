@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sparsec.plan.specs import Spec
 from sparsec.runtime.target import Target
@@ -83,6 +83,9 @@ class Record:
 class Records:
     """The folder ``<cache>/records``; unreadable or altered files are set aside and count as missing."""
 
+    generation: ClassVar[int] = 0
+    """Goes up whenever this process writes a record, so that calls worked out before look again."""
+
     def __init__(self, cache_dir: Path) -> None:
         self.folder = cache_dir / "records"
 
@@ -111,6 +114,7 @@ class Records:
         with os.fdopen(handle, "w") as file:
             file.write(serialise(record))
         os.replace(temporary, self.folder / f"{key}.json")
+        Records.generation += 1
 
 
 def serialise(record: Record) -> str:

@@ -15,7 +15,7 @@ import sparsec
 from sparsec.autotune.admit import Admission, failure, sampled_rows
 from sparsec.autotune.cases import cases, longest, reach, shrunk
 from sparsec.autotune.space import Space
-from sparsec.autotune.trial import Rejection, TuneError
+from sparsec.autotune.trial import Rejection, Unfit
 from sparsec.ir.variant import Variant
 from sparsec.lower.registry import default, space
 from sparsec.plan.plan import Plan
@@ -104,7 +104,7 @@ def test_a_wrong_kernel_is_refused(window: Court, mutant: Mutant) -> None:
 
 def test_what_a_kernel_leaves_unwritten_is_seen(window: Court) -> None:
     built = BuiltKernel(window.kernel, default(window.kernel.spec, "tvm:llvm"), window.target, window.folder)
-    built._launches = []
+    built._binds = []
     found = window.admission.judge(built)
     assert found is not None and "not finite" in found.reason
 
@@ -192,8 +192,9 @@ def test_failures_have_kinds() -> None:
     out_of = RuntimeError("out of resource: shared memory, Required: 300000, Hardware limit: 232448.")
     assert failure(out_of).why == "shared memory"
     assert failure(RuntimeError("boom")).why == "crash"
-    with pytest.raises(TuneError, match="start again"):
+    with pytest.raises(Unfit, match="start again") as lost:
         failure(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert lost.value.device_lost and lost.value.rejection.why == "crash"
 
 
 def test_every_kernel_of_a_space_has_its_default(tmp_path: Path) -> None:
