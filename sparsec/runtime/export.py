@@ -5,6 +5,7 @@ The file runs where sparsec is not installed. Heads and head dims are fixed, len
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from sparsec.runtime.compiled import Compiled
@@ -34,15 +35,13 @@ def export(compiled: Compiled, dims: Mapping[str, int], dtype: str, check: SelfC
 
 def heading(file: Exported) -> str:
     """The docstring: what it computes, what it needs, how it is used, the declaration."""
-    from sparsec import __version__
-
     variant, backend = file.variant, file.target.backend
     fixed = ", ".join(f"{n} = {d}" for n, d in sorted(file.dims.items()) if n not in LENGTHS)
     needs = "torch and triton" if backend == "triton" else "torch and apache-tvm"
     lines = [
         f'"""{variant.name} for {file.target.name} in {file.dtype} with {fixed}.',
         "",
-        f"Written by sparsec {__version__}, which it does not need; it needs {needs}.",
+        f"Written by sparsec {version()}, which it does not need; it needs {needs}.",
         f"`run({', '.join(f'{n}=…' for n in variant.inputs)})` computes it for any lengths and batch.",
         "`python <this file>` checks it against results of the fp64 oracle that are recorded below.",
         "",
@@ -50,6 +49,11 @@ def heading(file: Exported) -> str:
         '"""',
     ]
     return "\n".join(lines)
+
+
+def version() -> str:
+    """The version of the package that this module is part of."""
+    return str(sys.modules["sparsec"].__version__)
 
 
 def imports(file: Exported) -> str:

@@ -85,20 +85,15 @@ def test_check_agrees_and_says_what_was_compared(capsys: Captured) -> None:
 
 
 def test_check_fails_with_1(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsec.runtime import launch
+    from sparsec.tile import interpreter
 
-    honest = launch._interpreter
+    honest = interpreter.interpret
 
-    def forgetful(step: Any) -> Any:
-        inner = honest(step)
+    def forgetful(program: Any, tensors: Any, *rest: Any) -> None:
+        honest(program, tensors, *rest)
+        list(tensors.values())[-1][:, -1] *= 1.01
 
-        def run_and_spoil(tensors: Any, params: Any) -> None:
-            inner(tensors, params)
-            tensors[-1][:, -1] *= 1.01
-
-        return run_and_spoil
-
-    monkeypatch.setattr(launch, "_interpreter", forgetful)
+    monkeypatch.setattr(interpreter, "interpret", forgetful)
     out = run(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16", code=1)
     assert "is WRONG on interpreter" in out and "first at attend_out" in out
 
