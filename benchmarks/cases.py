@@ -96,11 +96,11 @@ class SelectedCase(Case):
     block: int = 64
     keep: float = 0.0
 
-    preset = "nsa_given"
+    preset = "nsa"
 
     @property
     def knobs(self) -> Knobs:
-        return {"block": self.block, "k": self.slots}
+        return {"block": self.block, "k": self.slots, "selection": "given", "branches": "slc"}
 
     @property
     def attended(self) -> int:
@@ -138,7 +138,7 @@ class HsaCase(Case):
         generator = self.generator(seed)
         r = smooth_normal((self.B, self.T, self.HKV, self.retrieval), self.span, self.dtype, generator)
         landmarks = normal((self.B, self.T // self.chunk, self.HKV, self.retrieval), self.dtype, generator)
-        return replace(self, span=1)._attention_inputs(generator) | {"r": r, "landmarks": landmarks}
+        return replace(self, span=1)._attention_inputs(generator) | {"r": r, "l": landmarks}
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _hsa(case: HsaCase, x: Inputs, scores: Tensor, rows: Tensor) -> tuple[Tensor
     """Softmax inside each chosen chunk, chunks summed with stick-breaking weights, newest first."""
     chunks = case.T // case.chunk
     ends = (torch.arange(chunks, device=rows.device) + 1) * case.chunk
-    routed = x["r"][rows] @ x["landmarks"].T / math.sqrt(case.retrieval)
+    routed = x["r"][rows] @ x["l"].T / math.sqrt(case.retrieval)
     chosen, decided = _best(routed.masked_fill(ends > rows[:, None], -math.inf), case.k)
     kept = torch.where(chosen, routed.sigmoid(), 0.0)
     newer = (1 - kept).flip(1).cumprod(1).roll(1, 1)

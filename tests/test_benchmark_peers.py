@@ -61,7 +61,7 @@ def test_reference_of_hsa_token_by_token() -> None:
     x = {name: tensor[0].double() for name, tensor in case.inputs(seed=3).items()}
     found = truth(case, case.inputs(seed=3), torch.arange(case.T)).output[0, :, 1]
     for t in range(case.T):
-        scores = [float(x["r"][t, 0] @ x["landmarks"][c, 0]) / 8**0.5 for c in range(t // 16)]
+        scores = [float(x["r"][t, 0] @ x["l"][c, 0]) / 8**0.5 for c in range(t // 16)]
         best = sorted(range(len(scores)), key=lambda c: -scores[c])[:3]
         left, expected = 1.0, torch.zeros(8, dtype=torch.float64)
         for c in sorted(best, reverse=True):
