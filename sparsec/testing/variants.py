@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from sparsec.frontends.preset import preset
+from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant
+from sparsec.testing.declared import DECLARED
 
 CHUNK = 16
 
@@ -44,11 +46,13 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
 }
 """Name -> preset and knobs. Chunks, blocks and windows are such that lengths around 16 and 67 reach every path."""
 
-DENSE = tuple(name for name, (design, _) in SMALL.items() if design not in ("hsa", "nsa", "moba", "infllm2"))
-"""Those whose kernels are tiled attention alone."""
+NAMES = (*SMALL, *DECLARED)
+"""All small variants."""
 
 
 def small(name: str) -> Variant:
-    """A variant of ``SMALL`` by name."""
+    """A small variant by name: a preset of ``SMALL``, or one of the declared ones."""
+    if name in DECLARED:
+        return parse(DECLARED[name])
     design, knobs = SMALL[name]
     return preset(design, **knobs)

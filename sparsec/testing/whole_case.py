@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparsec.ir.variant import Variant, dim_names
@@ -15,6 +14,7 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.inputs import inputs
 from sparsec.testing.chain import Link, links
 from sparsec.testing.layouts import laid_out
+from sparsec.testing.numbers import turned
 from sparsec.testing.styles import set_style
 from sparsec.testing.variants import small
 
@@ -24,13 +24,13 @@ class WholeCase:
     """A case of the proof suite.
 
     Attributes:
-        variant: a name of ``sparsec.testing.variants.SMALL``.
+        variant: a name of ``sparsec.testing.variants.NAMES``.
         lengths: queries, keys, and the position of the first query; None puts the last query at the last key.
         heads: query heads and key/value heads.
         dims: of keys and of values.
         layout: a name of ``sparsec.testing.layouts.LAYOUTS``.
         style: a name of ``sparsec.testing.styles.STYLES``; empty for the target's own defaults.
-        ties: whether keys and queries are small whole numbers, so that scores tie exactly.
+        numbers: a name of ``sparsec.testing.numbers.NUMBERS``.
     """
 
     variant: str
@@ -41,7 +41,7 @@ class WholeCase:
     batch: int = 1
     layout: str = "bthd"
     style: str = ""
-    ties: bool = False
+    numbers: str = "normal"
 
     @property
     def name(self) -> str:
@@ -49,7 +49,11 @@ class WholeCase:
         (tq, tk, offset), (h, hkv), (d, dv) = self.lengths, self.heads, self.dims
         at = "" if offset is None else f"@{offset}"
         sizes = f"{tq}x{tk}{at}-h{h}.{hkv}-d{d}.{dv}-{self.dtype}-b{self.batch}"
-        rest = [self.layout, *([self.style] if self.style else []), *(["ties"] if self.ties else [])]
+        rest = [
+            self.layout,
+            *([self.style] if self.style else []),
+            *([] if self.numbers == "normal" else [self.numbers]),
+        ]
         return "-".join([self.variant, sizes, *rest])
 
     def inputs(self, device: str = "cpu") -> dict[str, Tensor]:
@@ -59,9 +63,7 @@ class WholeCase:
         sizes = {"B": self.batch, "TQ": tq, "TK": tk, "H": h, "HKV": hkv, "D": d, "DV": dv, "DR": 32}
         known: dict[str, Any] = {name: size for name, size in sizes.items() if name in dim_names(declared)}
         drawn = inputs(declared, dtype=self.dtype, seed=_seed(self), **known)
-        if self.ties:
-            drawn = {name: _whole(x) if x.is_floating_point() else x for name, x in drawn.items()}
-        return {name: x.to(device) for name, x in laid_out(drawn, self.layout).items()}
+        return {name: x.to(device) for name, x in laid_out(turned(drawn, self.numbers), self.layout).items()}
 
     def links(self, compiled: Compiled, device: str = "cpu") -> Iterator[Link]:
         """The chain of trust of this case on a compiled variant."""
@@ -89,7 +91,3 @@ def on(name: str, target: str) -> Compiled:
 
 def _seed(case: WholeCase) -> int:
     return sum(ord(letter) * (n + 1) for n, letter in enumerate(case.name)) % 2**31
-
-
-def _whole(x: Tensor) -> Tensor:
-    return torch.randint(-1, 2, x.shape, generator=torch.Generator().manual_seed(x.numel())).to(x.dtype)

@@ -1,0 +1,92 @@
+"""Layers that no preset has, declared as text: what the presets leave out of the kernels' features."""
+
+from __future__ import annotations
+
+DECLARED: dict[str, str] = {
+    # Both results of an attend; a bias with a captured tensor.
+    "alibi-lse": """
+variant alibi(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], slopes: [H] float32) {
+  memory = tokens(k, v)
+  past = mask(memory) {where = (j <= i) & (i - j < 40)}
+  o = attend(q, memory, past, slopes=slopes) {bias = score - abs(slopes[h]) * (i - j)}
+  return o, lse(o)
+}
+""",
+    # No mask: every length ends in the middle of a tile.
+    "open": """
+variant open(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {
+  memory = tokens(k, v)
+  o = attend(q, memory)
+  return o, lse(o)
+}
+""",
+    # Any chunk may be chosen, the partial last one too.
+    "open-chunks": """
+variant open_chunks(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {
+  memory = tokens(k, v) {chunk = 16}
+  marks = summary(memory) {fn = mean, size = 16, stride = 16, fields = k}
+  grouped = reduce(score(q, marks)) {over = group, op = max}
+  chosen = topk(grouped) {k = 3, size = 16, order = oldest}
+  o = attend(q, memory, chosen)
+  return o, lse(o)
+}
+""",
+    # Lists and weights per head; a sink inside each chunk.
+    "head-weights": """
+variant head_weights(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], sink: [H] float32) {
+  memory = tokens(k, v) {chunk = 16}
+  marks = summary(memory) {fn = max, size = 16, stride = 16, fields = k}
+  scores = score(q, marks)
+  chosen = topk(scores) {k = 3, size = 16, scope = head, eligible = 16 * c <= i, forced = c == 0}
+  w = weights(scores, chosen) {fn = sigmoid}
+  past = mask(memory) {where = j <= i}
+  return attend(q, memory, chosen, past, weights=w, sink=sink) {per = chunk, sink = given}
+}
+""",
+    # One list for all heads, of a length that differs from token to token; soft cap; small chunks share a tile.
+    "counted": """
+variant counted(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV],
+                ids: [B, TQ, 1, 5] int32, many: [B, TQ, 1] int32) {
+  memory = tokens(k, v) {chunk = 4}
+  chosen = given(ids, counts=many) {size = 4, scope = token}
+  past = mask(memory) {where = j <= i}
+  return attend(q, memory, chosen, past) {softcap = 4.0}
+}
+""",
+    # A list and a window that do not meet, as one softmax in two kernels and a third that joins them.
+    "joined": """
+variant joined(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], l: [B, (TK + 15) // 16, HKV, D]) {
+  memory = tokens(k, v) {chunk = 16}
+  grouped = reduce(score(q, l)) {over = group, op = sum}
+  chosen = topk(grouped) {k = 2, size = 16, eligible = 16 * c + 16 <= i // 16 * 16}
+  far = attend(q, memory, chosen)
+  own = mask(memory) {where = (j <= i) & (i // 16 * 16 - j <= 0)}
+  near = attend(q, memory, own)
+  o = merge(far, near) {fn = lse}
+  return o, lse(o)
+}
+""",
+    # A convex mixture with weights that are a softmax over the chosen and a sink.
+    "mixed": """
+variant mixed(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], g: [B, TQ, H]) {
+  memory = tokens(k, v) {chunk = 32}
+  marks = summary(memory) {fn = mean, size = 32, stride = 32, fields = k}
+  grouped = reduce(score(q, marks)) {over = group, op = mean}
+  chosen = topk(grouped) {k = 4, size = 32, eligible = 32 * c <= i, order = newest}
+  w = weights(grouped, chosen) {fn = softmax_sink}
+  past = mask(memory) {where = j <= i}
+  far = attend(q, memory, chosen, past, weights=w) {per = chunk}
+  near = attend(q, memory, mask(memory) {where = (j <= i) & ((i - j) % 3 == 0)})
+  return merge(far, near, map(g) {fn = sigmoid(x0)}) {fn = convex}
+}
+""",
+    # Several documents in one row: a query sees its own only.
+    "documents": """
+variant documents(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], document: [B, TK] int32) {
+  memory = tokens(k, v)
+  own = mask(memory, document=document) {where = (j <= i) & (document[b, i] == document[b, j])}
+  return attend(q, memory, own)
+}
+""",
+}
+"""Name -> text."""
