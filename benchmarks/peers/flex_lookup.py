@@ -38,7 +38,7 @@ def build_hsa(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
     assert isinstance(case, HsaCase)
     choose, lists, expand = map(compiler, (hsa_choice, _hsa_lists, _rows))
     call, combine, fold = compiler(flex_attention), compiler(_weighted_sum), case.group * case.k
-    q, k, v, r, landmarks = (inputs[x].transpose(1, 2).contiguous() for x in ("q", "k", "v", "r", "landmarks"))
+    q, k, v, r, landmarks = (inputs[x].transpose(1, 2).contiguous() for x in ("q", "k", "v", "r", "l"))
 
     def run() -> Tensor:
         index, weights = choose(product_fp32(r, landmarks.mT), case.chunk, case.k, case.retrieval)

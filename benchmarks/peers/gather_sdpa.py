@@ -34,7 +34,7 @@ def build_hsa(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
     assert isinstance(case, HsaCase)
     choose, step = compiler(hsa_choice), _tokens_per_slice(case, case.k * case.chunk, case.HKV)
     combine = compiler(_weighted_sum)
-    q, r, landmarks = (inputs[x].transpose(1, 2) for x in ("q", "r", "landmarks"))
+    q, r, landmarks = (inputs[x].transpose(1, 2) for x in ("q", "r", "l"))
 
     def attend(index: Tensor, weights: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         rows = _table_rows(index, case.HKV, case.T // case.chunk)

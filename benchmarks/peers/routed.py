@@ -63,7 +63,7 @@ def build_hsa(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
     """HSA: a pair is (token, slot) with the G heads of the group."""
     assert isinstance(case, HsaCase)
     choose, number, take, combine = map(compiler, (hsa_choice, _global_block, _take_rows, _weighted_sum))
-    r, landmarks = (inputs[name].transpose(1, 2) for name in ("r", "landmarks"))
+    r, landmarks = (inputs[name].transpose(1, 2) for name in ("r", "l"))
 
     def run() -> Tensor:
         index, weights = choose(product_fp32(r, landmarks.mT), case.chunk, case.k, case.retrieval)

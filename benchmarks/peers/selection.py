@@ -11,7 +11,7 @@ from sparsec.benchmarks.cases import HsaCase, Inputs, MobaCase
 
 def hsa_selection(case: HsaCase, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Chosen chunks, newest first and -1 where too few exist, and their fp32 weights: both [B, HKV, T, k]."""
-    r, landmarks = (inputs[name].transpose(1, 2) for name in ("r", "landmarks"))
+    r, landmarks = (inputs[name].transpose(1, 2) for name in ("r", "l"))
     return hsa_choice(product_fp32(r, landmarks.mT), case.chunk, case.k, case.retrieval)
 
 
