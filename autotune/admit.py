@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsec.autotune.cases import Case
 from sparsec.autotune.jobs import reason
-from sparsec.autotune.trial import Rejection, TuneError
+from sparsec.autotune.trial import Rejection, Unfit
 from sparsec.autotune.truth import Truth
 from sparsec.autotune.verdict import differing_rows, unlike, wrong
 from sparsec.plan.plan import Kernel
@@ -35,7 +35,7 @@ class Admission:
     def judge(self, built: BuiltKernel) -> Rejection | None:
         """Why a built kernel may not be used; None if it is right.
 
-        Raises TuneError where the device is lost, OracleError where the oracle cannot say what is right.
+        Raises Unfit where the device is lost, OracleError where the oracle cannot say what is right.
         """
         for position, case in enumerate(self.cases):
             try:
@@ -97,13 +97,10 @@ def sampled_rows(dims: Mapping[str, int], device: torch.device) -> Tensor:
 
 
 def failure(error: Exception) -> Rejection:
-    """The rejection of a candidate that raised. Raises TuneError where no further kernel can run in this process."""
+    """The rejection of a candidate that raised. Raises Unfit where no further kernel can run in this process."""
     text = str(error)
     if any(sign in text for sign in LOST):
-        raise TuneError(
-            f"a candidate broke the GPU's context ({reason(error)}). It is recorded and will not be tried again; "
-            "start again to go on with the rest"
-        ) from error
+        raise Unfit(Rejection("crash", reason(error)), True) from error
     if "out of resource" in text:
         return Rejection("shared memory" if "shared memory" in text else "registers", reason(error))
     illegal = type(error).__name__ in ("LaunchError", "ScheduleError", "TileError")

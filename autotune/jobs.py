@@ -70,13 +70,13 @@ def _compile(job: Job) -> tuple[int | None, int | None, int | None] | Rejection:
     from sparsec.runtime.launch import build
 
     lowered = lower_kernel(job.spec, job.schedule)
-    launches = [(step.program, build(step, job.target, job.cache_dir)) for step in lowered.steps]
+    binds = [(step.program, build(step, job.target, job.cache_dir)) for step in lowered.steps]
     if job.probe is not None:
-        buffers = _probe(job.probe)
+        buffers = read_probe(job.probe)
         every = {**buffers, **_scratch(job, lowered.scratch)}
         params = _params(job, lowered.params)
-        for program, launch in launches:
-            launch([every[t.name] for t in program.tensors], params)
+        for program, bind in binds:
+            bind([every[t.name] for t in program.tensors], params)()
     return None, None, None
 
 
@@ -123,7 +123,7 @@ def _scratch(job: Job, scratch: tuple[Any, ...], device: str = "cpu") -> dict[st
 _PROBES: dict[Path, dict[str, Any]] = {}
 
 
-def _probe(path: Path) -> dict[str, Any]:
+def read_probe(path: Path) -> dict[str, Any]:
     """The buffers of the case in hand, read once per worker."""
     import torch
 

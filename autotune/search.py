@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sparsec.autotune.progress import Progress, Show
 from sparsec.autotune.study import Study
-from sparsec.autotune.trial import Built, Comparison, Rejection, Trial
+from sparsec.autotune.trial import Built, Comparison, Rejection, Trial, Unfit
 from sparsec.tile.schedule import Schedule
 
 
@@ -30,7 +30,10 @@ class Subject(Protocol):
         """Why a compiled configuration may not be used: its results are wrong, or it does not run."""
 
     def compare(self, challenger: Schedule, incumbent: Schedule, final: bool) -> Comparison:
-        """Time an admitted configuration in turn with the incumbent; with more rounds if this is the final one."""
+        """Time an admitted configuration in turn with the incumbent; with more rounds if this is the final one.
+
+        Raises Unfit where it does not run after all; ``admit`` may, too, where no other can run after it.
+        """
 
     def keep(self, schedule: Schedule, found: Comparison, trials: int) -> None:
         """Store the best configuration; ``found`` compares it with the default."""
@@ -105,26 +108,30 @@ class Search:
         self.ended = [t for t in study.trials() if t.state != "lost"]
         self.best: Best | None = None
         self.waiting: dict[int, Schedule] = {}
+        self.held: dict[int, Built | Rejection] = {}
+        self.first: int | None = None
         self.began, self.before = time.monotonic(), len(self.ended)
         self.default_s: list[float] = []
 
     def run(self) -> Found:
         """Search until the budget is spent, every configuration was tried, or Ctrl-C; trials are stored as they end."""
-        stopped = ""
+        stopped, final = "the tuner failed", None
         try:
-            self._resume()
-            while not self.budget.over and self._fill():
-                self._judge_all(self.builder.finished(self.budget.deadline or float("inf")))
+            self._begin()
+            while self._fill():
+                self._judge_all(self.builder.finished(self._patience))
+                if self.budget.over and self.first is None:
+                    break
             stopped = "time is up" if self.budget.over and len(self.ended) < self.budget.trials else ""
             final = self._final()
         except KeyboardInterrupt:
-            stopped, final = "interrupted", None
+            stopped = "interrupted"
         finally:
-            self._close(stopped or "the tuner failed")
+            self._close(stopped)
         return Found(self.best.schedule if self.best else None, final, tuple(self.study.trials()), stopped)
 
-    def _resume(self) -> None:
-        """Begin with the winner of earlier runs, admitted anew, or with the default."""
+    def _begin(self) -> None:
+        """Start from the winner of earlier runs, admitted anew, or from the default, which is tried before others."""
         timed = [t for t in self.ended if t.state == "timed" and t.ratio is not None]
         for old in [t for t in reversed(timed) if t.won] + [t for t in timed if t.schedule == self._default]:
             if self._rebuilt(old.schedule) is None:
@@ -135,8 +142,12 @@ class Search:
                 return
         if not any(t.schedule == self._default for t in self.ended):
             self._propose(self._default)
-            for number, built in self.builder.finished(float("inf")):
-                self._judge(number, self._default, built)
+            self.first = next(iter(self.waiting), None)
+
+    @property
+    def _patience(self) -> float:
+        """Until when to wait for compilers: the default is waited for."""
+        return float("inf") if self.first is not None or self.budget.deadline is None else self.budget.deadline
 
     @property
     def _default(self) -> Schedule:
@@ -164,37 +175,58 @@ class Search:
         number, schedule = asked
         refused = self.subject.refuse(schedule)
         if refused is not None:
-            self._tell(Trial(number, schedule, "rejected", refused.why, refused.reason))
+            self._reject(number, schedule, refused)
         else:
             self.waiting[number] = schedule
             self.builder.submit(number, schedule)
         return True
 
     def _judge_all(self, compiled: Sequence[tuple[int, Built | Rejection]]) -> None:
-        for number, built in compiled:
-            if self.budget.over:
+        """Judge in the order of asking; what was compiled before the default waits for it."""
+        self.held = dict(sorted({**self.held, **dict(compiled)}.items()))
+        if self.first is not None:
+            if self.first not in self.held:
                 return
-            self._judge(number, self.waiting[number], built)
+            self._judge(self.first, self.held.pop(self.first))
+            self.first = None
+        while self.held and not self.budget.over:
+            number = next(iter(self.held))
+            self._judge(number, self.held.pop(number))
 
-    def _judge(self, number: int, schedule: Schedule, built: Built | Rejection) -> None:
+    def _judge(self, number: int, built: Built | Rejection) -> None:
         """Admit and time what was compiled."""
-        if isinstance(built, Rejection):
-            return self._tell(Trial(number, schedule, "rejected", built.why, built.reason))
+        schedule = self.waiting[number]
         self.study.start(number)
-        refused = self.subject.admit(schedule)
+        refused = built if isinstance(built, Rejection) else None
+        try:
+            refused = refused or self.subject.admit(schedule)
+            found = (
+                None if refused else self.subject.compare(schedule, (self.best or Best(schedule, 1.0)).schedule, False)
+            )
+        except Unfit as error:
+            refused, found = error.rejection, None
+            if error.device_lost:
+                self._reject(number, schedule, refused)
+                raise
         if refused is not None:
-            return self._tell(Trial(number, schedule, "rejected", refused.why, refused.reason, built=built))
-        against = self.best or Best(schedule, 1.0)
-        found = self.subject.compare(schedule, against.schedule, False)
+            return self._reject(number, schedule, refused, built if isinstance(built, Built) else None)
+        assert found is not None and isinstance(built, Built)
+        return self._timed(number, schedule, built, found)
+
+    def _reject(self, number: int, schedule: Schedule, refused: Rejection, built: Built | None = None) -> None:
+        self._tell(Trial(number, schedule, "rejected", refused.why, refused.reason, built=built))
+
+    def _timed(self, number: int, schedule: Schedule, built: Built, found: Comparison) -> None:
+        """Keep a time, and the configuration itself if it is the new incumbent."""
+        against = self.best or Best(schedule, found.ratio)
         if against.schedule == self._default:
             self.default_s.append(found.incumbent_s)
         won = self.best is None or found.wins
-        ratio = against.ratio * (found.ratio if self.best else 1.0)
+        ratio = 1.0 if self.best is None else against.ratio * found.ratio
         self._tell(Trial(number, schedule, "timed", "", "", ratio, found.seconds, won, built))
         if won:
             self.best = Best(schedule, ratio)
             self.subject.keep(schedule, _as_stored(ratio, found.seconds), len(self.ended))
-        return None
 
     def _tell(self, trial: Trial) -> None:
         self.waiting.pop(trial.number, None)

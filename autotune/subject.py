@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from sparsec.autotune.admit import Admission
+from sparsec.autotune.admit import Admission, failure
 from sparsec.autotune.cases import Case
 from sparsec.autotune.jobs import Job, reason
 from sparsec.autotune.measure import FINAL, SEARCH, Clock, compare
 from sparsec.autotune.space import Space
-from sparsec.autotune.trial import Comparison, Rejection
+from sparsec.autotune.trial import Comparison, Rejection, Unfit
 from sparsec.autotune.workers import Outcome, Pool
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import Kernel
@@ -59,11 +59,14 @@ class KernelSubject:
         return self.admission.judge(built)
 
     def compare(self, challenger: Schedule, incumbent: Schedule, final: bool) -> Comparison:
-        """Both on the full case, in turn."""
+        """Both on the full case, in turn. Raises Unfit where one of them does not run."""
         case = self.cases[-1]
-        runs = [self._load(s).prepared(case.buffers, case.dims)[0] for s in (challenger, incumbent)]
-        self._built = {s: b for s, b in self._built.items() if s in (challenger, incumbent)}
-        return compare(runs[0], runs[1], self.clock, FINAL if final else SEARCH)
+        try:
+            runs = [self._load(s).prepared(case.buffers, case.dims)[0] for s in (challenger, incumbent)]
+            self._built = {s: b for s, b in self._built.items() if s in (challenger, incumbent)}
+            return compare(runs[0], runs[1], self.clock, FINAL if final else SEARCH)
+        except Exception as error:
+            raise Unfit(failure(error), False) from error
 
     def keep(self, schedule: Schedule, found: Comparison, trials: int) -> None:
         """Hand the best configuration to the caller."""
@@ -79,7 +82,7 @@ class KernelBuilder:
     """Implements ``search.Builder``: compiles a kernel's configurations in a pool of processes."""
 
     def __init__(self, subject: KernelSubject, pool: Pool) -> None:
-        self.subject, self.pool, self.batch = subject, pool, 2 * pool.most
+        self.subject, self.pool, self.batch = subject, pool, pool.most + 2
         self._folder = tempfile.TemporaryDirectory(prefix="sparsec-probe-")  # removed with this object
         self._probe = self._write_probe()
 

@@ -25,6 +25,19 @@ class Rejection:
     reason: str
 
 
+class Unfit(TuneError):
+    """A configuration that failed while it ran.
+
+    Attributes:
+        device_lost: whether it took the device with it, so that nothing else can run in this process.
+    """
+
+    def __init__(self, rejection: Rejection, device_lost: bool) -> None:
+        advice = "; it will not be tried again, start again to go on with the rest" if device_lost else ""
+        super().__init__(f"a candidate failed: {rejection.reason}{advice}")
+        self.rejection, self.device_lost = rejection, device_lost
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """What the compiler said of a configuration; None where the back end does not say.

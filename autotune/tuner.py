@@ -68,8 +68,11 @@ def tune(
     reports = []
     with _pool(compiled.target, workers, trials) as pool:
         for position, kernel in enumerate(chosen):
-            deadline = _share(began, seconds, len(chosen) - position)
-            reports.append(run.kernel(kernel, pool, deadline))
+            try:
+                reports.append(run.kernel(kernel, pool, _share(began, seconds, len(chosen) - position)))
+            except KeyboardInterrupt:
+                notes.append(f"interrupted before {kernel.name} was tuned")
+                break
             if reports[-1].stopped == "interrupted":
                 break
     database = str(run.database) if run.database else None

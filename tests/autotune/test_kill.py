@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +24,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "warps": (1, 2, 4, 8),
     "stages": (1, 2, 3, 4),
     "unroll": (1, 2),
+    "vector": (4, 8, 16),
 }
 SPACE = Space(Schedule(), CHOICES)
 
@@ -84,16 +87,16 @@ def start(folder: Path, trials: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def killed_after(folder: Path, seconds: float) -> int:
-    """Run the tuner, kill it, and say how many trials it had said it stored."""
+def killed(folder: Path, rng: random.Random, while_starting: bool) -> int:
+    """Run the tuner, kill it at a random moment, and say how many trials it had said it stored."""
     process = start(folder, SPACE.size)
     assert process.stdout is not None
-    try:
-        process.wait(seconds)
-        raise AssertionError("the tuner ended before it was killed")
-    except subprocess.TimeoutExpired:
-        process.kill()
     with process.stdout:
+        if not while_starting:
+            assert process.stdout.readline().startswith("open")
+        time.sleep(rng.uniform(0.0, 0.8))
+        assert process.poll() is None, "the tuner ended before it was killed"
+        process.kill()
         said = [line for line in process.stdout.read().splitlines() if line.isdigit()]
     process.wait()
     return int(said[-1]) if said else 0
@@ -110,9 +113,9 @@ def stored(path: Path) -> tuple[int, int]:
 
 def test_twenty_kills_lose_only_what_was_running(tmp_path: Path) -> None:
     path, rng, most_open = tmp_path / "trials.db", random.Random(20), 0
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         before, _ = stored(path)
-        told = killed_after(tmp_path, rng.uniform(0.1, 2.2))
+        told = killed(tmp_path, rng, while_starting=kill % 4 == 3)
         after, still_open = stored(path)
         assert after >= max(before, told), "a verdict was lost"
         assert Records(tmp_path).read("key") is not None or after <= 1, "the record is gone or torn"
@@ -129,3 +132,15 @@ def test_twenty_kills_lose_only_what_was_running(tmp_path: Path) -> None:
     record = Records(tmp_path).read("key")
     best = min((t for t in ended if t.ratio is not None), key=lambda t: t.ratio or 0.0)
     assert record is not None and record.schedule == best.schedule
+
+
+def test_an_interrupt_ends_the_tuner_by_itself(tmp_path: Path) -> None:
+    process = start(tmp_path, SPACE.size)
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "12":
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and output.splitlines()[-1] == "done"
+    ended, still_open = stored(tmp_path / "trials.db")
+    assert ended >= 12 and still_open == 0

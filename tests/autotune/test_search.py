@@ -12,7 +12,7 @@ from sparsec.autotune.report import summary
 from sparsec.autotune.search import Budget, Found, Search
 from sparsec.autotune.space import Space
 from sparsec.autotune.study import Study
-from sparsec.autotune.trial import Built, Comparison, Rejection, Trial
+from sparsec.autotune.trial import Built, Comparison, Rejection, Trial, Unfit
 from sparsec.tile.schedule import Schedule
 
 CHOICES = {"rows": (16, 32, 64, 128), "block": (16, 32, 64), "warps": (1, 2, 4, 8), "stages": (1, 2, 3)}
@@ -183,6 +183,50 @@ def test_an_interrupt_ends_cleanly_and_keeps_what_was_found(tmp_path: Path) -> N
     again = search(path, Toy(), 60)
     ended = [t.schedule for t in again.trials if t.state != "lost"]
     assert len(ended) == len(set(ended)) == 60
+
+
+def breaks_device(schedule: Schedule) -> bool:
+    return (schedule.rows, schedule.block, schedule.stages) == (128, 32, 2)
+
+
+class Breaking(Toy):
+    """Eight warps fail while they are timed; some with 128 rows take the device with them."""
+
+    def compare(self, challenger: Schedule, incumbent: Schedule, final: bool) -> Comparison:
+        if challenger.warps == 8 or breaks_device(challenger):
+            raise Unfit(Rejection("crash", "boom"), breaks_device(challenger))
+        return super().compare(challenger, incumbent, final)
+
+
+def test_a_candidate_that_breaks_the_device_is_not_tried_again(tmp_path: Path) -> None:
+    path, crashes = tmp_path / "trials.db", 0
+    while True:
+        try:
+            found = search(path, Breaking(), SPACE.size)
+            break
+        except Unfit:
+            crashes += 1
+    tried = [t for t in found.trials if t.state != "lost"]
+    assert len(tried) == len({t.schedule for t in tried}) == SPACE.size
+    broken = [t for t in tried if t.why == "crash"]
+    assert {t.schedule.warps == 8 or breaks_device(t.schedule) for t in broken} == {True}
+    assert crashes == sum(breaks_device(t.schedule) for t in broken) == 4
+    assert found.schedule is not None and found.schedule.warps != 8 and not breaks_device(found.schedule)
+
+
+class Slow(Compiler):
+    """Compiles the default last."""
+
+    def finished(self, deadline: float) -> Sequence[tuple[int, Built | Rejection]]:
+        number = max(self.jobs)
+        return [(number, self._build(self.jobs.pop(number)))]
+
+
+def test_others_wait_for_a_default_that_compiles_slowly() -> None:
+    toy = Toy()
+    found = search(None, toy, 12, Slow())
+    assert toy.admitted[0] == Schedule() and len(found.trials) == 12
+    assert found.trials[0].won and found.trials[0].ratio == 1.0
 
 
 def test_time_is_up(tmp_path: Path) -> None:

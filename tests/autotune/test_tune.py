@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import sparsec
 from sparsec.autotune.cases import cases
+from sparsec.autotune.jobs import Job, perform, read_probe
 from sparsec.autotune.progress import Progress
 from sparsec.autotune.search import Budget, Search
 from sparsec.autotune.space import Space
@@ -26,6 +28,7 @@ from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
 from sparsec.plan.specs import Spec, TiledAttention
 from sparsec.runtime.compiled import Compiled, compile
+from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import var
 from sparsec.tile.schedule import Schedule
 
@@ -111,6 +114,21 @@ def test_a_schedule_whose_program_skips_a_tile_is_refused(tmp_path: Path, monkey
     assert {t.schedule.block: t.why for t in found.trials} == {16: "wrong result", 32: ""}
     assert all("out is outside the bounds" in t.reason for t in found.trials if t.schedule.block == 16)
     assert found.schedule is not None and found.schedule.block == 32
+
+
+def test_a_worker_runs_what_it_built_on_the_small_case(tmp_path: Path) -> None:
+    variant = sparsec.preset("streaming", window=24, sinks=4)
+    inputs = sparsec.inputs(variant, T=40, H=1, HKV=1, D=16, DV=16)
+    compiled = compile(variant, "interpreter", tmp_path)
+    dims, dtype = compiled.bind(inputs)
+    kernel = compiled.plan(dims, dtype).kernels[0]
+    probe = tmp_path / "probe.pt"
+    torch.save({**inputs, "out": torch.full((1, 40, 1, 16), float("nan"))}, probe)
+    params = {name: int(evaluate(value, dims)) for name, value in kernel.params}
+    schedule = Schedule(rows=16, block=16, split_dims=False)
+    job = Job(kernel.spec, schedule, compiled.target, tmp_path, params, {}, probe)
+    assert isinstance(perform(job), Built)
+    assert bool(read_probe(probe)["out"].isfinite().all())
 
 
 @pytest.fixture
