@@ -158,6 +158,8 @@ def _map(kernel: Kernel, node: Node, point: Point, width: int) -> str:
 def _apply(kernel: Kernel, fn: Fn, x: list[str], dtype: str, source: str, width: int) -> str:
     if fn in (Fn.MAXIMUM, Fn.MINIMUM):
         return _extreme(kernel, fn, x, dtype, width)
+    if fn in (Fn.LOG, Fn.LOG2):
+        x = [_apart(kernel, x[0], width)]
     if is_special(fn):
         return str(getattr(Vector(kernel.bind, width), fn.value)(*x))
     if fn in (Fn.ADD, Fn.MUL) and dtype in INTEGERS and width == 1:
@@ -175,6 +177,17 @@ def _apply(kernel: Kernel, fn: Fn, x: list[str], dtype: str, source: str, width:
     if fn in LOGIC and dtype == "bool":
         return f"T.{fn.value.title()}({', '.join(x)})"
     return _rest(kernel, fn, x, dtype, width)
+
+
+def _apart(kernel: Kernel, text: str, width: int) -> str:
+    """The text through a register.
+
+    TVM writes pure names out again where it simplifies; a logarithm uses its operand a hundred times over, so that a
+    chain of exponentials inside one took minutes to compile.
+    """
+    place = kernel.register("logged", 0, width)
+    kernel.out.line(f"{place} = {text}")
+    return kernel.bind(place)
 
 
 def _rest(kernel: Kernel, fn: Fn, x: list[str], dtype: str, width: int) -> str:
