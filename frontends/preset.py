@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node
+from sparsec.ir.origin import caller
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant, variant
 
@@ -72,6 +73,14 @@ def preset(name: str, **knobs: object) -> Variant:
     Raises:
         DeclarationError: an unknown preset or knob, a value of the wrong kind, or one that breaks a rule of the graph.
     """
+    try:
+        return _declared(name, knobs)
+    except DeclarationError as error:
+        where = error.node if error.node.startswith("preset") else f"preset {name}, {error.node}"
+        raise DeclarationError(where, error.value, error.rule, error.fix, caller()) from error
+
+
+def _declared(name: str, knobs: dict[str, object]) -> Variant:
     found = find(name)
     known = {knob.name: knob for knob in found.knobs}
     for key, value in knobs.items():

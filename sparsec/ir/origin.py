@@ -51,6 +51,21 @@ def here() -> Origin | None:
     return Origin(frame.f_code.co_filename, frame.f_lineno, name=_assigned(frame)) if frame else None
 
 
+def caller() -> Origin | None:
+    """The nearest Python line outside the package, for errors inside what the package declares; None on its own
+    command line."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _module(frame).split(".")[0] == "sparsec":
+        if _module(frame).startswith("sparsec.cli"):
+            return None
+        frame = frame.f_back
+    return Origin(frame.f_code.co_filename, frame.f_lineno, name=_assigned(frame)) if frame else None
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
 def _assigned(frame: FrameType) -> str | None:
     """The variable that the call in progress is assigned to: the store right after it, if there is one."""
     for instruction in dis.get_instructions(frame.f_code):
