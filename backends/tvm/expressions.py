@@ -149,7 +149,10 @@ def _held(node: Node) -> str:
 def _map(kernel: Kernel, node: Node, point: Point, width: int) -> str:
     fn = node.attrs[0]
     assert isinstance(fn, Fn)
-    text = _apply(kernel, fn, _operands(kernel, node, point, width), _held(node), _held(node.args[0]), width)
+    operands = _operands(kernel, node, point, width)
+    if fn in (Fn.LOG, Fn.LOG2):
+        operands = [_apart(kernel, operands[0], width)]
+    text = _apply(kernel, fn, operands, _held(node), _held(node.args[0]), width)
     if node.dtype in HALVES and fn not in EXACT:
         return rounded(kernel, text, node.dtype, width)
     return text
@@ -158,16 +161,12 @@ def _map(kernel: Kernel, node: Node, point: Point, width: int) -> str:
 def _apply(kernel: Kernel, fn: Fn, x: list[str], dtype: str, source: str, width: int) -> str:
     if fn in (Fn.MAXIMUM, Fn.MINIMUM):
         return _extreme(kernel, fn, x, dtype, width)
-    if fn in (Fn.LOG, Fn.LOG2):
-        x = [_apart(kernel, x[0], width)]
     if is_special(fn):
         return str(getattr(Vector(kernel.bind, width), fn.value)(*x))
     if fn in (Fn.ADD, Fn.MUL) and dtype in INTEGERS and width == 1:
         return plus(*x) if fn is Fn.ADD else times(*x)
-    if fn in TURNED and is_number(x[0]):
-        return f"({grouped(x[1])} {TURNED[fn]} {x[0]})"
     if fn in INFIX:
-        return f"({grouped(x[0])} {INFIX[fn]} {grouped(x[1])})"
+        return _infix(fn, *x)
     if fn is Fn.NE:
         return f"T.Not({x[0]} == {x[1]})"
     if fn in DIVISION:
@@ -188,6 +187,12 @@ def _apart(kernel: Kernel, text: str, width: int) -> str:
     place = kernel.register("logged", 0, width)
     kernel.out.line(f"{place} = {text}")
     return kernel.bind(place)
+
+
+def _infix(fn: Fn, a: str, b: str) -> str:
+    if fn in TURNED and is_number(a):
+        return f"({grouped(b)} {TURNED[fn]} {a})"
+    return f"({grouped(a)} {INFIX[fn]} {grouped(b)})"
 
 
 def _rest(kernel: Kernel, fn: Fn, x: list[str], dtype: str, width: int) -> str:
