@@ -1,7 +1,7 @@
 """The main job on real inputs: two variants tuned for this machine.
 
-The same as `sparsec tune VARIANT --inputs FILE.npz --out FOLDER`, twice. What it finds is printed, and left in demo-out:
-kernels, trials, results.json and report.html.
+The same as `sparsec tune VARIANT --inputs FILE.npz --out FOLDER`, twice. What it finds is printed, and left in
+demo-out: kernels, trials, results.json and report.html.
 """
 
 import sys

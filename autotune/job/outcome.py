@@ -60,6 +60,7 @@ class Outcome:
     Attributes:
         key: the name of its folder.
         command: the words that name the variant.
+        load: processes per core that wanted to run when the job began; well above 1, others were among them.
         passes: (pass, unified diff) of each pass; an empty diff where it changed nothing.
         contenders: dense SDPA, FlexAttention, sparsec's default and sparsec tuned, in this order.
         error, tile: root-mean-square error over root-mean-square truth: of the whole output, of its worst 64 rows.
@@ -73,6 +74,7 @@ class Outcome:
     command: str
     target: str
     machine: str
+    load: float
     dtype: str
     dims: dict[str, int]
     declaration: str

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.autotune.job import plots
+from sparsec.autotune.job.machine import busy
 from sparsec.autotune.job.outcome import Outcome
 from sparsec.autotune.job.rows import rows
 from sparsec.autotune.job.style import STYLE
@@ -47,6 +48,7 @@ def _section(o: Outcome, folder: Path) -> str:
     return "".join([
         f"<h2>{escape(o.name)}</h2><p class=where><code>{escape(o.command)}</code></p>",
         _figure("Time of one call, all taken in turn.", plots.times(o.contenders), _reasons(o)),
+        _notes(busy(o.load)),
         '<div class="row">', *(_figure(p.caption, p.svg) for p in o.pictures), "</div>",
         "<h3>Tuning</h3>", f"<p>{escape(_tuning(o))}</p>", *_trials(o),
         "<h3>Predicted and measured</h3>", _prediction(o),

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsec.autotune.job import heat, rivals
 from sparsec.autotune.job.footprint import peak_bytes
 from sparsec.autotune.job.given import Given, load
-from sparsec.autotune.job.machine import machine
+from sparsec.autotune.job.machine import load_per_core, machine
 from sparsec.autotune.job.outcome import Contender, KernelTime, Outcome, Picture, keep
 from sparsec.autotune.job.page import page
 from sparsec.autotune.job.race import race
@@ -93,6 +93,7 @@ class Job:
         self.plan: Plan = compiled.plan(self.dims, self.dtype)
         self.plain = Compiled(variant, compiled.target)
         self.plain.schedules = {k.name: default(k.spec, compiled.target.name) for k in self.plan.kernels}
+        self.load = load_per_core()
         self.key = f"{variant.name}-{variant.digest[:6]}"
 
     def outcome(self, folder: Path, limits: Limits) -> Outcome:
@@ -114,11 +115,11 @@ class Job:
         save_database(report.database, folder)
         return Outcome(
             key=self.key, name=self.variant.name, command=self.command, target=self.compiled.target.name,
-            machine=machine(self.device), dtype=self.dtype, dims=dict(self.dims), declaration=self.variant.text(),
-            passes=diffs.found, plan=self.plan.text(), notes=notes, contenders=contenders, error=verdict.tensor,
-            tile=verdict.tile, bounds=BOUNDS[self.dtype]["o"], right=verdict.ok, mass=self._mass(),
-            predicted_s=explained.seconds, predicted_peak=explained.peak, kernels=self._kernels(explained),
-            tuning=report.to_dict(), pictures=pictures,
+            machine=machine(self.device), load=self.load, dtype=self.dtype, dims=dict(self.dims),
+            declaration=self.variant.text(), passes=diffs.found, plan=self.plan.text(), notes=notes,
+            contenders=contenders, error=verdict.tensor, tile=verdict.tile, bounds=BOUNDS[self.dtype]["o"],
+            right=verdict.ok, mass=self._mass(), predicted_s=explained.seconds, predicted_peak=explained.peak,
+            kernels=self._kernels(explained), tuning=report.to_dict(), pictures=pictures,
         )  # fmt: skip
 
     def _tune(self, limits: Limits) -> Report:

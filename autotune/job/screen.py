@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sparsec.autotune.job.machine import busy
 from sparsec.autotune.job.outcome import Outcome
 from sparsec.autotune.job.rows import rows
 from sparsec.autotune.progress import Show, bar
@@ -56,13 +57,16 @@ class Screen:
             self.text(f"note: {note}")
 
     def passes(self, diffs: Sequence[tuple[str, str]], graph: Variant) -> None:
-        """What each pass changed, and the graph after the last one."""
+        """What each pass changed, and the graph after the last one where that is another than the declaration."""
         self.heading("passes", ", ".join(f"{name} {'changes' if text else 'leaves'} the graph" for name, text in diffs))
         for _, text in diffs:
             if text:
                 self.text(text)
-        self.heading("graph after passes")
-        self.text(graph.text())
+        if any(text for _, text in diffs):
+            self.heading("graph after passes")
+            self.text(graph.text())
+        else:
+            self.text("the graph after passes is the declaration: it is in normal form already")
 
     def plan(self, plan: Plan) -> None:
         """The kernels and buffers."""
@@ -87,6 +91,8 @@ class Screen:
         from rich.table import Table
 
         self.heading("results", outcomes[-1].machine)
+        for note in busy(outcomes[-1].load):
+            self.text(f"note: {note}")
         made = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("", *(o.name for o in outcomes)):
             made.add_column(name, overflow="fold")
