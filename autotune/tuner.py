@@ -19,6 +19,7 @@ from sparsec.autotune.subject import KernelBuilder, KernelSubject
 from sparsec.autotune.trial import Comparison, TuneError
 from sparsec.autotune.workers import Pool
 from sparsec.lower.registry import default, lower_kernel, space
+from sparsec.oracle.values import OracleError
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.runtime import bind
 from sparsec.runtime.cache import writable
@@ -131,7 +132,10 @@ class Tuning:
             made = cases(self.compiled, self.plan, self.inputs, self.q_offset, kernel, configurations)
             subject = KernelSubject(kernel, configurations, target, self.compiled.cache_dir, made, self.clock, keep)
             study, builder = Study(self.database, name, configurations), KernelBuilder(subject, pool)
-            found = Search(subject, study, builder, Budget(self.trials, deadline), self.show).run()
+            try:
+                found = Search(subject, study, builder, Budget(self.trials, deadline), self.show).run()
+            except OracleError as error:  # what cannot be judged is not tuned, and its default stays
+                found = Found(configurations.default, None, (), f"the oracle cannot judge it: {error}")
         return _report(kernel, configurations, found, last[0] if last else None)
 
     def _keep(self, kernel: Kernel, key: str, schedule: Schedule, found: Comparison, tried: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 import sparsec
+from sparsec.autotune.admit import Admission
 from sparsec.autotune.cases import cases
 from sparsec.autotune.jobs import Job, perform, read_probe
 from sparsec.autotune.progress import Progress
@@ -26,6 +30,7 @@ from sparsec.lower import registry
 from sparsec.lower.lowered import Lowered
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
+from sparsec.oracle.values import OracleError
 from sparsec.plan.specs import Spec, TiledAttention
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.scalar.evaluate import evaluate
@@ -201,3 +206,21 @@ def test_sources_have_headings() -> None:
     dims, _ = compiled.bind(inputs)
     text = compiled.source(dims, "bfloat16")
     assert text.startswith("# attend_out: attend_out for triton:sm_90\n# Schedule(") and "@triton.jit" in text
+
+
+def test_what_the_oracle_cannot_judge_keeps_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(self: Admission, built: object) -> None:
+        raise OracleError("no meaning yet")
+
+    monkeypatch.setattr(Admission, "judge", judge)
+    variant, inputs = declared()
+    (found,) = compile(variant, "cpu", tmp_path).tune(inputs, trials=2, workers=1).kernels
+    assert found.schedule == found.default and "no meaning yet" in found.stopped and found.time_s is None
+
+
+def test_the_tuner_of_a_gpu_needs_no_tvm() -> None:
+    modules = ("tuner", "study", "subject", "jobs", "worker", "progress", "report")
+    code = "".join(f"import sparsec.autotune.{name}\n" for name in modules)
+    code += "import sparsec.backends.triton.warm, sys\nassert 'tvm' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
