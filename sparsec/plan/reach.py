@@ -73,6 +73,7 @@ def _sum(width: Expr, length: Expr) -> Expr | None:
     mixed = [m for m in terms if any(depends_on(x, "i") for x in m)]
     if len(mixed) != 1 or len(mixed[0]) != 1:
         return None
+    terms[()] = max(terms.get((), 0), 0)  # the first rows see nothing, not less than nothing
     return _linear(mixed[0][0], terms.pop(mixed[0]), TQ * expression(terms))
 
 
