@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -65,6 +66,7 @@ def test_tuning_finds_a_schedule_that_is_used_from_then_on(tmp_path: Path) -> No
     assert found.trials[0].schedule == found.default and found.trials[0].state == "timed"
     assert report.summary == "0 of 4 rejected" and report.notes == () and not found.stopped
     assert found.time_s is not None and found.time_s > 0 and found.speedup >= 1.0
+    assert json.loads(json.dumps(report.to_dict()))["kernels"][0]["trials"][0]["state"] == "timed"
     again = compile(variant, "cpu", tmp_path)
     assert kernel_schedule(again, inputs) == found.schedule
     assert rightly(again, inputs)
