@@ -73,8 +73,8 @@ def _compile(job: Job) -> tuple[int | None, int | None, int | None] | Rejection:
     binds = [(step.program, build(step, job.target, job.cache_dir)) for step in lowered.steps]
     if job.probe is not None:
         buffers = read_probe(job.probe)
-        every = {**buffers, **_scratch(job, lowered.scratch)}
         params = _params(job, lowered.params)
+        every = {**buffers, **_scratch(params, lowered.scratch)}
         for program, bind in binds:
             bind([every[t.name] for t in program.tensors], params)()
     return None, None, None
@@ -88,7 +88,7 @@ def _compile_triton(job: Job) -> tuple[int, int, int] | Rejection:
     lowered = lower_kernel(job.spec, job.schedule)
     params = _params(job, lowered.params)
     like = {name: Like(*x) for name, x in job.like.items()}
-    for name, x in _scratch(job, lowered.scratch, "meta").items():
+    for name, x in _scratch(params, lowered.scratch, "meta").items():
         like[name] = Like(str(x.dtype).removeprefix("torch."), tuple(x.shape), x.stride())
     found = []
     for step in lowered.steps:
@@ -107,27 +107,10 @@ def _params(job: Job, more: tuple[tuple[str, Any], ...]) -> dict[str, int]:
     return {**job.params, **{name: int(evaluate(value, job.params)) for name, value in more}}
 
 
-def _scratch(job: Job, scratch: tuple[Any, ...], device: str = "cpu") -> dict[str, Tensor]:
+def _scratch(params: Mapping[str, int], scratch: tuple[Any, ...], device: str = "cpu") -> dict[str, Tensor]:
     import torch
 
     from sparsec.scalar.evaluate import evaluate
 
-    return {
-        s.name: torch.empty(
-            [int(evaluate(d, job.params)) for d in s.shape], dtype=getattr(torch, s.dtype), device=device
-        )
-        for s in scratch
-    }
-
-
-_PROBES: dict[Path, dict[str, Any]] = {}
-
-
-def read_probe(path: Path) -> dict[str, Any]:
-    """The buffers of the case in hand, read once per worker."""
-    import torch
-
-    if path not in _PROBES:
-        _PROBES.clear()
-        _PROBES[path] = torch.load(path, weights_only=True)
-    return _PROBES[path]
+    sizes = {s.name: [int(evaluate(d, params)) for d in s.shape] for s in scratch}
+    return {s.name: torch.empty(sizes[s.name], dtype=getattr(torch, s.dtype), device=device) for s in scratch}
