@@ -114,3 +114,16 @@ def _scratch(params: Mapping[str, int], scratch: tuple[Any, ...], device: str = 
 
     sizes = {s.name: [int(evaluate(d, params)) for d in s.shape] for s in scratch}
     return {s.name: torch.empty(sizes[s.name], dtype=getattr(torch, s.dtype), device=device) for s in scratch}
+
+
+_PROBES: dict[Path, dict[str, Any]] = {}
+
+
+def read_probe(path: Path) -> dict[str, Any]:
+    """The buffers of the case in hand, read once per worker."""
+    import torch
+
+    if path not in _PROBES:
+        _PROBES.clear()
+        _PROBES[path] = torch.load(path, weights_only=True)
+    return _PROBES[path]
