@@ -1,4 +1,4 @@
-"""Every command: what it prints, its JSON, its exit code. Run in this process, on the interpreter or without running."""
+"""Every command: what it prints, its JSON, its exit code; in this process, interpreted or without running."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_show_levels(capsys: Captured, level: str, expected: str) -> None:
 def test_show_passes_is_a_diff(capsys: Captured) -> None:
     out = run(capsys, "show", "hsa", "weights=softmax", "--passes")
     assert "+++ after normalise_selections" in out and "order = score" in out
-    assert [p["pass"] for p in value(capsys, "show", *WINDOW, "--passes")][0] == "canonicalise"
+    assert next(p["pass"] for p in value(capsys, "show", *WINDOW, "--passes")) == "canonicalise"
 
 
 def test_show_one_kernel(capsys: Captured) -> None:

@@ -1,0 +1,55 @@
+"""`sparsec tune` and `sparsec bench` reach the tuner and the benchmarks, and report what they give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsec.benchmarks.cases import WindowCase
+from sparsec.cli import main
+from sparsec.cli.bench import ours
+
+Captured = pytest.CaptureFixture[str]
+SMALL = ["streaming", "window=8", "sinks=2", "T=96", "H=2", "HKV=1", "D=16", "DV=16", "--target", "cpu"]
+
+
+def test_tune_writes_records_that_the_next_compile_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("SPARSEC_CACHE_DIR", str(tmp_path))
+    assert main(["tune", *SMALL, "--trials", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["target"] == "tvm:llvm" and len(report["kernels"][0]["trials"]) == 2
+    assert list((tmp_path / "records").glob("*.json")) and (tmp_path / "trials.db").exists()
+    assert main(["tune", *SMALL, "--trials", "2", "--seconds", "60"]) == 0
+    assert "attend_out" in capsys.readouterr().out
+
+
+def test_tune_names_the_kernels_that_there_are(capsys: Captured) -> None:
+    assert main(["tune", *SMALL, "--kernel", "attend"]) == 2
+    assert "attend_out" in capsys.readouterr().err
+
+
+def test_bench_lists_cases(capsys: Captured) -> None:
+    assert main(["bench", "--list"]) == 0
+    assert "window_cpu (cpu)" in capsys.readouterr().out
+    assert main(["bench", "--list", "--json"]) == 0
+    assert "moba_k8" in json.loads(capsys.readouterr().out)
+
+
+def test_bench_refuses_cases_that_are_none(capsys: Captured) -> None:
+    assert main(["bench", "windw"]) == 2
+    assert "did you mean `window`" in capsys.readouterr().err
+
+
+def test_ours_computes_the_case() -> None:
+    case = WindowCase("small", 1, 2, 1, 64, 16, 8, 2, device="cpu", dtype=torch.float32)
+    inputs = case.inputs()
+    i, j = torch.arange(64)[:, None], torch.arange(64)
+    seen = (j <= i) & ((i - j < 8) | (j < 2))
+    q, k, v = (inputs[n].transpose(1, 2).expand(1, 2, 64, 16) for n in "qkv")
+    truth = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    torch.testing.assert_close(ours(case, inputs, 0)(), truth.transpose(1, 2), rtol=1e-4, atol=1e-5)
