@@ -10,12 +10,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from sparsec.backends.tvm.emit import emit
-from sparsec.backends.tvm.pipeline import build, machine
+from sparsec.backends.tvm.pipeline import build, machine, vector_floats, vector_registers
 from sparsec.backends.tvm.threads import load_tvm
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
@@ -29,6 +30,10 @@ SLACK = 1 << 16
 
 class LaunchError(ValueError):
     """Tensors that a kernel cannot take, in one sentence with the numbers."""
+
+
+class CacheError(OSError):
+    """A cache folder that cannot be written, in one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +61,25 @@ class CompiledKernel:
 
 
 def compile(program: Program, schedule: Schedule, cache_dir: Path) -> CompiledKernel:
-    """The kernel of a program, from the cache if it is there. Raises TileError for what the CPU cannot do."""
-    source = emit(program, schedule)
+    """The kernel of a program, from the cache if it is there.
+
+    Vectors and register tiles are cut down to what this processor has. Raises TileError for what the CPU cannot do and
+    CacheError where a new library cannot be written.
+    """
+    source = emit(program, fitted(schedule))
     library = library_of(source, Path(cache_dir)) if can_link() else None
     module = build(source) if library is None else load_tvm().runtime.load_module(str(library))
     return CompiledKernel(program, source, library, module["main"])
+
+
+def fitted(schedule: Schedule) -> Schedule:
+    """The schedule with no wider vectors and no more accumulators than this processor has registers for."""
+    accumulators = 24 if vector_registers() == 32 else 8
+    return replace(
+        schedule,
+        vector=min(schedule.vector, vector_floats()),
+        accumulators=min(schedule.accumulators, accumulators),
+    )
 
 
 def can_link() -> bool:
@@ -73,8 +92,13 @@ def library_of(source: str, cache_dir: Path) -> Path:
     key = hashlib.sha256("\n".join((source, machine(), load_tvm().__version__)).encode()).hexdigest()[:24]
     library = cache_dir / f"{key}.so"
     if not is_whole(library):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        _export(build(source), library)
+        module = build(source)
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            _export(module, library)
+        except OSError as error:
+            reason = f"cache folder {cache_dir} cannot be written: {error.strerror}; name another one"
+            raise CacheError(reason) from error
     return library
 
 
@@ -88,7 +112,7 @@ def is_whole(library: Path) -> bool:
 
 def _export(module: Any, library: Path) -> None:
     """Write library and checksum under temporary names, then rename: readers see all or nothing."""
-    draft = library.with_name(f"{library.stem}.{os.getpid()}.so")
+    draft = library.with_name(f"{library.stem}.{os.getpid()}-{get_ident()}.so")
     try:
         module.export_library(str(draft))
         mark = draft.with_suffix(".sha256")

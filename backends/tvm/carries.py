@@ -78,7 +78,7 @@ def copy(kernel: Kernel, copied: Carried) -> None:
     for carry, out in copied:
         if out.op is TileOp.CARRY and any(out is c for c, _ in copied):
             own = kernel.stored[carry.serial]
-            between[carry.serial] = Stored(kernel.fresh("swap_"), own.dtype, own.layout, own.width, False)
+            between[carry.serial] = Stored(kernel.fresh("swap"), own.dtype, own.layout, own.width, False)
             for name, size, dtype in between[carry.serial].buffers():
                 kernel.allocate(name, size, cell(dtype))
             fill(kernel, between[carry.serial], out, lane_of(kernel, carry, out))

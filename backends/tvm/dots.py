@@ -100,22 +100,22 @@ def _outer(kernel: Kernel, plan: DotPlan, found: Edges, points: list[Point], sum
     """acc[row, column] += other[row, k] * vector[k, column], for all k."""
     unroll = kernel.schedule.unroll if found.limit is None and plan.over.size % kernel.schedule.unroll == 0 else 1
     extent: int | str = plan.over.size // unroll if found.limit is None else found.limit
-    columns = plan.tile.columns
     with kernel.loop(extent, "k") as k:
         for u in range(unroll):
-            at = [point.at(plan.over, plus(times(k, unroll), str(u))) for point in points]
-            across_ = [kernel.bind(vector(kernel, plan.vector, point), "x") for point in at[:columns]]
-            for first in range(0, len(points), columns):
-                factor = kernel.bind(
-                    spread(evaluate(kernel, plan.other, _without_lane(at[first])), at[first].width), "y"
-                )
-                for column in range(columns):
-                    total = sums[first + column]
-                    kernel.out.line(f"{total} = {total} + {factor} * {across_[column]}")
+            known: dict[tuple[str, ...], str] = {}
+            for total, point in zip(sums, points, strict=True):
+                at = point.at(plan.over, plus(times(k, unroll), str(u)))
+                x = _once(kernel, known, "x", plan.vector, at)
+                y = _once(kernel, known, "y", plan.other, at)
+                kernel.out.line(f"{total} = {total} + {y} * {x}")
 
 
-def _without_lane(point: Point) -> Point:
-    return Point(point.rows)
+def _once(kernel: Kernel, known: dict[tuple[str, ...], str], stem: str, operand: Node, point: Point) -> str:
+    """An operand at a point, named the first time."""
+    key = (stem, *point.key(operand.axes))
+    if key not in known:
+        known[key] = kernel.bind(vector(kernel, operand, point), stem)
+    return known[key]
 
 
 def _inner(kernel: Kernel, node: Node, plan: DotPlan, found: Edges, point: Point) -> str:

@@ -91,18 +91,15 @@ class Kernel:
 
     def register(self, stem: str, number: int, width: int, dtype: str = "float32") -> str:
         """A vector register for short use, shared by all that ask for the same one."""
-        name = (
-            f"{stem}{number}"
-            + (f"_x{width}" if width != self.found.lanes.vector else "")
-            + ("" if dtype == "float32" else f"_{dtype}")
-        )
+        shape = f"_x{width}" if width != self.found.lanes.vector else ""
+        name = f"{stem}_{number}{shape}{'' if dtype == 'float32' else f'_{dtype}'}"
         self.allocate(name, width, dtype)
         return span(name, "0", width)
 
-    def give_place(self, node: Node, lane: Axis | None, axes: tuple[Axis, ...] | None = None) -> Stored:
+    def give_place(self, node: Node, lane: Axis | None) -> Stored:
         """A new place for a node's value."""
         indexed = node.serial in self.found.indexed
-        made = place(self.name(node), node.dtype, node.axes if axes is None else axes, lane, indexed, self.found.lanes)
+        made = place(self.name(node), node.dtype, node.axes, lane, indexed, self.found.lanes)
         for name, size, dtype in made.buffers():
             self.allocate(name, size, cell(dtype))
         self.stored[node.serial] = made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from sparsec.backends.tvm.reader import read
@@ -10,6 +11,7 @@ from sparsec.backends.tvm.threads import load_tvm
 NAME = "sparsec"
 
 
+@cache
 def machine() -> str:
     """The LLVM name of this processor; "native" would silently mean a generic one."""
     load_tvm()
@@ -18,6 +20,7 @@ def machine() -> str:
     return str(llvm_get_system_cpu())
 
 
+@cache
 def has_feature(feature: str) -> bool:
     """Whether this processor has an LLVM feature such as "avx512f"."""
     tvm = load_tvm()

@@ -35,7 +35,8 @@ class Point:
         """The point of ``x`` that belongs to this point of ``rename(x, old, new)``."""
         if self.lane == new:
             return replace(self, lane=old)
-        return self.at(old, self.rows[new]) if new in self.rows else self
+        rows = {**self.rows, old: self.rows[new]} if new in self.rows else self.rows
+        return Point(rows) if self.lane == old else replace(self, rows=rows)
 
     def width_of(self, axes: tuple[Axis, ...]) -> int:
         """Lanes of a value with these axes at this point."""

@@ -1,7 +1,7 @@
 """Reads printed source into a TIR function, several times faster than the general TVMScript parser.
 
-It knows the few statements that ``emit`` prints (names, stores, ``for``, ``while``, ``if``) and runs them on the builder of
-TVM, so that source stays what is compiled. Whatever else a source holds is left to TVM's own parser.
+It knows the few statements that ``emit`` prints (names, stores, ``for``, ``while``, ``if``) and runs them on TVM's
+builder, so that source stays what is compiled. Whatever else a source holds is left to TVM's own parser.
 """
 
 from __future__ import annotations

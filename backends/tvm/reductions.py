@@ -101,4 +101,4 @@ def _width(kernel: Kernel, lane: Axis | None) -> int:
 
 def _partial(kernel: Kernel, number_: int, row: int, width: int, dtype: str) -> str:
     """The accumulator of a row."""
-    return kernel.register(f"partial{number_}_", row, width, dtype)
+    return kernel.register(f"partial{number_}", row, width, dtype)

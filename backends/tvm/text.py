@@ -59,18 +59,9 @@ def times(a: str, b: str | int) -> str:
 
 def grouped(text: str) -> str:
     """The text in parentheses where an operator next to it would split it."""
-    return f"({text})" if " " in text and not _is_call(text) else text
-
-
-def _is_call(text: str) -> bool:
-    """Whether the text is one call or subscript, or already in parentheses."""
-    if text[-1] not in ")]":
-        return False
     depth = 0
-    for position, letter in enumerate(text):
+    for letter in text:
         depth += (letter in "([") - (letter in ")]")
-        if depth == 0 and letter in ")]" and position < len(text) - 1:
-            return False
         if depth == 0 and letter == " ":
-            return False
-    return True
+            return f"({text})"
+    return text

@@ -1,0 +1,104 @@
+"""The cache of shared libraries: found again, rebuilt when damaged, never half-written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsec.backends.tvm import build as building
+from sparsec.backends.tvm import pipeline
+from sparsec.backends.tvm.build import CacheError, compile, is_whole
+from sparsec.testing.tile_case import Case
+from sparsec.testing.tile_cases import CASES
+from sparsec.tile.schedule import Schedule
+
+ROOT = Path(__file__).parents[2]
+
+
+def works(case: Case, folder: Path) -> Path:
+    """Compile, run, compare; the library's path."""
+    kernel, tensors = compile(case.program, Schedule(), folder), case.tensors()
+    kernel([tensors[t.name] for t in case.program.tensors], case.params)
+    assert case.error(tensors) <= case.tolerance
+    assert kernel.library is not None
+    return kernel.library
+
+
+def test_a_library_is_used_again_until_it_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, built = CASES["gather"](), list[str]()
+
+    def counted(source: str) -> Any:
+        built.append(source)
+        return pipeline.build(source)
+
+    monkeypatch.setattr(building, "build", counted)
+    library = works(case, tmp_path)
+    assert works(case, tmp_path) == library and len(built) == 1
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".sha256", ".so"]
+    damaged = tmp_path / "other"
+    damaged.mkdir()
+    for path in tmp_path.glob(f"{library.stem}.*"):
+        (damaged / path.name).write_bytes(path.read_bytes())
+    copy = damaged / library.name
+    copy.write_bytes(copy.read_bytes()[:-100])
+    assert not is_whole(copy)
+    assert works(case, damaged) == copy and is_whole(copy) and len(built) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(CacheError, match=f"cache folder {blocked / 'tvm'} cannot be written"):
+        compile(CASES["gather"]().program, Schedule(), blocked / "tvm")
+
+
+def test_without_a_linker_kernels_are_compiled_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "can_link", lambda: False)
+    case, tensors = CASES["gather"](), CASES["gather"]().tensors()
+    kernel = compile(case.program, Schedule(), tmp_path)
+    kernel([tensors[t.name] for t in case.program.tensors], case.params)
+    assert kernel.library is None and case.error(tensors) <= case.tolerance and not list(tmp_path.iterdir())
+
+
+def test_loading_tvm_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    """The excepthook, the cores of this thread and of torch's threads; all cores are used."""
+    code = (
+        "import os, sys; before = os.sched_getaffinity(0)\n"
+        "from pathlib import Path\n"
+        "from sparsec.backends.tvm.build import compile\n"
+        "from sparsec.testing.tile_cases import CASES\n"
+        "from sparsec.tile.schedule import Schedule\n"
+        "case = CASES['gather'](); tensors = case.tensors()\n"
+        f"compile(case.program, Schedule(), Path({str(tmp_path)!r}))(\n"
+        "    [tensors[t.name] for t in case.program.tensors], case.params)\n"
+        "assert sys.excepthook is sys.__excepthook__ and os.sched_getaffinity(0) == before\n"
+        "from tvm.runtime import num_threads\n"
+        "print(num_threads())\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("TVM_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(os.sched_getaffinity(0))
+
+
+def test_threads_share_one_kernel(tmp_path: Path) -> None:
+    """Kernels release the interpreter lock and keep no state between calls."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    case = CASES["window"]()
+    kernel = compile(case.program, Schedule(), tmp_path)
+
+    def run(seed: int) -> float:
+        tensors = case.tensors(seed)
+        kernel([tensors[t.name] for t in case.program.tensors], case.params)
+        return case.error(tensors)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(run, range(8))) <= case.tolerance
+    assert torch.get_num_threads() >= 1
