@@ -55,15 +55,15 @@ def caller() -> Origin | None:
     """The nearest Python line outside the package, for errors inside what the package declares; None on its own
     command line."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _module(frame).split(".")[0] == "sparsec":
-        if _module(frame).startswith("sparsec.cli"):
+    while frame is not None and _module(frame)[0] == "sparsec":
+        if _module(frame)[1:2] == ["cli"]:
             return None
         frame = frame.f_back
     return Origin(frame.f_code.co_filename, frame.f_lineno, name=_assigned(frame)) if frame else None
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", ""))
+def _module(frame: FrameType) -> list[str]:
+    return str(frame.f_globals.get("__name__", "")).split(".")
 
 
 def _assigned(frame: FrameType) -> str | None:
