@@ -35,7 +35,7 @@ def _key_outer(spec: GatheredAttention, schedule: Schedule) -> Lowered:
     index = tuple(Step(program, plain) for program in inverse_steps.programs(spec, schedule))
     steps = (*index, Step(key_outer.lower(spec, schedule), schedule), Step(slot_merge.lower(spec, schedule), schedule))
     buffers = (*inverse.scratch(spec, schedule), *key_outer.scratch(spec))
-    return Lowered(steps, buffers, inverse.params(spec, schedule))
+    return Lowered(steps, buffers, (*inverse.params(spec, schedule), *key_outer.params(spec)))
 
 
 def check(spec: GatheredAttention, schedule: Schedule) -> None:
@@ -54,12 +54,15 @@ def check(spec: GatheredAttention, schedule: Schedule) -> None:
 
 
 def default(spec: GatheredAttention, target: str) -> Schedule:
-    """Query-outer where a token's heads fill tensor-core tiles or on a CPU; tile-union elsewhere."""
+    """On a CPU query-outer. On a GPU key-outer for large chunks that few heads share, query-outer for tiny chunks,
+    tile-union elsewhere."""
     share, triton = chunks.sharing(spec), target.startswith("triton")
     if not triton:
         return Schedule(rows=share, block=_key_block(spec, 64), lanes=("n", "e"), split_dims=False)
     if spec.chunk < 16:
         return Schedule(rows=_row_tile(share), block=64, warps=4, stages=2)
+    if share < 16 and spec.chunk >= 128 and spec.chunk % 16 == 0:
+        return key_outer.default(spec, target)
     return tile_union.default(spec, target)
 
 
@@ -86,7 +89,7 @@ def space(spec: GatheredAttention, target: str) -> Choices:
     blocks = tuple(b for b in (16, 32, 64, 128) if spec.chunk % b == 0)
     rows = tuple(sorted({_row_tile(share), 32, 64, 128}))
     return {
-        "order": ("query_outer", "tile_union"),
+        "order": ORDERS,
         "rows": rows,
         "block": blocks,
         "value_block": tuple(b for b in (0, 64) if not b or (spec.value_dim % b == 0 and b < spec.value_dim)),

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sparsec.lower import chunks, inverse, softmax, stretch
+from sparsec.lower import chunks, descriptors, inverse, softmax, stretch
 from sparsec.lower.chunks import Frame, Unit
 from sparsec.lower.inverse import Inverse, as_scratch
 from sparsec.lower.lowered import Scratch
 from sparsec.lower.rows import Rows
-from sparsec.lower.scalars import add, both, most, mul
+from sparsec.lower.scalars import add, both, most, mul, sub
 from sparsec.lower.stretch import Stretch
 from sparsec.plan.specs import GatheredAttention
+from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
@@ -24,9 +25,10 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 
 @dataclass(frozen=True, slots=True)
 class Partials:
-    """What every choice of every head gives: outputs ``[B, TQ, H, k, DV]``, log-sum-exps ``[B, TQ, H, k]`` fp32.
+    """What every choice of every head gives: outputs ``[B, HKV, PT, DV]`` and fp32 log-sum-exps ``[B, HKV, PT]``.
 
-    Choices that are none, and those of a token's own chunk, are left as they are.
+    Row ``entry * share + r`` belongs to head r of those that share the list of an entry of the inverse. Rows of choices
+    that are none, and of a token's own chunk, are left as they are.
     """
 
     out: Tensor
@@ -44,11 +46,21 @@ class Item:
 
 def partials(spec: GatheredAttention) -> Partials:
     """The buffers of one spec; outputs are rounded to its dtype, whose errors average out in the merge."""
-    lead: tuple[str | int, ...] = ("B", "TQ", spec.heads, spec.slots)
+    lead: tuple[str | int, ...] = ("B", spec.kv_heads, "PT")
     return Partials(
         Tensor(f"{spec.name}_partial", spec.dtype, (*lead, spec.value_dim)),
         Tensor(f"{spec.name}_partial_lse", "float32", lead),
     )
+
+
+def partial_count(spec: GatheredAttention) -> Node:
+    """PT."""
+    return mul(tile.param("TQ"), spec.heads // spec.kv_heads * spec.slots)
+
+
+def params(spec: GatheredAttention) -> tuple[tuple[str, Expr], ...]:
+    """The number of partial outputs of a key/value head."""
+    return (("PT", var("TQ") * (spec.heads // spec.kv_heads * spec.slots)),)
 
 
 def scratch(spec: GatheredAttention) -> tuple[Scratch, ...]:
@@ -75,10 +87,10 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
         key_head = tile.apply(Fn.TRUNCDIV, number, blocks)
         at = (batch, key_head if found.sets > 1 else tile.const(0))
         item = _item(found, at)
-        rows, slot = _rows(spec, found, at, item, key_head, builder.axis("m", schedule.rows))
+        rows, place = _rows(spec, found, at, item, key_head, builder.axis("m", schedule.rows))
         unit = Unit(tile.const(0), key_head, rows.head)
         f = chunks.frame(builder, alone, schedule, rows, batch, unit, base)
-        _write(f, results, slot, softmax.finish(_read(f, item), f.sink is not None))
+        _write(f, results, place, softmax.finish(_read(f, item), f.sink is not None))
         grid = (inverse.tile_count(spec, found), tile.const(spec.kv_heads * blocks), tile.param("B"))
         tensors = [*_inputs(alone, f), found.entries, found.tiles, found.used, results.out, results.lse]
         return builder.program(spec.name, tensors, [(name, "int32") for name in chunks.PARAMS], grid)
@@ -101,21 +113,23 @@ def _item(found: Inverse, at: tuple[Node, Node]) -> Item:
 def _rows(
     spec: GatheredAttention, found: Inverse, at: tuple[Node, Node], item: Item, key_head: Node, axis: Axis
 ) -> tuple[Rows, Node]:
-    """The query rows of a tile, each choice with the heads that share its list, and the slot of each row's choice."""
-    share, end = chunks.sharing(spec), add(item.first, item.count)
+    """The query rows of a tile, each choice with the heads that share its list, and the place of each row's partial."""
+    share, end, per_token = chunks.sharing(spec), add(item.first, item.count), found.lists * spec.slots
     lane = tile.apply(Fn.TRUNCDIV, tile.iota(axis), share)
-    place = add(item.first, lane)
-    entry = tile.load(found.entries, *at, place, bounds={2: end})
-    there = both(tile.apply(Fn.LT, place, end), tile.apply(Fn.LT, lane, found.per_tile))
-    per_token = found.lists * spec.slots
-    token = tile.apply(Fn.WHERE, there, tile.apply(Fn.TRUNCDIV, entry, per_token), tile.param("TQ"))
+    number = add(item.first, lane)
+    entry = tile.load(found.entries, *at, number, bounds={2: end})
+    there = tile.apply(Fn.LT, number, end)
+    if found.per_tile * share < axis.size:
+        there = both(there, tile.apply(Fn.LT, lane, found.per_tile))
+    token = tile.apply(Fn.TRUNCDIV, entry, per_token)
     local = tile.apply(Fn.TRUNCMOD, tile.iota(axis), share)
+    place = tile.apply(Fn.WHERE, there, add(mul(entry, share), local), partial_count(spec))
     if found.lists > 1:
-        local = tile.apply(Fn.TRUNCMOD, tile.apply(Fn.TRUNCDIV, entry, spec.slots), found.lists)
+        local = tile.apply(Fn.TRUNCDIV, sub(entry, mul(token, per_token)), spec.slots)
     head = add(mul(key_head, spec.heads // spec.kv_heads), local)
     first, last = (_token(found, at, x, per_token) for x in (item.first, most(add(end, -1), 0)))
-    rows = Rows(axis, token, head, tile.const(0), first, 1, {1: tile.param("TQ")}, last)
-    return rows, tile.apply(Fn.TRUNCMOD, entry, spec.slots)
+    token = tile.apply(Fn.WHERE, there, token, tile.param("TQ"))
+    return Rows(axis, token, head, tile.const(0), first, 1, {1: tile.param("TQ")}, last), place
 
 
 def _token(found: Inverse, at: tuple[Node, Node], place: Node, per_token: int) -> Node:
@@ -138,10 +152,21 @@ def _read(f: Frame, item: Item) -> list[Node]:
     return stretch.read(f, Stretch(low, high, among, aligned=False), state)
 
 
-def _write(f: Frame, results: Partials, slot: Node, found: tuple[list[Node], Node]) -> None:
+def _write(f: Frame, results: Partials, place: Node, found: tuple[list[Node], Node]) -> None:
     """Round and store the partial outputs and their log-sum-exps."""
     outs, lse = found
+    at, bounds = (f.batch, f.key_head, place), {2: partial_count(f.spec)}
     for span, out in zip(f.values, outs, strict=True):
-        place = f.rows.place(f.batch, slot, span.index(f.value_base))
-        tile.store(results.out, *place, value=tile.cast(out, results.out.dtype), bounds=f.rows.bounds)
-    tile.store(results.lse, *f.rows.place(f.batch, slot), value=lse, bounds=f.rows.bounds)
+        value = tile.cast(out, results.out.dtype)
+        tile.store(results.out, *at, span.index(f.value_base), value=value, bounds=dict(bounds))
+    tile.store(results.lse, *at, value=lse, bounds=dict(bounds))
+
+
+def default(spec: GatheredAttention, target: str) -> Schedule:
+    """64 rows, or as many as hold a key/value head's heads, and a chunk's keys up to 64 at a time."""
+    rows = max(64, 1 << (spec.heads // spec.kv_heads - 1).bit_length())
+    even = [b for b in (16, 32, 64) if spec.chunk % b == 0]
+    block = max(even) if even else min(64, max(16, 1 << (spec.chunk - 1).bit_length()))
+    boxes = descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim)
+    warps, stages = 4 if rows <= 64 else 8, 1 if boxes else 2
+    return Schedule(order="key_outer", rows=rows, block=block, warps=warps, stages=stages, descriptors=boxes)

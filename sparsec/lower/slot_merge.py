@@ -83,55 +83,67 @@ def _chunk_at(f: Frame, position: Node) -> Node:
     return tile.apply(Fn.TRUNCDIV, most(position, 0), f.spec.chunk)
 
 
-def _elsewhere(f: Frame, own: Node, slot: Node) -> Node:
-    """The rows' tokens where they chose another chunk than their own for a slot; TQ, out of bounds, elsewhere."""
-    chunk = _choice(f, slot)
+def _places(f: Frame, own: Node, slot: Node) -> Node:
+    """Where the rows' partial outputs of a slot are; PT, out of bounds, where they chose no chunk but their own."""
+    spec, chunk = f.spec, _choice(f, slot)
     used = both(tile.apply(Fn.LE, 0, chunk), tile.apply(Fn.NE, chunk, own))
-    return tile.apply(Fn.WHERE, used, f.rows.token, tile.param("TQ"))
+    group = spec.heads // spec.kv_heads
+    local = sub(f.rows.head, mul(f.key_head, group))
+    by_head = spec.scope == "head"
+    row = add(mul(local, spec.slots if by_head else 1), mul(slot, 1 if by_head else group))
+    row = add(mul(f.rows.token, group * spec.slots), row)
+    return tile.apply(Fn.WHERE, used, row, key_outer.partial_count(spec))
 
 
-def _partial(f: Frame, results: Partials, token: Node, slot: Node) -> list[Node]:
-    """The partial outputs of a slot; zero where the token is out of bounds."""
-    found = []
-    for span in f.values:
-        place = (f.batch, token, f.rows.head, slot, span.index(f.value_base))
-        part = tile.load(results.out, *place, bounds={1: tile.param("TQ")})
-        found.append(tile.cast(part, "float32"))
-    return found
+def _partial(f: Frame, results: Partials, place: Node) -> list[Node]:
+    """Partial outputs; zero where the place is out of bounds."""
+    bounds: dict[int, tile.Value] = {2: key_outer.partial_count(f.spec)}
+    return [
+        tile.cast(
+            tile.load(results.out, f.batch, f.key_head, place, span.index(f.value_base), bounds=bounds), "float32"
+        )
+        for span in f.values
+    ]
+
+
+def _heights(f: Frame, results: Partials, place: Node) -> Node:
+    """The log-sum-exps of partial outputs in base two; minus infinity where the place is out of bounds."""
+    bounds: dict[int, tile.Value] = {2: key_outer.partial_count(f.spec)}
+    return mul(tile.load(results.lse, f.batch, f.key_head, place, bounds=bounds, other=-math.inf), softmax.LOG2E)
 
 
 def _joint(f: Frame, results: Partials, own: Node, slots: Axis) -> tuple[list[Node], Node]:
     """One softmax over all: a partial output counts as one key, its log-sum-exp as the score."""
-
-    def visit(slot: Node, *state: Node) -> Sequence[Node]:
-        *accs, top, total = state
-        token = _elsewhere(f, own, slot)
-        place, bounds = (f.batch, token, f.rows.head, slot), {1: tile.param("TQ")}
-        height = mul(tile.load(results.lse, *place, bounds=dict(bounds), other=-math.inf), softmax.LOG2E)
-        level = most(top, height)
-        keep, weight = (tile.apply(Fn.EXP2, sub(x, level)) for x in (top, height))
-        outs = _partial(f, results, token, slot)
-        mixed = [add(mul(acc, keep), mul(out, weight)) for acc, out in zip(accs, outs, strict=True)]
-        return [*mixed, level, add(mul(total, keep), weight)]
-
-    state, _ = _near(f, own, slots)
-    return softmax.finish(tile.loop(0, f.spec.slots, 1, state, visit), f.sink is not None)
+    (*accs, top, total), _ = _near(f, own, slots)
+    places = _places(f, own, tile.iota(slots))
+    heights = _heights(f, results, places)
+    level = most(top, tile.reduce("max", heights, slots))
+    keep, weights = (tile.apply(Fn.EXP2, sub(x, level)) for x in (top, heights))
+    total = add(mul(total, keep), tile.reduce("sum", weights, slots))
+    outs = _sum(f, results, slots, [mul(acc, keep) for acc in accs], places, weights)
+    return softmax.finish([*outs, level, total], f.sink is not None)
 
 
 def _weigh(f: Frame, results: Partials, own: Node, slots: Axis) -> list[Node]:
     """The weighted sum of outputs."""
     assert f.spec.weights is not None, "a softmax per chunk needs weights"
-    weights, bounds = f.tensors[f.spec.weights], {1: tile.param("TQ")}
-
-    def visit(slot: Node, *accs: Node) -> Sequence[Node]:
-        token = _elsewhere(f, own, slot)
-        weight = tile.load(weights, f.batch, token, f.listed, slot, bounds=dict(bounds))
-        outs = _partial(f, results, token, slot)
-        return [add(acc, mul(out, weight)) for acc, out in zip(accs, outs, strict=True)]
-
     state, chose = _near(f, own, slots)
-    place = (f.batch, f.rows.token, f.listed, tile.iota(slots))
-    given = tile.load(weights, *place, bounds={1: tile.param("TQ"), 3: f.spec.slots})
+    places = _places(f, own, tile.iota(slots))
+    at = (f.batch, f.rows.token, f.listed, tile.iota(slots))
+    given = tile.load(f.tensors[f.spec.weights], *at, bounds={1: tile.param("TQ"), 3: f.spec.slots})
     weight = tile.reduce("sum", tile.apply(Fn.WHERE, chose, given, 0.0), slots)
     outs = [mul(out, weight) for out in softmax.finish(state, f.sink is not None)[0]]
+    elsewhere = tile.apply(Fn.LT, places, key_outer.partial_count(f.spec))
+    return _sum(f, results, slots, outs, places, tile.apply(Fn.WHERE, elsewhere, given, 0.0))
+
+
+def _sum(f: Frame, results: Partials, slots: Axis, outs: list[Node], places: Node, weights: Node) -> list[Node]:
+    """Outputs plus the weighted partial outputs of all slots."""
+
+    def visit(slot: Node, *carried: Node) -> Sequence[Node]:
+        this = tile.apply(Fn.EQ, tile.iota(slots), slot)
+        place = tile.reduce("max", tile.apply(Fn.WHERE, this, places, 0), slots)
+        weight = tile.reduce("sum", tile.apply(Fn.WHERE, this, weights, 0.0), slots)
+        return [add(acc, mul(out, weight)) for acc, out in zip(carried, _partial(f, results, place), strict=True)]
+
     return tile.loop(0, f.spec.slots, 1, outs, visit)
