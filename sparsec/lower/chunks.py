@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparsec.lower import softmax
 from sparsec.lower.pieces import Span, dot_over, spans
-from sparsec.lower.ranges import outside_interior, tile_ranges
+from sparsec.lower.ranges import TileRange, outside_interior, tile_ranges
 from sparsec.lower.rows import Rows
 from sparsec.lower.scalars import add, both, captured, emit, least, most, mul, sub
 from sparsec.plan.specs import GatheredAttention, Piece
@@ -138,13 +138,19 @@ def reads(expr: Expr, name: str) -> bool:
     return expr.value == name if expr.head == "var" else any(reads(a, name) for a in expr.args)
 
 
-def boundary(f: Frame, number: Node) -> Node | None:
-    """The scalar condition that key tile ``number`` needs a mask; None where every tile does."""
+def interior(f: Frame) -> list[TileRange] | None:
+    """The key tiles that the rows see, with their mask-free interiors; None where they differ by the row's head."""
     where = f.spec.where
     if where is not None and reads(where, "h") and f.rows.head.axes:
         return None
     piece = Piece(f.spec.k, f.spec.v, "TK", where, captures=f.spec.captures)
-    return outside_interior(tile_ranges(piece, f.schedule.block, tile.param("TK"), f.env, f.tensors), number)
+    return tile_ranges(piece, f.schedule.block, tile.param("TK"), f.env, f.tensors)
+
+
+def boundary(f: Frame, number: Node) -> Node | None:
+    """The scalar condition that key tile ``number`` needs a mask; None where every tile does."""
+    ranges = interior(f)
+    return None if ranges is None else outside_interior(ranges, number)
 
 
 def visible(f: Frame, key: Node) -> Node:
@@ -181,12 +187,19 @@ def parts(f: Frame) -> int:
     return -(-f.spec.chunk // f.schedule.block)
 
 
-def part_scores(f: Frame, chunk: Node, part: Node, used: Node | None = None) -> tuple[Node, Node, float]:
-    """Keys, masked scores and their scale of one part of a chunk; nothing shows where the scalar ``used`` is false."""
+def part_scores(
+    f: Frame, chunk: Node, part: Node, used: Node | None = None, whole: bool = False
+) -> tuple[Node, Node, float]:
+    """Keys, masked scores and their scale of one part of a chunk; nothing shows where the scalar ``used`` is false.
+
+    A ``whole`` chunk is known to need no mask.
+    """
     size, block = f.spec.chunk, f.schedule.block
     start = add(mul(chunk, size), mul(part, block))
     key = add(start, tile.iota(f.keys))
     scores, scale = logits(f, key)
+    if whole:
+        return key, scores, scale
     mask, condition = visible(f, key), None
     if size % block:
         mask = both(mask, tile.apply(Fn.LT, key, mul(add(chunk, 1), size)))

@@ -5,12 +5,13 @@ Reading a chunk once for many queries is what pays where neighbours agree; ``spa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from sparsec.lower import chunks, descriptors, softmax, union_list
 from sparsec.lower.chunks import Frame
 from sparsec.lower.rows import packed
-from sparsec.lower.scalars import add, ceil_div, least, mul
+from sparsec.lower.scalars import add, ceil_div, least, most, mul
 from sparsec.lower.union_list import Union
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.fn import Fn
@@ -66,19 +67,47 @@ def _member(f: Frame, found: Union, entry: Node) -> Node:
     return tile.apply(Fn.EQ, tile.apply(Fn.AND, tile.apply(Fn.SHR, word, shift), 1), 1)
 
 
+def _segments(f: Frame, found: Union) -> list[tuple[Node, Node, bool]]:
+    """Runs of entries and whether their chunks are whole: mask-free ones get a loop of their own under "split"."""
+    zero, count = tile.const(0), tile.load(found.counts, *_place(f))
+    ranges = chunks.interior(f) if f.schedule.phases == "split" and f.spec.chunk % f.schedule.block == 0 else None
+    if ranges is None or len(ranges) != 1 or not ranges[0].inner:
+        return [(zero, count, False)]
+    entries = found.ids.shape[-1]
+    assert isinstance(entries, int)
+    lane = tile.iota(tile.Builder.current().axis("u", 1 << (entries - 1).bit_length()))
+    ids = tile.load(found.ids, *_place(f), lane, bounds={3: count}, other=union_list.NONE)
+
+    def below(limit: Node) -> Node:
+        return tile.reduce("sum", tile.apply(Fn.WHERE, tile.apply(Fn.LT, ids, limit), 1, 0), ids.axes[0])
+
+    parts, r = chunks.parts(f), ranges[0]
+    start = below(ceil_div(r.inner_start, parts)) if r.head else zero
+    stop = most(below(tile.apply(Fn.TRUNCDIV, r.inner_stop, parts)), start)
+    return [*([(zero, start, False)] if r.head else []), (start, stop, True), (stop, count, False)]
+
+
 def _joint(f: Frame, found: Union) -> tuple[list[Node], Node]:
     """One softmax per row over the chunks of the union that the row's token chose."""
-    parts = chunks.parts(f)
+    parts, state = chunks.parts(f), chunks.start(f)
 
-    def visit(n: Node, *carried: Node) -> Sequence[Node]:
+    def visit(n: Node, carried: Sequence[Node], whole: bool) -> Sequence[Node]:
         entry = tile.apply(Fn.TRUNCDIV, n, parts)
         chunk = tile.load(found.ids, *_place(f), entry)
         part = tile.apply(Fn.TRUNCMOD, n, parts) if parts > 1 else tile.const(0)
-        return chunks.joint_step(f, carried, *chunks.part_scores(f, chunk, part), _member(f, found, entry))
+        scored = chunks.part_scores(f, chunk, part, whole=whole)
+        return chunks.joint_step(f, carried, *scored, _member(f, found, entry))
 
-    count = mul(tile.load(found.counts, *_place(f)), parts)
-    state = tile.loop(0, count, 1, chunks.start(f), visit, f.schedule.stages)
+    for lo, hi, whole in _segments(f, found):
+        body = partial(_spread, visit, whole)
+        state = tile.loop(mul(lo, parts), mul(hi, parts), 1, state, body, f.schedule.stages)
     return softmax.finish(state, f.sink is not None)
+
+
+def _spread(
+    visit: Callable[[Node, Sequence[Node], bool], Sequence[Node]], whole: bool, n: Node, *carried: Node
+) -> Sequence[Node]:
+    return visit(n, carried, whole)
 
 
 def _per_chunk(f: Frame, found: Union) -> list[Node]:
@@ -89,19 +118,21 @@ def _per_chunk(f: Frame, found: Union) -> list[Node]:
     weights = found.weights
     assert weights is not None, "a softmax per chunk needs weights"
 
-    def visit(entry: Node, passed: Node, *accs: Node) -> Sequence[Node]:
+    def visit(entry: Node, carried: Sequence[Node], whole: bool) -> Sequence[Node]:
+        passed, *accs = carried
         chunk = tile.load(found.ids, *_place(f), entry)
         member, place = _member(f, found, entry), least(passed, f.spec.slots - 1)
         bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
         weight = tile.load(weights, f.batch, f.rows.token, f.listed, place, bounds=bounds)
         weight = tile.apply(Fn.WHERE, member, weight, 0.0)
-        outs = chunks.weigh_chunk(f, accs, weight, lambda part: chunks.part_scores(f, chunk, part))
+        outs = chunks.weigh_chunk(f, accs, weight, lambda part: chunks.part_scores(f, chunk, part, whole=whole))
         return [add(passed, tile.apply(Fn.WHERE, member, 1, 0)), *outs]
 
-    inits = [tile.full(0.0, f.rows.axis, e.axis) for e in f.values]
-    count = tile.load(found.counts, *_place(f))
-    passed = tile.full(0, f.rows.axis, dtype="int32")
-    return tile.loop(0, count, 1, [passed, *inits], visit, f.schedule.stages if chunks.parts(f) == 1 else None)[1:]
+    state = [tile.full(0, f.rows.axis, dtype="int32"), *(tile.full(0.0, f.rows.axis, e.axis) for e in f.values)]
+    stages = f.schedule.stages if chunks.parts(f) == 1 else None
+    for lo, hi, whole in _segments(f, found):
+        state = tile.loop(lo, hi, 1, state, partial(_spread, visit, whole), stages)
+    return state[1:]
 
 
 def default(spec: GatheredAttention, target: str) -> Schedule:

@@ -178,10 +178,15 @@ BY_HEAD: tuple[Expr, Callable[..., bool]] = (
 )
 
 
-@pytest.mark.parametrize("rule", [CAUSAL, WINDOW, DILATED, BY_HEAD], ids=["causal", "window", "dilated", "by_head"])
-@pytest.mark.parametrize("schedule", [OUTER, UNION], ids=["outer", "union"])
+@pytest.mark.parametrize(
+    "rule", [None, CAUSAL, WINDOW, DILATED, BY_HEAD], ids=["none", "causal", "window", "dilated", "by_head"]
+)
+@pytest.mark.parametrize("schedule", [OUTER, UNION, replace(UNION, phases="split")], ids=["outer", "union", "split"])
 @pytest.mark.parametrize("per", ["joint", "chunk"])
-def test_predicates(run: Run, schedule: Schedule, per: str, rule: tuple[Expr, Callable[..., bool]]) -> None:
+def test_predicates(run: Run, schedule: Schedule, per: str, rule: tuple[Expr, Callable[..., bool]] | None) -> None:
+    if rule is None:
+        check(run, spec(3, 2, per=per), schedule)
+        return
     check(run, spec(3, 2, per=per, where=rule[0]), schedule, where=rule[1])
     check(run, spec(3, 2, per=per, where=rule[0], chunk=32), schedule, 19, 50, 31, where=rule[1])
 
