@@ -93,6 +93,7 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         "rows": rows,
         "block": blocks,
         "value_block": tuple(b for b in (0, 64) if not b or (spec.value_dim % b == 0 and b < spec.value_dim)),
+        "phases": ("branch", "split"),
         "descriptors": (False, True),
         "warps": (1, 2, 4, 8),
         "stages": (1, 2, 3, 4),
