@@ -1,0 +1,89 @@
+"""The job from a file to a folder, small; and what it measures."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from sparsec.autotune.job.footprint import peak_bytes
+from sparsec.autotune.job.outcome import outcomes
+from sparsec.autotune.job.race import race
+from sparsec.cli import main
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    generator = numpy.random.default_rng(0)
+    path = tmp_path / "real.npz"
+    arrays = {
+        n: generator.standard_normal((150, h, 32)).astype(numpy.float16) for n, h in (("q", 3), ("k", 1), ("v", 1))
+    }
+    numpy.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def test_the_job_leaves_what_it_promises(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPARSEC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    out = tmp_path / "out"
+    options = ["--inputs", str(file), "--out", str(out), "--trials", "1", "--target", "cpu"]
+    assert main(["tune", "hsa", "chunk=16", "k=2", "landmark=mean", "retrieval=group_mean", *options]) == 0
+    assert main(["tune", "msa", "window=20", "slots=4", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "topk(" in shown and "plan hsa" in shown and "dense mass kept" in shown
+    first, second = outcomes(out)
+    assert (first.name, second.name) == ("hsa", "msa") and first.right and second.right
+    assert "softmax inside each chosen chunk" in first.contenders[1].reason
+    assert "C++ compiler" in second.contenders[1].reason
+    assert first.seconds > 0 and first.predicted_s > 0 and 0 < first.mass["mean"] < 1
+    assert [k.kind for k in first.kernels] == ["Summarise", "Selector", "GatheredAttention"]
+    here = out / first.key
+    assert {p.stem for p in (here / "kernels" / "tuned").iterdir()} >= {"summarise_marks_k", "select_chosen"}
+    assert (here / "declaration.sparsec").read_text().count("topk(") == 1
+    with sqlite3.connect(out / "trials.db") as database:
+        assert database.execute("select count(*) from trials").fetchone()[0] >= 3
+    assert (out / "report.html").read_text().count("<svg") >= 6
+
+
+def test_inputs_and_out_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "full", "--out", "somewhere"]) == 2
+    assert "go together" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "full", "--inputs", str(tmp_path / "no.npz"), "--out", str(tmp_path / "out")]) == 2
+    assert "no.npz" in capsys.readouterr().err
+
+
+def test_a_race_takes_turns() -> None:
+    order: list[str] = []
+
+    def runner(name: str) -> Callable[[], None]:
+        return lambda: order.append(name)
+
+    found = race({"a": runner("a"), "b": runner("b")}, "cpu", rounds=3)
+    assert found.keys() == {"a", "b"}
+    changes = sum(x != y for x, y in pairwise(order))
+    assert changes == 5  # a b a b a b
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the resident set is read from /proc")
+def test_the_footprint_sees_what_is_held() -> None:
+    count = 8 * 2**20
+
+    def hold() -> torch.Tensor:
+        return torch.ones(count) + torch.ones(count)
+
+    found = peak_bytes(hold, "cpu")
+    if found is None:
+        pytest.skip("the system does not let the peak be reset")
+    assert 2.5 * 4 * count < found < 4 * 4 * count
