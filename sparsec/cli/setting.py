@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsec.cli.naming import named
 from sparsec.ir.error import InputError
+from sparsec.ir.variant import dim_names
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.inputs import sizes
 
@@ -50,17 +51,10 @@ def setting(words: Sequence[str], target: str, dtype: str = "", defaults: Mappin
     asked = named(words)
     compiled = compile(asked.variant, target)
     known = {**(defaults or {}), **asked.dims}
-    legal = {n: d for n, d in known.items() if n in asked.dims or n in _dims(asked.variant)}
+    legal = {n: d for n, d in known.items() if n in asked.dims or n in {*dim_names(asked.variant), "T"}}
     dims = sizes(asked.variant, legal)
     dims["q_offset"] = max(dims.get("TK", 0) - dims.get("TQ", 0), 0)
     return Setting(compiled, dims, _dtype(dtype, compiled.target.backend))
-
-
-def _dims(variant: object) -> set[str]:
-    from sparsec.ir.variant import Variant, dim_names
-
-    assert isinstance(variant, Variant)
-    return dim_names(variant) | {"T"}
 
 
 def _dtype(asked: str, backend: str) -> str:

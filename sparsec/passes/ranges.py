@@ -39,7 +39,8 @@ class Extent:
     def __str__(self) -> str:
         kind = "int32" if self.fits else "int64"
         upto = f", int32 up to {self.length} = {self.longest}" if self.length else ""
-        return f"{self.name}: {self.elements} = {self.count} elements, offsets {kind}{upto}, row stride divisible by {self.aligned}"
+        size = f"{self.name}: {self.elements} = {self.count} elements"
+        return f"{size}, offsets {kind}{upto}, row stride divisible by {self.aligned}"
 
 
 def extents(variant: Variant, dims: Mapping[str, int]) -> list[Extent]:

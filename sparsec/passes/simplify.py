@@ -11,6 +11,7 @@ from sparsec.ir.variant import Variant
 from sparsec.passes.alter import altered, mask_after, with_selections
 from sparsec.passes.canonicalise import one_mask, open_mask, predicate, single_branch
 from sparsec.passes.disjoint import disjoint
+from sparsec.scalar.bounds import Bounded, key_ranges
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.walk import substitute
 
@@ -46,9 +47,15 @@ def _joined(first: Node, other: Node) -> Node | None:
     if with_selections(first, []) is not with_selections(other, []) or masks[0].captures or masks[1].captures:
         return None
     one, two = (predicate(m) for m in masks if m is not None)
-    if not disjoint(one, two):
+    if not disjoint(one, two) or not banded(one | two):
         return None
     return with_selections(first, [mask_after(masks[0], first.src[1], one | two)])
+
+
+def banded(where: Expr) -> bool:
+    """Whether a mask is read by the bounds of its bands; one that is not needs a block list, and is left alone."""
+    found = key_ranges(where)
+    return isinstance(found, Bounded) and not any(r.sparse_residual for r in found.ranges)
 
 
 def _only_mask(node: Node) -> Node | None:

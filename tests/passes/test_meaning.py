@@ -20,7 +20,7 @@ PRESETS: list[tuple[str, dict[str, object]]] = [
     ("streaming", {"window": 6, "sinks": 2}),
     ("msa", {"pattern": "window+strided", "window": 4, "stride": 3, "slots": 5}),
     ("msa", {"pattern": "dilated", "window": 3, "slots": 4, "slot_softmax": "gated"}),
-    ("longformer", {"window": 6, "globals": 2}),
+    ("longformer", {"window": 6, "global_tokens": 2}),
     ("bigbird", {"block": 4}),
     ("hsa", {"chunk": 4, "k": 2}),
     ("hsa", {"chunk": 4, "k": 3, "weights": "softmax", "landmark": "mean", "retrieval": "group_mean", "window": 5}),
