@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sparsec.cli.options import AsJson, Dtype, TargetName, Words
 from sparsec.cli.output import print_json, say
+
+if TYPE_CHECKING:
+    from sparsec.autotune.job import Outcome
+    from sparsec.ir.variant import Variant
 
 
 def tune(
@@ -57,7 +61,7 @@ def _both(inputs: str, out: str) -> tuple[Path, Path]:
 def _job(
     words: list[str], target: str, dtype: str, limits: tuple[int, float | None], paths: tuple[Path, Path], quiet: bool
 ) -> None:
-    """The main job; exit code 1 where the tuned kernels do not agree with the oracle."""
+    """The main job and the exported module; exit code 1 where the tuned kernels do not agree with the oracle."""
     from dataclasses import asdict
 
     from sparsec.autotune.job import Limits, run_job
@@ -68,6 +72,21 @@ def _job(
     outcome = run_job(
         variant, *paths, target=target, dtype=dtype, limits=Limits(*limits), command=command, screen=Screen(quiet)
     )
+    module = _module(variant, outcome, paths[1] / outcome.key / f"{variant.name}.py")
     if quiet:
         print_json(asdict(outcome))
+    else:
+        say(f"{module}: the tuned kernels with a launcher, in one file that does not need sparsec")
     raise typer.Exit(0 if outcome.right else 1)
+
+
+def _module(variant: Variant, outcome: Outcome, path: Path) -> Path:
+    """The tuned plan as one file."""
+    from sparsec.cli.recorded import recorded
+    from sparsec.cli.setting import Setting
+    from sparsec.runtime.compiled import compile
+    from sparsec.runtime.export import export
+
+    chosen = Setting(compile(variant, outcome.target), outcome.dims, outcome.dtype)
+    path.write_text(export(chosen.compiled, chosen.dims, chosen.dtype, recorded(chosen)))
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -49,6 +50,8 @@ def test_the_job_leaves_what_it_promises(
     here = out / first.key
     assert {p.stem for p in (here / "kernels" / "tuned").iterdir()} >= {"summarise_marks_k", "select_chosen"}
     assert (here / "declaration.sparsec").read_text().count("topk(") == 1
+    checked = subprocess.run([sys.executable, str(here / "hsa.py")], capture_output=True, text=True, cwd=tmp_path)
+    assert checked.returncode == 0 and checked.stdout.startswith("right"), checked.stderr
     with sqlite3.connect(out / "trials.db") as database:
         assert database.execute("select count(*) from trials").fetchone()[0] >= 3
     assert (out / "report.html").read_text().count("<svg") >= 6
