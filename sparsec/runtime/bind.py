@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsec.ir.error import InputError
 from sparsec.ir.node import Node
@@ -78,8 +78,26 @@ def check_indices(variant: Variant, tensors: Mapping[str, Tensor], dims: Mapping
 def _check_range(selection: Node, source: Node, tensors: Mapping[str, Tensor], low: int, high: int) -> None:
     if source.op is not Op.INPUT or not (x := tensors[str(source["name"])]).numel():
         return
-    least, most = int(x.min()), int(x.max())
+    least, most = _extremes(x)
     if least < low or most > high:
         wrong = most if most > high else least
         rule = f"values go from {low} to {high} here ({selection.word('unit')}s; -1 stands for none)"
         raise InputError(str(source["name"]), f"value {wrong}", rule, "clamp it, or use -1 for slots left over")
+
+
+def _extremes(x: Tensor) -> tuple[int, int]:
+    """The least and the largest value. On a GPU this waits for it, so a tensor is looked at again only once changed."""
+    import torch
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    global _SEEN
+    _SEEN = WeakIdKeyDictionary() if _SEEN is None else _SEEN
+    version, found = _SEEN.get(x, (-1, (0, 0)))
+    if version != x._version:
+        least, most = torch.stack(torch.aminmax(x)).tolist()
+        found = (int(least), int(most))
+        _SEEN[x] = (x._version, found)
+    return found
+
+
+_SEEN: Any = None
