@@ -127,4 +127,5 @@ def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
     """Tile sizes, warps and stages."""
     if not target.startswith("triton"):
         return {"rows": (8, 16, 32), "block": (8, 16, 32)}
-    return {"rows": (32, 64, 128), "block": (16, 32), "warps": (2, 4, 8), "stages": (1, 2, 3)}  # wider ranks compile for minutes
+    # Wider tiles of candidates compile for minutes and are slower.
+    return {"rows": (32, 64, 128), "block": (16, 32), "warps": (2, 4, 8), "stages": (1, 2, 3)}
