@@ -122,7 +122,7 @@ class Search:
                 self._judge_all(self.builder.finished(self._patience))
                 if self.budget.over and self.first is None:
                     break
-            stopped = "time is up" if self.budget.over and len(self.ended) < self.budget.trials else ""
+            stopped = "time is up" if self.budget.over and len(self.ended) < self._total else ""
             final = self._final()
         except KeyboardInterrupt:
             stopped = "interrupted"
@@ -235,14 +235,18 @@ class Search:
         if self.show is not None:
             self.show(self._progress())
 
+    @property
+    def _total(self) -> int:
+        """How many configurations are tried if nothing stops the search."""
+        return min(self.budget.trials, self.study.space.size)
+
     def _progress(self) -> Progress:
         done, spent = len(self.ended), time.monotonic() - self.began
-        total = min(self.budget.trials, self.study.space.size)
-        left = spent / max(done - self.before, 1) * max(total - done, 0)
+        left = spent / max(done - self.before, 1) * max(self._total - done, 0)
         if self.budget.deadline is not None:
             left = min(left, max(self.budget.deadline - time.monotonic(), 0.0))
         rejected = sum(t.state == "rejected" for t in self.ended)
-        return Progress(self.subject.name, done, total, rejected, self.best.ratio if self.best else None, left)
+        return Progress(self.subject.name, done, self._total, rejected, self.best.ratio if self.best else None, left)
 
     def _final(self) -> Comparison | None:
         """The winner against the default once more; where the win does not repeat, the default stays."""

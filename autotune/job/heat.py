@@ -38,7 +38,8 @@ def _mask(name: str, visible: Tensor) -> Picture:
     panels = [coarse(visible[0, :, h].float()) for h in range(visible.shape[2])]
     if all(torch.equal(panel, panels[0]) for panel in panels):
         return Picture(
-            f"What the mask {name} lets each query see: darker tiles have more visible pairs. All heads see the same.",
+            f"What the mask {name} lets each query see, the same for all heads: the stronger a tile, the more of its "
+            "pairs are visible.",
             heat([("", panels[0])], 300, "key position", "visible pairs"),
         )
     titled = [(f"head {h}", panel) for h, panel in enumerate(panels)]
@@ -56,7 +57,7 @@ def _selection(name: str, node: Node, chosen: Chosen, dims: Mapping[str, int]) -
     titled = [(f"{owner} {h}", chosen_share(chosen.ids[0, :, h], units)) for h in range(scopes)]
     caption = (
         f"Which {unit}s each query chose ({name}, {chosen.ids.shape[-1]} of {units}), one panel per {owner}: the "
-        f"darker, the more of the neighbouring queries chose the {unit}."
+        f"stronger, the more of the neighbouring queries chose the {unit}."
     )
     return Picture(caption, heat(titled, 250 if scopes <= 3 else 170, unit, "of these queries"))
 

@@ -66,6 +66,7 @@ class Outcome:
         error, tile: root-mean-square error over root-mean-square truth: of the whole output, of its worst 64 rows.
         bounds: the most that each of the two may be.
         mass: share of the dense attention mass that was kept: mean, p5, worst_head, worst; {} where there is none.
+        processor_s: processor time of a tuned call over the cores; None on a GPU.
         tuning: the tuner's report.
     """
 
@@ -88,6 +89,7 @@ class Outcome:
     right: bool
     mass: dict[str, float]
     predicted_s: float
+    processor_s: float | None
     predicted_peak: int
     kernels: list[KernelTime]
     tuning: dict[str, Any]

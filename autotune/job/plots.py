@@ -66,7 +66,7 @@ def history(kernel: Mapping[str, Any]) -> str:
     def y(ratio: float) -> float:
         return TOP + (floor - TOP) * (1 - min(ratio, top) / top)
 
-    parts = [*_axes(top, y, floor), turned(12, (TOP + floor) / 2, "time / default")]
+    parts = [*_axes(top, y, floor), turned(10, (TOP + floor) / 2, "time / default")]
     best, steps = 1.0, [(50.0, y(1.0))]
     for n, t in enumerate(trials):
         if t["ratio"] is None:

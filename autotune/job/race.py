@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Mapping
 from statistics import median
 from typing import TypeVar
@@ -26,6 +27,16 @@ def race(runs: Mapping[Name, Callable[[], object]], device: str, rounds: int = R
             _once(run)
             samples[name].append(clock(lambda run=run: _once(run)))  # type: ignore[misc]
     return {name: median(times) for name, times in samples.items()}
+
+
+def processor_seconds(run: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """Median processor time of a call, all threads together: what it would take on one core that is its own."""
+    samples = []
+    for _ in range(rounds):
+        began = time.process_time()
+        run()
+        samples.append(time.process_time() - began)
+    return median(samples)
 
 
 def _once(run: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from sparsec.autotune.job.machine import busy
 from sparsec.autotune.job.outcome import Contender, Outcome
 from sparsec.autotune.job.plots import milliseconds
 
@@ -41,7 +42,10 @@ def _mass(o: Outcome) -> str:
 
 
 def _predicted(o: Outcome) -> str:
-    return f"{milliseconds(o.predicted_s)}, off by a factor of {o.off_by:.2f}"
+    said = f"{milliseconds(o.predicted_s)}, off by a factor of {o.off_by:.2f}"
+    if not busy(o.load) or o.processor_s is None:
+        return said
+    return f"{said}; a call took {milliseconds(o.processor_s)} of each core's time"
 
 
 def _peak(position: int) -> Callable[[Outcome], str]:

@@ -12,10 +12,10 @@ from torch import Tensor
 from sparsec.autotune.job import heat, rivals
 from sparsec.autotune.job.footprint import peak_bytes
 from sparsec.autotune.job.given import Given, load
-from sparsec.autotune.job.machine import load_per_core, machine
+from sparsec.autotune.job.machine import cores, load_per_core, machine
 from sparsec.autotune.job.outcome import Contender, KernelTime, Outcome, Picture, keep
 from sparsec.autotune.job.page import page
-from sparsec.autotune.job.race import race
+from sparsec.autotune.job.race import processor_seconds, race
 from sparsec.autotune.job.screen import Screen
 from sparsec.autotune.job.sources import save_database, save_kernels, save_texts
 from sparsec.autotune.report import Report
@@ -118,7 +118,8 @@ class Job:
             machine=machine(self.device), load=self.load, dtype=self.dtype, dims=dict(self.dims),
             declaration=self.variant.text(), passes=diffs.found, plan=self.plan.text(), notes=notes,
             contenders=contenders, error=verdict.tensor, tile=verdict.tile, bounds=BOUNDS[self.dtype]["o"],
-            right=verdict.ok, mass=self._mass(), predicted_s=explained.seconds, predicted_peak=explained.peak,
+            right=verdict.ok, mass=self._mass(), predicted_s=explained.seconds, processor_s=self._processor(),
+            predicted_peak=explained.peak,
             kernels=self._kernels(explained), tuning=report.to_dict(), pictures=pictures,
         )  # fmt: skip
 
@@ -157,6 +158,9 @@ class Job:
         self.screen.step("the clock: all of them in turn")
         taken = race(runs, self.device)
         return [_contender(rival, taken, self.device) for rival in found]
+
+    def _processor(self) -> float | None:
+        return processor_seconds(lambda: self._first(self.compiled)) / cores() if self.device == "cpu" else None
 
     def _mass(self) -> dict[str, float]:
         self.screen.step("the dense attention mass that was kept")

@@ -29,7 +29,7 @@ class Screen:
         self.console.print()
         self.console.print(title, style="bold", end="" if words else "\n")
         if words:
-            self.console.print(f": {words}", style="dim")
+            self.console.print(f": {words}", style="dim", soft_wrap=True)
 
     def step(self, words: str) -> None:
         """One line for something that takes seconds."""

@@ -45,7 +45,8 @@ def outcome(key: str = "toy-1") -> Outcome:
             Contender("sparsec, default schedules", "", 0.05, 1), Contender("sparsec, tuned", "", 0.02, 4_000_000),
         ],
         error=1e-7, tile=2e-7, bounds=(1e-5, 1e-5), right=True,
-        mass={"mean": 0.5, "p5": 0.1, "worst_head": 3, "worst": 0.25}, predicted_s=0.03, predicted_peak=4_100_000,
+        mass={"mean": 0.5, "p5": 0.1, "worst_head": 3, "worst": 0.25}, predicted_s=0.03, processor_s=0.025,
+        predicted_peak=4_100_000,
         kernels=[KernelTime("attend_o", "TiledAttention", 0.05, 0.02, 0.03, 0.001, {"rows": 32})],
         tuning={"kernels": [TUNED], "seconds": 3.0, "summary": "1 of 3 rejected: 1 compile"},
         pictures=[Picture("what is seen", "<svg></svg>")],
@@ -113,7 +114,7 @@ def test_the_table_answers_every_question() -> None:
     answers = {name.strip(): cell for name, cell in rows([outcome()])}
     assert answers["sparsec, tuned"] == "20 ms, 5.00 times dense"
     assert answers["FlexAttention, compiled"] == "cannot express it: <why>"
-    assert answers["predicted for tuned"] == "30 ms, off by a factor of 1.50"
+    assert answers["predicted for tuned"] == "30 ms, off by a factor of 1.50; a call took 25 ms of each core's time"
     assert answers["dense mass kept"] == "mean 50.0%, 5th percentile 10.0%, worst head 3: 25.0%"
     assert answers["peak memory, tuned"] == "predicted 4.1 MB, measured 4.0 MB"
     assert rows([replace(outcome(), right=False)])[5][1].endswith("WRONG")
