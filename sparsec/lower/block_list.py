@@ -54,4 +54,4 @@ def default(spec: BlockList, target: str) -> Schedule:
     """Tiles are the list's own, so that only warps remain to choose."""
     if target.startswith("tvm"):
         return Schedule(rows=spec.block_q, block=spec.block_k, lanes=("n", "m"), split_dims=False, warps=1, stages=1)
-    return Schedule(rows=spec.block_q, block=spec.block_k, warps=4, stages=1)
+    return Schedule(rows=spec.block_q, block=spec.block_k, warps=8, stages=1)
