@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sparsec.backends.tvm.demands import Stage
 from sparsec.backends.tvm.expressions import vector
 from sparsec.backends.tvm.kernel import Kernel
 from sparsec.backends.tvm.nests import each_point
 from sparsec.backends.tvm.reductions import over_lanes
-from sparsec.backends.tvm.stages import Stage
 from sparsec.backends.tvm.storage import Stored, cell
 from sparsec.tile.language import Axis, Node, TileOp
 from sparsec.tile.regions import body_of

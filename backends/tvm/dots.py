@@ -15,6 +15,7 @@ from sparsec.backends.tvm.reductions import across
 from sparsec.backends.tvm.storage import spread
 from sparsec.backends.tvm.text import grouped, plus, times
 from sparsec.backends.tvm.tiles import DotPlan, plan_each
+from sparsec.backends.tvm.transposes import transposed_sum
 from sparsec.tile.language import Node, TileOp
 
 ZERO = "T.float32(0.0)"
@@ -134,18 +135,5 @@ def _inner(kernel: Kernel, node: Node, plan: DotPlan, found: Edges, point: Point
     if point.width == 1:
         total = across(kernel, "sum", "float32", sums[0], width)
     else:
-        total = _transposed_sum(kernel, sums, width)
+        total = transposed_sum(kernel, sums, width)
     return f"{total} + {_start(kernel, node, point)}" if len(node.args) > 2 else total
-
-
-def _transposed_sum(kernel: Kernel, sums: list[str], width: int) -> str:
-    """A vector whose lane j is the sum of vector j: neighbours are interleaved and added until one is left."""
-    half = width // 2
-    low = [x for k in range(half) for x in (k, width + k)]
-    high = [x + half for x in low]
-    texts = [kernel.bind(text, "t") for text in sums]
-    while len(texts) > 1:
-        middle = len(texts) // 2
-        pairs = zip(texts[:middle], texts[middle:], strict=True)
-        texts = [kernel.bind(f"T.Shuffle([{a}, {b}], {low}) + T.Shuffle([{a}, {b}], {high})", "t") for a, b in pairs]
-    return texts[0]

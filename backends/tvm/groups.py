@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sparsec.backends.tvm.stages import Decisions, Stage
+from sparsec.backends.tvm.demands import Stage
+from sparsec.backends.tvm.stages import Decisions
 from sparsec.tile.language import Axis, Node, TileOp
 from sparsec.tile.regions import body_of
 
-ALONE = frozenset({TileOp.SCAN, TileOp.TOP_INSERT, TileOp.LOOP})
-"""Operations with a loop nest to themselves."""
+ALONE = frozenset({"scan", "top_insert", "loop", "turn"})
+"""Stages with a loop nest to themselves."""
 
 
 @dataclass(slots=True)
 class Group:
-    """Stages of one loop nest, in order; ``base`` is the first one's operation if it shapes the nest."""
+    """Stages of one loop nest, in order; ``base`` is the first one's kind if it shapes the nest."""
 
-    base: TileOp | None
+    base: str | None
     space: tuple[Axis, ...]
     lane: Axis | None
     members: list[Stage] = field(default_factory=list)
@@ -102,13 +103,19 @@ def arrange(stages: Sequence[Stage], found: Decisions) -> list[Group]:
                 first = max(
                     first, at if read.pointwise and _meets(found.stages[producer.serial], groups[at], stage) else at + 1
                 )
-        base = stage.node.op if stage.node.op in ALONE or stage.node.op is TileOp.DOT else None
+        base = base_of(stage)
         at = _join(stage, groups, first) if base is None else len(groups)
         if at == len(groups):
             groups.append(Group(base, stage.space, stage.lane))
         groups[at].members.append(stage)
         place[stage.node.serial] = at
     return groups
+
+
+def base_of(stage: Stage) -> str | None:
+    """What kind of nest a stage needs; None if any will do."""
+    name = "turn" if stage.turn else stage.node.op.name.lower()
+    return name if name in ALONE or name == "dot" else None
 
 
 def _meets(producer: Stage, group: Group, reader: Stage) -> bool:

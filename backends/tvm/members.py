@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sparsec.backends.tvm import access, reductions
+from sparsec.backends.tvm.demands import Stage
 from sparsec.backends.tvm.expressions import compute, converted, evaluate, vector
 from sparsec.backends.tvm.kernel import Kernel
 from sparsec.backends.tvm.nests import Rows
 from sparsec.backends.tvm.point import Point
-from sparsec.backends.tvm.stages import Stage
 from sparsec.backends.tvm.storage import cell
 from sparsec.tile.language import Node, TileOp
 

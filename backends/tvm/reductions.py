@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparsec.backends.tvm.demands import Stage
 from sparsec.backends.tvm.expressions import converted, vector
 from sparsec.backends.tvm.functions import Vector, number
 from sparsec.backends.tvm.kernel import Kernel
 from sparsec.backends.tvm.nests import Rows, each_point
 from sparsec.backends.tvm.point import Point
-from sparsec.backends.tvm.stages import Stage
 from sparsec.backends.tvm.storage import cell, spread, typed
 from sparsec.tile.language import Axis, Node
 

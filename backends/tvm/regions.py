@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sparsec.backends.tvm import reductions
 from sparsec.backends.tvm.carries import Carried, copy, start, update_in_place
+from sparsec.backends.tvm.demands import Stage
 from sparsec.backends.tvm.dots import edges, products
 from sparsec.backends.tvm.expressions import evaluate
 from sparsec.backends.tvm.groups import Group, arrange, reads
@@ -14,8 +15,8 @@ from sparsec.backends.tvm.members import emit_member
 from sparsec.backends.tvm.nests import columns_of, rows_of
 from sparsec.backends.tvm.point import Point
 from sparsec.backends.tvm.sequences import emit_scan, emit_top_insert
-from sparsec.backends.tvm.stages import Stage
 from sparsec.backends.tvm.tiles import plan_each
+from sparsec.backends.tvm.transposes import emit_turned
 from sparsec.tile.language import TileOp
 from sparsec.tile.regions import body_of
 
@@ -49,12 +50,14 @@ def _readers(kernel: Kernel, stages: Sequence[Stage]) -> dict[int, list[tuple[St
 
 def _emit_group(kernel: Kernel, group: Group, outlive: set[int]) -> None:
     first = group.members[0]
-    if group.base is TileOp.LOOP:
+    if group.base == "loop":
         emit_loop(kernel, first)
-    elif group.base is TileOp.SCAN:
+    elif group.base == "scan":
         emit_scan(kernel, first)
-    elif group.base is TileOp.TOP_INSERT:
+    elif group.base == "top_insert":
         emit_top_insert(kernel, first)
+    elif group.base == "turn":
+        emit_turned(kernel, first)
     else:
         _emit_nest(kernel, group, outlive)
 
@@ -70,7 +73,7 @@ def _emit_nest(kernel: Kernel, group: Group, outlive: set[int]) -> None:
     reduced = [s for s in members if s.node.op is TileOp.REDUCE]
     for stage in reduced:
         reductions.begin(kernel, stage)
-    plan = kernel.found.dots[members[0].node.serial] if group.base is TileOp.DOT else None
+    plan = kernel.found.dots[members[0].node.serial] if group.base == "dot" else None
     tile = plan.tile if plan else plan_each(group.space, group.lane, kernel.found.lanes)
     found = edges(kernel, members[0].node, plan) if plan else None
     with rows_of(kernel, tile) as rows:

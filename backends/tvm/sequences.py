@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from sparsec.backends.tvm.demands import Stage
 from sparsec.backends.tvm.expressions import vector
 from sparsec.backends.tvm.kernel import Kernel
 from sparsec.backends.tvm.nests import columns_of, each_point, rows_of
 from sparsec.backends.tvm.point import Point
 from sparsec.backends.tvm.reductions import neutral
-from sparsec.backends.tvm.stages import Stage
 from sparsec.backends.tvm.storage import Stored, cell, spread
 from sparsec.backends.tvm.tiles import plan_each
 from sparsec.tile.language import Axis

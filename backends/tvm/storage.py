@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsec.backends.tvm.demands import elements
 from sparsec.backends.tvm.lanes import Lanes
 from sparsec.backends.tvm.point import Point
-from sparsec.backends.tvm.stages import elements
 from sparsec.backends.tvm.text import plus, times
 from sparsec.tile.language import Axis
 
