@@ -123,9 +123,9 @@ def outcome_from(data: dict[str, Any]) -> Outcome:
 
 
 def keep(folder: Path, outcome: Outcome) -> list[Outcome]:
-    """Put an outcome into the folder's results and give all that are there; one of the same key is replaced."""
+    """Put an outcome into the folder's results and give all that are there; it takes the place of one of its key."""
     path = folder / RESULTS
-    found = [o for o in outcomes(folder) if o.key != outcome.key] + [outcome]
+    found = list({**{o.key: o for o in outcomes(folder)}, outcome.key: outcome}.values())
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"variants": [asdict(o) for o in found]}, indent=1))
     temporary.replace(path)

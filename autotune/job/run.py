@@ -77,7 +77,7 @@ def run_job(
     outcome = job.outcome(folder, limits)
     every = keep(folder, outcome)
     (folder / "report.html").write_text(page(every, folder))
-    job.screen.table(every)
+    job.screen.table(every, outcome)
     job.screen.files(folder, outcome.key)
     return outcome
 

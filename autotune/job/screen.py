@@ -86,12 +86,12 @@ class Screen:
         """What tuning found."""
         self.text(str(report))
 
-    def table(self, outcomes: Sequence[Outcome]) -> None:
-        """The one table."""
+    def table(self, outcomes: Sequence[Outcome], last: Outcome) -> None:
+        """The one table, and what there is to know of the machine that the last outcome was measured on."""
         from rich.table import Table
 
-        self.heading("results", outcomes[-1].machine)
-        for note in busy(outcomes[-1].load):
+        self.heading("results", last.machine)
+        for note in busy(last.load):
             self.text(f"note: {note}")
         made = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("", *(o.name for o in outcomes)):

@@ -99,7 +99,7 @@ def test_results_are_kept_per_variant(tmp_path: Path) -> None:
     keep(tmp_path, outcome("a"))
     keep(tmp_path, outcome("b"))
     found = keep(tmp_path, replace(outcome("a"), error=0.5))
-    assert [(o.key, o.error) for o in found] == [("b", 1e-7), ("a", 0.5)]
+    assert [(o.key, o.error) for o in found] == [("a", 0.5), ("b", 1e-7)]
     assert outcomes(tmp_path) == found
     assert asdict(outcomes(tmp_path)[0]) == asdict(found[0])
 
