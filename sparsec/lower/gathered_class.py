@@ -31,8 +31,10 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Lowered:
 
 
 def _key_outer(spec: GatheredAttention, schedule: Schedule) -> Lowered:
-    plain = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
-    index = tuple(Step(program, plain) for program in inverse_steps.programs(spec, schedule))
+    tally, offsets, fill = inverse_steps.programs(spec, schedule)
+    wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
+    narrow = replace(wide, warps=1)
+    index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow))
     steps = (*index, Step(key_outer.lower(spec, schedule), schedule), Step(slot_merge.lower(spec, schedule), schedule))
     buffers = (*inverse.scratch(spec, schedule), *key_outer.scratch(spec))
     return Lowered(steps, buffers, (*inverse.params(spec, schedule), *key_outer.params(spec)))

@@ -1,8 +1,8 @@
 """Who chose each chunk: the lists turned around by a counting sort, without atomics and in O(T k) memory.
 
-Three programs: ``tally`` counts choices per (chunk, segment of tokens), ``offsets`` turns the counts into places and
-cuts every chunk's choices into tiles, ``fill`` writes the choices there, ascending. A token's own chunk is left out:
-``sparsec.lower.slot_merge`` reads it beside the queries.
+Three programs (``sparsec.lower.inverse_steps``): ``tally`` counts choices per (chunk, segment of tokens), ``offsets``
+sums the counts over segments, ``fill`` writes the choices to their places, ascending, every chunk's from a new tile on.
+A token's own chunk is left out: ``sparsec.lower.slot_merge`` reads it beside the queries.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sparsec.lower import chunks
 from sparsec.lower.lowered import Scratch
-from sparsec.lower.scalars import add, both, ceil_div, least, most, mul, sub
+from sparsec.lower.scalars import add, both, ceil_div, most, mul, sub
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
@@ -19,11 +19,15 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
 from sparsec.tile.schedule import Schedule
 
-STEP = 256
-"""Choices that a program compares with chunks at a time, where a token has no more than that."""
+STEP = 64
+"""Choices that a program looks at together."""
 
-SEGMENT = 2048
-"""Choices of a segment, about."""
+SEGMENT = 512
+"""Choices of a segment."""
+
+
+NONE = 2**31 - 1
+"""Stands for "no chunk"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +35,29 @@ class Inverse:
     """Where the inverse of the lists lies. A set is the lists that choose from the same keys.
 
     Attributes:
-        tallies: choices per chunk and segment ``[B, sets, CT, ST]``; ``starts`` their places among ``entries``.
-        entries: ``(token * lists + list) * k + slot`` of every choice, by chunk, then ascending ``[B, sets, ET]``.
-        tiles: chunk, first entry and number of entries of each tile ``[B, sets, WT, 3]``, of which ``used``
-            ``[B, sets]`` are there.
+        tallies: choices per chunk and segment ``[B, sets, CT, ST]``.
+        before: of each chunk, choices in earlier segments ``[B, sets, CT, ST]``; ``totals`` in all ``[B, sets, CT]``.
+        entries: ``(token * lists + list) * k + slot`` of every choice, by chunk, then ascending ``[B, sets, ET]``; a
+            tile has ``per_tile`` of them, those of a chunk's last tile may be nonsense.
+        tiles: chunk and number of entries of each tile ``[B, sets, WT, 2]``, of which ``used`` ``[B, sets]`` have any.
         lists: lists per token and set.
-        per_tile: entries of a tile at most.
     """
 
     tallies: Tensor
-    starts: Tensor
+    before: Tensor
+    totals: Tensor
     entries: Tensor
     tiles: Tensor
     used: Tensor
     sets: int
     lists: int
     per_tile: int
+    slots: int
+
+    @property
+    def per_token(self) -> int:
+        """Choices of a token."""
+        return self.lists * self.slots
 
 
 def inverse(spec: GatheredAttention, schedule: Schedule) -> Inverse:
@@ -59,28 +70,23 @@ def inverse(spec: GatheredAttention, schedule: Schedule) -> Inverse:
         return Tensor(f"{spec.name}_{name}", "int32", (*lead, *shape))
 
     return Inverse(
-        buffer("tallies", "CT", "ST"), buffer("starts", "CT", "ST"), buffer("entries", "ET"),
-        buffer("tiles", "WT", 3), buffer("used"), sets, lists, schedule.rows // chunks.sharing(spec),
+        buffer("tallies", "CT", "ST"), buffer("before", "CT", "ST"), buffer("totals", "CT"), buffer("entries", "ET"),
+        buffer("tiles", "WT", 2), buffer("used"), sets, lists, schedule.rows // chunks.sharing(spec), spec.slots,
     )  # fmt: skip
 
 
 def params(spec: GatheredAttention, schedule: Schedule) -> tuple[tuple[str, Expr], ...]:
-    """Chunks, segments, entries and tiles at most."""
+    """Chunks, segments, tiles at most and their entries."""
     found, tq, tk = inverse(spec, schedule), var("TQ"), var("TK")
-    per_token, count = found.lists * spec.slots, (tk + (spec.chunk - 1)) // spec.chunk
-    segment = step_tokens(spec, found) * segment_steps(spec, found)
-    return (
-        ("CT", count),
-        ("ST", (tq + (segment - 1)) // segment),
-        ("ET", tq * per_token),
-        ("WT", tq * per_token // found.per_tile + count),
-    )
+    choices, count = tq * found.per_token, (tk + (spec.chunk - 1)) // spec.chunk
+    tiles = choices // found.per_tile + count
+    return ("CT", count), ("ST", (choices + (SEGMENT - 1)) // SEGMENT), ("WT", tiles), ("ET", tiles * found.per_tile)
 
 
 def scratch(spec: GatheredAttention, schedule: Schedule) -> tuple[Scratch, ...]:
     """The buffers to allocate."""
     found = inverse(spec, schedule)
-    tensors = (found.tallies, found.starts, found.entries, found.tiles, found.used)
+    tensors = (found.tallies, found.before, found.totals, found.entries, found.tiles, found.used)
     return tuple(as_scratch(t) for t in tensors)
 
 
@@ -90,40 +96,25 @@ def as_scratch(tensor: Tensor) -> Scratch:
     return Scratch(tensor.name, shape, tensor.dtype)
 
 
-def step_entries(spec: GatheredAttention, found: Inverse) -> int:
-    """Choices of a step with its padding: a power of two."""
-    return max(STEP, 1 << (found.lists * spec.slots - 1).bit_length())
-
-
-def step_tokens(spec: GatheredAttention, found: Inverse) -> int:
-    """Tokens of a step."""
-    return step_entries(spec, found) // (found.lists * spec.slots)
-
-
-def segment_steps(spec: GatheredAttention, found: Inverse) -> int:
-    """Steps of a segment."""
-    return max(1, SEGMENT // step_entries(spec, found))
-
-
 def chunk_count(spec: GatheredAttention) -> Node:
     """CT."""
     return ceil_div(tile.param("TK"), spec.chunk)
 
 
-def entry_count(spec: GatheredAttention, found: Inverse) -> Node:
-    """ET."""
-    return mul(tile.param("TQ"), found.lists * spec.slots)
-
-
-def segment_count(spec: GatheredAttention, found: Inverse) -> Node:
+def segment_count(found: Inverse) -> Node:
     """ST."""
-    return ceil_div(tile.param("TQ"), step_tokens(spec, found) * segment_steps(spec, found))
+    return ceil_div(mul(tile.param("TQ"), found.per_token), SEGMENT)
 
 
 def tile_count(spec: GatheredAttention, found: Inverse) -> Node:
     """WT: every chunk's last tile may be partly full."""
-    full = tile.apply(Fn.TRUNCDIV, entry_count(spec, found), found.per_tile)
+    full = tile.apply(Fn.TRUNCDIV, mul(tile.param("TQ"), found.per_token), found.per_tile)
     return add(full, chunk_count(spec))
+
+
+def entry_count(spec: GatheredAttention, found: Inverse) -> Node:
+    """ET."""
+    return mul(tile_count(spec, found), found.per_tile)
 
 
 def own_chunk(spec: GatheredAttention, token: Node) -> Node:
@@ -132,22 +123,22 @@ def own_chunk(spec: GatheredAttention, token: Node) -> Node:
 
 
 def choices(
-    spec: GatheredAttention, found: Inverse, tensors: dict[str, Tensor], at: tuple[Node, Node], first: Node, entry: Node
+    spec: GatheredAttention, found: Inverse, tensors: dict[str, Tensor], at: tuple[Node, Node], entry: Node
 ) -> Node:
-    """The chunks of the ``entry``-th choices from token ``first`` on in a set ``at`` (batch, set), -1 where none."""
+    """The chunks of some choices of a set ``at`` (batch, set); NONE where there is none or it is the token's own."""
     batch, number = at
-    end = least(tile.param("TQ"), add(first, step_tokens(spec, found)))
-    token = add(first, tile.apply(Fn.TRUNCDIV, entry, found.lists * spec.slots))
-    slot, listed = tile.apply(Fn.TRUNCMOD, entry, spec.slots), number
+    token, slot = tile.apply(Fn.TRUNCDIV, entry, found.per_token), tile.apply(Fn.TRUNCMOD, entry, spec.slots)
+    listed = number
     if found.lists > 1:
         local = tile.apply(Fn.TRUNCMOD, tile.apply(Fn.TRUNCDIV, entry, spec.slots), found.lists)
         listed = add(mul(number, found.lists), local)
-    ids = tile.load(tensors[spec.indices], batch, token, listed, slot, bounds={1: end}, other=-1)
-    used = tile.apply(Fn.NE, ids, own_chunk(spec, token))
+    bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
+    ids = tile.load(tensors[spec.indices], batch, token, listed, slot, bounds=dict(bounds), other=-1)
+    used = both(tile.apply(Fn.LE, 0, ids), tile.apply(Fn.NE, ids, own_chunk(spec, token)))
     if spec.counts is not None:
-        count = tile.load(tensors[spec.counts], batch, token, listed, bounds={1: end})
+        count = tile.load(tensors[spec.counts], batch, token, listed, bounds=dict(bounds))
         used = both(used, tile.apply(Fn.LT, slot, count))
-    return tile.apply(Fn.WHERE, used, ids, -1)
+    return tile.apply(Fn.WHERE, used, ids, NONE)
 
 
 def exclusive(x: Node) -> Node:

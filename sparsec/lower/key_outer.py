@@ -6,6 +6,7 @@ and log-sum-exp; ``sparsec.lower.inverse`` finds who chose a chunk, ``sparsec.lo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sparsec.lower import chunks, descriptors, inverse, softmax, stretch
@@ -13,7 +14,7 @@ from sparsec.lower.chunks import Frame, Unit
 from sparsec.lower.inverse import Inverse, as_scratch
 from sparsec.lower.lowered import Scratch
 from sparsec.lower.rows import Rows
-from sparsec.lower.scalars import add, both, most, mul, sub
+from sparsec.lower.scalars import add, both, ceil_div, least, mul, sub
 from sparsec.lower.stretch import Stretch
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, var
@@ -37,7 +38,7 @@ class Partials:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A tile of queries that chose a chunk: entries ``first … first + count - 1``; none where ``count`` is 0."""
+    """A tile of queries that chose a chunk: entries ``first … first + count - 1``."""
 
     chunk: Node
     first: Node
@@ -82,18 +83,41 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         found, results = inverse.inverse(spec, schedule), partials(spec)
         blocks = spec.value_dim // schedule.value_block if schedule.value_block else 1
-        number, batch = tile.program_id(1), tile.program_id(2)
-        base = mul(tile.apply(Fn.TRUNCMOD, number, blocks), schedule.value_block) if blocks > 1 else 0
-        key_head = tile.apply(Fn.TRUNCDIV, number, blocks)
-        at = (batch, key_head if found.sets > 1 else tile.const(0))
-        item = _item(found, at)
-        rows, place = _rows(spec, found, at, item, key_head, builder.axis("m", schedule.rows))
-        unit = Unit(tile.const(0), key_head, rows.head)
-        f = chunks.frame(builder, alone, schedule, rows, batch, unit, base)
-        _write(f, results, place, softmax.finish(_read(f, item), f.sink is not None))
-        grid = (inverse.tile_count(spec, found), tile.const(spec.kv_heads * blocks), tile.param("B"))
-        tensors = [*_inputs(alone, f), found.entries, found.tiles, found.used, results.out, results.lse]
+        tensors: list[Tensor] = []
+
+        def visit(number: Node) -> None:
+            at = tile.apply(Fn.TRUNCDIV, tile.program_id(1), blocks)
+            base = mul(tile.apply(Fn.TRUNCMOD, tile.program_id(1), blocks), schedule.value_block) if blocks > 1 else 0
+            item = _item(found, _set(found, at), number)
+            rows, place = _rows(spec, found, item, at, builder.axis("m", schedule.rows))
+            unit = Unit(tile.const(0), at, rows.head)
+            f = chunks.frame(builder, alone, schedule, rows, tile.program_id(2), unit, base)
+            _write(f, results, place, softmax.finish(_read(f, item), f.sink is not None))
+            tensors.extend(_inputs(alone, f))
+
+        programs = _each_tile(spec, found, blocks, visit)
+        tensors += [found.entries, found.tiles, found.used, results.out, results.lse]
+        grid = (programs, tile.const(spec.kv_heads * blocks), tile.param("B"))
         return builder.program(spec.name, tensors, [(name, "int32") for name in chunks.PARAMS], grid)
+
+
+def _each_tile(spec: GatheredAttention, found: Inverse, blocks: int, visit: Callable[[Node], None]) -> Node:
+    """``visit`` the tiles of this program, two at most: the number that there may be is known, not the number used."""
+    programs = ceil_div(inverse.tile_count(spec, found), 2)
+    used = tile.load(found.used, *_set(found, tile.apply(Fn.TRUNCDIV, tile.program_id(1), blocks)))
+
+    def body(n: Node) -> Sequence[Node]:
+        visit(add(tile.program_id(0), mul(n, programs)))
+        return []
+
+    left = add(sub(used, tile.program_id(0)), sub(programs, 1))
+    tile.loop(0, tile.apply(Fn.TRUNCDIV, left, programs), 1, [], body)
+    return programs
+
+
+def _set(found: Inverse, key_head: Node) -> tuple[Node, Node]:
+    """Batch and set of a key/value head."""
+    return tile.program_id(2), key_head if found.sets > 1 else tile.const(0)
 
 
 def _inputs(spec: GatheredAttention, f: Frame) -> list[Tensor]:
@@ -102,47 +126,38 @@ def _inputs(spec: GatheredAttention, f: Frame) -> list[Tensor]:
     return [t for t in f.tensors.values() if t.name not in others]
 
 
-def _item(found: Inverse, at: tuple[Node, Node]) -> Item:
-    """The tile of this program; those past the last are empty."""
-    number = tile.program_id(0)
-    there = tile.apply(Fn.LT, number, tile.load(found.used, *at))
-    fields = [tile.load(found.tiles, *at, number, tile.const(k)) for k in range(3)]
-    return Item(*(tile.apply(Fn.WHERE, there, x, 0) for x in fields))
+def _item(found: Inverse, at: tuple[Node, Node], number: Node) -> Item:
+    """A tile of a set."""
+    chunk, count = (tile.load(found.tiles, *at, number, tile.const(k)) for k in range(2))
+    return Item(chunk, mul(number, found.per_tile), count)
 
 
-def _rows(
-    spec: GatheredAttention, found: Inverse, at: tuple[Node, Node], item: Item, key_head: Node, axis: Axis
-) -> tuple[Rows, Node]:
+def _rows(spec: GatheredAttention, found: Inverse, item: Item, key_head: Node, axis: Axis) -> tuple[Rows, Node]:
     """The query rows of a tile, each choice with the heads that share its list, and the place of each row's partial."""
-    share, end, per_token = chunks.sharing(spec), add(item.first, item.count), found.lists * spec.slots
+    share, at = chunks.sharing(spec), _set(found, key_head)
     lane = tile.apply(Fn.TRUNCDIV, tile.iota(axis), share)
-    number = add(item.first, lane)
-    entry = tile.load(found.entries, *at, number, bounds={2: end})
-    there = tile.apply(Fn.LT, number, end)
-    if found.per_tile * share < axis.size:
-        there = both(there, tile.apply(Fn.LT, lane, found.per_tile))
-    token = tile.apply(Fn.TRUNCDIV, entry, per_token)
+    there = tile.apply(Fn.LT, lane, item.count)
+    read = tile.load(found.entries, *at, add(item.first, least(lane, found.per_tile - 1)))
+    entry = tile.apply(Fn.WHERE, there, read, 0)
+    token = tile.apply(Fn.TRUNCDIV, entry, found.per_token)
     local = tile.apply(Fn.TRUNCMOD, tile.iota(axis), share)
     place = tile.apply(Fn.WHERE, there, add(mul(entry, share), local), partial_count(spec))
     if found.lists > 1:
-        local = tile.apply(Fn.TRUNCDIV, sub(entry, mul(token, per_token)), spec.slots)
+        local = tile.apply(Fn.TRUNCDIV, sub(entry, mul(token, found.per_token)), spec.slots)
     head = add(mul(key_head, spec.heads // spec.kv_heads), local)
-    first, last = (_token(found, at, x, per_token) for x in (item.first, most(add(end, -1), 0)))
+    last = add(item.first, sub(item.count, 1))
+    ends = [tile.apply(Fn.TRUNCDIV, tile.load(found.entries, *at, x), found.per_token) for x in (item.first, last)]
     token = tile.apply(Fn.WHERE, there, token, tile.param("TQ"))
-    return Rows(axis, token, head, tile.const(0), first, 1, {1: tile.param("TQ")}, last), place
-
-
-def _token(found: Inverse, at: tuple[Node, Node], place: Node, per_token: int) -> Node:
-    return tile.apply(Fn.TRUNCDIV, tile.load(found.entries, *at, place), per_token)
+    return Rows(axis, token, head, tile.const(0), ends[0], 1, {1: tile.param("TQ")}, ends[1]), place
 
 
 def _read(f: Frame, item: Item) -> list[Node]:
-    """The softmax of the chunk's keys; nothing is read for an empty tile."""
+    """The softmax of the chunk's keys."""
     size, state = f.spec.chunk, chunks.start(f)
     if size == f.schedule.block:
         return chunks.joint_step(f, state, *chunks.part_scores(f, item.chunk, tile.const(0)))
     low = mul(item.chunk, size)
-    high = tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0, item.count), add(low, size), low)
+    high = add(low, size)
     if size % f.schedule.block == 0:
         return stretch.read(f, Stretch(low, high), state)
 

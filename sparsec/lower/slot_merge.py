@@ -25,7 +25,7 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
         blocks = spec.value_dim // schedule.value_block if schedule.value_block else 1
         number = tile.program_id(1)
         base = mul(tile.apply(Fn.TRUNCMOD, number, blocks), schedule.value_block) if blocks > 1 else 0
-        key_head = tile.apply(Fn.TRUNCDIV, number, blocks)
+        key_head = _key_head(spec, tile.apply(Fn.TRUNCDIV, number, blocks))
         rows = packed(builder.axis("m", schedule.rows), tile.program_id(0), mul(key_head, group), group)
         unit = Unit(_list(spec, rows, key_head), key_head, rows.head)
         f = chunks.frame(builder, spec, schedule, rows, tile.program_id(2), unit, base)
@@ -37,6 +37,11 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
         return builder.program(
             f"{spec.name}_merge", _tensors(f, results), [(name, "int32") for name in chunks.PARAMS], grid
         )
+
+
+def _key_head(spec: GatheredAttention, number: Node) -> Node:
+    """The last head first: its partial outputs may still be in the cache."""
+    return sub(spec.kv_heads - 1, number)
 
 
 def _tensors(f: Frame, results: Partials) -> list[Tensor]:
@@ -114,9 +119,9 @@ def _heights(f: Frame, results: Partials, place: Node) -> Node:
 
 def _joint(f: Frame, results: Partials, own: Node, slots: Axis) -> tuple[list[Node], Node]:
     """One softmax over all: a partial output counts as one key, its log-sum-exp as the score."""
-    (*accs, top, total), _ = _near(f, own, slots)
     places = _places(f, own, tile.iota(slots))
     heights = _heights(f, results, places)
+    (*accs, top, total), _ = _near(f, own, slots)
     level = most(top, tile.reduce("max", heights, slots))
     keep, weights = (tile.apply(Fn.EXP2, sub(x, level)) for x in (top, heights))
     total = add(mul(total, keep), tile.reduce("sum", weights, slots))
