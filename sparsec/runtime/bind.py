@@ -92,12 +92,11 @@ def _extremes(x: Tensor) -> tuple[int, int]:
 
     global _SEEN
     _SEEN = WeakIdKeyDictionary() if _SEEN is None else _SEEN
-    version, found = _SEEN.get(x, (-1, (0, 0)))
+    version, least, most = _SEEN.get(x, (-1, 0, 0))
     if version != x._version:
         least, most = torch.stack(torch.aminmax(x)).tolist()
-        found = (int(least), int(most))
-        _SEEN[x] = (x._version, found)
-    return found
+        _SEEN[x] = (x._version, least, most)
+    return int(least), int(most)
 
 
 _SEEN: Any = None
