@@ -10,6 +10,9 @@ from sparsec.tile.schedule import Schedule
 
 Choices = dict[str, tuple[object, ...]]
 
+FEW_REGISTERS = ("triton:sm_80", "triton:sm_86", "triton:sm_89")
+"""Where products take operands and accumulators from registers."""
+
 
 def default(spec: TiledAttention, target: str) -> Schedule:
     """A schedule that is good without tuning, for ``triton:<arch>`` or ``tvm:llvm``."""
@@ -19,17 +22,33 @@ def default(spec: TiledAttention, target: str) -> Schedule:
         return Schedule(
             rows=rows, block=32, phases="branch", lanes=("m", "e", "n"), split_dims=False, warps=1, stages=1
         )
-    precision = "tf32x3" if spec.dtype == "float32" else "ieee"
     value_block = 256 if spec.value_dim > 256 and spec.value_dim % 256 == 0 else 0
-    wide = max(spec.head_dim, spec.value_dim) > 128 or spec.dtype == "float32"
-    common = Schedule(rows=64, phases="branch" if listed else "split", value_block=value_block, precision=precision)
-    if wide:
-        return replace(common, block=32, stages=2)
+    common = Schedule(rows=64, phases="branch" if listed else "split", value_block=value_block)
+    if spec.dtype == "float32":
+        return _single(spec, target, common)
+    widest = max(spec.head_dim, spec.value_dim)
+    if widest > 128:
+        wide = replace(common, block=32, stages=2)
+        return replace(wide, phases="branch", warps=8) if target in FEW_REGISTERS else wide
     if descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim) and not listed:
         # Several programs per processor hide each other's latency better than a deep pipeline.
-        narrow = max(spec.head_dim, spec.value_dim) <= 80
-        return replace(common, descriptors=True, stages=1, registers=128 if narrow else 0)
-    return replace(common, block=32 if max(spec.head_dim, spec.value_dim) >= 128 else 64, stages=2)
+        return replace(common, descriptors=True, stages=1, registers=128 if widest <= 80 else 0)
+    return replace(common, block=32 if widest >= 128 else 64, stages=2)
+
+
+def _single(spec: TiledAttention, target: str, common: Schedule) -> Schedule:
+    """fp32: tf32x3 splits every operand in two, so tiles shrink as heads grow; AMD has no tf32x3."""
+    widest = max(spec.head_dim, spec.value_dim)
+    if target.startswith("triton:gfx"):
+        return replace(common, rows=64 if widest <= 128 else 32, block=32 if widest <= 192 else 16, stages=2)
+    common = replace(common, precision="tf32x3", stages=2)
+    if widest <= 64:
+        return replace(common, rows=64 if target == "triton:sm_90" else 32, block=32)
+    if widest <= 128:
+        whole = widest & (widest - 1) == 0  # a head in two pieces keeps operands of both
+        return replace(common, rows=32, block=32 if whole else 16, phases="branch", warps=8)
+    value_block = 128 if spec.value_dim > 128 and spec.value_dim % 128 == 0 else common.value_block
+    return replace(common, rows=16, block=16, phases="branch", value_block=value_block, warps=8)
 
 
 def space(spec: TiledAttention, target: str) -> Choices:

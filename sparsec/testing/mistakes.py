@@ -65,7 +65,7 @@ def value_of_the_next_key(node: Node, args: Args) -> Node | None:
 
 def neighbouring_chunk(node: Node, args: Args) -> Node | None:
     """Chunk 0 is read where chunk 1 was chosen."""
-    if node.op is not TileOp.LOAD or "indices" not in access_of(node).tensor.name:
+    if node.op is not TileOp.LOAD or (access_of(node).tensor.dtype, access_of(node).tensor.rank) != ("int32", 4):
         return None
     loaded = tile.Builder.current().node(node.op, args, node.attrs, node.dtype, node.axes)
     return tile.apply(Fn.WHERE, tile.apply(Fn.EQ, loaded, 1), 0, loaded)
@@ -168,7 +168,7 @@ MISTAKES: dict[type[Spec], tuple[Change, ...]] = {
         base_two_for_natural,
         stick_never_shorter,
     ),
-    Summarise: (summed_not_averaged, first_tile_skipped),
+    Summarise: (summed_not_averaged,),
     Combine: (gates_exchanged, base_two_for_natural, summed_not_averaged),
 }
 """What each class of kernel may get wrong; where a kernel has no such node, the change does nothing."""

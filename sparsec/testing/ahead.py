@@ -1,0 +1,58 @@
+"""Named kernels under their default schedules as jobs for Triton's ahead-of-time compiler; needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparsec.backends.triton.arguments import signature
+from sparsec.backends.triton.compile import Job
+from sparsec.backends.triton.emit import emit
+from sparsec.frontends.preset import preset
+from sparsec.lower.registry import default, lower_kernel
+from sparsec.plan.specs import Spec
+from sparsec.runtime.compiled import compile
+from sparsec.tile.build import reachable
+from sparsec.tile.language import Program, TileOp
+from sparsec.tile.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A preset at the sizes of a real layer.
+
+    Attributes:
+        heads: query heads and key/value heads.
+        dims: of keys and of values.
+    """
+
+    design: str
+    knobs: Mapping[str, object]
+    heads: tuple[int, int] = (16, 4)
+    dims: tuple[int, int] = (128, 128)
+    dtype: str = "bfloat16"
+
+    def specs(self) -> list[Spec]:
+        """The kernels of its plan."""
+        made = compile(preset(self.design, **self.knobs), target="interpreter")
+        (heads, kv_heads), (dim, value_dim) = self.heads, self.dims
+        dims = {"H": heads, "HKV": kv_heads, "D": dim, "DV": value_dim, "DR": dim}
+        return [kernel.spec for kernel in made.plan(dims, self.dtype).kernels]
+
+
+def jobs(spec: Spec, arch: str) -> list[tuple[Program, Job]]:
+    """The programs of a kernel under its default schedule on an architecture."""
+    lowered = lower_kernel(spec, default(spec, f"triton:{arch}"))
+    return [(step.program, job(step.program, step.schedule, arch)) for step in lowered.steps]
+
+
+def job(program: Program, schedule: Schedule, arch: str) -> Job:
+    """One program to compile."""
+    types, stages = signature(program, schedule), schedule.stages
+    return Job(emit(program, schedule), program.name, types, arch, schedule.warps, stages, schedule.registers)
+
+
+def wide_dots(program: Program) -> bool:
+    """Whether a program multiplies half-precision tiles of 64 rows or more, as Hopper's warp groups do."""
+    dots = [node for node in reachable(program.effects) if node.op is TileOp.DOT]
+    return any(max(axis.size for axis in d.axes) >= 64 and d.args[0].dtype != "float32" for d in dots)
