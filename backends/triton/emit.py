@@ -126,15 +126,17 @@ class _Printer:
         return Text(f"{made.closed}[{', '.join(':' if axis in node.axes else 'None' for axis in to)}]")
 
     def loop(self, node: Node) -> None:
-        """A counted loop; a carried value is a variable that keeps its name after the loop."""
+        """A counted loop; a carried value is a variable that keeps its name after the loop.
+
+        From 0 to a truth value it is printed as a condition, out of which nothing is moved.
+        """
         body = body_of(node)
         lo, hi, *inits = node.args
         names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
-        self.named[body.index.serial] = self.names.fresh("i")
+        once = hi.dtype == "bool" and lo.op is TileOp.CONST and lo.attrs[0] == 0
+        self.named[body.index.serial] = "0" if once else self.names.fresh("i")
         self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
-        bounds = f"{self.bound(lo)}, {self.bound(hi)}" + (f", {body.step}" if body.step > 1 else "")
-        over = f"tl.range({bounds}, num_stages={body.stages})" if body.stages else f"range({bounds})"
-        self.line(f"for {self.named[body.index.serial]} in {over}:")
+        self.line(f"if {self.text(hi).text}:" if once else self.range_of(node, self.named[body.index.serial]))
         self.depth += 1
         start = len(self.lines)
         self.region(body.number)
@@ -142,6 +144,13 @@ class _Printer:
         self.depth -= 1
         for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
             self.named[result.serial] = names[cast(int, result.attrs[0])]
+
+    def range_of(self, node: Node, index: str) -> str:
+        """The head of a counted loop."""
+        body, (lo, hi) = body_of(node), node.args[:2]
+        bounds = f"{self.bound(lo)}, {self.bound(hi)}" + (f", {body.step}" if body.step > 1 else "")
+        over = f"tl.range({bounds}, num_stages={body.stages})" if body.stages else f"range({bounds})"
+        return f"for {index} in {over}:"
 
     def bound(self, node: Node) -> str:
         """A loop bound; a truth value counts as 0 or 1."""

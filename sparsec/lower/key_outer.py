@@ -6,7 +6,7 @@ and log-sum-exp; ``sparsec.lower.inverse`` finds who chose a chunk, ``sparsec.lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sparsec.lower import chunks, descriptors, inverse, softmax, stretch
@@ -14,7 +14,7 @@ from sparsec.lower.chunks import Frame, Unit
 from sparsec.lower.inverse import Inverse, as_scratch
 from sparsec.lower.lowered import Scratch
 from sparsec.lower.rows import Rows
-from sparsec.lower.scalars import add, both, ceil_div, least, mul, sub
+from sparsec.lower.scalars import add, both, least, mul, sub
 from sparsec.lower.stretch import Stretch
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, var
@@ -83,41 +83,24 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         found, results = inverse.inverse(spec, schedule), partials(spec)
         blocks = spec.value_dim // schedule.value_block if schedule.value_block else 1
-        tensors: list[Tensor] = []
+        number, batch = tile.program_id(1), tile.program_id(2)
+        base = mul(tile.apply(Fn.TRUNCMOD, number, blocks), schedule.value_block) if blocks > 1 else 0
+        key_head = tile.apply(Fn.TRUNCDIV, number, blocks)
+        at = (batch, key_head if found.sets > 1 else tile.const(0))
+        inputs: list[Tensor] = []
 
-        def visit(number: Node) -> None:
-            at = tile.apply(Fn.TRUNCDIV, tile.program_id(1), blocks)
-            base = mul(tile.apply(Fn.TRUNCMOD, tile.program_id(1), blocks), schedule.value_block) if blocks > 1 else 0
-            item = _item(found, _set(found, at), number)
-            rows, place = _rows(spec, found, item, at, builder.axis("m", schedule.rows))
-            unit = Unit(tile.const(0), at, rows.head)
-            f = chunks.frame(builder, alone, schedule, rows, tile.program_id(2), unit, base)
+        def visit(n: Node) -> Sequence[Node]:  # n is 0: what depends on it stays under the condition
+            item = _item(found, at, add(tile.program_id(0), n))
+            rows, place = _rows(spec, found, at, item, key_head, builder.axis("m", schedule.rows))
+            f = chunks.frame(builder, alone, schedule, rows, batch, Unit(tile.const(0), key_head, rows.head), base)
             _write(f, results, place, softmax.finish(_read(f, item), f.sink is not None))
-            tensors.extend(_inputs(alone, f))
+            inputs.extend(_inputs(alone, f))
+            return []
 
-        programs = _each_tile(spec, found, blocks, visit)
-        tensors += [found.entries, found.tiles, found.used, results.out, results.lse]
-        grid = (programs, tile.const(spec.kv_heads * blocks), tile.param("B"))
+        tile.loop(0, tile.apply(Fn.LT, tile.program_id(0), tile.load(found.used, *at)), 1, [], visit)
+        tensors = [*inputs, found.entries, found.tiles, found.used, results.out, results.lse]
+        grid = (inverse.tile_count(spec, found), tile.const(spec.kv_heads * blocks), tile.param("B"))
         return builder.program(spec.name, tensors, [(name, "int32") for name in chunks.PARAMS], grid)
-
-
-def _each_tile(spec: GatheredAttention, found: Inverse, blocks: int, visit: Callable[[Node], None]) -> Node:
-    """``visit`` the tiles of this program, two at most: the number that there may be is known, not the number used."""
-    programs = ceil_div(inverse.tile_count(spec, found), 2)
-    used = tile.load(found.used, *_set(found, tile.apply(Fn.TRUNCDIV, tile.program_id(1), blocks)))
-
-    def body(n: Node) -> Sequence[Node]:
-        visit(add(tile.program_id(0), mul(n, programs)))
-        return []
-
-    left = add(sub(used, tile.program_id(0)), sub(programs, 1))
-    tile.loop(0, tile.apply(Fn.TRUNCDIV, left, programs), 1, [], body)
-    return programs
-
-
-def _set(found: Inverse, key_head: Node) -> tuple[Node, Node]:
-    """Batch and set of a key/value head."""
-    return tile.program_id(2), key_head if found.sets > 1 else tile.const(0)
 
 
 def _inputs(spec: GatheredAttention, f: Frame) -> list[Tensor]:
@@ -132,9 +115,11 @@ def _item(found: Inverse, at: tuple[Node, Node], number: Node) -> Item:
     return Item(chunk, mul(number, found.per_tile), count)
 
 
-def _rows(spec: GatheredAttention, found: Inverse, item: Item, key_head: Node, axis: Axis) -> tuple[Rows, Node]:
+def _rows(
+    spec: GatheredAttention, found: Inverse, at: tuple[Node, Node], item: Item, key_head: Node, axis: Axis
+) -> tuple[Rows, Node]:
     """The query rows of a tile, each choice with the heads that share its list, and the place of each row's partial."""
-    share, at = chunks.sharing(spec), _set(found, key_head)
+    share = chunks.sharing(spec)
     lane = tile.apply(Fn.TRUNCDIV, tile.iota(axis), share)
     there = tile.apply(Fn.LT, lane, item.count)
     read = tile.load(found.entries, *at, add(item.first, least(lane, found.per_tile - 1)))
@@ -178,10 +163,18 @@ def _write(f: Frame, results: Partials, place: Node, found: tuple[list[Node], No
 
 
 def default(spec: GatheredAttention, target: str) -> Schedule:
-    """64 rows, or as many as hold a key/value head's heads, and a chunk's keys up to 64 at a time."""
+    """64 rows, or as many as hold a key/value head's heads, and a chunk's keys up to 64 at a time.
+
+    Where 128 registers do without spills, one stage and four programs per multiprocessor hide latency best; at head
+    dims of 128 they spill a little outside the loops, which a tuner may find worth it.
+    """
     rows = max(64, 1 << (spec.heads // spec.kv_heads - 1).bit_length())
     even = [b for b in (16, 32, 64) if spec.chunk % b == 0]
     block = max(even) if even else min(64, max(16, 1 << (spec.chunk - 1).bit_length()))
-    boxes = descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim)
-    warps, stages = 4 if rows <= 64 else 8, 1 if boxes else 2
-    return Schedule(order="key_outer", rows=rows, block=block, warps=warps, stages=stages, descriptors=boxes)
+    found = Schedule(order="key_outer", rows=rows, block=block, warps=4 if rows <= 64 else 8, stages=2)
+    wide = max(spec.head_dim, spec.value_dim) > 64
+    if not descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim):
+        return replace(found, warps=8) if wide else found
+    if wide:
+        return replace(found, descriptors=True, stages=3)
+    return replace(found, descriptors=True, stages=1, registers=128)
