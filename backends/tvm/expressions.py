@@ -40,7 +40,7 @@ def evaluate(kernel: Kernel, node: Node, point: Point) -> str:
         return _read(kernel, node, point)
     text = compute(kernel, node, point)
     if _is_shared(kernel, node, point) and not text.isidentifier():
-        text = kernel.bind(text)
+        text = named(kernel, node, point, text)
         kernel.remember(node, point, text)
     return text
 
@@ -78,6 +78,11 @@ def _read(kernel: Kernel, node: Node, point: Point) -> str:
     text = kernel.stored[node.serial].at(point)
     width = point.width_of(node.axes)
     return f"({text} != {spread('0', width)})" if node.dtype == "bool" else text
+
+
+def named(kernel: Kernel, node: Node, point: Point, text: str, stem: str = "v") -> str:
+    """The value of a node under a new name."""
+    return kernel.bind(text, stem, "" if node.dtype == "bool" else cell(node.dtype), point.width_of(node.axes))
 
 
 def _is_shared(kernel: Kernel, node: Node, point: Point) -> bool:
@@ -150,8 +155,6 @@ def _map(kernel: Kernel, node: Node, point: Point, width: int) -> str:
     fn = node.attrs[0]
     assert isinstance(fn, Fn)
     operands = _operands(kernel, node, point, width)
-    if fn in (Fn.LOG, Fn.LOG2):
-        operands = [_apart(kernel, operands[0], width)]
     text = _apply(kernel, fn, operands, _held(node), _held(node.args[0]), width)
     if node.dtype in HALVES and fn not in EXACT:
         return rounded(kernel, text, node.dtype, width)
@@ -178,17 +181,6 @@ def _apply(kernel: Kernel, fn: Fn, x: list[str], dtype: str, source: str, width:
     return _rest(kernel, fn, x, dtype, width)
 
 
-def _apart(kernel: Kernel, text: str, width: int) -> str:
-    """The text through a register.
-
-    TVM writes pure names out again where it simplifies; a logarithm uses its operand a hundred times over, so that a
-    chain of exponentials inside one took minutes to compile.
-    """
-    place = kernel.register("logged", 0, width)
-    kernel.out.line(f"{place} = {text}")
-    return kernel.bind(place)
-
-
 def _infix(fn: Fn, a: str, b: str) -> str:
     if fn in TURNED and is_number(a):
         return f"({grouped(b)} {TURNED[fn]} {a})"
@@ -203,9 +195,9 @@ def _rest(kernel: Kernel, fn: Fn, x: list[str], dtype: str, width: int) -> str:
     if fn is Fn.NOT:
         return f"T.bitwise_not({x[0]})"
     if fn is Fn.SQRT:
-        return f"T.sqrt({x[0]})"
+        return Vector(kernel.bind, width).root(x[0])
     if fn is Fn.RSQRT:
-        return f"({spread('T.float32(1.0)', width)} / T.sqrt({x[0]}))"
+        return f"({spread('T.float32(1.0)', width)} / {Vector(kernel.bind, width).root(x[0])})"
     if fn is Fn.LOG:
         return f"({Vector(kernel.bind, width).log2(x[0])} * {spread('T.float32(0.6931471805599453)', width)})"
     if fn is Fn.NEG:
@@ -222,4 +214,4 @@ def _extreme(kernel: Kernel, fn: Fn, x: list[str], dtype: str, width: int) -> st
         return f"T.{'Or' if short == 'max' else 'And'}({x[0]}, {x[1]})"
     if dtype in INTEGERS:
         return f"T.{short}({x[0]}, {x[1]})"
-    return Vector(kernel.bind, width).extreme(short, kernel.bind(x[0]), x[1])
+    return Vector(kernel.bind, width).extreme(short, kernel.bind(x[0], dtype="float32", width=width), x[1])

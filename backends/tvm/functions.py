@@ -7,8 +7,9 @@ Relative errors: exp2, exp and tanh 1.2e-7 plus rounding, log and log2 1e-9 plus
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sparsec.backends.tvm.storage import spread, typed
 from sparsec.scalar.fn import Fn
@@ -33,6 +34,12 @@ SIGN, LOW, ID = -(2**31), 0xFFFFFFFF, 0x7FFFFFFF
 """The sign bit, the low half of an int64, and the bits of an id in a rank key."""
 
 
+class Bind(Protocol):
+    """Names a text."""
+
+    def __call__(self, text: str, stem: str = "v", dtype: str = "", width: int = 1) -> str: ...
+
+
 def number(value: float, dtype: str) -> str:
     """A scalar constant."""
     if dtype == "bool":
@@ -45,10 +52,14 @@ def number(value: float, dtype: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """Prints functions of vectors with ``width`` lanes; ``bind`` names a text."""
+    """Prints functions of vectors with ``width`` lanes; ``bind`` names a text, see ``Kernel.bind``."""
 
-    bind: Callable[[str], str]
+    bind: Bind
     width: int
+
+    def named(self, text: str) -> str:
+        """A float32 under a new name."""
+        return self.bind(text, dtype="float32", width=self.width)
 
     def real(self, value: float) -> str:
         """A float32 in every lane."""
@@ -80,51 +91,56 @@ class Vector:
     def scaled(self, p: str, rounded: str, x: str, lowest: float) -> str:
         """``p * 2^n`` for the n in the low bits of ``rounded``; 0 where ``x`` is below ``lowest``."""
         power = self.from_bits(f"T.shift_left({self.bits(rounded)}, {self.whole(23)})")
-        return self.bind(f"T.Select({x} < {self.real(lowest)}, {self.real(0.0)}, {p} * {power})")
+        return self.named(f"T.Select({x} < {self.real(lowest)}, {self.real(0.0)}, {p} * {power})")
 
     def exp2(self, text: str) -> str:
         """2 to the x."""
-        x = self.bind(f"T.min({self.real(128.0)}, {text})")
-        rounded = self.bind(f"{x} + {self.real(ROUND)}")
-        rest = self.bind(f"{x} - ({rounded} - {self.real(ROUND)})")
+        x = self.named(f"T.min({self.real(128.0)}, {text})")
+        rounded = self.named(f"{x} + {self.real(ROUND)}")
+        rest = self.named(f"{x} - ({rounded} - {self.real(ROUND)})")
         return self.scaled(self.polynomial(rest, EXP2), rounded, x, -126.0)
 
     def exp(self, text: str) -> str:
         """e to the x."""
-        x = self.bind(f"T.min({self.real(89.0)}, {text})")
-        rounded = self.bind(f"{x} * {self.real(1 / math.log(2))} + {self.real(ROUND)}")
-        n = self.bind(f"{rounded} - {self.real(ROUND)}")
-        rest = self.bind(f"{x} - {n} * {self.real(LN2_HIGH)} - {n} * {self.real(LN2_LOW)}")
+        x = self.named(f"T.min({self.real(89.0)}, {text})")
+        rounded = self.named(f"{x} * {self.real(1 / math.log(2))} + {self.real(ROUND)}")
+        n = self.named(f"{rounded} - {self.real(ROUND)}")
+        rest = self.named(f"{x} - {n} * {self.real(LN2_HIGH)} - {n} * {self.real(LN2_LOW)}")
         return self.scaled(self.polynomial(rest, EXP), rounded, x, -87.3365)
 
     def log2(self, text: str) -> str:
         """The logarithm to base two; minus infinity at 0, NaN below."""
-        x = self.bind(text)
+        x = self.named(text)
         tiny = f"{x} < {self.real(2.0**-126)}"
-        y = self.bind(f"T.Select({tiny}, {x} * {self.real(2.0**23)}, {x})")
+        y = self.named(f"T.Select({tiny}, {x} * {self.real(2.0**23)}, {x})")
         e = self.bind(f"T.shift_right({self.bits(y)} - {self.whole(ROOT_HALF_BITS)}, {self.whole(23)})")
-        m = self.bind(self.from_bits(f"{self.bits(y)} - T.shift_left({e}, {self.whole(23)})"))
-        s = self.bind(f"({m} - {self.real(1.0)}) / ({m} + {self.real(1.0)})")
-        square = self.bind(f"{s} * {s}")
+        m = self.named(self.from_bits(f"{self.bits(y)} - T.shift_left({e}, {self.whole(23)})"))
+        s = self.named(f"({m} - {self.real(1.0)}) / ({m} + {self.real(1.0)})")
+        square = self.named(f"{s} * {s}")
         shift = f"T.Select({tiny}, {self.real(-23.0)}, {self.real(0.0)})"
-        log = self.bind(f"{self.polynomial(square, LOG2)} * {s} + ({self.cast(e, 'float32')} + {shift})")
+        log = self.named(f"{self.polynomial(square, LOG2)} * {s} + ({self.cast(e, 'float32')} + {shift})")
         edge = f"T.Select({x} == {self.real(0.0)}, {self.real(-math.inf)}, {self.real(math.nan)})"
         inside = f"T.Select({x} < {self.real(math.inf)}, {log}, {x})"
-        return self.bind(f"T.Select({x} > {self.real(0.0)}, {inside}, {edge})")
+        return self.named(f"T.Select({x} > {self.real(0.0)}, {inside}, {edge})")
 
     def tanh(self, text: str) -> str:
         """The hyperbolic tangent: a polynomial near 0, through exp elsewhere."""
-        x = self.bind(text)
-        size = self.bind(self.magnitude(x))
-        square = self.bind(f"{x} * {x}")
-        near = self.bind(f"{x} * {self.polynomial(square, TANH)}")
-        far = self.bind(f"{self.real(1.0)} - {self.real(2.0)} / ({self.exp(f'{size} + {size}')} + {self.real(1.0)})")
+        x = self.named(text)
+        size = self.named(self.magnitude(x))
+        square = self.named(f"{x} * {x}")
+        near = self.named(f"{x} * {self.polynomial(square, TANH)}")
+        far = self.named(f"{self.real(1.0)} - {self.real(2.0)} / ({self.exp(f'{size} + {size}')} + {self.real(1.0)})")
         signed = f"T.Select({x} < {self.real(0.0)}, {far} * {self.real(-1.0)}, {far})"
-        return self.bind(f"T.Select({size} < {self.real(0.625)}, {near}, {signed})")
+        return self.named(f"T.Select({size} < {self.real(0.625)}, {near}, {signed})")
 
     def sigmoid(self, text: str) -> str:
         """1 / (1 + e^-x)."""
-        return self.bind(f"{self.real(1.0)} / ({self.real(1.0)} + {self.exp(f'{self.real(0.0)} - {text}')})")
+        return self.named(f"{self.real(1.0)} / ({self.real(1.0)} + {self.exp(f'{self.real(0.0)} - {text}')})")
+
+    def root(self, x: str) -> str:
+        """The square root."""
+        kind = f"v{self.width}f32" if self.width > 1 else "f32"
+        return f'T.call_llvm_pure_intrin("{typed("float32", self.width)}", "llvm.sqrt.{kind}", {x})'
 
     def magnitude(self, x: str) -> str:
         """|x| of a float32: the sign bit cleared."""
@@ -136,11 +152,11 @@ class Vector:
 
     def round_bfloat16(self, text: str) -> str:
         """The nearest bfloat16, ties to even, as a float32."""
-        x = self.bind(text)
+        x = self.named(text)
         b = self.bind(self.bits(x))
         tie = f"T.bitwise_and(T.shift_right({b}, {self.whole(16)}), {self.whole(1)})"
         high = self.from_bits(f"T.bitwise_and({b} + {self.whole(0x7FFF)} + {tie}, {self.whole(-65536)})")
-        return self.bind(f"T.Select({x} == {x}, {high}, {x})")
+        return self.named(f"T.Select({x} == {x}, {high}, {x})")
 
     def rank(self, score: str, index: str) -> str:
         """The int64 key of a score and an id: see ``sparsec.tile.language.EMPTY_KEY``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from sparsec.tile.language import Axis, Node, Program, TileOp
 from sparsec.tile.schedule import Schedule
 
 Key = tuple[int, tuple[str, ...]]
+
+HEAVY = 24
+"""The longest a name may be, written out. TVM writes names out when it analyses an expression: without a limit, a
+logarithm of exponentials compiles for minutes."""
 
 
 @dataclass(slots=True)
@@ -37,6 +42,7 @@ class Kernel:
     allocations: dict[str, str] = field(default_factory=dict)
     _scopes: list[dict[Key, str]] = field(default_factory=lambda: [{}])
     _count: int = 0
+    _weights: dict[str, int] = field(default_factory=dict)
 
     def fresh(self, stem: str) -> str:
         """A name that has not been used."""
@@ -68,13 +74,22 @@ class Kernel:
         with self.block(f"for {name} in range({extent}):"):
             yield name
 
-    def bind(self, text: str, stem: str = "v") -> str:
-        """The text under a new name, evaluated here."""
+    def bind(self, text: str, stem: str = "v", dtype: str = "", width: int = 1) -> str:
+        """The text under a new name, evaluated here; through a register if it is long and its type is given."""
         if text.isidentifier():
             return text
-        name = self.fresh(stem)
+        name, weight = self.fresh(stem), self._weight(text)
+        if dtype and weight > HEAVY:
+            held = self.register("held", 0, width, dtype)
+            self.out.line(f"{held} = {text}")
+            text, weight = held, 1
+        self._weights[name] = weight
         self.out.line(f"{name}: T.let = {text}")
         return name
+
+    def _weight(self, text: str) -> int:
+        """How long a text is with all names in it written out."""
+        return 1 + sum(self._weights.get(name, 0) for name in re.findall(r"[a-z_]\w*", text))
 
     def recall(self, node: Node, point: Point) -> str | None:
         """The name of a value already computed at this point."""

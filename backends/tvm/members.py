@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsec.backends.tvm import access, reductions
 from sparsec.backends.tvm.demands import Stage
-from sparsec.backends.tvm.expressions import compute, converted, evaluate, vector
+from sparsec.backends.tvm.expressions import compute, converted, evaluate, named, vector
 from sparsec.backends.tvm.kernel import Kernel
 from sparsec.backends.tvm.nests import Rows
 from sparsec.backends.tvm.point import Point
@@ -45,7 +45,9 @@ def keep(kernel: Kernel, node: Node, point: Point) -> None:
 def _each(kernel: Kernel, node: Node, point: Point) -> None:
     text = compute(kernel, node, point)
     can_be_named = node.dtype != "bool" or point.width_of(node.axes) == 1
-    kernel.remember(node, point, kernel.bind(text, _stem(kernel, node)) if can_be_named else text)
+    if can_be_named:
+        text = named(kernel, node, point, text, _stem(kernel, node))
+    kernel.remember(node, point, text)
 
 
 def _stem(kernel: Kernel, node: Node) -> str:

@@ -52,9 +52,7 @@ def _register(tvm: Any) -> None:
     from tvm.tirx import compilation_pipeline as standard
 
     if NAME not in standard.PIPELINE_MAP:
-        standard.register_tir_pipeline(
-            NAME, lambda: (_passes(tvm), standard.finalize_host_passes, standard.finalize_device_passes)
-        )
+        standard.register_tir_pipeline(NAME, lambda: (_passes(tvm), _last_passes, standard.finalize_device_passes))
 
 
 def _passes(tvm: Any) -> Any:
@@ -67,3 +65,13 @@ def _passes(tvm: Any) -> Any:
         x.MakePackedAPI(),
     ]
     return tvm.transform.module_pass(lambda module, _: tvm.ir.transform.Sequential(steps)(module), opt_level=0)
+
+
+def _last_passes() -> Any:
+    """What follows on the host: without LowerIntrin, which takes minutes over long chains of names, and is not needed.
+
+    It simplifies every condition with the values of all names written out; the source calls LLVM's functions itself.
+    """
+    from tvm.tirx.transform import LowerTVMBuiltin
+
+    return LowerTVMBuiltin()
