@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from sparsec.lower import block_list, combine, gathered_class, selector, summarise, tiled, tiled_space
 from sparsec.lower.lowered import Lowered, Step
+from sparsec.plan.grad_specs import GradSpec
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
+from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
 Choices = dict[str, tuple[object, ...]]
 
 
-def lower_kernel(spec: Spec, schedule: Schedule) -> Lowered:
-    """The programs of a kernel under a schedule; ScheduleError in one sentence where it is illegal."""
-    if isinstance(spec, GatheredAttention):
-        return gathered_class.lower(spec, schedule)
-    if isinstance(spec, TiledAttention):
-        return Lowered((Step(tiled.lower(spec, schedule), schedule),))
-    if isinstance(spec, Selector):
-        return Lowered((Step(selector.lower(spec, schedule), schedule),))
-    if isinstance(spec, Summarise):
-        return Lowered((Step(summarise.lower(spec, schedule), schedule),))
-    if isinstance(spec, Combine):
-        return Lowered((Step(combine.lower(spec, schedule), schedule),))
-    assert isinstance(spec, BlockList)
-    return Lowered((Step(block_list.lower(spec, schedule), schedule),))
+@dataclass(frozen=True, slots=True)
+class ScheduleClass:
+    """How the kernels of one spec type are made: each function takes the spec and a schedule or a target's name."""
+
+    lower: Callable[[Any, Schedule], Lowered]
+    default: Callable[[Any, str], Schedule]
+    space: Callable[[Any, str], Choices]
 
 
-def default(spec: Spec, target: str) -> Schedule:
-    """A schedule that is good without tuning, for a target's name."""
-    if isinstance(spec, TiledAttention):
-        return tiled_space.default(spec, target)
-    if isinstance(spec, GatheredAttention):
-        return gathered_class.default(spec, target)
-    if isinstance(spec, Selector):
-        return selector.default(spec, target)
-    if isinstance(spec, Summarise):
-        return summarise.default(spec, target)
-    if isinstance(spec, Combine):
-        return combine.default(spec, target)
-    return block_list.default(spec, target)
+def _single(lower: Callable[[Any, Schedule], Program]) -> Callable[[Any, Schedule], Lowered]:
+    """A lowering to one program."""
+    return lambda spec, schedule: Lowered((Step(lower(spec, schedule), schedule),))
 
 
-def space(spec: Spec, target: str) -> Choices:
-    """The tuner's choices, by the name of a schedule's field."""
-    if isinstance(spec, TiledAttention):
-        return tiled_space.space(spec, target)
-    if isinstance(spec, GatheredAttention):
-        return gathered_class.space(spec, target)
-    if isinstance(spec, Selector):
-        return selector.space(spec, target)
-    if isinstance(spec, Summarise):
-        return summarise.space(spec, target)
-    if isinstance(spec, Combine):
-        return combine.space(spec, target)
+def _fixed(spec: object, target: str) -> Choices:
+    """Nothing to choose."""
     return {}
+
+
+CLASSES: dict[type, ScheduleClass] = {
+    TiledAttention: ScheduleClass(_single(tiled.lower), tiled_space.default, tiled_space.space),
+    GatheredAttention: ScheduleClass(gathered_class.lower, gathered_class.default, gathered_class.space),
+    Selector: ScheduleClass(_single(selector.lower), selector.default, selector.space),
+    Summarise: ScheduleClass(_single(summarise.lower), summarise.default, summarise.space),
+    Combine: ScheduleClass(_single(combine.lower), combine.default, combine.space),
+    BlockList: ScheduleClass(_single(block_list.lower), block_list.default, _fixed),
+}
+
+
+def lower_kernel(spec: Spec | GradSpec, schedule: Schedule) -> Lowered:
+    """The programs of a kernel under a schedule; ScheduleError in one sentence where it is illegal."""
+    return CLASSES[type(spec)].lower(spec, schedule)
+
+
+def default(spec: Spec | GradSpec, target: str) -> Schedule:
+    """A schedule that is good without tuning, for a target's name."""
+    return CLASSES[type(spec)].default(spec, target)
+
+
+def space(spec: Spec | GradSpec, target: str) -> Choices:
+    """The tuner's choices, by the name of a schedule's field."""
+    return CLASSES[type(spec)].space(spec, target)

@@ -237,6 +237,10 @@ class BlockList:
 
     Writes ids ``[B', H', query_tiles, key_tiles]`` int32 (first ``count`` valid, ascending) and counts ``[B', H',
     query_tiles]``; B' and H' are 1 where the predicate does not read b or h.
+
+    Attributes:
+        transposed: list, per key tile (``block_k``), the query tiles (``block_q``) with any visible pair instead:
+            ids ``[B', H', key_tiles, query_tiles]``.
     """
 
     name: str
@@ -249,6 +253,7 @@ class BlockList:
     block_k: int
     per_batch: bool
     heads: int
+    transposed: bool = False
 
 
 Spec = TiledAttention | GatheredAttention | Selector | Summarise | Combine | BlockList
