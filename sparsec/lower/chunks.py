@@ -218,7 +218,7 @@ def read(f: Frame, name: str, key: Node, column: Node) -> Node:
 
 def start(f: Frame) -> list[Node]:
     """The state of a softmax before any key."""
-    return softmax.start((f.rows.axis,), f.values, f.sink)
+    return softmax.start((f.rows.axis,), f.values)
 
 
 def joint_step(
@@ -235,13 +235,10 @@ def value_reader(f: Frame, key: Node) -> Callable[[Span], Node]:
 
 
 def chunk_step(f: Frame, accs: Sequence[Node], key: Node, scores: Node, scale: float, weight: Node) -> list[Node]:
-    """A chunk of one key tile under a softmax of its own, added with its weight."""
+    """A chunk of one key tile under a softmax of its own without a sink, added with its weight."""
     top = most(mul(tile.reduce("max", scores, f.keys), scale), softmax.HIDDEN)
-    sink = None if f.sink is None else mul(f.sink, softmax.LOG2E)
-    top = top if sink is None else most(top, sink)
     p = tile.apply(Fn.EXP2, sub(mul(scores, scale), top))
     total = tile.reduce("sum", p, f.keys)
-    total = total if sink is None else add(total, tile.apply(Fn.EXP2, sub(sink, top)))
     empty = tile.apply(Fn.LE, top, softmax.NOTHING)
     p = mul(p, tile.apply(Fn.WHERE, empty, 0.0, tile.apply(Fn.DIV, weight, total)))
     result, load_value = [], value_reader(f, key)
@@ -258,14 +255,17 @@ def weigh_chunk(
     score: Callable[[Node], tuple[Node, Node, float]],
 ) -> list[Node]:
     """A whole chunk under its own softmax, added with its weight; ``score`` gives keys, scores and scale of a part."""
-    if parts(f) == 1:
+    if parts(f) == 1 and f.sink is None:
         return chunk_step(f, accs, *score(tile.const(0)), weight)
 
     def visit(part: Node, *carried: Node) -> Sequence[Node]:
         return joint_step(f, carried, *score(part))
 
-    state = tile.loop(0, parts(f), 1, start(f), visit, f.schedule.stages)
-    outs, _ = softmax.finish(state, f.sink is not None)
+    if parts(f) == 1:
+        state = joint_step(f, start(f), *score(tile.const(0)))
+    else:
+        state = tile.loop(0, parts(f), 1, start(f), visit, f.schedule.stages)
+    outs, _ = softmax.finish(state, f.sink)
     return [add(acc, mul(out, weight)) for acc, out in zip(accs, outs, strict=True)]
 
 

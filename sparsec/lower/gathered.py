@@ -73,7 +73,7 @@ def _joint(f: Frame) -> tuple[list[Node], Node]:
             return chunks.joint_step(f, carried, *_scores(f, chunk, part))
 
         state = tile.loop(0, mul(_count(f), parts), 1, state, visit, f.schedule.stages)
-    return softmax.finish(state, f.sink is not None)
+    return softmax.finish(state, f.sink)
 
 
 def _chunk(f: Frame, slot: Node) -> Node:

@@ -26,7 +26,8 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 
 @dataclass(frozen=True, slots=True)
 class Partials:
-    """What every choice of every head gives: outputs ``[B, HKV, PT, DV]`` and fp32 log-sum-exps ``[B, HKV, PT]``.
+    """What every choice of every head gives: outputs ``[B, HKV, PT, DV]`` and fp32 log-sum-exps ``[B, HKV, PT]``,
+    both without the sink.
 
     Row ``entry * share + r`` belongs to head r of those that share the list of an entry of the inverse. Rows of choices
     that are none, and of a token's own chunk, are left as they are.
@@ -79,7 +80,7 @@ def check(spec: GatheredAttention, schedule: Schedule) -> None:
 
 def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
     """The kernel of one (tile of queries, key/value head, batch) per grid point."""
-    alone = replace(spec, sink=None) if spec.per == "joint" else spec
+    alone = replace(spec, sink=None)  # it joins in the merge: beside a large one partials are too small to be stored
     with tile.Builder() as builder:
         found, results = inverse.inverse(spec, schedule), partials(spec)
         blocks = spec.value_dim // schedule.value_block if schedule.value_block else 1
@@ -93,7 +94,7 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
             item = _item(found, at, add(tile.program_id(0), n))
             rows, place = _rows(spec, found, at, item, key_head, builder.axis("m", schedule.rows))
             f = chunks.frame(builder, alone, schedule, rows, batch, Unit(tile.const(0), key_head, rows.head), base)
-            _write(f, results, place, softmax.finish(_read(f, item), f.sink is not None))
+            _write(f, results, place, softmax.finish(_read(f, item), None))
             inputs.extend(_inputs(alone, f))
             return []
 

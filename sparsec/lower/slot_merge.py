@@ -45,7 +45,7 @@ def _key_head(spec: GatheredAttention, number: Node) -> Node:
 
 
 def _tensors(f: Frame, results: Partials) -> list[Tensor]:
-    partial = [results.out, results.lse] if f.spec.per == "joint" else [results.out]
+    partial = [results.out, results.lse] if f.spec.per == "joint" or f.sink is not None else [results.out]
     return [*f.tensors.values(), *partial]
 
 
@@ -111,22 +111,22 @@ def _partial(f: Frame, results: Partials, place: Node) -> list[Node]:
     ]
 
 
-def _heights(f: Frame, results: Partials, place: Node) -> Node:
-    """The log-sum-exps of partial outputs in base two; minus infinity where the place is out of bounds."""
+def _log_sums(f: Frame, results: Partials, place: Node) -> Node:
+    """The log-sum-exps of partial outputs; minus infinity where the place is out of bounds."""
     bounds: dict[int, tile.Value] = {2: key_outer.partial_count(f.spec)}
-    return mul(tile.load(results.lse, f.batch, f.key_head, place, bounds=bounds, other=-math.inf), softmax.LOG2E)
+    return tile.load(results.lse, f.batch, f.key_head, place, bounds=bounds, other=-math.inf)
 
 
 def _joint(f: Frame, results: Partials, own: Node, slots: Axis) -> tuple[list[Node], Node]:
     """One softmax over all: a partial output counts as one key, its log-sum-exp as the score."""
     places = _places(f, own, tile.iota(slots))
-    heights = _heights(f, results, places)
+    heights = mul(_log_sums(f, results, places), softmax.LOG2E)
     (*accs, top, total), _ = _near(f, own, slots)
     level = most(top, tile.reduce("max", heights, slots))
     keep, weights = (tile.apply(Fn.EXP2, sub(x, level)) for x in (top, heights))
     total = add(mul(total, keep), tile.reduce("sum", weights, slots))
     outs = _sum(f, results, slots, [mul(acc, keep) for acc in accs], places, weights)
-    return softmax.finish([*outs, level, total], f.sink is not None)
+    return softmax.finish([*outs, level, total], f.sink)
 
 
 def _weigh(f: Frame, results: Partials, own: Node, slots: Axis) -> list[Node]:
@@ -137,9 +137,16 @@ def _weigh(f: Frame, results: Partials, own: Node, slots: Axis) -> list[Node]:
     at = (f.batch, f.rows.token, f.listed, tile.iota(slots))
     given = tile.load(f.tensors[f.spec.weights], *at, bounds={1: tile.param("TQ"), 3: f.spec.slots})
     weight = tile.reduce("sum", tile.apply(Fn.WHERE, chose, given, 0.0), slots)
-    outs = [mul(out, weight) for out in softmax.finish(state, f.sink is not None)[0]]
+    outs = [mul(out, weight) for out in softmax.finish(state, f.sink)[0]]
     elsewhere = tile.apply(Fn.LT, places, key_outer.partial_count(f.spec))
+    given = given if f.sink is None else mul(given, _beside(f.sink, _log_sums(f, results, places)))
     return _sum(f, results, slots, outs, places, tile.apply(Fn.WHERE, elsewhere, given, 0.0))
+
+
+def _beside(sink: Node, lse: Node) -> Node:
+    """The share of keys of this log-sum-exp beside a sink's logit; none where there are no keys."""
+    share = tile.apply(Fn.SIGMOID, sub(lse, sink))
+    return tile.apply(Fn.WHERE, tile.apply(Fn.LE, lse, -math.inf), 0.0, share)
 
 
 def _sum(f: Frame, results: Partials, slots: Axis, outs: list[Node], places: Node, weights: Node) -> list[Node]:

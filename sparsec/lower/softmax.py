@@ -24,13 +24,13 @@ NOTHING = -1e20
 """A row whose maximum stays below has nothing to attend to (scores are scaled by no less than 1e-10)."""
 
 
-def start(row_axes: Sequence[Axis], values: Sequence[Span], sink: Node | None = None) -> list[Node]:
-    """The state before any key: zero accumulators, and the sink's logit (natural units) in the denominator, if any."""
-    if sink is None:
-        top, total = tile.full(HIDDEN, *row_axes), tile.full(0.0, *row_axes)
-    else:
-        top, total = add(tile.full(0.0, *row_axes), mul(sink, LOG2E)), tile.full(1.0, *row_axes)
-    return [*(tile.full(0.0, *row_axes, v.axis) for v in values), top, total]
+def start(row_axes: Sequence[Axis], values: Sequence[Span]) -> list[Node]:
+    """The state before any key."""
+    return [
+        *(tile.full(0.0, *row_axes, v.axis) for v in values),
+        tile.full(HIDDEN, *row_axes),
+        tile.full(0.0, *row_axes),
+    ]
 
 
 def step(
@@ -62,15 +62,23 @@ def step(
     return [*out, high, add(mul(total, keep), tile.reduce("sum", p, keys))]
 
 
-def finish(state: Sequence[Node], has_sink: bool) -> tuple[list[Node], Node]:
-    """Outputs and the natural log-sum-exp; an empty row gives 0 and minus infinity."""
+def finish(state: Sequence[Node], sink: Node | None) -> tuple[list[Node], Node]:
+    """Outputs and the natural log-sum-exp; a row without keys gives 0 and minus infinity or the sink's logit.
+
+    The sink joins here, not before the first key: weights beside a large one are too small for half precision.
+    """
     *accs, top, total = state
-    lse = mul(add(top, tile.apply(Fn.LOG2, total)), LN2)
-    if has_sink:
-        return [mul(acc, _inverse(total)) for acc in accs], lse
     empty = tile.apply(Fn.LE, top, NOTHING)
-    factor = tile.apply(Fn.WHERE, empty, 0.0, _inverse(tile.apply(Fn.WHERE, empty, 1.0, total)))
-    return [mul(acc, factor) for acc in accs], tile.apply(Fn.WHERE, empty, -math.inf, lse)
+    if sink is None:
+        lse = mul(add(top, tile.apply(Fn.LOG2, total)), LN2)
+        factor = tile.apply(Fn.WHERE, empty, 0.0, _inverse(tile.apply(Fn.WHERE, empty, 1.0, total)))
+        return [mul(acc, factor) for acc in accs], tile.apply(Fn.WHERE, empty, -math.inf, lse)
+    height = mul(sink, LOG2E)
+    level = tile.apply(Fn.MAXIMUM, top, height)
+    keep = tile.apply(Fn.WHERE, empty, 0.0, tile.apply(Fn.EXP2, sub(top, level)))
+    total = add(mul(total, keep), tile.apply(Fn.EXP2, sub(height, level)))
+    factor = tile.apply(Fn.WHERE, empty, 0.0, tile.apply(Fn.DIV, keep, total))
+    return [mul(acc, factor) for acc in accs], mul(add(level, tile.apply(Fn.LOG2, total)), LN2)
 
 
 def _inverse(total: Node) -> Node:

@@ -101,7 +101,7 @@ def _joint(f: Frame, found: Union) -> tuple[list[Node], Node]:
     for lo, hi, whole in _segments(f, found):
         body = partial(_spread, visit, whole)
         state = tile.loop(mul(lo, parts), mul(hi, parts), 1, state, body, f.schedule.stages)
-    return softmax.finish(state, f.sink is not None)
+    return softmax.finish(state, f.sink)
 
 
 def _spread(

@@ -46,10 +46,10 @@ def lower(spec: TiledAttention, schedule: Schedule) -> Program:
         if spec.sink is not None:
             zero = spec.sink == "zero"
             sink = tile.const(0.0) if zero else _fp32(tile.load(frame.tensors[spec.sink], frame.head))
-        state = softmax.start((frame.rows,), frame.values, sink)
+        state = softmax.start((frame.rows,), frame.values)
         for piece in spec.pieces:
             state = _read_piece(frame, piece, state)
-        _write(frame, *softmax.finish(state, sink is not None))
+        _write(frame, *softmax.finish(state, sink))
         blocks = 1 if not schedule.value_block else spec.value_dim // schedule.value_block
         grid = (ceil_div(tile.param("TQ"), schedule.rows), tile.const(spec.heads * blocks), tile.param("B"))
         return builder.program(spec.name, list(frame.tensors.values()), _params(spec), grid)

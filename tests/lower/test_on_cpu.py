@@ -37,6 +37,8 @@ POOLED = replace(
 SPECS: dict[str, Spec] = {
     "joint": JOINT,
     "per chunk": CHUNKS,
+    "beside a sink": replace(JOINT, sink="sinks"),
+    "per chunk beside a sink": replace(CHUNKS, sink="sinks", chunk=16),
     "small chunks": replace(JOINT, chunk=2),
     "stick": STICK,
     "pooled": POOLED,
