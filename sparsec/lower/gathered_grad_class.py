@@ -1,0 +1,86 @@
+"""The classes of the backward of gathered attention: their programs, and what is good untuned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower import chunks, gathered_grad, weight_fold
+from sparsec.lower.inverse import as_scratch
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.plan.grad_specs import GatheredGradQ
+from sparsec.plan.specs import GatheredAttention
+from sparsec.tile.language import Tensor
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+Choices = dict[str, tuple[object, ...]]
+
+
+def lower_q(spec: GatheredGradQ, schedule: Schedule) -> Lowered:
+    """Gradients of queries and weights; ScheduleError in one sentence where the schedule is illegal."""
+    check(spec.forward, schedule, ("query_outer",))
+    if spec.grad_weights is None:
+        return Lowered((Step(gathered_grad.lower(spec, schedule, None), schedule),))
+    lists, found = chunks.lists(spec.forward), gathered_grad.tiles(spec.forward, schedule)
+    lead: tuple[int | str, ...] = ("B", "TQ")
+    if found == lists:
+        target = Tensor(spec.grad_weights, "float32", (*lead, lists, spec.forward.slots))
+        return Lowered((Step(gathered_grad.lower(spec, schedule, target), schedule),))
+    parts = Tensor(f"{spec.name}_parts", "float32", (*lead, found, spec.forward.slots))
+    small = replace(schedule, rows=16, stages=1, registers=0, descriptors=False)
+    fold = Step(weight_fold.lower(spec, parts, small), small)
+    return Lowered((Step(gathered_grad.lower(spec, schedule, parts), schedule), fold), (as_scratch(parts),))
+
+
+def check(forward: GatheredAttention, schedule: Schedule, orders: tuple[str, ...]) -> None:
+    """Refuse a schedule that cannot carry this spec out."""
+    rows, block = schedule.rows, schedule.block
+    if schedule.order not in orders:
+        known = ", ".join(orders)
+        raise ScheduleError(f"this gradient of gathered attention has no loop order {schedule.order!r}; use {known}")
+    if schedule.value_block:
+        raise ScheduleError(f"value_block {schedule.value_block}: a backward kernel reads whole rows; use 0")
+    if schedule.split_dims and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
+        raise ScheduleError(f"{rows} rows x {block} keys do not fill tensor-core tiles: powers of two from 16 on do")
+
+
+def default_q(spec: GatheredGradQ, target: str) -> Schedule:
+    """All heads that share a list, and a chunk's keys up to 64 at a time."""
+    share = chunks.sharing(spec.forward)
+    if not target.startswith("triton"):
+        return Schedule(rows=share, block=key_block(spec.forward), lanes=("n", "d", "e"), split_dims=False)
+    rows = min(64, max(16, 1 << (share - 1).bit_length()))
+    return Schedule(rows=rows, block=tensor_block(spec.forward), warps=4, stages=2)
+
+
+def key_block(forward: GatheredAttention) -> int:
+    """The largest divisor of the chunk up to 64; several chunks where they are tiny and share a softmax."""
+    if forward.per == "joint" and forward.chunk < 16:
+        return forward.chunk * (16 // forward.chunk)
+    return max(d for d in range(1, min(forward.chunk, 64) + 1) if forward.chunk % d == 0)
+
+
+def tensor_block(forward: GatheredAttention) -> int:
+    """The largest power of two up to 64 that divides the chunk; else one that holds it, or 64."""
+    even = [b for b in (16, 32, 64) if forward.chunk % b == 0]
+    if even:
+        return max(even)
+    return (
+        64 if forward.chunk < 16 and forward.per == "joint" else min(64, max(16, 1 << (forward.chunk - 1).bit_length()))
+    )
+
+
+def space_q(spec: GatheredGradQ, target: str) -> Choices:
+    """Tile sizes, warps and stages."""
+    share = chunks.sharing(spec.forward)
+    if not target.startswith("triton"):
+        blocks = tuple(b for b in (8, 16, 32, 64) if spec.forward.chunk % b == 0)
+        return {"rows": (share,), "block": blocks or (key_block(spec.forward),)}
+    even = tuple(b for b in (16, 32, 64, 128) if spec.forward.chunk % b == 0)
+    rows = min(64, max(16, 1 << (share - 1).bit_length()))
+    return {
+        "rows": (rows,),
+        "block": even or (tensor_block(spec.forward),),
+        "descriptors": (False, True),
+        "warps": (1, 2, 4, 8),
+        "stages": (1, 2, 3, 4),
+    }
