@@ -1,13 +1,14 @@
-"""The inputs on which candidates are judged: a reduced length that reaches every tile path, and the full length."""
+"""The inputs that candidates are judged on: low scores, a length that reaches every tile path, and the full length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sparsec.autotune.low_scores import with_low_scores
 from sparsec.autotune.space import Space
 from sparsec.ir.dims import value
 from sparsec.ir.error import InputError
@@ -32,7 +33,7 @@ class Case:
     Attributes:
         dims: the declaration's dims and ``q_offset``.
         buffers: every buffer of the plan by name.
-        whole: whether this is the full call, not a reduced one.
+        whole: whether this is a full call so long that only sampled rows are judged.
     """
 
     dims: Mapping[str, int]
@@ -43,18 +44,35 @@ class Case:
 def cases(
     compiled: Compiled, plan: Plan, inputs: Mapping[str, Tensor], q_offset: int | None, kernel: Kernel, space: Space
 ) -> list[Case]:
-    """The reduced case of a kernel, if it is much smaller, and then the full one; earlier kernels run at their best."""
+    """A short case of low scores, the reduced one, and the full one; earlier kernels run at their best.
+
+    Without low scores for a kernel that scores no keys, without a reduced case where that would be nearly the full one.
+    """
     dims, _ = compiled.bind(inputs, q_offset)
-    full = Case(dims, compiled.run_plan(plan, inputs, dims), True)
+
+    def cut(length: int) -> Case | None:
+        try:
+            small, offset = shrunk(compiled.graph, inputs, dims, length, q_offset)
+            small_dims, _ = compiled.bind(small, offset)
+        except InputError:  # the declaration ties a length to something that cannot be cut
+            return None
+        return Case(small_dims, compiled.run_plan(plan, small, small_dims), False)
+
     length = reach(kernel, space, dims)
-    if length > NEARLY_ALL * longest(dims):
-        return [full]
-    try:
-        small, offset = shrunk(compiled.graph, inputs, dims, length, q_offset)
-        small_dims, _ = compiled.bind(small, offset)
-    except InputError:  # the declaration ties a length to something that cannot be cut
-        return [full]
-    return [Case(small_dims, compiled.run_plan(plan, small, small_dims), False), full]
+    reduced = cut(length) if length <= NEARLY_ALL * longest(dims) else None
+    full = Case(dims, compiled.run_plan(plan, inputs, dims), reduced is not None)
+    low = _with_low_scores(kernel, cut(_odd(min(edges(kernel, space, dims), longest(dims)))))
+    return [case for case in (low, reduced, full) if case is not None]
+
+
+def _with_low_scores(kernel: Kernel, case: Case | None) -> Case | None:
+    buffers = None if case is None else with_low_scores(kernel.spec, case.buffers)
+    return None if case is None or buffers is None else replace(case, buffers=buffers)
+
+
+def _odd(length: int) -> int:
+    """This length or one less: a multiple of no tile, so that the last one is padded."""
+    return (length - 1) | 1
 
 
 def longest(dims: Mapping[str, int]) -> int:
@@ -62,11 +80,16 @@ def longest(dims: Mapping[str, int]) -> int:
     return max(dims[n] for n in (QUERIES, KEYS, BOTH) if n in dims)
 
 
-def reach(kernel: Kernel, space: Space, dims: Mapping[str, int]) -> int:
-    """A length at which every candidate has first, interior, boundary and ragged tiles."""
+def edges(kernel: Kernel, space: Space, dims: Mapping[str, int]) -> int:
+    """A length at which every candidate has more than two tiles either way, the last of them ragged."""
     rows = max(space.schedule({"rows": text}).rows for text in _values(space, "rows"))
     block = max(space.schedule({"block": text}).block for text in _values(space, "block"))
-    length = 2 * rows + 2 * block * _tokens_per_key(kernel, dims) + RAGGED
+    return 2 * rows + 2 * block * _tokens_per_key(kernel, dims) + RAGGED
+
+
+def reach(kernel: Kernel, space: Space, dims: Mapping[str, int]) -> int:
+    """A length at which every candidate has first, interior, boundary and ragged tiles."""
+    length = edges(kernel, space, dims)
     spec, limit = kernel.spec, longest(dims)
     length += max((n for n in _numbers(spec) if n < limit), default=0)
     if isinstance(spec, GatheredAttention):

@@ -17,12 +17,15 @@ from sparsec.autotune.cases import cases, longest, reach, shrunk
 from sparsec.autotune.space import Space
 from sparsec.autotune.trial import Rejection, Unfit
 from sparsec.ir.variant import Variant
-from sparsec.lower.registry import default, space
+from sparsec.lower.registry import default, lower_kernel, space
 from sparsec.plan.plan import Plan
 from sparsec.plan.specs import GatheredAttention, Selector, Spec, Summarise, TiledAttention
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.scalar.expr import Expr, var
+from sparsec.testing.mistakes import boundary_column_unmasked
+from sparsec.testing.mutants import mutated
+from sparsec.testing.variants import small as small_variant
 from sparsec.tile.schedule import Schedule
 
 Mutant = Callable[[Any], Any]
@@ -31,22 +34,26 @@ SIZES: dict[str, Any] = {"H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16}
 SMALL = Space(Schedule(rows=16, block=16, split_dims=False), {})
 
 
-def planned(variant: Variant, length: int, **sizes: int) -> tuple[Compiled, Plan, dict[str, Tensor]]:
+def planned(
+    variant: Variant, length: int, dtype: str = "float32", **sizes: int
+) -> tuple[Compiled, Plan, dict[str, Tensor]]:
     compiled = compile(variant, "interpreter")
     known = {str(d) for spec in variant.inputs.values() for d in spec.shape}
     dims = {n: s for n, s in {**SIZES, **sizes}.items() if n in known}
-    inputs = sparsec.inputs(variant, T=length, **dims)
+    inputs = sparsec.inputs(variant, dtype=dtype, T=length, **dims)
     return compiled, compiled.plan(*compiled.bind(inputs)), inputs
 
 
 class Court:
     """The admission of one kernel of a variant, with mutants of it to judge."""
 
-    def __init__(self, variant: Variant, kind: type[Spec], length: int = 75, **sizes: int) -> None:
+    def __init__(
+        self, variant: Variant, kind: type[Spec], length: int = 75, space: Space = SMALL, **sizes: Any
+    ) -> None:
         compiled, plan, inputs = planned(variant, length, **sizes)
         self.target, self.folder = compiled.target, compiled.cache_dir
         self.kernel = next(k for k in plan.kernels if isinstance(k.spec, kind))
-        self.cases = cases(compiled, plan, inputs, None, self.kernel, SMALL)
+        self.cases = cases(compiled, plan, inputs, None, self.kernel, space)
         self.admission = Admission(self.kernel, self.cases)
 
     def judge(self, change: Mutant = lambda spec: spec, **fields: Any) -> Rejection | None:
@@ -111,13 +118,67 @@ def test_what_a_kernel_leaves_unwritten_is_seen(window: Court) -> None:
 
 def test_a_row_that_no_sample_hits_is_held_to_an_admitted_kernel() -> None:
     court = Court(sparsec.preset("streaming", window=24, sinks=4), TiledAttention, 200, H=1, HKV=1)
-    small, full = court.cases
-    assert not small.whole and full.whole and longest(small.dims) < 140 and longest(full.dims) == 200
+    low, small, full = court.cases
+    assert (
+        not low.whole
+        and longest(low.dims) == 81
+        and not small.whole
+        and full.whole
+        and longest(small.dims) < 140
+        and longest(full.dims) == 200
+    )
     row = next(r for r in range(150, 195) if r not in sampled_rows(full.dims, torch.device("cpu")))
     late = seen(lambda where: where & ((row > QUERY) | (row < QUERY) | (row - 8 > KEY)))
     assert court.judge() is None
     found = court.judge(late)
     assert found is not None and "TQ = 200" in found.reason and "admitted" in found.reason
+
+
+def let_a_padded_key_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on kernels take ``key <= TK`` for ``key < TK``."""
+    monkeypatch.setattr(
+        "sparsec.runtime.kernel.lower_kernel",
+        lambda spec, schedule: mutated(lower_kernel(spec, schedule), boundary_column_unmasked),
+    )
+
+
+def test_a_padded_key_among_many_is_seen_where_true_scores_are_low(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = Space(Schedule(rows=128, block=128), {})
+    court = Court(small_variant("full-everywhere"), TiledAttention, 529, wide, dtype="bfloat16", H=1, HKV=1)
+    low, full = court.cases
+    assert not low.whole and not full.whole and longest(low.dims) == longest(full.dims) == 529
+    assert court.judge() is None
+    let_a_padded_key_through(monkeypatch)
+    found = court.judge()
+    assert found is not None and found.why == "wrong result"
+    court.admission = Admission(court.kernel, [full])
+    assert court.judge() is None, "ordinary scores tell it too: this test shows nothing"
+
+
+@pytest.mark.parametrize("name,kind", [("msa-window", TiledAttention), ("open-chunks", GatheredAttention)])
+def test_low_scores_alone_show_a_padded_key(monkeypatch: pytest.MonkeyPatch, name: str, kind: type[Spec]) -> None:
+    court = Court(small_variant(name), kind, 67, H=2, dtype="bfloat16")
+    court.admission = Admission(court.kernel, court.cases[:1])
+    assert court.judge() is None
+    let_a_padded_key_through(monkeypatch)
+    found = court.judge()
+    assert found is not None and found.why == "wrong result"
+
+
+@pytest.mark.parametrize(
+    "name,kind",
+    [("msa-window", TiledAttention), ("moba", GatheredAttention), ("nsa", Selector), ("hsa-softmax-sink", Selector)],
+)
+@pytest.mark.parametrize("length", [2, 40])
+def test_low_scores_admit_right_kernels(name: str, kind: type[Spec], length: int) -> None:
+    court = Court(small_variant(name), kind, length, dtype="float16")
+    assert len(court.cases) == 2 and longest(court.cases[0].dims) == length - 1
+    assert court.judge() is None
+
+
+def test_a_kernel_without_keys_has_no_low_scores() -> None:
+    court = Court(sparsec.preset("nsa", block=16, size=8, stride=4, k=4, window=16), Summarise)
+    assert [case.whole for case in court.cases] == [False]
 
 
 HSA = {"chunk": 16, "k": 2}
