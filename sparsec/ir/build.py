@@ -173,3 +173,14 @@ def lse(output: Node) -> Node:
 def merge(*outputs: Node, fn: str, gates: Sequence[Node] = ()) -> Node:
     """Outputs -> one: lse (joint softmax of disjoint sets), sum, gated or convex (gates ``[B,TQ,H]``), weighted, …"""
     return make(Op.MERGE, (*outputs, *gates), fn=fn)
+
+
+def vjp(primal: Node, cotangent: Node, *, of: str, capture: str | None = None, lse_grad: Node | None = None) -> Node:
+    """The gradient of one source of ``primal``, given that of its result: shaped like the source.
+
+    ``of``: q, k, v, weights, sink of an attend; k, v, given of a summary (its memory's fields); q, keys, head_weights
+    of a score; scores of a bias, reduce or weights; x0, x1, … of a map or merge, gates included, and lse0, lse1, … of a
+    merge by lse. ``of = capture`` is a tensor that a bias captures, by name. ``lse_grad`` ``[B,TQ,H]`` belongs to the
+    primal's log-sum-exp.
+    """
+    return make(Op.VJP, (primal, cotangent), {"lse_grad": lse_grad}, of=of, capture=capture)

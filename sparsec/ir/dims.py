@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from sparsec.ir.adjoint import cotangent_shape
 from sparsec.ir.error import InputError
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
@@ -124,6 +125,10 @@ def _pairs(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
         outputs, gates = branches(node)
         for source in (*outputs, *(g for g in gates if node["fn"] != "weighted")):
             yield from ((a, b, "branches") for a, b in zip(source.shape, outputs[0].shape, strict=False))
+    if node.op is Op.VJP:
+        primal, cotangent = node.positional
+        wanted = cotangent_shape(primal, node.word("of"))
+        yield from ((a, b, "a cotangent and its primal") for a, b in zip(cotangent.shape, wanted, strict=True))
 
 
 def _units(memory: Node, selections: Sequence[Node]) -> Iterator[tuple[Expr, Expr, str]]:

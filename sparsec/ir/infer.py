@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sparsec.ir.adjoint import key_of, targets
 from sparsec.ir.node import Kind, Node, Shape
 from sparsec.ir.op import Op
 from sparsec.ir.scores import ONE, ceil_div, key_heads, unit_size, units
@@ -88,6 +89,11 @@ def _recall(node: Node) -> Result:
     return (*q.shape[:3], state.shape[4]), "tensor", q.dtype
 
 
+def _vjp(node: Node) -> Result:
+    target = targets(node.src[0])[key_of(node)]
+    return target.shape, "tensor", target.dtype
+
+
 def _first(node: Node) -> Result:
     return node.src[0].shape, node.src[0].kind, node.src[0].dtype
 
@@ -118,5 +124,6 @@ INFER: dict[Op, Callable[[Node], Result]] = {
     Op.LSE: lambda node: (node.src[0].shape[:3], "tensor", "float32"),
     Op.MERGE: _first,
     Op.AUX: lambda node: ((), "tensor", "float32"),
+    Op.VJP: _vjp,
 }
 """Called on a node whose sources and attributes are already checked."""

@@ -27,3 +27,4 @@ class Op(Enum):
     LSE = "lse"  # (attend or merge) -> its log-sum-exp
     MERGE = "merge"  # (output…, gate…) -> output; fn
     AUX = "aux"  # (scores, selection or target) -> scalar training signal; fn, coefficient
+    VJP = "vjp"  # (primal, cotangent; lse_grad) -> gradient of one of the primal's sources; of, capture

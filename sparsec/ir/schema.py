@@ -237,5 +237,10 @@ SCHEMA: dict[Op, Schema] = {
             "coefficient": Attr("float", 1.0, least=0),
         },
     ),
+    Op.VJP: Schema(
+        (("primal", ("tensor", "memory", "scores")), ("cotangent", _TENSOR)),
+        ("lse_grad",),
+        attrs={"of": Attr("name"), "capture": Attr("name", None, optional=True)},
+    ),
 }
 """Every op's row; ``tests/ir`` checks that it is complete and that the constructors agree with it."""

@@ -67,10 +67,17 @@ class Variant:
 
         return hashlib.sha256(canonical_text(self).encode()).hexdigest()
 
-    def with_outputs(self, outputs: Sequence[Node]) -> Variant:
-        """The variant after a pass: new outputs, the same inputs."""
-        done = replace(self, outputs=tuple(outputs), names={})
-        kept = {node: self.names[node] for node in done.nodes if node in self.names}
+    def with_outputs(
+        self,
+        outputs: Sequence[Node],
+        parameters: Sequence[Node] | None = None,
+        names: Mapping[Node, str] | None = None,
+    ) -> Variant:
+        """The variant after a pass: new outputs; the same inputs and names for nodes unless others are given."""
+        known = self.names if names is None else names
+        inputs = self.parameters if parameters is None else tuple(parameters)
+        done = replace(self, parameters=inputs, outputs=tuple(outputs), names={})
+        kept = {node: known[node] for node in done.nodes if node in known}
         return replace(done, names=_names(done, kept))
 
     def __eq__(self, other: object) -> bool:
@@ -170,6 +177,7 @@ _UNNAMED = {
     Op.ATTEND: "out",
     Op.RECALL: "out",
     Op.MERGE: "out",
+    Op.VJP: "grad",
 }
 
 
@@ -181,11 +189,12 @@ def _names(done: Variant, kept: Mapping[Node, str] | None = None) -> dict[Node, 
         if node not in names:
             origin = origin_of(node)
             base = origin.name if origin and origin.name else _UNNAMED.get(node.op, node.op.value)
-            names[node] = next(name for name in _numbered(base) if name not in taken)
+            names[node] = next(name for name in numbered(base) if name not in taken)
             taken.add(names[node])
     return names
 
 
-def _numbered(base: str) -> Iterator[str]:
+def numbered(base: str) -> Iterator[str]:
+    """A name, and what it may be called instead where it is taken: name_2, name_3, …"""
     yield base
     yield from (f"{base}_{n}" for n in count(2))

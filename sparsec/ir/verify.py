@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sparsec.ir import rules_read, rules_select, rules_state
+from sparsec.ir import rules_grad, rules_read, rules_select, rules_state
 from sparsec.ir.infer import INFER
 from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
@@ -40,6 +40,7 @@ RULES: dict[Op, Callable[[Node], Problem | None]] = {
     Op.LSE: rules_read.lse,
     Op.MERGE: rules_read.merge,
     Op.AUX: rules_state.aux,
+    Op.VJP: rules_grad.vjp,
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sparsec.ir.adjoint import Key
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle.form import FORMS, FormName
@@ -27,6 +28,7 @@ class Evaluation:
         known: values that are given instead of computed: the inputs, and any node to be replaced.
         dims: the numbers behind the symbolic dims.
         q_offset: the position of query row 0.
+        adjoints: gradients found so far, by the sources of the ``vjp`` nodes that ask for them.
     """
 
     def __init__(
@@ -34,10 +36,11 @@ class Evaluation:
     ) -> None:
         self.dims, self.q_offset, self.device = dict(dims), q_offset, device
         self.batch = self.dims.get("B", 1)
-        self._name: FormName = form if self.batch else "vector"
-        self.form = FORMS[self._name]
+        self.form_name: FormName = form if self.batch else "vector"
+        self.form = FORMS[self.form_name]
         self._whole: dict[Node, Value] = dict(known)
         self._part: dict[Node, Value] = {}
+        self.adjoints: dict[tuple[tuple[Node, ...], str], dict[Key, Tensor]] = {}
         self._index = torch.zeros(0, dtype=torch.int64, device=device)
 
     def whole(self, node: Node) -> Value:
@@ -93,7 +96,7 @@ class Evaluation:
         return self.at([node], torch.arange(self.row_count(node), device=self.device))[0]
 
     def _block(self) -> int:
-        if self._name == "loop":
+        if self.form_name == "loop":
             return 1
         longest = max(self.dims.values(), default=1)
         return min(max(BUDGET // max(self.batch * self.dims.get("H", 1) * longest, 1), 1), LONGEST_BLOCK)

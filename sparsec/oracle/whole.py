@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.oracle.adjoint import vjp
 from sparsec.oracle.aux import aux, transfer
 from sparsec.oracle.state_ops import STATES
 from sparsec.oracle.summary import summarise
@@ -79,4 +80,5 @@ WHOLE: dict[Op, Callable[[Evaluation, Node], Value]] = {
     **STATES,
     Op.TRANSFER: transfer,
     Op.AUX: aux,
+    Op.VJP: vjp,
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from sparsec.ir.variant import Variant
 from sparsec.ir.verify import verify
 from sparsec.passes.canonicalise import canonicalise
+from sparsec.passes.differentiate import Differentiated, differentiate
 from sparsec.passes.selections import normalise_selections
 from sparsec.passes.simplify import simplify
 
@@ -36,3 +37,18 @@ def run(variant: Variant, passes: Sequence[Pass] = PIPELINE, observers: Sequence
         for observe in observers:
             observe(step.__name__, before, variant)
     return variant
+
+
+def training(variant: Variant, wrt: Sequence[str] | None = None, observers: Sequence[Observer] = ()) -> Differentiated:
+    """The pipeline, then ``differentiate``: the verified joint variant of outputs and gradients.
+
+    Raises:
+        InputError: ``wrt`` names no input, or an integer one.
+        DeclarationError: something on the way has no gradient yet.
+    """
+    before = run(variant, PIPELINE, observers)
+    joint = differentiate(before, wrt)
+    verify(joint.variant.outputs, f"after {differentiate.__name__}")
+    for observe in observers:
+        observe(differentiate.__name__, before, joint.variant)
+    return joint
