@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsec.autotune.trial import Built, Rejection
-from sparsec.plan.specs import Spec
+from sparsec.plan.grad_specs import AnySpec
 from sparsec.runtime.target import Target
 from sparsec.tile.schedule import Schedule, ScheduleError
 
@@ -30,7 +30,7 @@ class Job:
             out of bounds then costs a worker and not the tuner. None: nothing is run.
     """
 
-    spec: Spec
+    spec: AnySpec
     schedule: Schedule
     target: Target
     cache_dir: Path

@@ -89,6 +89,7 @@ def tiled(planner: Planner, attends: list[Node], owner: Node, wants_lse: bool, o
     reads = [spec.q, *(b for p in pieces for b in (p.k, p.v, *(c.name for c in p.captures)))]
     reads += [b for p in pieces if p.listed for b in (p.listed.ids, p.listed.counts)]
     reads += [spec.sink] if spec.sink not in (None, "zero") and spec.sink else []
+    planner.specs[owner] = spec
     covers = dict.fromkeys([*attends, owner])
     planner.add(
         spec, reads, [out, *([lse] if lse else [])], covers, params, [e for p in pieces for e in (p.where, p.bias)]
@@ -196,6 +197,7 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
         sink=sink_of(planner, attend),
         out_dtype=None if out_dtype == sizes.dtype else out_dtype,
     )
+    planner.specs[attend] = spec
     reads = [spec.q, spec.k, spec.v, indices, *(b for b in (weights, spec.counts) if b), *(c.name for c in captures)]
     covers = [attend, *(s for s in attend.positional[2:])]
     dims = {"TQ": q.shape[1], "TK": held.length}

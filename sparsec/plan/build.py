@@ -7,7 +7,10 @@ from dataclasses import replace
 
 from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
+from sparsec.ir.scores import has_lse
+from sparsec.plan.adjoint import is_sum
 from sparsec.plan.attend import gathered, lists, tiled
+from sparsec.plan.gradient import gradient
 from sparsec.plan.memory import ordered
 from sparsec.plan.merge import merge
 from sparsec.plan.plan import Plan
@@ -28,8 +31,10 @@ def build_plan(
         dtype: of the "float" tensors: float32, float16 or bfloat16.
     """
     nodes = topological(outputs)
-    with_lse = frozenset(n.src[0] for n in nodes if n.op is Op.LSE)
-    planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse)
+    vjps = tuple(n for n in nodes if n.op is Op.VJP)
+    with_lse = frozenset(n.src[0] for n in nodes if n.op is Op.LSE) | {v.src[0] for v in vjps if has_lse(v.src[0])}
+    inner = frozenset(vjps) - frozenset(outputs)
+    planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)
     kinds = {b: replace(planner.buffers[b], role="output") for b in buffers if planner.buffers[b].role != "input"}
     all_buffers = tuple(kinds.get(n, b) for n, b in planner.buffers.items())
@@ -53,6 +58,8 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
     if node.op is Op.LSE:
         _value(planner, node.src[0], True, planner.sizes.dtype)
         return planner.places[node.src[0], "lse"]
+    if node.op is Op.VJP or is_sum(node):
+        return gradient(planner, node, dtype)
     if node.op in (Op.TOPK, Op.GIVEN):
         return select(planner, node, None)[0]
     return _value(planner, node, False, dtype)

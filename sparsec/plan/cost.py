@@ -7,94 +7,45 @@ keys read again) is counted on its tile programs, see ``sparsec.tile.work``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Callable
 
-from sparsec.plan.plan import ITEM_BYTES
+from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, held, item, sizes, tiled_pairs, total
+from sparsec.plan.grad_cost import GRAD_COSTS
+from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.reach import keys_seen
-from sparsec.plan.specs import (
-    BlockList,
-    Combine,
-    GatheredAttention,
-    Piece,
-    Selector,
-    Spec,
-    Summarise,
-    TiledAttention,
-)
-from sparsec.scalar.expr import Expr, constant, var
+from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Summarise, TiledAttention
+from sparsec.scalar.expr import constant, var
 from sparsec.scalar.functions import minimum
 
-B, TQ, TK, H, HKV, D, DV = (var(name) for name in ("B", "TQ", "TK", "H", "HKV", "D", "DV"))
-ZERO = constant(0)
+__all__ = ["Cost", "cost"]
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """The cost of one kernel.
-
-    Attributes:
-        flops: floating-point operations of dots (two per product) and of what else dominates.
-        bytes: every tensor read or written once.
-        pairs: (query head, key) pairs whose score is needed; 0 where there are none.
-        sizes: the numbers behind H, HKV, D and DV in this kernel.
-    """
-
-    flops: Expr
-    bytes: Expr
-    pairs: Expr = ZERO
-    sizes: Mapping[str, int] = field(default_factory=dict)
-
-    def at(self, formula: Expr, params: Mapping[str, int]) -> int:
-        """A formula's value under the kernel's launch parameters."""
-        from sparsec.scalar.evaluate import evaluate
-
-        return int(evaluate(formula, {**params, **self.sizes}))
-
-
-def cost(spec: Spec) -> Cost:
+def cost(spec: AnySpec) -> Cost:
     """The cost of a kernel as formulas."""
     return _COSTS[type(spec)](spec)
 
 
-def _item(dtype: str) -> int:
-    return ITEM_BYTES[dtype]
-
-
-def _total(parts: list[Expr]) -> Expr:
-    return reduce(lambda a, b: a + b, parts, ZERO)
-
-
 def _tiled(spec: TiledAttention) -> Cost:
-    item, out = _item(spec.dtype), _item(spec.out_dtype or spec.dtype)
-    pairs = _total([B * H * keys_seen(p.where, var(p.length)) for p in spec.pieces])
-    held = _total([_held(p, item) for p in spec.pieces])
+    size, out = item(spec.dtype), item(spec.out_dtype or spec.dtype)
+    pairs = total([tiled_pairs(p) for p in spec.pieces])
+    read = size * B * TQ * H * D + total([held(p, size) for p in spec.pieces])
     lse = 4 * B * TQ * H if spec.lse else ZERO
-    sizes = {"H": spec.heads, "HKV": spec.kv_heads, "D": spec.head_dim, "DV": spec.value_dim}
-    return Cost(2 * pairs * (D + DV), item * B * TQ * H * D + held + out * B * TQ * H * DV + lse, pairs, sizes)
-
-
-def _held(piece: Piece, item: int) -> Expr:
-    """Bytes of a piece's keys and values; a block list's few integers are left out."""
-    rows = (B if piece.batched else constant(1)) * var(piece.length)
-    return item * rows * HKV * (D + DV)
+    return Cost(2 * pairs * (D + DV), read + out * B * TQ * H * DV + lse, pairs, sizes(spec))
 
 
 def _gathered(spec: GatheredAttention) -> Cost:
-    item, out = _item(spec.dtype), _item(spec.out_dtype or spec.dtype)
+    size, out = item(spec.dtype), item(spec.out_dtype or spec.dtype)
     pairs = B * H * TQ * minimum(spec.slots * spec.chunk, TK)
     scopes = {"kv_head": HKV, "head": H, "token": constant(1)}[spec.scope]
     lists = B * TQ * scopes * spec.slots * (8 if spec.weights else 4)
-    moved = item * B * (TQ * H * D + TK * HKV * (D + DV)) + out * B * TQ * H * DV
-    sizes = {"H": spec.heads, "HKV": spec.kv_heads, "D": spec.head_dim, "DV": spec.value_dim}
-    return Cost(2 * pairs * (D + DV), moved + lists, pairs, sizes)
+    moved = size * B * (TQ * H * D + TK * HKV * (D + DV)) + out * B * TQ * H * DV
+    return Cost(2 * pairs * (D + DV), moved + lists, pairs, sizes(spec))
 
 
 def _selector(spec: Selector) -> Cost:
     from sparsec.scalar.walk import substitute
 
-    item, heads = _item(spec.dtype), H
+    size, heads = item(spec.dtype), H
     if spec.group in ("sum", "mean") and not spec.softmax:
         heads = HKV  # scoring is linear: one summed query does the work of the group
     keys, blocks = var(spec.key_length), var(spec.block_length)
@@ -102,20 +53,20 @@ def _selector(spec: Selector) -> Cost:
     where = substitute(over, {"c": var("j")}) if over is not None else None
     pairs = B * heads * keys_seen(where, keys if spec.pool else blocks)
     lists = B * TQ * (HKV if spec.group else H) * spec.slots * (8 if spec.weights else 4)
-    sizes = {"H": spec.heads, "HKV": spec.kv_heads, "D": spec.dim}
-    return Cost(2 * pairs * D, item * B * D * (TQ * H + keys * HKV) + lists, pairs, sizes)
+    known = {"H": spec.heads, "HKV": spec.kv_heads, "D": spec.dim}
+    return Cost(2 * pairs * D, size * B * D * (TQ * H + keys * HKV) + lists, pairs, known)
 
 
 def _summarise(spec: Summarise) -> Cost:
     windows = var(spec.length)
-    moved = B * H * D * (TK * _item(spec.dtype) + windows * _item(spec.out_dtype))
+    moved = B * H * D * (TK * item(spec.dtype) + windows * item(spec.out_dtype))
     return Cost(B * windows * spec.size * H * D, moved, sizes={"H": spec.heads, "D": spec.dim})
 
 
 def _combine(spec: Combine) -> Cost:
     count, rows = len(spec.branches), B * TQ * H
-    moved = rows * DV * (count * _item(spec.branch_dtype) + _item(spec.dtype))
-    extra = rows * (len(spec.gates) * _item(spec.dtype) + 4 * len(spec.lses) + (4 if spec.lse else 0))
+    moved = rows * DV * (count * item(spec.branch_dtype) + item(spec.dtype))
+    extra = rows * (len(spec.gates) * item(spec.dtype) + 4 * len(spec.lses) + (4 if spec.lse else 0))
     return Cost(2 * count * rows * DV, moved + extra, sizes={"H": spec.heads, "DV": spec.value_dim})
 
 
@@ -133,4 +84,5 @@ _COSTS: dict[type, Callable[..., Cost]] = {
     Summarise: _summarise,
     Combine: _combine,
     BlockList: _block_list,
+    **GRAD_COSTS,
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.plan.specs import BlockList, Combine, GatheredAttention, TiledAttention
+from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,59 @@ class GatheredGradKV:
 
 
 @dataclass(frozen=True, slots=True)
+class SummariseGrad:
+    """The gradient ``[B,TK,heads,dim]`` of tokens from that of means of their windows, ``[B,N,heads,dim]``.
+
+    grad_x[b, t, h] = sum over the windows n with n*stride <= t < n*stride + size of grad[b, n, h] / the number of
+    tokens of window n below TK.
+    """
+
+    name: str
+    forward: Summarise
+    grad: str
+    grad_x: str
+    grad_dtype: str
+    out_dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorGradQ:
+    """From the gradient of the chosen units' weights to that of their scores, and on to the queries.
+
+    scores_grad ``[B,TQ,HS,K]`` fp32, 0 where the index is -1: with s the chosen scores and w their weights, softmax
+    and softmax_sink: w * (dw - sum w dw); sigmoid: dw * w * (1 - w); raw: dw; stick: ds_i = w_i dw_i sigmoid(-s_i) -
+    sigmoid(s_i) * sum of w_j dw_j over j > i. grad_q ``[B,TQ,H,DR]`` = scale * sum over the list of scores_grad *
+    keys[index]; a ``mean`` over the group gives each head its share, a ``sum`` the whole. A selector with a softmax or
+    a pool before its choice has no such gradient.
+
+    Attributes:
+        grad_weights: fp32 ``[B,TQ,HS,K]``.
+        grad_q: None where it is not asked for.
+    """
+
+    name: str
+    forward: Selector
+    grad_weights: str
+    scores_grad: str
+    grad_q: str | None
+    out_dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorGradKeys:
+    """grad_keys ``[B,N,HKV,DR]``: scale * sum over the queries and heads that chose a unit of scores_grad * q.
+
+    Key-outer through the inverse of the lists, as ``GatheredGradKV``; units that nobody chose get zeros.
+    """
+
+    name: str
+    forward: Selector
+    scores_grad: str
+    grad_keys: str
+    out_dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class CombineGrad:
     """Gradients of a merge's branches ``[B,TQ,H,DV]`` and gates ``[B,TQ,H]``, row by row.
 
@@ -186,4 +239,17 @@ class Total:
     batched: bool = True
 
 
-GradSpec = RowDot | TiledGradQ | TiledGradKV | TiledGradCapture | GatheredGradQ | GatheredGradKV | CombineGrad | Total
+GradSpec = (
+    RowDot
+    | TiledGradQ
+    | TiledGradKV
+    | TiledGradCapture
+    | GatheredGradQ
+    | GatheredGradKV
+    | SummariseGrad
+    | SelectorGradQ
+    | SelectorGradKeys
+    | CombineGrad
+    | Total
+)
+AnySpec = Spec | GradSpec

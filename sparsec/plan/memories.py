@@ -71,5 +71,6 @@ def _summarise(planner: Planner, memory: Node, inner: Held, part: str, source: s
         dtype=dtype,
         out_dtype=out_dtype,
     )
+    planner.summaries[memory, part.removesuffix("_exact")] = spec
     planner.add(spec, [source], [out], [memory], {"N": length, "TK": inner.length, "TQ": inner.length})
     return out

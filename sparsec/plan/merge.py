@@ -52,6 +52,7 @@ def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Cal
         gate_fn=gate_fn,
         branch_dtype=inner,
     )
+    planner.specs[node] = spec
     dims = {"TQ": node.shape[1], "TK": planner.token_length}
     planner.add(spec, [*outs, *gates, *lses], [out, *([lse] if lse else [])], [node], dims)
     return None

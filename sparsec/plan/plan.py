@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparsec.ir.node import Node
-from sparsec.plan.specs import Spec
+from sparsec.plan.grad_specs import AnySpec
 from sparsec.scalar.expr import Expr
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8}
@@ -50,7 +50,7 @@ class Kernel:
         sources, results: (buffer, node, part) of what is read and written, so that the oracle can run this piece alone.
     """
 
-    spec: Spec
+    spec: AnySpec
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     covers: tuple[str, ...]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Buffer, Kernel, PlanError
+from sparsec.plan.pull import Pull
 from sparsec.plan.sizes import Sizes
-from sparsec.plan.specs import Capture, Spec
+from sparsec.plan.specs import Capture, Summarise
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.walk import variables
 
@@ -21,7 +23,17 @@ INDEX_NAMES = frozenset({"b", "h", "i", "j", "c", "score", "x0"})
 
 @dataclass(slots=True)
 class Planner:
-    """Collects kernels and buffers; one method call per kernel."""
+    """Collects kernels and buffers; one method call per kernel.
+
+    Attributes:
+        lse_of: the attends and merges whose log-sum-exp is read.
+        vjps: every adjoint of the graph.
+        inner: the adjoints that are no results but go on into others, kept in fp32.
+        specs: the forward kernel of each attend, merge and topk.
+        deltas: the rowdot of each output and its gradient.
+        summaries: the forward kernel of each summary's keys or values.
+        score_grads: the gradient of the chosen scores, by the adjoint of their weights.
+    """
 
     sizes: Sizes
     names: dict[Node, str]
@@ -31,6 +43,12 @@ class Planner:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     places: dict[Place, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    vjps: tuple[Node, ...] = ()
+    inner: frozenset[Node] = frozenset()
+    specs: dict[Node, AnySpec] = field(default_factory=dict)
+    deltas: dict[Pull, str] = field(default_factory=dict)
+    summaries: dict[Place, Summarise] = field(default_factory=dict)
+    score_grads: dict[Node, str] = field(default_factory=dict)
 
     def name(self, node: Node) -> str:
         """The node's name in the text."""
@@ -53,12 +71,26 @@ class Planner:
 
     def temporary(self, node: Node, part: str, shape: Iterable[Expr], dtype: str) -> str:
         """A new buffer for one value of a node."""
-        name = self.name(node) if part in ("o", "indices") else f"{self.name(node)}_{part}"
+        own = part in ("o", "indices", "tensor")
+        name = self.fresh(self.name(node) if own else f"{self.name(node)}_{part}", shape, dtype)
+        self.places[node, part] = name
+        return name
+
+    def fresh(self, name: str, shape: Iterable[Expr], dtype: str) -> str:
+        """A new buffer that is no node's value."""
         while name in self.buffers:
             name += "_"
         self.buffers[name] = Buffer(name, tuple(shape), dtype, "temporary")
-        self.places[node, part] = name
         return name
+
+    def retype(self, names: Iterable[str], dtype: str) -> None:
+        """Give buffers another dtype."""
+        for name in names:
+            self.buffers[name] = replace(self.buffers[name], dtype=dtype)
+
+    def precision(self, vjp: Node, dtype: str) -> str:
+        """The dtype of an adjoint: fp32 where it goes on into others, else what is asked for."""
+        return "float32" if vjp in self.inner else dtype
 
     def captures(self, node: Node) -> tuple[Capture, ...]:
         """The captured tensors of a mask or bias, as kernel inputs."""
@@ -72,7 +104,7 @@ class Planner:
 
     def add(
         self,
-        spec: Spec,
+        spec: AnySpec,
         reads: Iterable[str],
         writes: Iterable[str],
         covers: Iterable[Node],
@@ -99,3 +131,10 @@ class Planner:
                 tuple((b, *inverse[b]) for b in writes if b in inverse),
             )
         )
+
+    def follow(
+        self, owner: Node, spec: AnySpec, reads: Iterable[str], writes: Iterable[str], covers: Iterable[Node]
+    ) -> None:
+        """Append a backward kernel, with the launch parameters of the forward kernel of ``owner``."""
+        params = next(k.params for k in self.kernels if k.spec is self.specs[owner])
+        self.add(spec, reads, writes, covers, {n: value for n, value in params if n not in ("B", "q_offset")})

@@ -107,6 +107,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         weights=str(weights["fn"]) if weights is not None else None,
         key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
     )
+    planner.specs[topk] = spec
     length = keys.shape[1] if keys.kind == "memory" else keys.shape[-3]
     dims = {"TQ": q.shape[1], "TK": tokens, "N": length, "NB": topk.src[0].shape[3]}
     covers = (*chain.covers, *([weights] if weights is not None else []))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sparsec.plan.specs import BlockList, GatheredAttention, Piece, Selector, Spec, TiledAttention
+from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.specs import BlockList, GatheredAttention, Piece, Selector, TiledAttention
 from sparsec.scalar.bounds import Bounded, key_ranges
 from sparsec.scalar.expr import Expr, call, constant, var
 from sparsec.scalar.fn import Fn
@@ -54,7 +55,7 @@ def _expr(node: Node) -> Expr:
     return call(rounded, *(_expr(a) for a in node.args))
 
 
-def ranges(spec: Spec) -> tuple[str, ...]:
+def ranges(spec: AnySpec) -> tuple[str, ...]:
     """What a tile of queries at positions i_lo … i_hi reads, in words."""
     if isinstance(spec, TiledAttention):
         return tuple(f"{p.k}: {_piece(p)}" for p in spec.pieces)

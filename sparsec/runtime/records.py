@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparsec.plan.specs import Spec
+from sparsec.plan.grad_specs import AnySpec
 from sparsec.runtime.target import Target
 from sparsec.tile.schedule import Schedule
 
@@ -57,7 +57,7 @@ def _version(package: str) -> str:
         return "source"
 
 
-def record_key(spec: Spec, target: Target, length: int) -> str:
+def record_key(spec: AnySpec, target: Target, length: int) -> str:
     """The key as hex; any component that differs gives another key."""
     text = "\n".join([repr(spec), target.name, str(length), toolchain(target.backend)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -89,7 +89,7 @@ class Records:
     def __init__(self, cache_dir: Path) -> None:
         self.folder = cache_dir / "records"
 
-    def best(self, spec: Spec, target: Target, length: int) -> Schedule | None:
+    def best(self, spec: AnySpec, target: Target, length: int) -> Schedule | None:
         """The tuned schedule for this key, if there is one that reads back intact."""
         record = self.read(record_key(spec, target, length))
         return record.schedule if record else None

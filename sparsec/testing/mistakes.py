@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sparsec.lower import softmax
-from sparsec.plan.specs import Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
+from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.specs import Combine, GatheredAttention, Selector, Summarise, TiledAttention
 from sparsec.scalar.fn import Fn
 from sparsec.testing.mutants import Args, Change
 from sparsec.tile import build as tile
@@ -153,7 +154,7 @@ SOFTMAX: tuple[Change, ...] = (
     summed_not_averaged,
 )
 
-MISTAKES: dict[type[Spec], tuple[Change, ...]] = {
+MISTAKES: dict[type[AnySpec], tuple[Change, ...]] = {
     TiledAttention: SOFTMAX,
     GatheredAttention: (*SOFTMAX, neighbouring_chunk, bit_of_the_next_token),
     Selector: (

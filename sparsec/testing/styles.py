@@ -7,15 +7,16 @@ from dataclasses import replace
 
 from sparsec.lower import chunks
 from sparsec.lower.registry import default
+from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Plan
-from sparsec.plan.specs import GatheredAttention, Selector, Spec, TiledAttention
+from sparsec.plan.specs import GatheredAttention, Selector, TiledAttention
 from sparsec.runtime.compiled import Compiled
 from sparsec.tile.schedule import Schedule
 
 GPU, CPU = "triton:sm_90", "tvm:llvm"
 
 
-def flipped(spec: Spec) -> Schedule:
+def flipped(spec: AnySpec) -> Schedule:
     """The default of a GPU with the other loop order, the other phases, smaller tiles and two blocks of values."""
     base = default(spec, GPU)
     if isinstance(spec, TiledAttention):
@@ -34,7 +35,7 @@ def _half(value_dim: int) -> int:
     return value_dim // 2 if value_dim % 32 == 0 else 0
 
 
-STYLES: dict[str, Callable[[Spec], Schedule]] = {
+STYLES: dict[str, Callable[[AnySpec], Schedule]] = {
     "gpu": lambda spec: default(spec, GPU),
     "cpu": lambda spec: default(spec, CPU),
     "flipped": flipped,

@@ -17,8 +17,9 @@ from sparsec.autotune.admit import Admission
 from sparsec.autotune.cases import Case
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
+from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Kernel
-from sparsec.plan.specs import Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
+from sparsec.plan.specs import Combine, GatheredAttention, Selector, Summarise, TiledAttention
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER
 from sparsec.testing.mistakes import MISTAKES, accumulator_in_half_precision, last_tile_skipped
@@ -30,7 +31,7 @@ from sparsec.tile.schedule import Schedule
 from sparsec.tile.verify import verify
 
 LENGTH = 131
-SUBJECTS: dict[str, tuple[type[Spec], ...]] = {
+SUBJECTS: dict[str, tuple[type[AnySpec], ...]] = {
     "full": (TiledAttention,),
     "open": (TiledAttention,),
     "alibi-lse": (TiledAttention,),
@@ -93,7 +94,7 @@ def cases(variant: str) -> list[Case]:
     return found
 
 
-def mistakes(spec: Spec, schedule: Schedule) -> Iterator[tuple[str, Lowered]]:
+def mistakes(spec: AnySpec, schedule: Schedule) -> Iterator[tuple[str, Lowered]]:
     """Every wrong program of a kernel that differs from the right one."""
     right = lower_kernel(spec, schedule)
     same = mutated(right, lambda node, args: None)

@@ -1,0 +1,139 @@
+"""What backward kernels cost, as formulas over the same names as ``sparsec.plan.cost``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, held, item, sizes, tiled_pairs, total
+from sparsec.plan.grad_specs import (
+    CombineGrad,
+    GatheredGradKV,
+    GatheredGradQ,
+    RowDot,
+    SelectorGradKeys,
+    SelectorGradQ,
+    SummariseGrad,
+    TiledGradCapture,
+    TiledGradKV,
+    TiledGradQ,
+    Total,
+)
+from sparsec.plan.specs import GatheredAttention, Selector, TiledAttention
+from sparsec.scalar.expr import Expr, constant, var
+from sparsec.scalar.functions import minimum
+
+
+def _row_dot(spec: RowDot) -> Cost:
+    rows = B * TQ * H
+    moved = rows * DV * (item(spec.out_dtype) + item(spec.grad_dtype)) + 4 * rows * (2 if spec.lse_grad else 1)
+    return Cost(2 * rows * DV, moved, sizes={"H": spec.heads, "DV": spec.value_dim})
+
+
+def _read(forward: TiledAttention, grad_dtype: str) -> Expr:
+    """Bytes that a backward kernel of tiled attention reads: q, keys, values, grad, lse and delta."""
+    queries = B * TQ * H * (D * item(forward.dtype) + DV * item(grad_dtype) + 8)
+    return queries + total([held(p, item(forward.dtype)) for p in forward.pieces])
+
+
+def _tiled_q(spec: TiledGradQ) -> Cost:
+    """Three dots a pair: scores, dp, dq."""
+    f = spec.forward
+    pairs = total([tiled_pairs(p) for p in f.pieces])
+    moved = _read(f, spec.grad_dtype) + B * TQ * H * D * item(spec.out_dtype)
+    return Cost(2 * pairs * (2 * D + DV), moved, pairs, sizes(f))
+
+
+def _tiled_kv(spec: TiledGradKV) -> Cost:
+    """Four dots a pair: scores, dp, dk, dv."""
+    f = spec.forward
+    piece = f.pieces[spec.piece]
+    pairs, out = tiled_pairs(piece), item(spec.out_dtype)
+    per_pair = D + DV + (D if spec.grad_k else ZERO) + (DV if spec.grad_v else ZERO)
+    queries = B * TQ * H * (D * item(f.dtype) + DV * item(spec.grad_dtype) + 8)
+    return Cost(2 * pairs * per_pair, queries + held(piece, item(f.dtype)) + held(piece, out), pairs, sizes(f))
+
+
+def _tiled_capture(spec: TiledGradCapture) -> Cost:
+    f = spec.forward
+    pairs = total([tiled_pairs(p) for p in f.pieces])
+    elements = constant(1)
+    for extent in spec.shape:
+        elements = elements * (var(extent) if isinstance(extent, str) else constant(extent))
+    return Cost(2 * pairs * (D + DV), _read(f, spec.grad_dtype) + 4 * elements, pairs, sizes(f))
+
+
+def _lists(f: GatheredAttention) -> tuple[Expr, Expr]:
+    """(pairs, entries of the lists) of gathered attention."""
+    scopes = {"kv_head": HKV, "head": H, "token": constant(1)}[f.scope]
+    return B * H * TQ * minimum(f.slots * f.chunk, TK), B * TQ * scopes * f.slots
+
+
+def _gathered_q(spec: GatheredGradQ) -> Cost:
+    f = spec.forward
+    pairs, entries = _lists(f)
+    queries = B * TQ * H * (D * (item(f.dtype) + item(spec.out_dtype)) + DV * item(spec.grad_dtype) + 8)
+    moved = queries + B * TK * HKV * (D + DV) * item(f.dtype)
+    return Cost(2 * pairs * (2 * D + DV), moved + entries * (12 if spec.grad_weights else 4), pairs, sizes(f))
+
+
+def _gathered_kv(spec: GatheredGradKV) -> Cost:
+    f = spec.forward
+    pairs, entries = _lists(f)
+    queries = B * TQ * H * (D * item(f.dtype) + DV * item(spec.grad_dtype) + 8)
+    moved = queries + B * TK * HKV * (D + DV) * (item(f.dtype) + item(spec.out_dtype))
+    return Cost(4 * pairs * (D + DV), moved + 8 * entries, pairs, sizes(f))
+
+
+def _summarise(spec: SummariseGrad) -> Cost:
+    f = spec.forward
+    moved = B * H * D * (TK * item(spec.out_dtype) + var(f.length) * item(spec.grad_dtype))
+    return Cost(2 * B * TK * H * D * -(-f.size // f.stride), moved, sizes={"H": f.heads, "D": f.dim})
+
+
+def _selector_sizes(f: Selector) -> tuple[Expr, dict[str, int]]:
+    """(entries of the lists, the numbers behind H, HKV and D) of a selector."""
+    return B * TQ * (HKV if f.group else H) * f.slots, {"H": f.heads, "HKV": f.kv_heads, "D": f.dim}
+
+
+def _selector_q(spec: SelectorGradQ) -> Cost:
+    f = spec.forward
+    entries, known = _selector_sizes(f)
+    keys = B * var(f.key_length) * HKV * D * item(f.key_dtype or f.dtype)
+    moved = B * TQ * H * D * (item(f.dtype) + item(spec.out_dtype)) + keys + 16 * entries
+    return Cost(4 * entries * D, moved, sizes=known)
+
+
+def _selector_keys(spec: SelectorGradKeys) -> Cost:
+    f = spec.forward
+    entries, known = _selector_sizes(f)
+    keys = B * var(f.key_length) * HKV * D * item(spec.out_dtype)
+    return Cost(2 * entries * D, B * TQ * H * D * item(f.dtype) + keys + 8 * entries, sizes=known)
+
+
+def _combine(spec: CombineGrad) -> Cost:
+    f, rows = spec.forward, B * TQ * H
+    written = sum(item(spec.branch_grad_dtype) for b in spec.branch_grads if b)
+    moved = rows * DV * (len(f.branches) * item(f.branch_dtype) + item(spec.grad_dtype) + written)
+    few = 2 * item(f.dtype) * len(f.gates) + 8 * len(f.lses)
+    return Cost(4 * len(f.branches) * rows * DV, moved + rows * few, sizes={"H": f.heads, "DV": f.value_dim})
+
+
+def _total(spec: Total) -> Cost:
+    elements = (B if spec.batched else constant(1)) * var(spec.length) * H * D
+    moved = elements * (sum(item(d) for d in spec.term_dtypes) + item(spec.out_dtype))
+    return Cost(len(spec.terms) * elements, moved, sizes={"H": spec.heads, "D": spec.dim})
+
+
+GRAD_COSTS: dict[type, Callable[..., Cost]] = {
+    RowDot: _row_dot,
+    TiledGradQ: _tiled_q,
+    TiledGradKV: _tiled_kv,
+    TiledGradCapture: _tiled_capture,
+    GatheredGradQ: _gathered_q,
+    GatheredGradKV: _gathered_kv,
+    SummariseGrad: _summarise,
+    SelectorGradQ: _selector_q,
+    SelectorGradKeys: _selector_keys,
+    CombineGrad: _combine,
+    Total: _total,
+}

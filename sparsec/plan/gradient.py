@@ -1,0 +1,93 @@
+"""Gradients as buffers: sums, and adjoints dispatched to the class that computes them."""
+
+from __future__ import annotations
+
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.plan.adjoint import alike, branches, pull, shared, terms, through_lists
+from sparsec.plan.grad_specs import Total
+from sparsec.plan.gradient_gathered import gathered_gradient
+from sparsec.plan.gradient_merge import gate_gradient, merge_gradient
+from sparsec.plan.gradient_select import score_gradient, summary_gradient
+from sparsec.plan.gradient_tiled import tiled_gradient
+from sparsec.plan.planner import Planner
+
+
+def gradient(planner: Planner, node: Node, dtype: str) -> str:
+    """The buffer of a gradient, or of a cotangent that the caller gives; planned on first use."""
+    if node.op is Op.INPUT:
+        return planner.input(node)
+    if (node, "tensor") not in planner.places:
+        groups = _groups(planner, node)
+        if len(groups) == 1:
+            _one(planner, groups[0], node, dtype)
+        if len(groups) > 1 or _rounds(planner, node, dtype):
+            _total(planner, node, groups, dtype)
+    return planner.places[node, "tensor"]
+
+
+def _rounds(planner: Planner, node: Node, dtype: str) -> bool:
+    """Whether an activation's gradient is held in fp32, because the kernel's other result is, and must be rounded."""
+    return len(node.shape) > 2 and planner.buffers[planner.places[node, "tensor"]].dtype not in (dtype, None)
+
+
+def _groups(planner: Planner, node: Node) -> list[list[Node]]:
+    """The terms of a gradient, those of one softmax that a single kernel sums together."""
+    groups: list[list[Node]] = []
+    for term in terms(node):
+        if term.op is not Op.VJP:
+            raise planner.refuse(term, "a gradient is a sum of adjoints; no kernel computes this")
+        mine = next((g for g in groups if alike(g[0], term)), None)
+        groups.append([term]) if mine is None else mine.append(term)
+    for group in groups:
+        if shared(group[0]) and not through_lists(group[0]):
+            _complete(planner, group)
+    return groups
+
+
+def _complete(planner: Planner, group: list[Node]) -> None:
+    """A kernel that sums over the pieces of a softmax gives the gradient of all branches, or of none."""
+    first = group[0]
+    wanted = [b for b in branches(pull(first).owner) if first["of"] == "q" or first["capture"] in b.captures]
+    if {vjp.src[0] for vjp in group} != set(wanted):
+        raise planner.refuse(first, "the branches of one softmax have one gradient together; ask for their sum")
+
+
+def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
+    """Plan the adjoints of one group, whose buffer belongs to ``result``."""
+    vjp = group[0]
+    source = lambda node, kind: gradient(planner, node, kind)  # noqa: E731
+    if vjp.src[0].op is Op.ATTEND:
+        (gathered_gradient if through_lists(vjp) else tiled_gradient)(planner, vjp, result, dtype, source)
+    elif vjp.src[0].op is Op.MERGE:
+        merge_gradient(planner, vjp, source)
+    elif vjp.src[0].op is Op.MAP:
+        gate_gradient(planner, vjp, source)
+    elif vjp.src[0].op is Op.SUMMARY:
+        summary_gradient(planner, vjp, dtype, source)
+    elif vjp.src[0].op is Op.SCORE:
+        score_gradient(planner, vjp, dtype, source)
+    else:
+        raise planner.refuse(vjp, f"no kernel computes the gradient of {vjp.src[0].op.value} yet; the oracle does")
+
+
+def _total(planner: Planner, node: Node, groups: list[list[Node]], dtype: str) -> None:
+    """A kernel that adds the groups up in fp32 and rounds once."""
+    for group in groups:
+        if (group[0], "tensor") not in planner.places:
+            _one(planner, group, group[0], "float32")
+    parts = [planner.places[group[0], "tensor"] for group in groups]
+    out, rank = planner.temporary(node, "tensor", node.shape, dtype), len(node.shape)
+    spec = Total(
+        name=f"total_{out}",
+        terms=tuple(parts),
+        out=out,
+        heads=planner.sizes.value(node.shape[-2]),
+        dim=planner.sizes.value(node.shape[-1]),
+        length="N",
+        term_dtypes=tuple(planner.buffers[p].dtype for p in parts),
+        out_dtype=dtype,
+        batched=rank == 4,
+    )
+    length = node.shape[-3]
+    planner.add(spec, parts, [out], [node], {"N": length, "TQ": length, "TK": planner.token_length})

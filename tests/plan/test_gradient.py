@@ -1,0 +1,88 @@
+"""Joint graphs as plans: which kernels compute the gradients of each preset, how precisely, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+
+import sparsec
+from sparsec.passes.differentiate import differentiate
+from sparsec.passes.pipeline import run
+from sparsec.plan.build import build_plan
+from sparsec.plan.plan import Plan, PlanError
+from sparsec.plan.sizes import static_names
+
+HEADS = {"H": 4, "HKV": 2}
+
+
+def joint(name: str, knobs: Mapping[str, object] | None = None, wrt: tuple[str, ...] | None = None) -> Plan:
+    """The plan of a preset's outputs and gradients in bf16."""
+    made = differentiate(run(sparsec.preset(name, **(knobs or {}))), wrt)
+    static = {n: HEADS.get(n, 32) for n in static_names(made.variant.parameters)}
+    return build_plan(name, made.variant.outputs, made.variant.names, static, "bfloat16")
+
+
+def backward(plan: Plan) -> Counter[str]:
+    """How many backward kernels of each kind."""
+    names = [type(k.spec).__name__ for k in plan.kernels]
+    return Counter(n for n in names if "Grad" in n or n in ("RowDot", "Total"))
+
+
+TILED = {"RowDot": 1, "TiledGradQ": 1, "TiledGradKV": 1}
+GATHERED = {"RowDot": 1, "GatheredGradQ": 1, "GatheredGradKV": 1}
+NSA = {"CombineGrad": 1, "RowDot": 3, "TiledGradQ": 2, "TiledGradKV": 2, "GatheredGradQ": 1, "GatheredGradKV": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "kernels"),
+    [
+        ("full", {}, TILED),
+        ("streaming", {}, TILED),
+        ("msa", {"slots": 8}, TILED | {"TiledGradKV": 2}),
+        ("longformer", {}, TILED),
+        ("bigbird", {}, TILED),
+        ("moba", {}, GATHERED),
+        ("infllm2", {}, GATHERED),
+        ("nsa", {}, NSA | {"SummariseGrad": 2, "Total": 3}),
+        ("hsa", {}, {"GatheredGradQ": 1, "GatheredGradKV": 1, "SelectorGradQ": 1, "SelectorGradKeys": 1}),
+    ],
+)
+def test_every_preset_has_backward_kernels(name: str, knobs: dict[str, object], kernels: dict[str, int]) -> None:
+    assert backward(joint(name, knobs)) == Counter(kernels)
+
+
+def test_gradients_come_in_the_dtype_of_the_call_and_sums_in_fp32() -> None:
+    plan = joint("nsa")
+    gradients = plan.outputs[1:]
+    assert {plan.buffer(n).dtype for n in gradients} == {"bfloat16"}
+    totals = [k for k in plan.kernels if type(k.spec).__name__ == "Total"]
+    assert totals and all(plan.buffer(n).dtype == "float32" for k in totals for n in k.reads)
+
+
+def test_a_softmax_over_several_memories_has_one_gradient_of_queries() -> None:
+    plan = joint("msa", {"slots": 8})
+    (kernel,) = [k for k in plan.kernels if type(k.spec).__name__ == "TiledGradQ"]
+    assert len(kernel.spec.forward.pieces) == 2  # type: ignore[union-attr]
+    assert len(kernel.covers) == 1
+
+
+def test_what_is_not_asked_for_is_not_computed() -> None:
+    assert backward(joint("full", wrt=("v",))) == Counter({"RowDot": 1, "TiledGradKV": 1})
+    (kernel,) = [k for k in joint("full", wrt=("v",)).kernels if type(k.spec).__name__ == "TiledGradKV"]
+    assert kernel.spec.grad_k is None  # type: ignore[union-attr]
+
+
+def test_a_gradient_without_a_kernel_is_refused_in_a_sentence() -> None:
+    text = """
+variant pooled(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV]) {
+  memory = tokens(k, v) {chunk = 16}
+  marks = summary(memory) {fn = max, size = 16, stride = 16, fields = kv}
+  return attend(q, marks)
+}
+"""
+    made = differentiate(run(sparsec.parse(text)))
+    static = {n: HEADS.get(n, 32) for n in static_names(made.variant.parameters)}
+    with pytest.raises(PlanError, match="no kernel computes the gradient of summaries with fn = max yet"):
+        build_plan("pooled", made.variant.outputs, made.variant.names, static, "bfloat16")
