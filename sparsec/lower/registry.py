@@ -6,10 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsec.lower import block_list, combine, gathered_class, selector, summarise, tiled, tiled_space
+from sparsec.lower import (
+    block_list,
+    combine,
+    combine_grad,
+    gathered_class,
+    row_dot,
+    selector,
+    summarise,
+    tiled,
+    tiled_grad_kv,
+    tiled_grad_q,
+    tiled_grad_space,
+    tiled_space,
+    total,
+)
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.plan.grad_specs import GradSpec
-from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
+from sparsec.plan.grad_specs import AnySpec, CombineGrad, RowDot, TiledGradKV, TiledGradQ, Total
+from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Summarise, TiledAttention
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
@@ -42,19 +56,24 @@ CLASSES: dict[type, ScheduleClass] = {
     Summarise: ScheduleClass(_single(summarise.lower), summarise.default, summarise.space),
     Combine: ScheduleClass(_single(combine.lower), combine.default, combine.space),
     BlockList: ScheduleClass(_single(block_list.lower), block_list.default, _fixed),
+    RowDot: ScheduleClass(row_dot.lower, row_dot.default, row_dot.space),
+    TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
+    TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),
+    CombineGrad: ScheduleClass(_single(combine_grad.lower), combine_grad.default, combine_grad.space),
+    Total: ScheduleClass(_single(total.lower), total.default, total.space),
 }
 
 
-def lower_kernel(spec: Spec | GradSpec, schedule: Schedule) -> Lowered:
+def lower_kernel(spec: AnySpec, schedule: Schedule) -> Lowered:
     """The programs of a kernel under a schedule; ScheduleError in one sentence where it is illegal."""
     return CLASSES[type(spec)].lower(spec, schedule)
 
 
-def default(spec: Spec | GradSpec, target: str) -> Schedule:
+def default(spec: AnySpec, target: str) -> Schedule:
     """A schedule that is good without tuning, for a target's name."""
     return CLASSES[type(spec)].default(spec, target)
 
 
-def space(spec: Spec | GradSpec, target: str) -> Choices:
+def space(spec: AnySpec, target: str) -> Choices:
     """The tuner's choices, by the name of a schedule's field."""
     return CLASSES[type(spec)].space(spec, target)

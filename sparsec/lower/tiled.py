@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from sparsec.lower import softmax
 from sparsec.lower.pieces import Span, dot_over, spans
 from sparsec.lower.ranges import TileRange, nth, outside_interior, tile_ranges, total
-from sparsec.lower.scalars import add, both, captured, ceil_div, emit, least, mul, sub
+from sparsec.lower.scalars import add, captured, ceil_div, least, mul, sub
+from sparsec.lower.score import modified, pair_env, seen
 from sparsec.plan.specs import Piece, TiledAttention
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -181,11 +182,11 @@ def _step(frame: Frame, piece: Piece, at: Node, masked: Node | bool | None, stat
         return tile.load(frame.tensors[name], *lead, bounds=bounds, other=0.0 if bounds else None)
 
     scores = dot_over(frame.dims, frame.queries, lambda d: read(piece.k, d), schedule.precision)
-    scores, scale = _modified(frame, piece, scores, key)
+    pair = pair_env(piece, frame.env, key)
+    scores, scale = modified(frame.spec, piece, scores, pair, frame.tensors)
     if masked is not False:
-        visible = tile.apply(Fn.LT, key, length)
-        if piece.where is not None:
-            visible = both(emit(piece.where, _variables(frame, piece, key), frame.tensors), visible)
+        visible = seen(piece, pair, frame.tensors, tile.apply(Fn.LT, key, length))
+        assert visible is not None
         if masked is None:
             scores = tile.apply(Fn.WHERE, visible, scores, softmax.HIDDEN)
         else:
@@ -193,27 +194,6 @@ def _step(frame: Frame, piece: Piece, at: Node, masked: Node | bool | None, stat
             scores = tile.mask_if(masked, visible, scores, softmax.HIDDEN)
     load_value = lambda e: read(piece.v, e, frame.value_base)  # noqa: E731
     return softmax.step(state, scores, scale, frame.keys, load_value, frame.values, schedule.precision)
-
-
-def _modified(frame: Frame, piece: Piece, scores: Node, key: Node) -> tuple[Node, float]:
-    """Scores after soft cap and bias, and the factor that makes them base-two logits."""
-    spec = frame.spec
-    if spec.softcap is None and piece.bias is None and spec.scale > 0:
-        return scores, spec.scale * softmax.LOG2E
-    scores = mul(scores, spec.scale)
-    if spec.softcap is not None:
-        scores = mul(tile.apply(Fn.TANH, mul(scores, 1.0 / spec.softcap)), spec.softcap)
-    if piece.bias is not None:
-        scores = emit(piece.bias, {**_variables(frame, piece, key), "score": scores}, frame.tensors)
-    return scores, softmax.LOG2E
-
-
-def _variables(frame: Frame, piece: Piece, key: Node) -> dict[str, Node]:
-    """What predicates and biases may name; where they read captured tensors, rows and keys past the last repeat it."""
-    if not piece.captures:
-        return {**frame.env, "j": key}
-    last = add(sub(tile.param("TQ"), 1), tile.param("q_offset"))
-    return {**frame.env, "i": least(frame.env["i"], last), "j": least(key, sub(tile.param(piece.length), 1))}
 
 
 def _fp32(x: Node) -> Node:

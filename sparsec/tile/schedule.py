@@ -25,6 +25,7 @@ class Schedule:
         unroll: TVM: unrolling of the summed axis of a dot.
         split_dims: cut head dims into powers of two (Triton needs it; TVM takes any size).
         precision: input precision of fp32 dots: "ieee", "tf32" or "tf32x3".
+        splits: programs that share what all queries see (backward): each sums a part, another adds the parts up.
     """
 
     order: str = "query_outer"
@@ -42,6 +43,7 @@ class Schedule:
     unroll: int = 1
     split_dims: bool = True
     precision: str = "ieee"
+    splits: int = 1
 
 
 class ScheduleError(ValueError):
