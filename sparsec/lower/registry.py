@@ -15,6 +15,7 @@ from sparsec.lower import (
     selector,
     summarise,
     tiled,
+    tiled_grad_capture,
     tiled_grad_kv,
     tiled_grad_q,
     tiled_grad_space,
@@ -22,7 +23,7 @@ from sparsec.lower import (
     total,
 )
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.plan.grad_specs import AnySpec, CombineGrad, RowDot, TiledGradKV, TiledGradQ, Total
+from sparsec.plan.grad_specs import AnySpec, CombineGrad, RowDot, TiledGradCapture, TiledGradKV, TiledGradQ, Total
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Summarise, TiledAttention
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
@@ -59,6 +60,7 @@ CLASSES: dict[type, ScheduleClass] = {
     RowDot: ScheduleClass(row_dot.lower, row_dot.default, row_dot.space),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),
+    TiledGradCapture: ScheduleClass(tiled_grad_capture.lower, tiled_grad_space.default_capture, tiled_grad_space.space),
     CombineGrad: ScheduleClass(_single(combine_grad.lower), combine_grad.default, combine_grad.space),
     Total: ScheduleClass(_single(total.lower), total.default, total.space),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsec.lower.pieces import Span
 from sparsec.lower.scalars import add, captured, least, most, mul, sub
@@ -61,12 +61,26 @@ class Queries:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Of the pairs of a tile: weights, gradients of ``scale * product``, and what made them."""
+    """A tile of pairs.
+
+    Attributes:
+        weight: the softmax weight; 0 for hidden pairs.
+        logit: the gradient of the natural logit; None where values have no part in it.
+        change: the gradient of ``scale * product``; None as well.
+        visible, masked: which pairs the mask shows, and whether it has to be looked at.
+    """
 
     weight: Node
-    change: Node
+    logit: Node | None
+    change: Node | None
     product: Node
     env: dict[str, Node]
+    visible: Node | None
+    masked: Node | bool | None
+
+    def seen(self, x: Node, other: float = 0.0) -> Node:
+        """``x``, with ``other`` in place of hidden pairs."""
+        return _hide(x, self.visible, self.masked, other) if x.axes else x
 
 
 def params(forward: TiledAttention) -> list[tuple[str, str]]:
@@ -147,12 +161,11 @@ def pairs(
     visible = None if masked is False else seen(piece, env, w.tensors, inside)
     weight = tile.apply(Fn.EXP2, sub(mul(_hide(score, visible, masked, HIDDEN), factor), queries.lse))
     if dp is None:
-        return Pairs(weight, weight, product, env)
-    change = mul(weight, sub(dp, queries.delta))
+        return Pairs(weight, None, None, product, env, visible, masked)
+    logit = mul(weight, sub(dp, queries.delta))
+    found = Pairs(weight, logit, logit, product, env, visible, masked)
     through = slope(w.forward, piece, product, env, w.tensors)
-    if through is not None:
-        change = mul(change, _hide(through, visible, masked, 0.0) if through.axes else through)
-    return Pairs(weight, change, product, env)
+    return found if through is None else replace(found, change=mul(logit, found.seen(through)))
 
 
 def _hide(x: Node, visible: Node | None, masked: Node | bool | None, other: float) -> Node:

@@ -96,7 +96,9 @@ def _step(
     count = len(w.dims) if spec.grad_k else 0
     keys, values = carried[:count], carried[count:]
     made = tiled_grad.accumulate(found.weight, queries.do, w.rows, values, precision) if spec.grad_v else []
-    return [*(tiled_grad.accumulate(found.change, queries.q, w.rows, keys, precision) if spec.grad_k else []), *made]
+    if found.change is None:
+        return made
+    return [*tiled_grad.accumulate(found.change, queries.q, w.rows, keys, precision), *made]
 
 
 def _write(at: KeyTile, targets: list[Target], share: Shares, wide: int, totals: list[Node]) -> None:

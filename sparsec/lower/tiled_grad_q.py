@@ -21,6 +21,7 @@ def lower(spec: TiledGradQ, schedule: Schedule) -> Program:
         w = at.w
 
         def consume(met: Meeting, totals: Sequence[Node]) -> list[Node]:
+            assert met.pairs.change is not None
             return tiled_grad.accumulate(met.pairs.change, met.keys, w.keys, totals, schedule.precision)
 
         totals: list[Node] = [tile.full(0.0, w.rows, d.axis) for d in w.dims]

@@ -120,13 +120,15 @@ def backward(
             x[f"grad_{name}"] = torch.full(x[name].shape, math.nan, dtype=dtype)
     x["delta"] = torch.full_like(x["lse"], math.nan)
     run(lower_kernel(row_dot(case), schedule), x, case.params)
+    for listed in (p.listed for p in s.pieces if p.listed is not None):
+        make_list(listed, schedule, x, case.params, run)
+        make_list(transposed(listed), schedule, x, case.params, run)
     run(change(lower_kernel(grad_q(case), schedule)), x, case.params)
-    for number, piece in enumerate(s.pieces):
-        spec = grad_kv(case, number)
-        for listed in (piece.listed, spec.listed):
-            if listed is not None:
-                make_list(listed, schedule, x, case.params, run)
-        run(change(lower_kernel(spec, schedule)), x, case.params)
+    for number in range(len(s.pieces)):
+        run(change(lower_kernel(grad_kv(case, number), schedule)), x, case.params)
+    for name in case.captures:
+        if x[name].is_floating_point():
+            run(lower_kernel(grad_capture(case, name), schedule), x, case.params)
     return x
 
 
