@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower import chunks, gathered_grad, weight_fold
+from sparsec.lower import (
+    chunks,
+    gathered_grad,
+    gathered_grad_kv,
+    inverse,
+    inverse_steps,
+    share_sum,
+    shares,
+    weight_fold,
+)
 from sparsec.lower.inverse import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.plan.grad_specs import GatheredGradQ
+from sparsec.plan.grad_specs import GatheredGradKV, GatheredGradQ
 from sparsec.plan.specs import GatheredAttention
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
@@ -31,6 +40,26 @@ def lower_q(spec: GatheredGradQ, schedule: Schedule) -> Lowered:
     return Lowered((Step(gathered_grad.lower(spec, schedule, parts), schedule), fold), (as_scratch(parts),))
 
 
+def lower_kv(spec: GatheredGradKV, schedule: Schedule) -> Lowered:
+    """Gradients of keys and values; ScheduleError in one sentence where the schedule is illegal."""
+    check(spec.forward, schedule, ("key_outer",))
+    share = chunks.sharing(spec.forward)
+    if schedule.rows < share:
+        raise ScheduleError(f"{schedule.rows} rows do not hold the {share} heads that share a list of chunks")
+    own = gathered_grad_kv.forward(spec)
+    found = inverse.inverse(own, schedule, complete=True)
+    tally, offsets, fill = inverse_steps.programs(own, schedule, complete=True)
+    wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
+    narrow = replace(wide, warps=1)
+    index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow), Step(shares.lower(own, found), wide))
+    steps = (*index, Step(gathered_grad_kv.lower(spec, schedule), schedule), Step(share_sum.lower(spec, wide), wide))
+    parts = tuple(as_scratch(goal.partial) for goal in gathered_grad_kv.targets(spec, schedule))
+    buffers = (*inverse.scratch(own, schedule, complete=True), *shares.scratch(own, found), *parts)
+    cut = shares.params(found, own.chunk, schedule.rows // share)
+    known = tuple((name, value) for name, value in inverse.params(own, schedule, complete=True) if name != "WT")
+    return Lowered(steps, buffers, (*known, *cut))
+
+
 def check(forward: GatheredAttention, schedule: Schedule, orders: tuple[str, ...]) -> None:
     """Refuse a schedule that cannot carry this spec out."""
     rows, block = schedule.rows, schedule.block
@@ -50,6 +79,42 @@ def default_q(spec: GatheredGradQ, target: str) -> Schedule:
         return Schedule(rows=share, block=key_block(spec.forward), lanes=("n", "d", "e"), split_dims=False)
     rows = min(64, max(16, 1 << (share - 1).bit_length()))
     return Schedule(rows=rows, block=tensor_block(spec.forward), warps=4, stages=2)
+
+
+def default_kv(spec: GatheredGradKV, target: str) -> Schedule:
+    """64 rows, or as many as hold the heads that share a list, and a chunk's keys up to 64 at a time."""
+    share, forward = chunks.sharing(spec.forward), spec.forward
+    if not target.startswith("triton"):
+        block = forward.chunk if forward.chunk <= 64 else key_block(forward)
+        rows = share * max(1, 32 // share)
+        return Schedule("key_outer", rows=rows, block=block, lanes=("d", "e", "n"), split_dims=False)
+    rows = max(64, 1 << (share - 1).bit_length())
+    wide = max(forward.head_dim, forward.value_dim) > 64
+    return Schedule("key_outer", rows=rows, block=whole_block(forward), warps=8 if wide else 4, stages=2)
+
+
+def whole_block(forward: GatheredAttention) -> int:
+    """As ``tensor_block``; a chunk that one tile of 128 keys holds is not read in parts."""
+    if forward.per == "chunk" and 64 < forward.chunk <= 128:
+        return 128
+    return tensor_block(forward) if forward.chunk >= 16 else 16
+
+
+def space_kv(spec: GatheredGradKV, target: str) -> Choices:
+    """Tile sizes, warps and stages."""
+    share, forward = chunks.sharing(spec.forward), spec.forward
+    if not target.startswith("triton"):
+        return {
+            "rows": tuple(share * max(1, r // share) for r in (16, 32, 64)),
+            "block": (default_kv(spec, target).block,),
+        }
+    even = tuple(b for b in (16, 32, 64, 128) if forward.chunk % b == 0)
+    return {
+        "rows": tuple(r for r in (16, 32, 64, 128) if r >= share) or (default_kv(spec, target).rows,),
+        "block": even or (whole_block(forward),),
+        "warps": (1, 2, 4, 8),
+        "stages": (1, 2, 3, 4),
+    }
 
 
 def key_block(forward: GatheredAttention) -> int:

@@ -2,7 +2,8 @@
 
 Three programs (``sparsec.lower.inverse_steps``): ``tally`` counts choices per (chunk, segment of tokens), ``offsets``
 sums the counts over segments, ``fill`` writes the choices to their places, ascending, every chunk's from a new tile on.
-A token's own chunk is left out: ``sparsec.lower.slot_merge`` reads it beside the queries.
+Forward, a token's own chunk is left out: ``sparsec.lower.slot_merge`` reads it beside the queries. A backward kernel
+asks for a ``complete`` inverse, where entries are packed without tiles; ``sparsec.lower.shares`` cuts them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Inverse:
             tile has ``per_tile`` of them, those of a chunk's last tile may be nonsense.
         tiles: chunk and number of entries of each tile ``[B, sets, WT, 2]``, of which ``used`` ``[B, sets]`` have any.
         lists: lists per token and set.
+        complete: whether a token's own chunk is among the entries, and there are no tiles: ``per_tile`` is 1 then.
     """
 
     tallies: Tensor
@@ -53,6 +55,7 @@ class Inverse:
     lists: int
     per_tile: int
     slots: int
+    complete: bool = False
 
     @property
     def per_token(self) -> int:
@@ -60,8 +63,9 @@ class Inverse:
         return self.lists * self.slots
 
 
-def inverse(spec: GatheredAttention, schedule: Schedule) -> Inverse:
+def inverse(spec: GatheredAttention, schedule: Schedule, complete: bool = False) -> Inverse:
     """The buffers of one spec under one schedule."""
+    per_tile = 1 if complete else schedule.rows // chunks.sharing(spec)
     sets = 1 if spec.scope == "token" else spec.kv_heads
     lists = spec.heads // spec.kv_heads if spec.scope == "head" else 1
     lead: tuple[str | int, ...] = ("B", sets)
@@ -71,23 +75,23 @@ def inverse(spec: GatheredAttention, schedule: Schedule) -> Inverse:
 
     return Inverse(
         buffer("tallies", "CT", "ST"), buffer("before", "CT", "ST"), buffer("totals", "CT"), buffer("entries", "ET"),
-        buffer("tiles", "WT", 2), buffer("used"), sets, lists, schedule.rows // chunks.sharing(spec), spec.slots,
+        buffer("tiles", "WT", 2), buffer("used"), sets, lists, per_tile, spec.slots, complete,
     )  # fmt: skip
 
 
-def params(spec: GatheredAttention, schedule: Schedule) -> tuple[tuple[str, Expr], ...]:
+def params(spec: GatheredAttention, schedule: Schedule, complete: bool = False) -> tuple[tuple[str, Expr], ...]:
     """Chunks, segments, tiles at most and their entries."""
-    found, tq, tk = inverse(spec, schedule), var("TQ"), var("TK")
+    found, tq, tk = inverse(spec, schedule, complete), var("TQ"), var("TK")
     choices, count = tq * found.per_token, (tk + (spec.chunk - 1)) // spec.chunk
     tiles = choices // found.per_tile + count
     return ("CT", count), ("ST", (choices + (SEGMENT - 1)) // SEGMENT), ("WT", tiles), ("ET", tiles * found.per_tile)
 
 
-def scratch(spec: GatheredAttention, schedule: Schedule) -> tuple[Scratch, ...]:
+def scratch(spec: GatheredAttention, schedule: Schedule, complete: bool = False) -> tuple[Scratch, ...]:
     """The buffers to allocate."""
-    found = inverse(spec, schedule)
-    tensors = (found.tallies, found.before, found.totals, found.entries, found.tiles, found.used)
-    return tuple(as_scratch(t) for t in tensors)
+    found = inverse(spec, schedule, complete)
+    tensors = (found.tallies, found.before, found.totals, found.entries)
+    return tuple(as_scratch(t) for t in (tensors if complete else (*tensors, found.tiles, found.used)))
 
 
 def as_scratch(tensor: Tensor) -> Scratch:
@@ -125,7 +129,7 @@ def own_chunk(spec: GatheredAttention, token: Node) -> Node:
 def choices(
     spec: GatheredAttention, found: Inverse, tensors: dict[str, Tensor], at: tuple[Node, Node], entry: Node
 ) -> Node:
-    """The chunks of some choices of a set ``at`` (batch, set); NONE where there is none or it is the token's own."""
+    """The chunks of some choices of a set ``at`` (batch, set); NONE where there is none or it is left out."""
     batch, number = at
     token, slot = tile.apply(Fn.TRUNCDIV, entry, found.per_token), tile.apply(Fn.TRUNCMOD, entry, spec.slots)
     listed = number
@@ -134,7 +138,9 @@ def choices(
         listed = add(mul(number, found.lists), local)
     bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
     ids = tile.load(tensors[spec.indices], batch, token, listed, slot, bounds=dict(bounds), other=-1)
-    used = both(tile.apply(Fn.LE, 0, ids), tile.apply(Fn.NE, ids, own_chunk(spec, token)))
+    used = tile.apply(Fn.LE, 0, ids)
+    if not found.complete:
+        used = both(used, tile.apply(Fn.NE, ids, own_chunk(spec, token)))
     if spec.counts is not None:
         count = tile.load(tensors[spec.counts], batch, token, listed, bounds=dict(bounds))
         used = both(used, tile.apply(Fn.LT, slot, count))

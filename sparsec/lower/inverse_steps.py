@@ -27,9 +27,9 @@ TILES = 32
 PARAMS = [(name, "int32") for name in chunks.PARAMS]
 
 
-def programs(spec: GatheredAttention, schedule: Schedule) -> tuple[Program, Program, Program]:
+def programs(spec: GatheredAttention, schedule: Schedule, complete: bool = False) -> tuple[Program, Program, Program]:
     """tally, offsets and fill in launch order."""
-    found = inverse.inverse(spec, schedule)
+    found = inverse.inverse(spec, schedule, complete)
     return tally(spec, found), offsets(spec, found), fill(spec, found)
 
 
@@ -133,7 +133,7 @@ def offsets(spec: GatheredAttention, found: Inverse) -> Program:
 
 
 def fill(spec: GatheredAttention, found: Inverse) -> Program:
-    """One (segment, set, batch) per grid point: its choices to their places, in order, and its share of the tiles."""
+    """One (segment, set, batch) per grid point: its choices to their places, in order, and its part of the tiles."""
     with tile.Builder() as builder:
         walk, some = _walk(builder, spec, found), builder.axis("w", TILES)
 
@@ -143,6 +143,8 @@ def fill(spec: GatheredAttention, found: Inverse) -> Program:
             return [after]
 
         (used,) = tile.loop(0, _groups(spec), 1, [tile.const(0)], place)
+        if found.complete:
+            return _finish(builder, walk, "fill", [found.before, found.totals, found.entries])
         number = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, walk.segment, 0), walk.at[1], found.sets)
         tile.store(found.used, walk.at[0], number, value=used, bounds={1: found.sets})
         _list_tiles(walk, some)

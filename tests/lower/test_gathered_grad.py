@@ -77,10 +77,8 @@ def test_head_dims(run: Run, dims: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("tq,tk,offset", [(1, 1, 0), (15, 15, 0), (16, 16, 0), (17, 17, 0), (3, 61, 58), (29, 19, 0)])
 def test_lengths(run: Run, tq: int, tk: int, offset: int) -> None:
-    for own in (0.0, 1.0):
-        n = Sizes(tq, tk, offset, own=own)
-        check(run, attention(3, 2, slots=6, where=CAUSAL), n=n, rule=causal)
-        check(run, attention(3, 2, slots=6, per="chunk", where=CAUSAL), n=n, rule=causal)
+    for own, per in ((0.0, "joint"), (1.0, "chunk")):
+        check(run, attention(3, 2, slots=5, per=per, where=CAUSAL), n=Sizes(tq, tk, offset, own=own), rule=causal)
 
 
 @pytest.mark.parametrize("per", ["joint", "chunk"])
@@ -114,7 +112,7 @@ RULES: dict[str, tuple[Expr, Rule]] = {
 def test_predicates(run: Run, per: str, name: str) -> None:
     where, rule = RULES[name]
     check(run, attention(3, 2, per=per, where=where), rule=rule)
-    check(run, attention(3, 2, per=per, where=where, chunk=32), n=Sizes(19, 50, 31), rule=rule)
+    check(run, attention(3, 1, per=per, where=where, chunk=32), n=Sizes(11, 50, 39), rule=rule)
 
 
 BIAS = SCORE + tanh(SCORE) - element("slopes", H) * (ROW - KEY)
@@ -138,11 +136,10 @@ def test_one_gradient_may_be_left_out(run: Run) -> None:
         torch.testing.assert_close(out[name], want[name], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("group,dtype", [(4, "float32"), (16, "bfloat16"), (4, "float16")])
 @pytest.mark.parametrize("per", ["joint", "chunk"])
-@pytest.mark.parametrize("group", [4, 16])
 def test_storage_rounding(run: Run, per: str, dtype: str, group: int) -> None:
-    s, n = attention(group, 1, (64, 64), per=per, dtype=dtype, where=CAUSAL), Sizes(33, 128, 95)
+    s, n = attention(group, 1, (64, 64), per=per, dtype=dtype, where=CAUSAL), Sizes(17, 128, 111)
     kind = getattr(torch, dtype)
     x = {name: t.to(kind) if name in ("q", "k", "v", "do") else t for name, t in draw(s, n, torch.float32).items()}
     want, out = truth(s, x, n.offset, causal), poisoned(s, x, kind)
