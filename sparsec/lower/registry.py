@@ -11,6 +11,7 @@ from sparsec.lower import (
     combine,
     combine_grad,
     gathered_class,
+    gathered_grad_class,
     row_dot,
     selector,
     summarise,
@@ -23,7 +24,17 @@ from sparsec.lower import (
     total,
 )
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.plan.grad_specs import AnySpec, CombineGrad, RowDot, TiledGradCapture, TiledGradKV, TiledGradQ, Total
+from sparsec.plan.grad_specs import (
+    AnySpec,
+    CombineGrad,
+    GatheredGradKV,
+    GatheredGradQ,
+    RowDot,
+    TiledGradCapture,
+    TiledGradKV,
+    TiledGradQ,
+    Total,
+)
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Summarise, TiledAttention
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
@@ -61,6 +72,12 @@ CLASSES: dict[type, ScheduleClass] = {
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),
     TiledGradCapture: ScheduleClass(tiled_grad_capture.lower, tiled_grad_space.default_capture, tiled_grad_space.space),
+    GatheredGradQ: ScheduleClass(
+        gathered_grad_class.lower_q, gathered_grad_class.default_q, gathered_grad_class.space_q
+    ),
+    GatheredGradKV: ScheduleClass(
+        gathered_grad_class.lower_kv, gathered_grad_class.default_kv, gathered_grad_class.space_kv
+    ),
     CombineGrad: ScheduleClass(_single(combine_grad.lower), combine_grad.default, combine_grad.space),
     Total: ScheduleClass(_single(total.lower), total.default, total.space),
 }
