@@ -34,7 +34,7 @@ def _gradients(ev: Evaluation, node: Node) -> dict[Key, Tensor]:
     """The gradients of everything that a node's primal reads, under the node's cotangents."""
     primal = node.src[0]
     values, grads = [ev.whole(source) for source in primal.src], [ev.tensor(source) for source in node.src[1:]]
-    again = torch.is_grad_enabled() and any(x.requires_grad for value in values for x in _tensors(value))
+    again = torch.is_grad_enabled() and any(x.requires_grad for value in (*values, *grads) for x in _tensors(value))
     with torch.enable_grad():
         leaves = [_each(value, _leaf) for value in values]
         result = _computed(ev, primal, leaves)
@@ -44,7 +44,6 @@ def _gradients(ev: Evaluation, node: Node) -> dict[Key, Tensor]:
         if not live:
             return {key: torch.zeros_like(leaf) for key, leaf in wanted.items()}
         outputs, cotangents = zip(*live, strict=True)
-        again = again or any(x.requires_grad for x in cotangents)
         found = torch.autograd.grad(outputs, list(wanted.values()), cotangents, create_graph=again, allow_unused=True)
     pairs_of = zip(wanted.items(), found, strict=True)
     return {key: torch.zeros_like(leaf) if grad is None else grad for (key, leaf), grad in pairs_of}

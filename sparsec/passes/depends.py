@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sparsec.ir.adjoint import Part
+from sparsec.ir.adjoint import TARGETS, Part, targets
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
@@ -44,7 +44,7 @@ def _refuse(variant: Variant, node: Node, sources: list[Node]) -> None:
     """An error where something that is differentiated by reaches an op, or a selector, that passes no gradient yet."""
     what = " and ".join(variant.names[source] for source in sources)
     fix = f"leave what leads to {what} out of `wrt`, or differentiate the oracle by autograd"
-    if node.op not in FLOWS:
+    if node.op not in FLOWS or (node.op in TARGETS and not targets(node)):
         raise _error(variant, node, node.op.value, "its gradient is not derived yet", fix)
     selector = {Op.TOPK: node, Op.WEIGHTS: node.src[-1]}.get(node.op)
     gradient = dict(selector.attrs).get("selector_gradient") if selector is not None else None

@@ -28,7 +28,8 @@ class Differentiated:
         variant: parameters are the variant's own, then the cotangents; outputs are the variant's own, then the
             gradients that are not None.
         gradients: by input name, in the order asked for; None is exactly zero.
-        cotangents: the input that holds the gradient of an output. An output that no gradient depends on has none.
+        cotangents: the input that holds the gradient of an output: one for an output that is returned twice, none for
+            one that no gradient depends on.
     """
 
     variant: Variant
@@ -86,17 +87,19 @@ class _Backward:
     variant: Variant
     reached: frozenset[Place]
     names: dict[Node, str] = field(init=False)
+    taken: set[str] = field(init=False)
     terms: dict[Place, list[Node]] = field(default_factory=dict)
     totals: dict[Place, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names = dict(self.variant.names)
+        self.taken = set(self.names.values())
 
     def seed(self, output: Node) -> Node:
         """The input that holds an output's gradient."""
         name = self._free(f"grad_{self.names[output]}")
         cotangent = build.input(name, output.shape, output.dtype)
-        self.names[cotangent] = name
+        self._call(cotangent, name)
         self.terms.setdefault((output, "value"), []).append(cotangent)
         return cotangent
 
@@ -129,13 +132,13 @@ class _Backward:
         return self.totals[place]
 
     def _sum(self, terms: Sequence[Node], name: str) -> Node:
-        if len(terms) > MOST_TERMS:
-            first = self._sum(terms[:MOST_TERMS], f"{name}_some")
-            return self._sum([first, *terms[MOST_TERMS:]], name)
         if len(terms) > 1:
             for term in terms:
                 self._call(term, f"{name}_{self.names[term.src[0]]}" if term.op is Op.VJP else name)
-            terms = [build.map(*terms, fn=_plus(len(terms)))]
+        while len(terms) > 1:
+            first = build.map(*terms[:MOST_TERMS], fn=_plus(len(terms[:MOST_TERMS])))
+            terms = [first, *terms[MOST_TERMS:]]
+            self._call(first, name if len(terms) == 1 else f"{name}_part")
         self._call(terms[0], name)
         return terms[0]
 
@@ -143,10 +146,10 @@ class _Backward:
         """Names a node that has no name yet."""
         if node not in self.names:
             self.names[node] = self._free(name)
+            self.taken.add(self.names[node])
 
     def _free(self, name: str) -> str:
-        taken = set(self.names.values())
-        return next(free for free in numbered(name) if free not in taken)
+        return next(free for free in numbered(name) if free not in self.taken)
 
 
 def _plus(terms: int) -> Expr:
