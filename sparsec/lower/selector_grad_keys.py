@@ -1,0 +1,200 @@
+"""Gradients of the units that a selector scored: each unit's program walks the queries that chose it.
+
+The inverse of the lists (``sparsec.lower.inverse``) finds them, cut into shares, so that a popular unit is no single
+long loop. A unit is a single row of the gradient: products are summed in fp32 without a dot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sparsec.lower import inverse, inverse_steps, selector_grad_q, shares
+from sparsec.lower.candidates import sharing
+from sparsec.lower.inverse import Inverse, as_scratch
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.pieces import Span, spans
+from sparsec.lower.scalars import add, both, ceil_div, mul
+from sparsec.lower.shares import Share
+from sparsec.plan.grad_specs import SelectorGradKeys
+from sparsec.plan.specs import GatheredAttention
+from sparsec.scalar.expr import Expr, var
+from sparsec.scalar.fn import Fn
+from sparsec.scalar.walk import substitute
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Program, Tensor
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+
+def lower(spec: SelectorGradKeys, schedule: Schedule) -> Lowered:
+    """scores_grad ``[B,TQ,HS,K]``, q ``[B,TQ,H,D]`` -> grad_keys ``[B,N,HKV,D]``.
+
+    Inside this kernel the units are its tokens: TK counts them.
+    """
+    selector_grad_q.refuse(spec.forward)
+    share = sharing(spec.forward)
+    if schedule.split_dims and schedule.rows & (schedule.rows - 1):
+        raise ScheduleError(f"{schedule.rows} rows are no tile: use a power of two")
+    if schedule.rows < share:
+        raise ScheduleError(f"{schedule.rows} rows do not hold the {share} heads that share a list")
+    lists, found = _lists(spec), inverse.inverse(_lists(spec), schedule, complete=True)
+    tally, offsets, fill = inverse_steps.programs(lists, schedule, complete=True)
+    wide = replace(schedule, warps=4, stages=1)
+    narrow = replace(wide, warps=1)
+    index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow), Step(shares.lower(lists, found), wide))
+    steps = (*index, Step(_walk(spec, schedule), schedule), Step(_sum(spec, schedule), narrow))
+    buffers = (*inverse.scratch(lists, schedule, complete=True), *shares.scratch(lists, found))
+    own = [(n, value) for n, value in inverse.params(lists, schedule, complete=True) if n != "WT"]
+    params = (*own, *shares.params(found, 1, schedule.rows // share))
+    return Lowered(steps, (*buffers, as_scratch(_parts(spec))), (("TK", _units(spec)), *_over_units(spec, params)))
+
+
+def _units(spec: SelectorGradKeys) -> Expr:
+    return var(spec.forward.key_length)
+
+
+def _over_units(spec: SelectorGradKeys, params: Sequence[tuple[str, Expr]]) -> tuple[tuple[str, Expr], ...]:
+    return tuple((name, substitute(value, {"TK": _units(spec)})) for name, value in params)
+
+
+def _lists(spec: SelectorGradKeys) -> GatheredAttention:
+    """The lists as those of attention over chunks of one token, for the inverse."""
+    own = spec.forward
+    scope = "head" if own.group is None and own.heads > own.kv_heads else "kv_head"
+    return GatheredAttention(
+        spec.name, own.q, own.keys, own.keys, own.indices, None, spec.grad_keys, None, scope, own.slots, 1, own.heads,
+        own.kv_heads, own.dim, own.dim, own.scale, own.dtype,
+    )  # fmt: skip
+
+
+def _out(spec: SelectorGradKeys) -> Tensor:
+    own = spec.forward
+    return Tensor(spec.grad_keys, spec.out_dtype, ("B", "TK", own.kv_heads, own.dim))
+
+
+def _parts(spec: SelectorGradKeys) -> Tensor:
+    """Partial sums ``[B, HKV, XT, D]`` of units that were cut into shares."""
+    own = spec.forward
+    return Tensor(f"{spec.name}_parts", "float32", ("B", own.kv_heads, "XT", own.dim))
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One share of the queries that chose a unit.
+
+    Attributes:
+        at: batch, and key/value head.
+    """
+
+    spec: SelectorGradKeys
+    schedule: Schedule
+    found: Inverse
+    at: tuple[Node, Node]
+    share: Share
+    rows: Axis
+    dims: list[Span]
+    q: Tensor
+    scores_grad: Tensor
+
+    @property
+    def step(self) -> int:
+        """Choices of a tile of rows."""
+        return self.schedule.rows // sharing(self.spec.forward)
+
+
+def _walk(spec: SelectorGradKeys, schedule: Schedule) -> Program:
+    """The kernel of one (share, key/value head, batch) per grid point."""
+    own = spec.forward
+    with tile.Builder() as builder:
+        lists = _lists(spec)
+        found = inverse.inverse(lists, schedule, complete=True)
+        listed, at = shares.buffer(lists, found), (tile.program_id(2), tile.program_id(1))
+        rows, dims = builder.axis("m", schedule.rows), spans(builder, "d", own.dim, schedule)
+        q = Tensor(own.q, own.dtype, ("B", "TQ", own.heads, own.dim))
+        grads = Tensor(spec.scores_grad, "float32", ("B", "TQ", own.heads // sharing(own), own.slots))
+        w = Walk(spec, schedule, found, at, shares.read(listed, at, tile.program_id(0)), rows, dims, q, grads)
+
+        def visit(n: Node, *sums: Node) -> Sequence[Node]:
+            return _step(w, n, sums)
+
+        inits = [tile.full(0.0, rows, d.axis) for d in dims]
+        sums = tile.loop(0, ceil_div(w.share.count, w.step), 1, inits, visit, schedule.stages)
+        _write(w, [mul(tile.reduce("sum", x, rows), selector_grad_q.scale(own)) for x in sums])
+        tensors = [q, grads, found.entries, listed, _out(spec), _parts(spec)]
+        grid = (tile.param("WT"), tile.const(own.kv_heads), tile.param("B"))
+        return builder.program(spec.name, tensors, [(name, "int32") for name in shares.PARAMS], grid)
+
+
+def _step(w: Walk, n: Node, sums: Sequence[Node]) -> list[Node]:
+    """Add a tile of choices, each with the heads that share its list."""
+    own, found, row = w.spec.forward, w.found, tile.iota(w.rows)
+    share = sharing(own)
+    lane = tile.apply(Fn.TRUNCDIV, row, share)
+    entry = add(mul(n, w.step), lane)
+    there = tile.apply(Fn.LT, entry, w.share.count)
+    if w.step * share < w.schedule.rows:
+        there = both(there, tile.apply(Fn.LT, lane, w.step))
+    place = tile.apply(Fn.WHERE, there, add(w.share.first, entry), tile.param("ET"))
+    choice = tile.load(found.entries, *w.at, place, bounds={2: tile.param("ET")})
+    token = tile.apply(Fn.WHERE, there, tile.apply(Fn.TRUNCDIV, choice, found.per_token), tile.param("TQ"))
+    slot, heads = tile.apply(Fn.TRUNCMOD, choice, own.slots), own.heads // own.kv_heads
+    local = tile.apply(Fn.TRUNCMOD, row, share)
+    listed = w.at[1]
+    if found.lists > 1:
+        local = tile.apply(Fn.TRUNCMOD, tile.apply(Fn.TRUNCDIV, choice, own.slots), found.lists)
+        listed = add(mul(w.at[1], heads), local)
+    head, bounds = add(mul(w.at[1], heads), local), {1: tile.param("TQ")}
+    grads = tile.load(w.scores_grad, w.at[0], token, listed, slot, bounds=dict(bounds))
+    read = (tile.load(w.q, w.at[0], token, head, d.index(), bounds=dict(bounds)) for d in w.dims)
+    return [add(x, mul(tile.cast(q, "float32"), grads)) for x, q in zip(sums, read, strict=True)]
+
+
+def _write(w: Walk, totals: Sequence[Node]) -> None:
+    """Round and store where the share is the unit's only one, else keep a partial sum."""
+    whole, out, parts = tile.apply(Fn.LT, w.share.place, 0), _out(w.spec), _parts(w.spec)
+    unit = tile.apply(Fn.WHERE, both(whole, tile.apply(Fn.LE, 0, w.share.chunk)), w.share.chunk, tile.param("TK"))
+    place = tile.apply(Fn.WHERE, whole, tile.param("XT"), w.share.place)
+    for d, total in zip(w.dims, totals, strict=True):
+        value = tile.cast(total, w.spec.out_dtype)
+        tile.store(out, w.at[0], unit, w.at[1], d.index(), value=value, bounds={1: tile.param("TK")})
+        tile.store(parts, *w.at, place, d.index(), value=total, bounds={2: tile.param("XT")})
+
+
+def _sum(spec: SelectorGradKeys, schedule: Schedule) -> Program:
+    """The kernel of one (share, key/value head, batch) per grid point; first shares add their unit's partial sums."""
+    with tile.Builder() as builder:
+        lists, parts = _lists(spec), _parts(spec)
+        listed = shares.buffer(lists, inverse.inverse(lists, schedule, complete=True))
+        at, dims = (tile.program_id(2), tile.program_id(1)), spans(builder, "d", spec.forward.dim, schedule)
+        share = shares.read(listed, at, tile.program_id(0))
+
+        def visit(n: Node, *sums: Node) -> Sequence[Node]:
+            read = (tile.load(parts, *at, add(share.place, n), d.index()) for d in dims)
+            return [add(x, y) for x, y in zip(sums, read, strict=True)]
+
+        sums = tile.loop(0, share.pieces, 1, [tile.full(0.0, d.axis) for d in dims], visit)
+        unit = tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0, share.pieces), share.chunk, tile.param("TK"))
+        for d, total in zip(dims, sums, strict=True):
+            value = tile.cast(total, spec.out_dtype)
+            tile.store(_out(spec), at[0], unit, at[1], d.index(), value=value, bounds={1: tile.param("TK")})
+        grid = (tile.param("WT"), tile.const(spec.forward.kv_heads), tile.param("B"))
+        tensors = [listed, parts, _out(spec)]
+        return builder.program(f"{spec.name}_sum", tensors, [(name, "int32") for name in shares.PARAMS], grid)
+
+
+def default(spec: SelectorGradKeys, target: str) -> Schedule:
+    """As many rows as 32 registers hold."""
+    share, dim = sharing(spec.forward), spec.forward.dim
+    if not target.startswith("triton"):
+        return Schedule(rows=share * max(1, 8 // share), lanes=("d",), split_dims=False)
+    rows = max(16, 1 << (4096 // dim).bit_length() - 1, 1 << (share - 1).bit_length())
+    return Schedule(rows=rows, warps=4, stages=2)
+
+
+def space(spec: SelectorGradKeys, target: str) -> dict[str, tuple[object, ...]]:
+    """Rows, warps and stages."""
+    share = sharing(spec.forward)
+    if not target.startswith("triton"):
+        return {"rows": tuple(share * max(1, r // share) for r in (4, 8, 16))}
+    rows = tuple(r for r in (16, 32, 64, 128) if r >= share)
+    return {"rows": rows, "warps": (1, 2, 4, 8), "stages": (1, 2, 3)}
