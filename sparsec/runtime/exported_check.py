@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ def check_text(file: Exported, check: SelfCheck) -> str:
     """The recorded results, the function ``self_check`` and the main program."""
     lines = [f"ROWS = {list(check.rows)}", "TRUTHS = ["]
     for truth in check.truths:
-        lines += ["    [", *_wrapped([f"{x:.9g}" for x in truth], 8), "    ],"]
+        lines += ["    [", *_wrapped([_number(x) for x in truth], 8), "    ],"]
     lines += ["]", "", "", "def self_check() -> float:"]
     lines += [
         '    """The largest distance from the recorded results, on a small case; raises where it is too large."""'
@@ -52,6 +53,10 @@ def _input(file: Exported, check: SelfCheck, name: str, shape: Sequence[Expr], d
 
     sizes = tuple(value(d, check.dims) for d in shape)
     return f"noise({sizes}, {seed}).to(torch.{file.dtype if dtype == 'float' else dtype})"
+
+
+def _number(x: float) -> str:
+    return f"{x:.9g}" if math.isfinite(x) else f'float("{x}")'
 
 
 def _wrapped(words: Sequence[str], per_line: int) -> list[str]:

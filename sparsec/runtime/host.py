@@ -34,12 +34,18 @@ def noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def digest(x: Tensor, rows: list[int]) -> Tensor:
-    """Some rows of a result as one number per head: its columns under fixed random weights, fp64."""
+    """Some rows of a result as one number per head: its columns under fixed random weights, fp64.
+
+    The log-sum-exp of a query that reads nothing is -inf; it counts as -8, so that sums with it say something.
+    """
     chosen = x[:, rows].double().cpu()
+    chosen = torch.where(chosen == -float("inf"), -8.0, chosen)
     return (chosen * noise(tuple(chosen.shape[-1:]), 99).double()).sum(-1).flatten()
 
 
 def distance(found: Tensor, truth: Tensor) -> float:
-    """Root-mean-square difference over root-mean-square truth; infinite where the result is not finite."""
-    error = (found - truth).square().mean().sqrt() / truth.square().mean().sqrt().clamp(min=1e-30)
-    return float(error) if bool(torch.isfinite(error)) else float("inf")
+    """Root-mean-square difference over root-mean-square truth; infinite where one is finite and the other is not."""
+    alike = (found == truth) | (found.isnan() & truth.isnan())
+    error = torch.where(alike, 0.0, found - truth).square().mean().sqrt()
+    size = torch.where(torch.isfinite(truth), truth, 0.0).square().mean().sqrt().clamp(min=1e-30)
+    return float(error / size) if bool(torch.isfinite(error)) else float("inf")

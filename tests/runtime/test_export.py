@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparsec.cli import main
 from sparsec.runtime.exported_kernels import merged
+from sparsec.runtime.host import digest, distance
 
 SMALL = ["H=2", "HKV=1", "D=32", "DV=32", "--dtype", "float32"]
 BLOCKER = """import sys
@@ -66,6 +68,33 @@ def test_triton_files_check_themselves_interpreted(name: str, tmp_path: Path) ->
     pytest.importorskip("triton")
     done = run(exported(tmp_path, "triton:sm_90", *VARIANTS[name]), TRITON_INTERPRET="1")
     assert done.returncode == 0 and done.stdout.startswith("right: the distance"), done.stderr
+
+
+EMPTY_ROWS = """variant late(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]) {
+  memory = tokens(k, v)
+  o = attend(q, memory, mask(memory) {where = j + 5 <= i})
+  return o, lse(o)
+}
+"""
+
+
+def test_a_row_that_reads_nothing_checks_itself(tmp_path: Path) -> None:
+    (tmp_path / "late.sparsec").write_text(EMPTY_ROWS)
+    path = exported(tmp_path, "tvm:llvm", str(tmp_path / "late.sparsec"))
+    done = run(path)
+    assert done.returncode == 0 and done.stdout.startswith("right: the distance"), done.stderr
+    path.write_text(path.read_text().replace("TRUTHS = [", "TRUTHS = [[float('nan')] * 12, [float('nan')] * 6] or [", 1))
+    done = run(path)
+    assert done.returncode == 1 and "wrong by inf" in done.stderr, "no number is not alike a truth that is none"
+
+
+def test_digests_that_are_no_numbers() -> None:
+    truth = torch.tensor([1.0, float("nan"), float("inf")])
+    assert distance(truth, truth) == 0.0
+    for wrong in (torch.tensor([1.0, 1.0, float("inf")]), torch.tensor([float("nan"), float("nan"), float("inf")])):
+        assert distance(wrong, truth) == float("inf")
+    empty = torch.tensor([[[-float("inf"), 1.0]]])
+    assert distance(digest(empty, [0]), digest(torch.tensor([[[1.0, -float("inf")]]]), [0])) > 0.1
 
 
 def test_a_wrong_kernel_fails_the_self_check(tmp_path: Path) -> None:
