@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsec.ir.adjoint import Key, Part, key_of, targets
 from sparsec.ir.node import Node
-from sparsec.oracle.values import Memory, Output, Value, plain
+from sparsec.oracle.values import Memory, Output, Value, plain, take
 
 if TYPE_CHECKING:
     from sparsec.oracle.evaluate import Evaluation
@@ -31,29 +31,39 @@ def vjp(ev: Evaluation, node: Node) -> Tensor:
 
 
 def _gradients(ev: Evaluation, node: Node) -> dict[Key, Tensor]:
-    """The gradients of everything that a node's primal reads, under the node's cotangents."""
-    primal = node.src[0]
-    values, grads = [ev.whole(source) for source in primal.src], [ev.tensor(source) for source in node.src[1:]]
+    """The gradients of everything that a node's primal reads, under the node's cotangents.
+
+    The primal is recorded block by block of rows, so that no more than a block is ever held.
+    """
+    primal, grads = node.src[0], [ev.tensor(source).double() for source in node.src[1:]]
+    values = [ev.whole(source) for source in primal.src]
     again = torch.is_grad_enabled() and any(x.requires_grad for value in (*values, *grads) for x in _tensors(value))
     with torch.enable_grad():
         leaves = [_each(value, _leaf) for value in values]
-        result = _computed(ev, primal, leaves)
         wanted = {key: _part(leaves[t.place], t.part) for key, t in targets(primal).items()}
-        pairs = zip(_differentiated(result, node.word("of"), len(grads) > 1), grads, strict=True)
-        live = [(x, grad.double()) for x, grad in pairs if x.requires_grad]
-        if not live:
-            return {key: torch.zeros_like(leaf) for key, leaf in wanted.items()}
-        outputs, cotangents = zip(*live, strict=True)
-        found = torch.autograd.grad(outputs, list(wanted.values()), cotangents, create_graph=again, allow_unused=True)
-    pairs_of = zip(wanted.items(), found, strict=True)
-    return {key: torch.zeros_like(leaf) if grad is None else grad for (key, leaf), grad in pairs_of}
+        totals = {key: torch.zeros_like(leaf) for key, leaf in wanted.items()}
+        for result, rows in _computed(ev, primal, leaves):
+            here = grads if rows is None else [plain(take(grad, rows)) for grad in grads]
+            pairs = zip(_differentiated(result, node.word("of"), len(grads) > 1), here, strict=True)
+            live = [(x, grad) for x, grad in pairs if x.requires_grad]
+            for key, grad in zip(wanted, _slopes(live, list(wanted.values()), again), strict=False):
+                totals[key] = totals[key] if grad is None else totals[key] + grad
+    return totals
 
 
-def _computed(ev: Evaluation, primal: Node, leaves: list[Value]) -> Value:
+def _slopes(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], again: bool) -> Sequence[Tensor | None]:
+    """The gradient of each leaf, None where nothing depends on it; ``again``: itself differentiable."""
+    if not pairs:
+        return []
+    outputs, cotangents = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, leaves, cotangents, create_graph=again, allow_unused=True)
+
+
+def _computed(ev: Evaluation, primal: Node, leaves: list[Value]) -> Iterator[tuple[Value, Tensor | None]]:
     """The primal of new values. Its sources are copied nodes: what it reads twice has a gradient in each place."""
     copies = tuple(replace(source) for source in primal.src)
     inner = type(ev)(dict(zip(copies, leaves, strict=True)), ev.dims, ev.form_name, ev.q_offset, ev.device)
-    return inner.whole(replace(primal, src=copies))
+    return inner.pieces(replace(primal, src=copies))
 
 
 def _differentiated(result: Value, of: str, with_lse: bool) -> list[Tensor]:
