@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import add, ceil_div, emit, least, most
 from sparsec.plan.specs import Piece
 from sparsec.scalar.bounds import Bounded, key_ranges
+from sparsec.scalar.expr import Expr
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
@@ -46,7 +47,8 @@ def tile_ranges(
         low, high = (emit(e, env, tensors) for e in (r.lo, r.hi))
         inner = not r.residual and not _narrow(r.lo, r.hi, block)
         full = [emit(e, env, tensors) for e in (r.full_lo, r.full_hi)] if inner else [length, length]
-        raw.append(([most(low, 0), least(high, length), *full], inner, inner and r.lo is r.full_lo))
+        same_start = inner and r.lo is r.full_lo and _starts_a_tile(r.lo, block)
+        raw.append(([most(low, 0), least(high, length), *full], inner, same_start))
     spans = [r[0] for r in raw]
     if not found.ordered:
         spans = _sorted(spans)
@@ -63,6 +65,11 @@ def _narrow(lo: object, hi: object, block: int) -> bool:
     """A range from constant to constant that spans two tiles at most: an interior would not pay for its code."""
     head = getattr(lo, "value", None), _constant_limit(hi)
     return isinstance(head[0], int) and head[1] is not None and head[1] - head[0] <= 2 * block
+
+
+def _starts_a_tile(lo: Expr, block: int) -> bool:
+    """Whether a range surely starts where a tile does, so that its first tile may be mask-free."""
+    return isinstance(lo.value, int) and lo.head == "const" and lo.value % block == 0
 
 
 def _constant_limit(expr: object) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sparsec.plan.specs import Capture
+from sparsec.plan.specs import DIM, Capture
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -25,7 +25,8 @@ def emit(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tensor] | No
         assert isinstance(expr.value, (int, float))
         return tile.const(int(expr.value) if expr.kind == "bool" else expr.value)
     if expr.head == "var":
-        return env[str(expr.value)]
+        name = str(expr.value)
+        return tile.param(name, declare=True) if name.startswith(DIM) else env[name]
     args = [emit(a, env, tensors) for a in expr.args]
     if expr.head == "element":
         assert tensors is not None
@@ -57,7 +58,7 @@ def nonnegative(expr: Expr) -> bool:
     if expr.head == "const":
         return not isinstance(expr.value, str) and expr.value is not None and expr.value >= 0
     if expr.head == "var":
-        return expr.value in NONNEGATIVE
+        return expr.value in NONNEGATIVE or str(expr.value).startswith(DIM)
     if expr.head in (Fn.ADD, Fn.MUL, Fn.FLOORDIV, Fn.MINIMUM):
         return all(nonnegative(a) for a in expr.args)
     return expr.head is Fn.MOD or (expr.head is Fn.MAXIMUM and any(nonnegative(a) for a in expr.args))

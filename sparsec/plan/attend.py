@@ -24,10 +24,10 @@ def lists(attend: Node) -> list[Node]:
     return [s for s in attend.positional[2:] if s.op is not Op.MASK]
 
 
-def visible(planner: Planner, attend: Node) -> Expr | None:
-    """The masks of an attend as one predicate."""
+def visible(planner: Planner, attend: Node, params: dict[str, Expr]) -> Expr | None:
+    """The masks of an attend as one predicate; dims that it reads join the kernel's ``params``."""
     masks = [s.expr("where") for s in attend.positional[2:] if s.op is Op.MASK]
-    found = [planner.sizes.close(m) for m in masks if m is not None]
+    found = [planner.close(m, params) for m in masks if m is not None]
     return reduce(lambda a, b: a & b, [f for f in found if f is not None]) if found else None
 
 
@@ -91,9 +91,7 @@ def tiled(planner: Planner, attends: list[Node], owner: Node, wants_lse: bool, o
     reads += [spec.sink] if spec.sink not in (None, "zero") and spec.sink else []
     planner.specs[owner] = spec
     covers = dict.fromkeys([*attends, owner])
-    planner.add(
-        spec, reads, [out, *([lse] if lse else [])], covers, params, [e for p in pieces for e in (p.where, p.bias)]
-    )
+    planner.add(spec, reads, [out, *([lse] if lse else [])], covers, params)
 
 
 def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr]) -> Piece:
@@ -101,16 +99,17 @@ def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr
     held = hold(planner, memory)
     if held.v is None:
         raise planner.refuse(attend, "its memory holds no values")
-    length = "TK" if held.tokens is memory.shape[1] else f"N{position}"
+    # TK counts the tokens that query positions count along; the tokens of another memory have a length of their own.
+    length = "TK" if held.length is planner.token_length else f"N{position}"
     params[length] = held.length
-    where, bias = visible(planner, attend), planner.sizes.close(attend.expr("bias"))
+    where, bias = visible(planner, attend, params), planner.close(attend.expr("bias"), params)
     captures = tuple({c.name: c for n in (attend, *attend.positional[2:]) for c in planner.captures(n)}.values())
     size = held.length.value if held.length.head == "const" else None
     piece = Piece(held.k, held.v, length, where, bias, captures, held.batched, size if isinstance(size, int) else None)
-    return _with_list(planner, attend, piece)
+    return _with_list(planner, attend, piece, params)
 
 
-def _with_list(planner: Planner, attend: Node, piece: Piece) -> Piece:
+def _with_list(planner: Planner, attend: Node, piece: Piece, params: dict[str, Expr]) -> Piece:
     """The piece with a block list, where its mask cannot be bounded or leaves most of the bounded keys out."""
     if piece.where is None:
         return piece
@@ -120,10 +119,10 @@ def _with_list(planner: Planner, attend: Node, piece: Piece) -> Piece:
         return piece
     why = "it leaves holes in the keys that it bounds" if isinstance(found, Bounded) else found.reason
     planner.notes.append(f"the mask of {planner.name(attend)} is read from a block list: {why}")
-    return _listed(planner, attend, piece)
+    return _listed(planner, attend, piece, params)
 
 
-def _listed(planner: Planner, attend: Node, piece: Piece) -> Piece:
+def _listed(planner: Planner, attend: Node, piece: Piece, params: dict[str, Expr]) -> Piece:
     assert piece.where is not None
     used = variables(piece.where)
     q, name = attend.src[0], planner.name(attend)
@@ -146,9 +145,9 @@ def _listed(planner: Planner, attend: Node, piece: Piece) -> Piece:
         per_batch=per_batch,
         heads=heads,
     )
-    dims = {"TQ": q.shape[1], "TK": planner.token_length, piece.length: attend.src[1].shape[1]}
+    dims = {name: value for name, value in params.items() if name in ("TQ", "TK", piece.length) or name in used}
     masks = [s for s in attend.positional[2:] if s.op is Op.MASK]
-    planner.add(spec, [c.name for c in needed], [ids, counts], masks, dims, [piece.where])
+    planner.add(spec, [c.name for c in needed], [ids, counts], masks, dims)
     return replace(piece, listed=spec)
 
 
@@ -170,6 +169,7 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
     counts = selection.operands.get("counts") if selection.op is Op.GIVEN else None
     captures = tuple({c.name: c for n in (attend, *attend.positional[2:]) for c in planner.captures(n)}.values())
     softcap, scope = attend["softcap"], str(selection["scope"])
+    dims = {"TQ": q.shape[1], "TK": held.length}
     spec = GatheredAttention(
         name=f"attend_{out}",
         q=planner.input(q),
@@ -189,8 +189,8 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
         scale=number(planner, attend),
         dtype=sizes.dtype,
         per=str(attend["per"]),
-        where=visible(planner, attend),
-        bias=sizes.close(attend.expr("bias")),
+        where=visible(planner, attend, dims),
+        bias=planner.close(attend.expr("bias"), dims),
         captures=captures,
         counts=planner.input(counts) if counts is not None else None,
         softcap=softcap if isinstance(softcap, float) else None,
@@ -200,5 +200,4 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
     planner.specs[attend] = spec
     reads = [spec.q, spec.k, spec.v, indices, *(b for b in (weights, spec.counts) if b), *(c.name for c in captures)]
     covers = [attend, *(s for s in attend.positional[2:])]
-    dims = {"TQ": q.shape[1], "TK": held.length}
-    planner.add(spec, reads, [out, *([lse] if lse else [])], covers, dims, [spec.where, spec.bias])
+    planner.add(spec, reads, [out, *([lse] if lse else [])], covers, dims)

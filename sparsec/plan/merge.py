@@ -35,6 +35,7 @@ def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Cal
     outs = [output(b, needs_lse, inner) for b in branches]
     lses = [planner.places[b, "lse"] for b in branches] if needs_lse else []
     gates, gate_fn = _gates(planner, [s for s in node.positional if len(s.shape) == 3])
+    dims = {"TQ": node.shape[1], "TK": planner.token_length}
     out = planner.temporary(node, "o", node.shape, dtype)
     lse = planner.temporary(node, "lse", node.shape[:3], "float32") if wants_lse else None
     heads, value_dim = (planner.sizes.value(d) for d in node.shape[2:])
@@ -49,11 +50,10 @@ def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Cal
         heads=heads,
         value_dim=value_dim,
         dtype=dtype,
-        gate_fn=gate_fn,
+        gate_fn=planner.close(gate_fn, dims),
         branch_dtype=inner,
     )
     planner.specs[node] = spec
-    dims = {"TQ": node.shape[1], "TK": planner.token_length}
     planner.add(spec, [*outs, *gates, *lses], [out, *([lse] if lse else [])], [node], dims)
     return None
 

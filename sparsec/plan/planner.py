@@ -11,14 +11,16 @@ from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Buffer, Kernel, PlanError
 from sparsec.plan.pull import Pull
 from sparsec.plan.sizes import Sizes
-from sparsec.plan.specs import Capture, Summarise
+from sparsec.plan.specs import DIM, Capture, Summarise
 from sparsec.scalar.expr import Expr, var
-from sparsec.scalar.walk import variables
+from sparsec.scalar.walk import substitute, variables
 
 Place = tuple[Node, str]
 """A node and which of its values: "o", "lse", "k", "v", "indices", "weights" or "tensor"; "k_exact" is "k" in fp32."""
 
 INDEX_NAMES = frozenset({"b", "h", "i", "j", "c", "score", "x0"})
+ALWAYS = {"B": var("B"), "q_offset": var("q_offset")}
+"""Launch parameters of every kernel."""
 
 
 @dataclass(slots=True)
@@ -92,6 +94,20 @@ class Planner:
         """The dtype of an adjoint: fp32 where it goes on into others, else what is asked for."""
         return "float32" if vjp in self.inner else dtype
 
+    def close(self, expr: Expr | None, params: dict[str, Expr]) -> Expr | None:
+        """The expression with static dims put in; what else it reads joins the kernel's ``params``.
+
+        A dim keeps its name where the parameter of that name is this dim; otherwise it gets one that no parameter of
+        the planner's own can have.
+        """
+        closed = self.sizes.close(expr)
+        if closed is None:
+            return None
+        known = {**ALWAYS, **params}
+        dims = [n for n in variables(closed) if n not in INDEX_NAMES and known.get(n) is not var(n)]
+        params |= {DIM + n: var(n) for n in dims}
+        return substitute(closed, {n: var(DIM + n) for n in dims})
+
     def captures(self, node: Node) -> tuple[Capture, ...]:
         """The captured tensors of a mask or bias, as kernel inputs."""
         found = []
@@ -109,14 +125,9 @@ class Planner:
         writes: Iterable[str],
         covers: Iterable[Node],
         dims: dict[str, Expr],
-        predicates: Iterable[Expr | None] = (),
     ) -> None:
-        """Append a kernel; ``dims`` are its launch parameters, and predicates may name further dims."""
-        params = {"B": var("B"), "q_offset": var("q_offset"), **dims}
-        for predicate in predicates:
-            for name in sorted(variables(predicate) if predicate is not None else ()):
-                if name not in INDEX_NAMES:
-                    params.setdefault(name, var(name))
+        """Append a kernel; ``dims`` are its launch parameters beside those that every kernel has."""
+        params = {**ALWAYS, **dims}
         nodes = tuple(covers)
         inverse = {buffer: (node, part.removesuffix("_exact")) for (node, part), buffer in self.places.items()}
         reads, writes = tuple(dict.fromkeys(reads)), tuple(writes)
@@ -137,4 +148,4 @@ class Planner:
     ) -> None:
         """Append a backward kernel, with the launch parameters of the forward kernel of ``owner``."""
         params = next(k.params for k in self.kernels if k.spec is self.specs[owner])
-        self.add(spec, reads, writes, covers, {n: value for n, value in params if n not in ("B", "q_offset")})
+        self.add(spec, reads, writes, covers, {n: value for n, value in params if n not in ALWAYS})

@@ -81,6 +81,8 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     scale = chain.score.expr("scale")
     tokens = held.tokens if held and held.tokens is not None else planner.token_length
     group = chain.group
+    length = keys.shape[1] if keys.kind == "memory" else keys.shape[-3]
+    dims = {"TQ": q.shape[1], "TK": tokens, "N": length, "NB": topk.src[0].shape[3]}
     spec = Selector(
         name=f"select_{indices}",
         q=planner.input(q),
@@ -97,28 +99,19 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         slots=topk.integer("slots"),
         dtype=sizes.dtype,
         softmax=group is not None and group.word("pre") == "softmax",
-        visible=sizes.close(group.expr("visible")) if group is not None else None,
+        visible=planner.close(group.expr("visible"), dims) if group is not None else None,
         group=str(group["op"]) if group is not None else None,
         pool=_pool(chain.pool, keys),
-        eligible=sizes.close(topk.expr("eligible")),
-        forced=sizes.close(topk.expr("forced")),
+        eligible=planner.close(topk.expr("eligible"), dims),
+        forced=planner.close(topk.expr("forced"), dims),
         count_forced=bool(topk["count_forced"]),
         order=str(topk["order"]),
         weights=str(weights["fn"]) if weights is not None else None,
         key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
     )
     planner.specs[topk] = spec
-    length = keys.shape[1] if keys.kind == "memory" else keys.shape[-3]
-    dims = {"TQ": q.shape[1], "TK": tokens, "N": length, "NB": topk.src[0].shape[3]}
     covers = (*chain.covers, *([weights] if weights is not None else []))
-    planner.add(
-        spec,
-        [spec.q, key_buffer],
-        [indices, *([out] if out else [])],
-        covers,
-        dims,
-        [spec.visible, spec.eligible, spec.forced],
-    )
+    planner.add(spec, [spec.q, key_buffer], [indices, *([out] if out else [])], covers, dims)
 
 
 def _pool(reduce: Node | None, keys: Node) -> Pool | None:

@@ -7,7 +7,7 @@ launch parameters. Predicates are expressions over ``b`` (batch), ``h`` (query h
 stride.
 
 Launch parameters every program may use: ``B``, ``TQ``, ``TK``, ``q_offset`` (position of query row 0) and the lengths
-that a spec names.
+that a spec names. Other dims that a declaration's predicates read are parameters ``dim_…`` (see ``DIM``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.scalar.expr import Expr
+
+DIM = "dim_"
+"""What the launch parameters of a declaration's own dims begin with: ``dim_M`` is the declaration's M."""
 
 
 @dataclass(frozen=True, slots=True)

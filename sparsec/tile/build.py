@@ -48,8 +48,10 @@ def union(*values: Node) -> tuple[Axis, ...]:
     return tuple(sorted({axis for v in values for axis in v.axes}, key=lambda axis: axis.rank))
 
 
-def param(name: str, dtype: str = "int32") -> Node:
-    """A scalar launch argument."""
+def param(name: str, dtype: str = "int32", declare: bool = False) -> Node:
+    """A scalar launch argument; ``declare`` adds it to the program's own, where those do not name it."""
+    if declare:
+        Builder.current().declared.setdefault(name, dtype)
     return Builder.current().node(TileOp.PARAM, attrs=(name,), dtype=dtype)
 
 

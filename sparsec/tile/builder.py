@@ -28,6 +28,7 @@ class Builder:
         self._loops = 0
         self._axes: dict[str, Axis] = {}
         self._effects: list[list[Node]] = [[]]
+        self.declared: dict[str, str] = {}
 
     def __enter__(self) -> Builder:
         Builder._stack.append(self)
@@ -79,8 +80,9 @@ class Builder:
     def program(
         self, name: str, tensors: Sequence[Tensor], params: Sequence[tuple[str, str]], grid: Sequence[Value]
     ) -> Program:
-        """The finished program of everything stored so far."""
-        return Program(name, tuple(tensors), tuple(params), tuple(lift(g) for g in grid), tuple(self._effects[0]))
+        """The finished program of everything stored so far; parameters declared on the way follow those given."""
+        params = tuple({**dict(params), **self.declared}.items())
+        return Program(name, tuple(tensors), params, tuple(lift(g) for g in grid), tuple(self._effects[0]))
 
     def loop(
         self,

@@ -1,0 +1,81 @@
+"""Declared layers where one kernel's names, lengths or orders could be taken for another's: kernels against the oracle.
+
+Each text is a layer that once gave a wrong number or an error.
+"""
+
+from __future__ import annotations
+
+import pytest
+from torch import Tensor
+
+import sparsec
+from sparsec.ir.variant import dim_names
+
+HEAD = "variant v(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]"
+DIMS: dict[str, int] = {"TQ": 60, "TK": 60, "H": 4, "HKV": 2, "D": 16, "DV": 16, "TM": 33, "M": 3, "N": 2}
+
+
+def agree(text: str, target: str = "interpreter", given: dict[str, Tensor] | None = None) -> None:
+    """Every output of a declared layer on a target is the oracle's."""
+    variant = sparsec.parse(text)
+    inputs = sparsec.inputs(variant, **{n: size for n, size in DIMS.items() if n in dim_names(variant)}) | (given or {})
+    found = sparsec.compile(variant, target=target)(None, **inputs)
+    truth = sparsec.oracle(variant, inputs, form="loop")
+    outputs, truths = (x if isinstance(x, tuple) else (x,) for x in (found, truth))
+    for output, true in zip(outputs, truths, strict=True):
+        verdict = sparsec.oracle.check(output, true, "float32")
+        assert verdict, verdict.sentence
+
+
+LANDMARKS = ", l: [B, (TK + 15) // 16, HKV, D]"
+OTHER = ", k2: [B, TM, HKV, D], v2: [B, TM, HKV, DV]"
+SLOTS = ", ck: [M, HKV, D], cv: [M, HKV, DV]"
+CHOSEN = """
+ m = tokens(k, v) {chunk = 16}
+ c = topk(reduce(score(q, l)) {over = group, op = sum}) {k = 2, size = 16, eligible = %s}
+"""
+
+LENGTHS = {
+    "two lengths, one softmax": HEAD + OTHER + """) {
+ m = tokens(k, v)
+ m2 = tokens(k2, v2)
+ o = merge(attend(q, m, mask(m) {where = j <= i}), attend(q, m2)) {fn = lse}
+ return o, lse(o)
+}""",
+    "the shorter memory first": HEAD + OTHER + """) {
+ m = tokens(k, v)
+ m2 = tokens(k2, v2)
+ return merge(attend(q, m2, mask(m2) {where = j < TM - 3}), attend(q, m, mask(m) {where = j < TK - 5})) {fn = lse}
+}""",
+    "a mask with holes over the shorter memory": HEAD + OTHER + """) {
+ m = tokens(k, v)
+ m2 = tokens(k2, v2)
+ holes = mask(m2) {where = ((i - j) % 7 == 0) | (j == TM - 1) | (j * j % 11 == i % 11)}
+ return merge(attend(q, m), attend(q, m2, holes)) {fn = lse}
+}""",
+    "a mask that begins inside a tile": HEAD + """) {
+ m = tokens(k, v)
+ return attend(q, m, mask(m) {where = j >= 3}), attend(q, m, mask(m) {where = (j >= 5) & (j < TK - 5)})
+}""",
+    "a mask that reads the number of slots": HEAD + SLOTS + """) {
+ m = tokens(k, v)
+ s = slots(ck, cv)
+ return merge(attend(q, m, mask(m) {where = j >= M}), attend(q, s, mask(s) {where = j < M - 1})) {fn = lse}
+}""",
+    "slots called N, read by a selector": HEAD + LANDMARKS + SLOTS.replace("M,", "N,") + ") {"
+    + CHOSEN % "(16 * c <= i) & (c < N)" + " return merge(attend(q, m, c), attend(q, slots(ck, cv))) {fn = sum}\n}",
+    "a list of tokens that names TM": HEAD + LANDMARKS + OTHER + ") {" + CHOSEN % "(16 * c <= i) & (c < TM)" + """
+ m2 = tokens(k2, v2)
+ return merge(attend(q, m, c, mask(m) {where = j < TM + 9}) {bias = score - TM}, attend(q, m2)) {fn = sum}
+}""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_every_memory_has_its_own_length(name: str) -> None:
+    agree(LENGTHS[name])
+
+
+@pytest.mark.parametrize("name", ["two lengths, one softmax", "a list of tokens that names TM"])
+def test_every_memory_has_its_own_length_on_the_cpu(name: str) -> None:
+    agree(LENGTHS[name], "cpu")
