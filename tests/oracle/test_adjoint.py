@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant
-from sparsec.oracle import evaluate_node, oracle
+from sparsec.oracle import evaluate, evaluate_node, oracle
 from sparsec.oracle.form import FormName
 from sparsec.oracle.truth import evaluation
 from sparsec.oracle.values import Output
@@ -132,6 +132,15 @@ def test_rows_that_see_nothing_give_nothing(form: FormName) -> None:
     grad = oracle(variant, draw(variant), form=form)
     assert isinstance(grad, Tensor) and bool(grad.isfinite().all())
     assert not bool(grad[:, :2].any()) and bool(grad[:, 2:].all())
+
+
+def test_blocks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = parse(ATTEND)
+    x = draw(variant)
+    whole = oracle(variant, x, form="vector")
+    monkeypatch.setattr(evaluate, "LONGEST_BLOCK", 3)
+    for one, other in zip(oracle(variant, x, form="vector"), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 def test_an_adjoint_has_slopes_too() -> None:
