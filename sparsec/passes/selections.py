@@ -73,11 +73,27 @@ def _all(parts: Sequence[Expr]) -> Expr:
     return total
 
 
+def _read_in_order(attend: Node) -> list[Node]:
+    """The lists whose order an attend reads, because the weights that go with them slot by slot are not their own."""
+    weights = attend.operands.get("weights")
+    if weights is None:
+        return []
+    own = weights.src[1] if weights.op is Op.WEIGHTS else None
+    return [*(s for s in attend.positional[2:] if s is not own), *([own] if own not in (None, *attend.src) else [])]
+
+
 def _in_any_order(outputs: Sequence[Node]) -> frozenset[Node]:
-    """The lists that attends only sum over: not returned, not broken like a stick, not read by anything else."""
+    """The lists that attends only sum over: not returned, not broken like a stick, not read by anything else.
+
+    Weights follow the order of their list: what reads them along another list, or returns them, reads that order too.
+    """
     read = set(outputs)
     for node in topological(outputs):
-        stick = node.op is Op.WEIGHTS and node["fn"] == "stick"
-        if stick or node.op not in (Op.WEIGHTS, Op.ATTEND):
+        if node.op is Op.WEIGHTS and (node["fn"] == "stick" or node in read):
             read.update(node.src)
+        elif node.op is Op.ATTEND:
+            read.update(_read_in_order(node))
+        elif node.op is not Op.WEIGHTS:
+            read.update(node.src)
+            read.update(source.src[1] for source in node.src if source.op is Op.WEIGHTS)
     return frozenset(node for node in topological(outputs) if node.op is Op.TOPK and node not in read)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from sparsec.ir.build import merge
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
@@ -31,11 +33,11 @@ def one_softmax(node: Node) -> Node | None:
     """The log-sum-exp merge of attends to disjoint parts of one memory is one softmax over both parts."""
     if node.op is not Op.MERGE or node["fn"] != "lse":
         return None
-    for at, first in enumerate(node.src):
-        for other in node.src[at + 1 :]:
-            if (both := _joined(first, other)) is not None:
-                rest = [both if source is first else source for source in node.src if source is not other]
-                return merge(*rest, fn="lse") if len(rest) > 1 else both
+    for one, two in combinations(range(len(node.src)), 2):
+        if (both := _joined(node.src[one], node.src[two])) is not None:
+            # By position: a branch that is named twice counts twice.
+            rest = [both if at == one else source for at, source in enumerate(node.src) if at != two]
+            return merge(*rest, fn="lse") if len(rest) > 1 else both
     return None
 
 

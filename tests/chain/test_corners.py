@@ -71,6 +71,45 @@ LENGTHS = {
 }  # fmt: skip
 
 
+NEAR_AND_FAR = (
+    HEAD
+    + """) {
+ m = tokens(k, v)
+ a = attend(q, m, mask(m) {where = (j <= i) & (i - j < 10)})
+ b = attend(q, m, mask(m) {where = i - j >= 20})
+ o = merge(%s) {fn = %s}
+ return o, lse(o)
+}"""
+)
+HOLES = NEAR_AND_FAR.replace("i - j >= 20", "(j * j %% 11 == i %% 7) & (j <= i)")
+
+
+@pytest.mark.parametrize("branches", ["a, a, b", "a, b, b", "b, a, a, b", "a, a"])
+def test_a_branch_named_twice_counts_twice(branches: str) -> None:
+    agree(NEAR_AND_FAR % (branches, "lse"))
+
+
+def test_a_branch_with_a_block_list_named_twice_counts_twice() -> None:
+    agree(HOLES % ("a, b, b", "lse"))
+
+
+ORDERED = (
+    HEAD
+    + LANDMARKS
+    + """, w: [B, TQ, HKV, 3] float32) {
+ m = tokens(k, v) {chunk = 16}
+ s = reduce(score(q, l)) {over = group, op = sum}
+ c = topk(s) {k = 3, size = 16, eligible = 16 * c + 16 <= i, order = %s}
+ return attend(q, m, c, weights=w) {per = chunk}
+}"""
+)
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest", "score"])
+def test_given_weights_follow_the_order_of_the_list(order: str) -> None:
+    agree(ORDERED % order)
+
+
 @pytest.mark.parametrize("name", LENGTHS)
 def test_every_memory_has_its_own_length(name: str) -> None:
     agree(LENGTHS[name])
