@@ -6,7 +6,7 @@ import dis
 import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType
@@ -38,6 +38,12 @@ def stated(origin: Origin) -> Iterator[None]:
         yield
     finally:
         _STATED.reset(token)
+
+
+def written_as(node: object) -> AbstractContextManager[None]:
+    """What is built inside comes from a node's own place and keeps its name, if these are known."""
+    origin = origin_of(node)
+    return nullcontext() if origin is None else stated(origin)
 
 
 def here() -> Origin | None:

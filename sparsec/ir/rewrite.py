@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 from sparsec.ir.make import remake
 from sparsec.ir.node import Node, topological
-from sparsec.ir.origin import origin_of, stated
+from sparsec.ir.origin import written_as
 
 Rule = Callable[[Node], Node | None]
 LIMIT = 100
@@ -25,16 +24,10 @@ def rewrite(roots: Sequence[Node], rules: Sequence[Rule]) -> tuple[Node, ...]:
     done: dict[Node, Node] = {}
     for node in topological(roots):
         sources = tuple(done[source] for source in node.src)
-        with _written_as(node):
+        with written_as(node):
             rebuilt = node if sources == node.src else remake(node, sources)
             done[node] = _settle(rebuilt, rules)
     return tuple(done[root] for root in roots)
-
-
-def _written_as(node: Node) -> AbstractContextManager[None]:
-    """What replaces a node comes from the node's own place and keeps its name."""
-    origin = origin_of(node)
-    return nullcontext() if origin is None else stated(origin)
 
 
 def _settle(node: Node, rules: Sequence[Rule]) -> Node:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sparsec.ir.build import mask
 from sparsec.ir.make import make
 from sparsec.ir.node import Node
-from sparsec.ir.origin import origin_of, stated
+from sparsec.ir.origin import written_as
 from sparsec.scalar.expr import Expr
 
 
@@ -30,8 +30,5 @@ def with_selections(attend: Node, selections: Sequence[Node]) -> Node:
 
 def mask_after(like: Node, memory: Node, where: Expr, captures: Mapping[str, Node] | None = None) -> Node:
     """A mask that takes the name and the place of the node that it stands for."""
-    origin = origin_of(like)
-    if origin is None:
-        return mask(memory, where=where, **(captures or {}))
-    with stated(origin):
+    with written_as(like):
         return mask(memory, where=where, **(captures or {}))

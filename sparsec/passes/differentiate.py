@@ -10,6 +10,7 @@ from sparsec.ir import build
 from sparsec.ir.error import InputError
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.ir.origin import written_as
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant, numbered
 from sparsec.passes.depends import Place, depending
@@ -98,7 +99,8 @@ class _Backward:
     def seed(self, output: Node) -> Node:
         """The input that holds an output's gradient."""
         name = self._free(f"grad_{self.names[output]}")
-        cotangent = build.input(name, output.shape, output.dtype)
+        with written_as(output):
+            cotangent = build.input(name, output.shape, output.dtype)
         self._call(cotangent, name)
         self.terms.setdefault((output, "value"), []).append(cotangent)
         return cotangent
@@ -110,7 +112,8 @@ class _Backward:
             if not here or (flow.source, flow.part) not in self.reached:
                 continue
             into = self.terms.setdefault((flow.source, flow.part), [])
-            into.extend([self._adjoint(node, flow)] if flow.key else self.terms[here[0]])
+            with written_as(node):
+                into.extend([self._adjoint(node, flow)] if flow.key else self.terms[here[0]])
 
     def _adjoint(self, node: Node, flow: Flow) -> Node:
         assert flow.key is not None
@@ -128,7 +131,8 @@ class _Backward:
         if place not in self.totals:
             node, part = place
             name = f"grad_{self.names[node]}" + ("" if part == "value" else f"_{part}")
-            self.totals[place] = self._sum(self.terms[place], name)
+            with written_as(node):
+                self.totals[place] = self._sum(self.terms[place], name)
         return self.totals[place]
 
     def _sum(self, terms: Sequence[Node], name: str) -> Node:

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str, str]] = {
     "a training signal": (lambda: training(preset("sse")), "its gradient is not derived yet", "leave what leads to"),
     "twice": (
         lambda: training(training(parse(PLAIN)).variant),
-        "vjp `grad_q`: double differentiation",
+        "<text>:3:7: vjp `grad_q`: double differentiation",
         "differentiate the variant without its gradients",
     ),
 }
