@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sparsec.backends.triton.address import stride_limits
+from sparsec.backends.triton.again import Again, Box, again
 from sparsec.backends.triton.arguments import descriptor_arguments
 from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
 from sparsec.tile.language import Program
@@ -86,17 +87,37 @@ def descriptor(wanted: Descriptor, tensor: torch.Tensor, params: Mapping[str, in
 
 def launch(
     kernel: Any, grid: Sequence[int], args: Sequence[Any], schedule: Schedule, device: torch.device | None = None
-) -> None:
-    """Run a loaded kernel over its grid on the current stream of ``device``; an empty grid does nothing."""
+) -> Any:
+    """Run a loaded kernel over its grid on the current stream of ``device``; what Triton compiled for it.
+
+    An empty grid does nothing and gives None.
+    """
     import torch
 
     if 0 in grid:
-        return
+        return None
     if device is None or device.type != "cuda":
-        kernel[tuple(grid)](*args, **options(schedule))
-        return
+        return kernel[tuple(grid)](*args, **options(schedule))
     with torch.cuda.device(device):
-        kernel[tuple(grid)](*args, **options(schedule))
+        return kernel[tuple(grid)](*args, **options(schedule))
+
+
+def relaunch(
+    program: Program, schedule: Schedule, compiled: Any, grid: Sequence[int], args: Sequence[Any]
+) -> Again | None:
+    """Later launches of what ``launch`` gave for these arguments, on other addresses that 16 divides.
+
+    None where there is no compiled kernel (Triton's interpreter).
+    """
+    if 0 in grid:
+        return lambda pointers, stream: None
+    if not hasattr(compiled, "packed_metadata"):
+        return None
+    _, wanted = _needs(program, schedule)
+    first = len(args) - len(wanted)
+    places = [program.tensors.index(d.tensor) for d in wanted]
+    boxes = [Box(place, made) for place, made in zip(places, args[first:], strict=True)]
+    return again(compiled, grid, args[len(program.tensors) : first], boxes)
 
 
 def options(schedule: Schedule) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsec.ir.error import InputError
@@ -33,6 +34,12 @@ def call_dtype(variant: Variant, tensors: Mapping[str, Tensor]) -> str:
         pairs = ", ".join(f"{n} is {d}" for d, n in found.items())
         raise InputError(list(found.values())[1], pairs, "all float inputs have one dtype", "convert one of them")
     return next(iter(found), "float32")
+
+
+def float_dtype(variant: Variant, tensors: Sequence[Tensor]) -> str:
+    """The dtype of the "float" inputs among inputs in order, unchecked."""
+    found = (str(x.dtype) for spec, x in zip(variant.inputs.values(), tensors, strict=True) if spec.dtype == "float")
+    return next(found, "float32").removeprefix("torch.")
 
 
 def check_names(variant: Variant, tensors: Mapping[str, object]) -> None:
@@ -66,23 +73,48 @@ def check_devices(tensors: Mapping[str, Tensor], device: str) -> None:
 
 def check_indices(variant: Variant, tensors: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
     """Given indices are -1 or name a unit that exists, given counts fit; checked before a kernel could read outside."""
+    for rule in index_rules(variant, dims):
+        rule(tensors[rule.name])
+
+
+def index_rules(variant: Variant, dims: Mapping[str, int]) -> list[IndexRule]:
+    """What must hold of given indices and counts at these dims."""
+    found: list[IndexRule] = []
     for node in variant.nodes:
         for selection in node.positional[2:] if node.op is Op.ATTEND else ():
             if selection.op is Op.GIVEN:
                 tokens = int(evaluate(node.src[1].shape[1], dims))
-                _check_range(selection, selection.src[0], tensors, -1, -(-tokens // selection.integer("size")) - 1)
+                units = -(-tokens // selection.integer("size"))
+                found += _rule(selection, selection.src[0], -1, units - 1)
                 if counts := selection.operands.get("counts"):
-                    _check_range(selection, counts, tensors, 0, int(evaluate(selection.shape[3], dims)))
+                    found += _rule(selection, counts, 0, int(evaluate(selection.shape[3], dims)))
+    return found
 
 
-def _check_range(selection: Node, source: Node, tensors: Mapping[str, Tensor], low: int, high: int) -> None:
-    if source.op is not Op.INPUT or not (x := tensors[str(source["name"])]).numel():
-        return
-    least, most = _extremes(x)
-    if least < low or most > high:
-        wrong = most if most > high else least
-        rule = f"values go from {low} to {high} here ({selection.word('unit')}s; -1 stands for none)"
-        raise InputError(str(source["name"]), f"value {wrong}", rule, "clamp it, or use -1 for slots left over")
+def _rule(selection: Node, source: Node, low: int, high: int) -> list[IndexRule]:
+    return [IndexRule(str(source["name"]), low, high, selection.word("unit"))] if source.op is Op.INPUT else []
+
+
+class IndexRule:
+    """The range of a given tensor's values. A tensor that passed passes again at once until it is changed."""
+
+    def __init__(self, name: str, low: int, high: int, unit: str) -> None:
+        self.name, self.low, self.high, self.unit = name, low, high, unit
+        self._passed: tuple[weakref.ref[Tensor], int] | None = None
+
+    def __call__(self, x: Tensor) -> None:
+        """Raises InputError where a value is out of range."""
+        if self._passed is not None and self._passed[0]() is x and self._passed[1] == x._version:
+            return
+        if x.numel():
+            self._check(*_extremes(x))
+        self._passed = None if x.is_inference() else (weakref.ref(x), x._version)
+
+    def _check(self, least: int, most: int) -> None:
+        if least < self.low or most > self.high:
+            wrong = most if most > self.high else least
+            rule = f"values go from {self.low} to {self.high} here ({self.unit}s; -1 stands for none)"
+            raise InputError(self.name, f"value {wrong}", rule, "clamp it, or use -1 for slots left over")
 
 
 def _extremes(x: Tensor) -> tuple[int, int]:
@@ -91,6 +123,9 @@ def _extremes(x: Tensor) -> tuple[int, int]:
     from torch.utils.weak import WeakIdKeyDictionary
 
     global _SEEN
+    if x.is_inference():  # nothing tells whether it was changed
+        least, most = torch.stack(torch.aminmax(x)).tolist()
+        return int(least), int(most)
     _SEEN = WeakIdKeyDictionary() if _SEEN is None else _SEEN
     version, least, most = _SEEN.get(x, (-1, 0, 0))
     if version != x._version:

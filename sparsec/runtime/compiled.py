@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsec.ir.lengths import lengths
 from sparsec.ir.variant import Variant
 from sparsec.passes.pipeline import PIPELINE, run
 from sparsec.plan.build import build_plan
@@ -24,6 +27,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsec.runtime.explain import Explanation
+    from sparsec.runtime.training import Training
+
+
+MOST_CALLS = 4096
+"""How many calls worked out are kept; the oldest goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call worked out: how to run it, the schedules it was made under, and what to check of which inputs."""
+
+    ready: Ready
+    schedules: Mapping[str, Schedule]
+    rules: tuple[tuple[bind.IndexRule, int], ...]
 
 
 class Compiled:
@@ -32,20 +49,28 @@ class Compiled:
     Attributes:
         variant: the declaration.
         target: where its kernels run.
+        lengths: which of its dims count queries and keys.
         builds: how many kernels were built so far; new lengths do not add to it.
     """
 
     def __init__(self, variant: Variant, target: Target, cache_dir: Path | None = None) -> None:
+        from sparsec.runtime import route
+        from sparsec.runtime.operator import register
+
         self.variant, self.target = variant, target
         folder = cache_dir or Env().cache_dir
         self.records = Records(folder)
         self.cache_dir = usable(folder)
         self.graph = run(variant, PIPELINE)
+        self.lengths = lengths(variant)
         self.builds = 0
         self.schedules: dict[str, Schedule] = {}
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._built: dict[tuple[object, ...], BuiltKernel] = {}
-        self._calls: dict[tuple[object, ...], Ready] = {}
+        self._calls: dict[tuple[object, ...], Call] = {}
+        self._names = tuple(variant.inputs)
+        self._floats = [spec.dtype == "float" for spec in variant.inputs.values()]
+        self._route, self._operator = route, register(self)
 
     def __call__(self, q_offset: int | None = None, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run forward on tensors by input name; one output, or a tuple where the variant returns several.
@@ -53,24 +78,72 @@ class Compiled:
         ``q_offset`` is the position of the first query; by default queries end where the keys end.
         Raises InputError where a name, shape, dtype, device, stride or given index does not fit.
         """
-        ready = self._ready(inputs, q_offset)
-        bind.check_indices(self.variant, inputs, ready.dims)
-        buffers = ready.run(inputs)
-        outputs = tuple(buffers[name] for name in ready.plan.outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        try:
+            tensors: Sequence[Tensor] = [inputs[name] for name in self._names]
+        except KeyError:
+            tensors = []
+        if len(tensors) != len(inputs):
+            bind.check_names(self.variant, inputs)
+        tensors = self._route.autocast(tensors, self._floats)
+        if self._route.traced(tensors):
+            bind.check_names(self.variant, inputs)
+            found = self._operator(*tensors, q_offset)
+            return tuple(found) if isinstance(found, list | tuple) else found
+        run = self.training.forward if self._route.differentiated(tensors) else self.forward
+        outputs = run(tensors, q_offset)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _ready(self, inputs: Mapping[str, Tensor], q_offset: int | None) -> Ready:
-        """The call worked out for inputs of these shapes, dtypes, strides and devices, checked once."""
-        tensors = [(n, x) for n, x in inputs.items() if hasattr(x, "stride")]
-        described = tuple((n, x.shape, x.dtype, x.stride(), x.device) for n, x in tensors)
-        key = (described, len(inputs), q_offset, Records.generation, tuple(self.schedules.items()))
-        if key not in self._calls:
-            dims, dtype = self.bind(inputs, q_offset)
-            available(self.target)
-            bind.check_devices(inputs, self.target.device)
-            plan = self.plan(dims, dtype)
-            self._calls[key] = Ready(plan, dims, [self.built(kernel, dims) for kernel in plan.kernels])
-        return self._calls[key]
+    @cached_property
+    def training(self) -> Training:
+        """The variant with its gradients."""
+        from sparsec.runtime.training import Training
+
+        return Training(self)
+
+    def forward(self, tensors: Sequence[Tensor], q_offset: int | None = None) -> Sequence[Tensor]:
+        """The variant's outputs for inputs in the declared order, without a thought of gradients or tracing."""
+        ready = self.ready(tensors, q_offset)
+        outputs = ready(tensors)
+        return outputs if ready.distinct else [outputs[n] for n in ready.order]
+
+    def ready(self, tensors: Sequence[Tensor], q_offset: int | None = None, wrt: tuple[str, ...] = ()) -> Ready:
+        """The call of these inputs, in the declared order, worked out and checked; saving for gradients of ``wrt``."""
+        key = (q_offset, wrt, Records.generation, *[(x.shape, x.stride(), x.dtype, x.device) for x in tensors])
+        call = self._calls.get(key)
+        if call is None or call.schedules != self.schedules:
+            call = self._work_out(key, tensors, q_offset, wrt)
+        for rule, position in call.rules:
+            rule(tensors[position])
+        return call.ready
+
+    def _work_out(
+        self, key: tuple[object, ...], tensors: Sequence[Tensor], q_offset: int | None, wrt: tuple[str, ...]
+    ) -> Call:
+        """A call with tensors of these shapes, dtypes, strides and devices, checked once."""
+        inputs = dict(zip(self._names, tensors, strict=True))
+        dims, dtype = self.bind(inputs, q_offset)
+        available(self.target)
+        bind.check_devices(inputs, self.target.device)
+        plan = self.training.joint(dims, dtype, wrt).split.forward if wrt else self.plan(dims, dtype)
+        rules = tuple((rule, self._names.index(rule.name)) for rule in bind.index_rules(self.variant, dims))
+        return self._keep(key, plan, dims, self._names, rules)
+
+    def backward(self, key: tuple[object, ...], plan: Plan, dims: Mapping[str, int], names: Sequence[str]) -> Ready:
+        """A plan made ready for tensors of these names, and kept under a key."""
+        call = self._calls.get(key)
+        if call is None or call.schedules != self.schedules:
+            call = self._keep(key, plan, dims, names)
+        return call.ready
+
+    def _keep(
+        self, key: tuple[object, ...], plan: Plan, dims: Mapping[str, int], names: Sequence[str],
+        rules: tuple[tuple[bind.IndexRule, int], ...] = (),
+    ) -> Call:  # fmt: skip
+        ready = Ready(plan, dims, [self.built(kernel, dims) for kernel in plan.kernels], names)
+        if len(self._calls) >= MOST_CALLS:
+            self._calls.pop(next(iter(self._calls)))
+        self._calls[key] = call = Call(ready, dict(self.schedules), rules)
+        return call
 
     def bind(self, inputs: Mapping[str, Tensor], q_offset: int | None = None) -> tuple[dict[str, int], str]:
         """The concrete dims (with ``q_offset``) and the dtype of a call."""
@@ -78,8 +151,7 @@ class Compiled:
 
         bind.check_names(self.variant, inputs)
         dims = dict(bind_dims(self.variant, {n: tuple(x.shape) for n, x in inputs.items()}))
-        queries, keys = dims.get("TQ", dims.get("T", 0)), dims.get("TK", dims.get("T", 0))
-        dims["q_offset"] = keys - queries if q_offset is None else q_offset
+        dims["q_offset"] = self.lengths.offset(dims) if q_offset is None else q_offset
         return dims, bind.call_dtype(self.variant, inputs)
 
     def plan(self, dims: Mapping[str, int], dtype: str) -> Plan:
@@ -114,7 +186,7 @@ class Compiled:
         """Formulas, memory, tiles and predicted times at these dims; needs no device. See ``sparsec explain``."""
         from sparsec.runtime.explain import explain
 
-        return explain(self, {"q_offset": dims.get("TK", 0) - dims.get("TQ", 0), **dims}, dtype, resources)
+        return explain(self, {"q_offset": self.lengths.offset(dims), **dims}, dtype, resources)
 
     def tune(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
         """Find better schedules for inputs like these -> ``Report``; see ``sparsec.autotune.tune`` for the options."""
@@ -128,7 +200,7 @@ class Compiled:
 
         if kernel.name in self.schedules:
             return self.schedules[kernel.name]
-        return self.records.best(kernel.spec, self.target, bucket(dims)) or default(kernel.spec, self.target.name)
+        return self.records.best(kernel.spec, self.target, bucket(self.lengths.longest(dims))) or default(kernel.spec, self.target.name)
 
     def built(self, kernel: Kernel, dims: Mapping[str, int], schedule: Schedule | None = None) -> BuiltKernel:
         """A kernel built under its schedule (or under the one given), from memory where it was built before."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import Kernel
-from sparsec.runtime.launch import build
+from sparsec.runtime.launch import Again, build
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
 from sparsec.tile.schedule import Schedule
@@ -34,6 +34,11 @@ class BuiltKernel:
         self.lowered = lower_kernel(kernel.spec, schedule)
         self._binds = [(step.program, build(step, target, cache_dir)) for step in self.lowered.steps]
 
+    @property
+    def tensors(self) -> list[tuple[str, ...]]:
+        """The names of each program's tensors."""
+        return [tuple(t.name for t in program.tensors) for program, _ in self._binds]
+
     def run(self, buffers: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
         """Launch on named buffers; ``dims`` are the declaration's dims and ``q_offset``. A GPU may not be done then."""
         self.prepared(buffers, dims)[0]()
@@ -53,10 +58,7 @@ class BuiltKernel:
 
     def bound(self, buffers: Mapping[str, Tensor], fixed: Fixed) -> tuple[Callable[[], None], dict[str, Tensor]]:
         """As ``prepared``, for lengths that were worked out before."""
-        import torch
-
-        device = buffers[self.kernel.writes[0]].device
-        scratch = {n: torch.empty(shape, dtype=getattr(torch, d), device=device) for n, shape, d in fixed.scratch}
+        scratch = self._scratch(buffers, fixed)
         every = {**buffers, **scratch}
         runs = [bind([every[t.name] for t in program.tensors], fixed.params) for program, bind in self._binds]
 
@@ -65,3 +67,15 @@ class BuiltKernel:
                 launch()
 
         return run, scratch
+
+    def learn(self, buffers: Mapping[str, Tensor], fixed: Fixed) -> list[tuple[tuple[str, ...], Again | None]]:
+        """Launch once; per program the names of its tensors, and what launches it on others of the same layout."""
+        every = {**buffers, **self._scratch(buffers, fixed)}
+        named = zip(self.tensors, self._binds, strict=True)
+        return [(names, bind.learn([every[n] for n in names], fixed.params)) for names, (_, bind) in named]
+
+    def _scratch(self, buffers: Mapping[str, Tensor], fixed: Fixed) -> dict[str, Tensor]:
+        import torch
+
+        device = buffers[self.kernel.writes[0]].device
+        return {n: torch.empty(shape, dtype=getattr(torch, d), device=device) for n, shape, d in fixed.scratch}

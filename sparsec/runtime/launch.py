@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsec.lower.lowered import Step
 from sparsec.runtime.env import Env
@@ -16,9 +16,23 @@ from sparsec.tile.scalars import grid_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-Run = Callable[[], None]
-Bind = Callable[[Sequence["Tensor"], Mapping[str, int]], Run]
-"""From tensors in the program's order and parameters by name to a launch; all checks happen before it."""
+Run = Callable[[], Any]
+
+Again = Callable[[Sequence[Any], int], Any]
+"""Launches on other memory of the same shapes and strides: addresses (GPUs) or flat tensors (the CPU), and a stream."""
+
+
+class Bind:
+    """From tensors in the program's order and parameters by name to a launch; all checks happen before it."""
+
+    def __call__(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Run:
+        """A launch on these tensors that can be repeated."""
+        raise NotImplementedError
+
+    def learn(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Again | None:
+        """Launch once, and give what launches on other memory without any check; None where there is no such thing."""
+        self(tensors, params)()
+        return None
 
 
 def build(step: Step, target: Target, cache_dir: Path) -> Bind:
@@ -26,13 +40,8 @@ def build(step: Step, target: Target, cache_dir: Path) -> Bind:
     if Env().print_source:
         print(source(step, target))
     if target.backend == "triton":
-        return _triton(step, cache_dir / "triton")
-    if target.backend == "tvm":
-        from sparsec.backends.tvm.build import compile as compile_tvm
-
-        compiled = compile_tvm(step.program, step.schedule, cache_dir / "tvm")
-        return lambda tensors, params: partial(compiled, tensors, params)
-    return _interpreter(step)
+        return _Triton(step, cache_dir / "triton")
+    return _Tvm(step, cache_dir / "tvm") if target.backend == "tvm" else _Interpreter(step)
 
 
 def source(step: Step, target: Target) -> str:
@@ -50,36 +59,73 @@ def source(step: Step, target: Target) -> str:
     return to_text(step.program)
 
 
-def _triton(step: Step, cache_dir: Path) -> Bind:
+class _Triton(Bind):
     """The printed kernel; where a tensor does not allow descriptors, the same kernel with pointers, built then."""
-    from sparsec.backends.triton.build import LaunchError, arguments, launch, load
-    from sparsec.backends.triton.emit import emit
 
-    program, schedule = step.program, step.schedule
-    kernel = load(emit(program, schedule), program.name, cache_dir)
-    plain: list[Bind] = []
+    def __init__(self, step: Step, cache_dir: Path) -> None:
+        from sparsec.backends.triton.build import load
+        from sparsec.backends.triton.emit import emit
 
-    def bind(tensors: Sequence[Tensor], params: Mapping[str, int]) -> Run:
-        named = {t.name: x for t, x in zip(program.tensors, tensors, strict=True)}
+        self.program, self.schedule, self.cache_dir = step.program, step.schedule, cache_dir
+        self.kernel = load(emit(step.program, step.schedule), step.program.name, cache_dir)
+        self._plain: _Triton | None = None
+
+    def __call__(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Run:
+        from sparsec.backends.triton.build import launch
+
+        bound, args = self._arguments(tensors, params)
+        grid = grid_of(self.program, params)
+        return partial(launch, bound.kernel, grid, args, bound.schedule, tensors[0].device)
+
+    def learn(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Again | None:
+        from sparsec.backends.triton.build import launch, relaunch
+
+        bound, args = self._arguments(tensors, params)
+        grid = grid_of(self.program, params)
+        compiled = launch(bound.kernel, grid, args, bound.schedule, tensors[0].device)
+        return relaunch(bound.program, bound.schedule, compiled, grid, args)
+
+    def _arguments(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> tuple[_Triton, list[Any]]:
+        """The kernel that takes these tensors, and its arguments."""
+        from sparsec.backends.triton.build import LaunchError, arguments
+
+        named = {t.name: x for t, x in zip(self.program.tensors, tensors, strict=True)}
         try:
-            args = arguments(program, schedule, named, params)
+            return self, arguments(self.program, self.schedule, named, params)
         except LaunchError:
-            if not schedule.descriptors:
+            if not self.schedule.descriptors:
                 raise
-            if not plain:
-                plain.append(_triton(Step(program, replace(schedule, descriptors=False)), cache_dir))
-            return plain[0](tensors, params)
-        return partial(launch, kernel, grid_of(program, params), args, schedule, tensors[0].device)
-
-    return bind
+        if self._plain is None:
+            self._plain = _Triton(Step(self.program, replace(self.schedule, descriptors=False)), self.cache_dir)
+        return self._plain._arguments(tensors, params)
 
 
-def _interpreter(step: Step) -> Bind:
-    from sparsec.tile.interpreter import interpret
+class _Tvm(Bind):
+    """A function of flat tensors, parameters and strides."""
 
-    program = step.program
+    def __init__(self, step: Step, cache_dir: Path) -> None:
+        from sparsec.backends.tvm.build import compile as compile_tvm
 
-    def bind(tensors: Sequence[Tensor], params: Mapping[str, int]) -> Run:
-        return partial(interpret, program, {t.name: x for t, x in zip(program.tensors, tensors, strict=True)}, params)
+        self.compiled = compile_tvm(step.program, step.schedule, cache_dir)
 
-    return bind
+    def __call__(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Run:
+        return partial(self.compiled, tensors, params)
+
+    def learn(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Again | None:
+        self.compiled(tensors, params)
+        if any(x.numel() == 0 for x in tensors):
+            return None
+        function, names = self.compiled.function, self.compiled.program.params
+        rest = (*(params[name] for name, _ in names), *(s for x in tensors for s in x.stride()[:-1]))
+        return lambda flat, stream: function(*flat, *rest)
+
+
+class _Interpreter(Bind):
+    def __init__(self, step: Step) -> None:
+        self.program = step.program
+
+    def __call__(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Run:
+        from sparsec.tile.interpreter import interpret
+
+        named = {t.name: x for t, x in zip(self.program.tensors, tensors, strict=True)}
+        return partial(interpret, self.program, named, params)

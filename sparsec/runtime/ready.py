@@ -1,4 +1,4 @@
-"""A call worked out for one set of lengths: what remains is to allocate buffers and launch."""
+"""A call worked out for one set of shapes, strides and dtypes: what remains is to allocate buffers and launch."""
 
 from __future__ import annotations
 
@@ -7,29 +7,69 @@ from typing import TYPE_CHECKING
 
 from sparsec.plan.plan import Plan
 from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.quick import Quick, quick
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Ready:
-    """A plan with built kernels, concrete dims and the shapes of its buffers."""
+    """A plan with built kernels, concrete dims and the shapes of its buffers.
 
-    def __init__(self, plan: Plan, dims: Mapping[str, int], kernels: Sequence[BuiltKernel]) -> None:
-        self.plan, self.dims = plan, dims
-        self._made = [(b.name, b.size(dims), b.dtype) for b in plan.buffers if b.role != "input"]
-        sizes = {name: size for name, size, _ in self._made}
-        runs = all(0 not in sizes.get(name, ()) for name in plan.outputs)
-        self._kernels = [(kernel, kernel.fixed(dims)) for kernel in kernels] if runs else []
+    Attributes:
+        names: of the inputs, in the order of a call's tensors.
+        outputs: shape and dtype of each distinct output by name.
+        order: the place among them of each result of the variant; ``distinct`` where that says nothing.
+    """
+
+    def __init__(
+        self, plan: Plan, dims: Mapping[str, int], kernels: Sequence[BuiltKernel], names: Sequence[str] = ()
+    ) -> None:
+        self.plan, self.dims, self.names = plan, dims, tuple(names)
+        self._made = {b.name: (b.size(dims), b.dtype) for b in plan.buffers if b.role != "input"}
+        self.outputs = {name: self._made[name] for name in dict.fromkeys(plan.outputs)}
+        runs = all(0 not in size for size, _ in self.outputs.values())
+        self._kernels = list(kernels) if runs else []
+        self.fixed = {kernel.kernel.name: kernel.fixed(dims) for kernel in self._kernels}
+        self.order = [list(self.outputs).index(name) for name in plan.outputs]
+        self.distinct = len(self.order) == len(self.outputs)
+        self.quick: Quick | None = None
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The distinct outputs, in order, for inputs in order. A GPU may not be done then."""
+        if self.quick is not None:
+            outputs = self.quick.run(tensors)
+            if outputs is not None:
+                return outputs
+        buffers = self._buffers(dict(zip(self.names, tensors, strict=True)))
+        if self.quick is None and _aligned(tensors):
+            learned = [(k.kernel.name, k.learn(buffers, self.fixed[k.kernel.name])) for k in self._kernels]
+            self.quick = quick(self, learned, tensors)
+        else:
+            self._launch(buffers)
+        return [buffers[name] for name in self.outputs]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Allocate, launch every kernel, and give all buffers by name. A GPU may not be done then."""
+        buffers = self._buffers(inputs)
+        self._launch(buffers)
+        return buffers
+
+    def _launch(self, buffers: Mapping[str, Tensor]) -> None:
+        for kernel in self._kernels:
+            kernel.bound(buffers, self.fixed[kernel.kernel.name])[0]()
+
+    def _buffers(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs, and room for everything that kernels write."""
         import torch
 
         device = next(iter(inputs.values())).device
         buffers = dict(inputs)
-        for name, size, dtype in self._made:
+        for name, (size, dtype) in self._made.items():
             buffers[name] = torch.empty(size, dtype=getattr(torch, dtype), device=device)
-        for kernel, fixed in self._kernels:
-            kernel.bound(buffers, fixed)[0]()
         return buffers
+
+
+def _aligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether 16 divides every address on a GPU, as it must for a launch that others can follow."""
+    return all(not x.is_cuda or x.data_ptr() % 16 == 0 for x in tensors)

@@ -1,0 +1,83 @@
+"""The plan of a variant with its gradients, cut in two, and which tensor goes where in the halves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sparsec.ir.error import DeclarationError
+from sparsec.ir.variant import Variant
+from sparsec.lower.registry import CLASSES
+from sparsec.passes.differentiate import differentiate
+from sparsec.plan.build import build_plan
+from sparsec.plan.plan import Plan, PlanError
+from sparsec.plan.sizes import static_names
+from sparsec.runtime.split import Split, split
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """A variant's outputs and the gradients of some inputs as two plans.
+
+    Attributes:
+        dtype: of the "float" tensors.
+        outputs: how many results of the forward half are the variant's own; the rest is saved.
+        kept_inputs, kept_results: positions of what the backward half reads among the inputs and the forward results.
+        cotangents: positions of the outputs whose gradients it reads; ``differentiable`` of those it depends on.
+        names: of what the backward half reads, in the order kept inputs, kept results, cotangents.
+        gradients: per input of ``wrt`` the gradient's buffer; None is exactly zero.
+    """
+
+    split: Split
+    dtype: str
+    outputs: int
+    kept_inputs: tuple[int, ...]
+    kept_results: tuple[int, ...]
+    cotangents: tuple[int, ...]
+    differentiable: frozenset[int]
+    names: tuple[str, ...]
+    gradients: Mapping[str, str | None]
+
+
+def joint(graph: Variant, wrt: Sequence[str], static: Mapping[str, int], dtype: str) -> Joint:
+    """Differentiate a graph, plan it and cut the plan.
+
+    Args:
+        static: sizes by name, with those of heads and head dims among them.
+
+    Raises:
+        PlanError: no gradient or no kernel for something on the way; the message says what and how to go on without.
+    """
+    try:
+        found = differentiate(graph, wrt)
+        dims = {n: int(static[n]) for n in sorted(static_names(found.variant.parameters)) if n in static}
+        plan = build_plan(graph.name, found.variant.outputs, found.variant.names, dims, dtype)
+        _lowered(plan)
+    except (DeclarationError, PlanError) as error:
+        way = "call it under torch.no_grad(), or detach these inputs"
+        raise PlanError(
+            f"{graph.name} has no backward for {', '.join(wrt)}: {error} Without gradients: {way}"
+        ) from error
+    count = len(graph.outputs)
+    cut = split(plan, plan.outputs[:count])
+    reads = {b.name for b in cut.backward.buffers if b.role == "input"} | {*plan.outputs[count:]}
+    inputs, results = list(graph.inputs), list(dict.fromkeys(cut.forward.outputs))
+    seeds = [found.cotangents.get(node) for node in graph.outputs]
+    left = iter(plan.outputs[count:])
+    gradients = {name: None if node is None else next(left) for name, node in found.gradients.items()}
+    kept_inputs = tuple(n for n, name in enumerate(inputs) if name in reads)
+    kept_results = tuple(n for n, name in enumerate(results) if name in cut.saved)
+    cotangents = tuple(n for n, name in enumerate(seeds) if name in reads and name not in seeds[:n])
+    names = [inputs[n] for n in kept_inputs] + [results[n] for n in kept_results]
+    names += [name for name in (seeds[n] for n in cotangents) if name is not None]
+    differentiable = frozenset(n for n, name in enumerate(seeds) if name is not None)
+    return Joint(
+        cut, dtype, count, kept_inputs, kept_results, cotangents, differentiable, tuple(names), gradients
+    )  # fmt: skip
+
+
+def _lowered(plan: Plan) -> None:
+    """Raises PlanError where the plan has a kernel that nothing lowers."""
+    for kernel in plan.kernels:
+        if type(kernel.spec) not in CLASSES:
+            raise PlanError(f"`{kernel.name}`: no schedule class lowers {type(kernel.spec).__name__} yet.")

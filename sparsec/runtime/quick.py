@@ -1,0 +1,163 @@
+"""The quick way of a call that was made before: allocate, and launch what was prepared, with nothing looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from sparsec.runtime.arena import arena
+from sparsec.runtime.launch import Again
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparsec.runtime.ready import Ready
+
+Run = Callable[[Sequence["Tensor"]], "list[Tensor] | None"]
+"""From the tensors of a call in order to its distinct outputs; None, nothing done, where the slow way must be gone."""
+
+Placed = tuple["list[Tensor]", list[Any], "Tensor | None"]
+"""The outputs, what the steps pick from, and the memory behind it, to be held until all is launched."""
+
+Learned = Sequence[tuple[str, Sequence[tuple[tuple[str, ...], "Again | None"]]]]
+"""Per kernel its name, and per program the names of its tensors and its prepared launch."""
+
+Steps = list[tuple[Callable[[Sequence[Any]], tuple[Any, ...]], Again]]
+"""Per program, the choice of its tensors among all, and its launch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """A call that was made before.
+
+    Attributes:
+        run: the whole of it.
+        steps: its launches; to replace one is to replace it in ``run`` too.
+        place: the first half of it: from the inputs to the outputs and what the steps pick from.
+    """
+
+    run: Run
+    steps: Steps
+    place: Callable[[Sequence[Tensor]], Placed]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a launch asks of a GPU's runtime: which device is current, a device's raw stream, whether hooks are set."""
+
+    current: Callable[[], int]
+    stream: Callable[[int], int]
+    watched: Callable[[], bool]
+
+
+def quick(ready: Ready, learned: Learned, inputs: Sequence[Tensor]) -> Quick | None:
+    """The quick way of a call like this one, if all its programs can be launched again."""
+    if any(again is None for _, programs in learned for _, again in programs) or any(not x.numel() for x in inputs):
+        return None
+    return on_gpu(ready, learned, inputs, _cuda()) if inputs[0].is_cuda else on_cpu(ready, learned, inputs)
+
+
+def _cuda() -> Device:
+    import torch
+
+    from sparsec.backends.triton.again import current_stream, watched
+
+    return Device(torch.cuda.current_device, current_stream(), watched)
+
+
+_ODD = 15
+"""The bits of an address that a launch prepared for multiples of 16 must not have."""
+
+
+def _steps(learned: Learned, names: Sequence[str]) -> Steps:
+    places = {name: n for n, name in enumerate(names)}
+    found: Steps = []
+    for kernel, programs in learned:
+        for tensors, again in programs:
+            assert again is not None
+            own = [f"{kernel}/{t}" for t in tensors]
+            found.append((_picker([places[o if o in places else t] for o, t in zip(own, tensors, strict=True)]), again))
+    return found
+
+
+def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """The values at positions, as a tuple."""
+    if len(positions) == 1:
+        return lambda values: (values[positions[0]],)
+    return itemgetter(*positions)
+
+
+def on_gpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor], gpu: Device) -> Quick:
+    """Addresses: of the inputs, of the outputs, and inside one block of memory for everything else."""
+    import torch
+
+    offsets, total = arena(ready.plan, ready.dims, ready.fixed)
+    steps, starts = _steps(learned, (*ready.names, *ready.outputs, *offsets)), list(offsets.values())
+    sizes = [(size, getattr(torch, dtype)) for size, dtype in ready.outputs.values()]
+    device, index, empty, byte = inputs[0].device, inputs[0].get_device(), torch.empty, torch.uint8
+    current, stream_of, watched = gpu.current, gpu.stream, gpu.watched
+
+    def placed(addresses: list[int]) -> Placed:
+        outputs = [empty(size, dtype=dtype, device=device) for size, dtype in sizes]
+        addresses += [x.data_ptr() for x in outputs]
+        if not total:
+            return outputs, addresses, None
+        block = empty(total, dtype=byte, device=device)
+        base = block.data_ptr()
+        addresses += [base + start for start in starts]
+        return outputs, addresses, block
+
+    def run(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+        addresses, bits = [x.data_ptr() for x in tensors], 0
+        for address in addresses:
+            bits |= address
+        if bits & _ODD or watched():
+            return None
+        if current() != index:
+            with torch.cuda.device(index):
+                return run(tensors)
+        outputs, addresses, _block = placed(addresses)
+        stream = stream_of(index)
+        for pick, again in steps:
+            again(pick(addresses), stream)
+        return outputs
+
+    return Quick(run, steps, lambda tensors: placed([x.data_ptr() for x in tensors]))
+
+
+def on_cpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor]) -> Quick:
+    """Flat views of the inputs and the outputs, and flat tensors for everything else; bfloat16 as its bits."""
+    import torch
+
+    own = _unseen(ready)
+    steps = _steps(learned, (*ready.names, *ready.outputs, *own))
+    sizes = [(size, getattr(torch, dtype)) for size, dtype in ready.outputs.values()]
+    made = [(prod(size), torch.int16 if dtype == "bfloat16" else getattr(torch, dtype)) for size, dtype in own.values()]
+    extents = [(1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)),) for x in inputs]
+    half, empty, bits = torch.bfloat16, torch.empty, torch.int16
+
+    def place(tensors: Sequence[Tensor]) -> Placed:
+        outputs = [empty(size, dtype=dtype) for size, dtype in sizes]
+        flat = [x.detach().as_strided(n, (1,)) for x, n in zip(tensors, extents, strict=True)]
+        flat += [x.view(-1) for x in outputs]
+        flat = [x.view(bits) if x.dtype is half else x for x in flat]
+        flat += [empty(n, dtype=dtype) for n, dtype in made]
+        return outputs, flat, None
+
+    def run(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+        outputs, flat, _ = place(tensors)
+        for pick, again in steps:
+            again(pick(flat), 0)
+        return outputs
+
+    return Quick(run, steps, place)
+
+
+def _unseen(ready: Ready) -> Mapping[str, tuple[Sequence[int], str]]:
+    """Shape and dtype of temporaries by name and of scratch by ``kernel/name``."""
+    own = {b.name: (b.size(ready.dims), b.dtype) for b in ready.plan.buffers if b.role == "temporary"}
+    scratch = {f"{k}/{name}": (shape, d) for k, fixed in ready.fixed.items() for name, shape, d in fixed.scratch}
+    return {**own, **scratch}

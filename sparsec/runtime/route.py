@@ -1,0 +1,44 @@
+"""Which way a call goes: straight to the kernels, through autograd, or through the operator that tracing can see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
+"""The classes of tensors that hold nothing but data; others (fake, functional, wrapped) go through the operator."""
+
+_modes = torch._C._len_torch_dispatch_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+_casting = torch._C._is_any_autocast_enabled
+_gradients = torch.is_grad_enabled
+_compiling = torch.compiler.is_compiling
+
+
+def traced(tensors: Sequence[Tensor]) -> bool:
+    """Whether somebody records or transforms this call instead of merely making it."""
+    if _compiling() or _modes() or _transform() is not None:
+        return True
+    return not PLAIN.issuperset([x.__class__ for x in tensors])
+
+
+def differentiated(tensors: Sequence[Tensor]) -> bool:
+    """Whether this call has to remember what its gradients need."""
+    if _gradients():
+        for x in tensors:
+            if x.requires_grad:
+                return True
+    return False
+
+
+def autocast(tensors: Sequence[Tensor], floats: Sequence[bool]) -> Sequence[Tensor]:
+    """The tensors in the dtype of the autocast that is on for their device, where the declaration says "float"."""
+    if not (_compiling() or _casting()) or not tensors:
+        return tensors
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) if cast else x for x, cast in zip(tensors, floats, strict=True)]

@@ -1,0 +1,123 @@
+"""Gradients of a compiled variant: a thin autograd function around two plans, and two operators for who traces it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sparsec.plan.sizes import static_names
+from sparsec.runtime import bind, route
+from sparsec.runtime.joint import Joint, joint
+from sparsec.runtime.shapes import dims_of, empties
+
+if TYPE_CHECKING:
+    from sparsec.runtime.compiled import Compiled
+
+
+class Training:
+    """What a compiled variant needs beside its forward plan; made when a gradient is first required."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        from sparsec.runtime.operator import register_halves
+
+        self.compiled, self.parameters = compiled, compiled.graph.parameters
+        self.static = static_names(self.parameters)
+        self.dims = (*sorted({str(d.value) for n in self.parameters for d in n.shape if d.head == "var"}), "q_offset")
+        self.operators = register_halves(compiled)
+        self._joints: dict[tuple[object, ...], Joint] = {}
+
+    def forward(self, tensors: Sequence[Tensor], q_offset: int | None = None) -> Sequence[Tensor]:
+        """The variant's outputs, which remember how they came about. Raises PlanError where there is no backward."""
+        outputs: tuple[Tensor, ...] = _Attention.apply(self, q_offset, *tensors)  # type: ignore[no-untyped-call]
+        return outputs
+
+    def joint(self, dims: Mapping[str, Any], dtype: str, wrt: Sequence[str]) -> Joint:
+        """The halves for gradients of the inputs ``wrt``, for the heads and head dims among ``dims``."""
+        static = {n: int(dims[n]) for n in sorted(self.static) if n in dims}
+        key = (dtype, tuple(wrt), *static.values())
+        if key not in self._joints:
+            self._joints[key] = joint(self.compiled.graph, wrt, static, dtype)
+        return self._joints[key]
+
+    def run_forward(self, tensors: Sequence[Tensor], q_offset: int | None, wrt: Sequence[str]) -> Sequence[Tensor]:
+        """The variant's outputs, then what is saved."""
+        return self.compiled.ready(tensors, q_offset, tuple(wrt))(tensors)
+
+    def run_backward(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor], dims: Sequence[int], dtype: str, wrt: Sequence[str]
+    ) -> list[Tensor]:
+        """The gradients that are not zero, in order, from what the forward kept and the gradients of its outputs."""
+        named = dict(zip(self.dims, dims, strict=True))
+        halves = self.joint(named, dtype, wrt)
+        tensors = [*kept, *(x if _dense(x) else x.contiguous() for x in cotangents)]
+        key = (*dims, *wrt, *[(x.shape, x.stride(), x.dtype, x.device) for x in tensors])
+        ready = self.compiled.backward(key, halves.split.backward, named, halves.names)
+        made = dict(zip(ready.outputs, ready(tensors), strict=True)) | dict(zip(halves.names, tensors, strict=True))
+        return [made[name] for name in halves.gradients.values() if name is not None]
+
+    def bound(self, tensors: Sequence[Tensor], q_offset: Any) -> list[Any]:
+        """The sizes of ``dims`` in a call, which tracing may keep symbolic."""
+        found = dims_of(self.parameters, tensors)
+        found["q_offset"] = self.compiled.lengths.offset(found) if q_offset is None else q_offset
+        return [found[name] for name in self.dims]
+
+    def fake_forward(self, tensors: Sequence[Tensor], wrt: Sequence[str]) -> list[Tensor]:
+        """Empty results of the forward half."""
+        dims = dims_of(self.parameters, tensors)
+        plan = self.joint(dims, bind.float_dtype(self.compiled.variant, tensors), wrt).split.forward
+        return empties(plan, dict.fromkeys(plan.outputs), dims, tensors[0])
+
+    def fake_backward(
+        self, cotangents: Sequence[Tensor], dims: Sequence[Any], dtype: str, wrt: Sequence[str]
+    ) -> list[Tensor]:
+        """Empty gradients."""
+        named = dict(zip(self.dims, dims, strict=True))
+        halves = self.joint(named, dtype, wrt)
+        wanted = [name for name in halves.gradients.values() if name is not None]
+        return empties(halves.split.backward, wanted, named, cotangents[0])
+
+
+class _Attention(torch.autograd.Function):
+    """Outputs of the forward half; the backward half once their gradients are there."""
+
+    @staticmethod
+    def forward(ctx: Any, training: Training, q_offset: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        names = training.compiled.variant.inputs
+        wrt = [name for name, wanted in zip(names, ctx.needs_input_grad[2:], strict=True) if wanted]
+        dims, dtype = training.bound(tensors, q_offset), bind.float_dtype(training.compiled.variant, tensors)
+        if route.traced(tensors):
+            results = training.operators[0](list(tensors), q_offset, ",".join(wrt))
+        else:
+            results = training.run_forward(tensors, q_offset, wrt)
+        halves = training.joint(dict(zip(training.dims, dims, strict=True)), dtype, wrt)
+        kept = [tensors[n] for n in halves.kept_inputs] + [results[n] for n in halves.kept_results]
+        ctx.save_for_backward(*kept)
+        ctx.training, ctx.dims, ctx.wrt, ctx.halves = training, dims, wrt, halves
+        outputs = tuple(results[: halves.outputs])
+        ctx.mark_non_differentiable(*(x for n, x in enumerate(outputs) if n not in halves.differentiable))
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        training, halves, kept = ctx.training, ctx.halves, ctx.saved_tensors
+        cotangents = [grads[n] for n in halves.cotangents]
+        found: Sequence[Tensor] = []
+        if any(name is not None for name in halves.gradients.values()):
+            if route.traced([*kept, *cotangents]):
+                made = training.operators[1](list(kept), cotangents, ctx.dims, halves.dtype, ",".join(ctx.wrt))
+            else:
+                made = training.run_backward(kept, cotangents, ctx.dims, halves.dtype, ctx.wrt)
+            found = made
+        left = iter(found)
+        by_name = {name: None if b is None else next(left) for name, b in halves.gradients.items()}
+        return None, None, *(by_name.get(name) for name in training.compiled.variant.inputs)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether a kernel can read it as it is: the last dimension dense, none repeated."""
+    return not x.numel() or (x.stride(-1) == 1 and all(s or n == 1 for n, s in zip(x.shape, x.stride(), strict=True)))

@@ -1,0 +1,175 @@
+"""The quick way of a repeated call gives what the slow way gives, and touches nothing that it should not."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsec.backends.triton.again import Box, again
+from sparsec.benchmarks.overhead import CASES, bare, prepared, seconds
+from sparsec.frontends.preset import preset
+from sparsec.ir.error import InputError
+from sparsec.runtime.arena import STEP, placed
+from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.inputs import inputs
+from sparsec.runtime.quick import Device, Learned, on_gpu
+from sparsec.runtime.ready import Ready
+from sparsec.testing.whole_case import WholeCase, on
+from sparsec.tile.interpreter import interpret
+from sparsec.tile.language import Program
+
+NAMES = ["streaming", "msa-random-alone", "hsa-window", "nsa", "moba", "alibi-lse"]
+GPU = Device(current=lambda: -1, stream=lambda index: 0, watched=lambda: False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_second_call_gives_the_same_bits(name: str, dtype: str) -> None:
+    compiled, first = compile(on(name, "cpu").variant, "cpu"), WholeCase(name, dtype=dtype).inputs()
+    tensors = [first[n] for n in compiled.variant.inputs]
+    slow = compiled.ready(tensors).run(first)
+    for _ in range(3):
+        outputs = compiled.forward(tensors)
+        assert compiled.ready(tensors).quick is not None
+        plan = compiled.ready(tensors).plan
+        assert all(torch.equal(slow[n], x) for n, x in zip(plan.outputs, outputs, strict=True))
+
+
+def tensor_at(address: int, like: Tensor) -> Tensor:
+    """A tensor on memory that is known by its address."""
+    count = 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True))
+    memory = (ctypes.c_char * (count * like.element_size())).from_address(address)
+    return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
+
+
+def interpreted(compiled: Compiled, ready: Ready, given_: dict[str, Tensor]) -> Learned:
+    """Launches that take addresses, as a GPU's do, and run the tile interpreter on what lies there."""
+    buffers, found = ready.run(given_), []
+
+    def launch(
+        program: Program, likes: list[Tensor], params: dict[str, int], pointers: Sequence[int], stream: int
+    ) -> None:
+        named = zip(program.tensors, pointers, likes, strict=True)
+        interpret(program, {t.name: tensor_at(p, like) for t, p, like in named}, params)
+
+    for kernel in (compiled.built(k, ready.dims) for k in ready.plan.kernels):
+        fixed, programs = ready.fixed[kernel.kernel.name], []
+        scratch = {n: torch.empty(shape, dtype=getattr(torch, d)) for n, shape, d in fixed.scratch}
+        for step in kernel.lowered.steps:
+            names = tuple(t.name for t in step.program.tensors)
+            likes = [{**buffers, **scratch}[n] for n in names]
+            programs.append((names, partial(launch, step.program, likes, fixed.params)))
+        found.append((kernel.kernel.name, programs))
+    return found
+
+
+@pytest.mark.parametrize("name", ["hsa-window", "nsa", "moba", "alibi-lse"])
+def test_addresses_in_one_block(name: str) -> None:
+    """What a GPU's quick way does with addresses and with memory that is used again, on the CPU's memory."""
+    compiled, given_ = compile(on(name, "interpreter").variant, "interpreter"), WholeCase(name).inputs()
+    tensors = [given_[n] for n in compiled.variant.inputs]
+    ready = compiled.ready(tensors)
+    quick = on_gpu(ready, interpreted(compiled, ready, given_), tensors, GPU)
+    outputs, slow = quick.run(tensors), ready.run(given_)
+    assert outputs is not None
+    assert all(torch.equal(slow[n], x) for n, x in zip(ready.outputs, outputs, strict=True))
+
+
+def test_an_odd_address_goes_the_slow_way() -> None:
+    compiled, given_ = on("streaming", "interpreter"), WholeCase("streaming").inputs()
+    tensors = [given_[n] for n in compiled.variant.inputs]
+    quick = on_gpu(compiled.ready(tensors), [], tensors, GPU)
+    assert quick.run(tensors) is not None
+    moved = torch.empty(tensors[0].numel() + 1)[1:].view(tensors[0].shape)
+    assert quick.run([moved, *tensors[1:]]) is None
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=3),
+        st.tuples(st.integers(0, 5).map(STEP.__mul__), st.tuples(st.integers(0, 6), st.integers(0, 6)).map(sorted)),
+    )
+)
+def test_what_is_alive_at_once_lies_apart(drawn: dict[str, tuple[int, list[int]]]) -> None:
+    needs = {name: (size, (life[0], life[1])) for name, (size, life) in drawn.items()}
+    offsets, total = placed(needs)
+    assert offsets.keys() == needs.keys() and total <= sum(size for size, _ in needs.values())
+    for a, (size, (first, last)) in needs.items():
+        assert offsets[a] + size <= total and offsets[a] % STEP == 0
+        for b, (other, (begin, end)) in needs.items():
+            if a != b and first <= end and begin <= last:
+                assert offsets[a] + size <= offsets[b] or offsets[b] + other <= offsets[a]
+
+
+def test_what_is_never_alive_at_once_shares_its_place() -> None:
+    assert placed({"a": (512, (0, 1)), "b": (512, (2, 3)), "c": (256, (1, 2))})[1] == 768
+
+
+def test_triton_is_launched_with_new_addresses_and_old_everything_else() -> None:
+    calls: list[tuple[object, ...]] = []
+    compiled = SimpleNamespace(run=lambda *args: calls.append(args), function=7, packed_metadata="meta")
+    base = torch.zeros(4, dtype=torch.bfloat16)
+    example = SimpleNamespace(base=base, shape=[4], strides=[1])
+    run = again(compiled, (3, 2), [64, 128], [Box(1, example)])
+    run([16, 32], 99)
+    run([48, 32], 99)
+    run([48, 64], 99)
+    assert [c[:9] for c in calls] == [(3, 2, 1, 99, 7, "meta", None, None, None)] * 3
+    assert [c[9:13] for c in calls] == [(16, 32, 64, 128), (48, 32, 64, 128), (48, 64, 64, 128)]
+    boxes: list[Any] = [c[13] for c in calls]
+    assert boxes[0] is boxes[1] and [b.base.data_ptr() for b in boxes] == [32, 32, 64]
+    assert boxes[0].base.dtype is torch.bfloat16 and example.base is base
+
+
+def test_given_indices_are_looked_at_again_only_once_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Tensor] = []
+    compiled, given_ = on("nsa-given", "interpreter"), WholeCase("nsa-given").inputs()
+    real = torch.aminmax
+
+    def looking(x: Tensor) -> object:
+        looks.append(x)
+        return real(x)
+
+    monkeypatch.setattr(torch, "aminmax", looking)
+    for _ in range(3):
+        compiled(None, **given_)
+    assert len(looks) == 1
+    given_["indices"][0, 0, 0, 0] = 99
+    with pytest.raises(InputError, match="value 99"):
+        compiled(None, **given_)
+    given_["indices"][0, 0, 0, 0] = 0
+    compiled(None, **given_)
+    assert len(looks) == 3
+
+
+def test_a_schedule_set_by_hand_is_used_at_once() -> None:
+    compiled, given_ = compile(preset("streaming", window=4), "interpreter"), WholeCase("streaming").inputs()
+    compiled(None, **given_)
+    (kernel,) = compiled.ready(list(given_.values())).plan.kernels
+    schedule = compiled.schedule(kernel, {})
+    others = [rows for rows in (16, 32, 64) if rows != schedule.rows]
+    for rows in others:
+        compiled.schedules[kernel.name] = replace(schedule, rows=rows)
+        compiled(None, **given_)
+    assert compiled.builds == 1 + len(others)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_call_costs_little_beyond_its_launches(name: str) -> None:
+    """A guard against slips of the quick way, four times what was measured."""
+    compiled = compile(preset(name, **CASES[name]), "cpu")
+    given_ = inputs(compiled.variant, T=64, H=4, HKV=1, D=64, DV=64)
+    with torch.no_grad():
+        _, quick = prepared(compiled, given_)
+        over = seconds(lambda: compiled(None, **given_)) - seconds(bare(quick, given_, 0))
+    assert over < 50e-6
