@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sparsec.benchmarks.gradients import GradientReferee
 from sparsec.benchmarks.hardware import hardware
 from sparsec.benchmarks.registry import CASES, cases_named, cases_on
 from sparsec.benchmarks.run import time_forms
@@ -28,7 +29,8 @@ def main() -> None:
         started = time.perf_counter()
         with torch.no_grad():
             inputs = case.inputs()
-            times = time_forms(case, inputs, Referee(case, inputs), arguments.skip)
+            gradients = GradientReferee(case, inputs) if case.train else None
+            times = time_forms(case, inputs, Referee(case, inputs), arguments.skip, gradients=gradients)
         seconds = round(time.perf_counter() - started, 1)
         rows[case.name] = {"forms": {name: asdict(t) for name, t in times.items()}, "seconds": seconds}
         if arguments.json:

@@ -17,7 +17,12 @@ Knobs = Mapping[str, int | float | str]
 
 @dataclass(frozen=True)
 class Case:
-    """What every case has. `span` makes the queries that select alike between neighbours (1: independent)."""
+    """What every case has.
+
+    Attributes:
+        span: makes the queries that select alike between neighbours (1: independent).
+        train: one forward and one backward, for gradients of q, k and v.
+    """
 
     name: str
     B: int
@@ -28,6 +33,7 @@ class Case:
     device: str = field(default="cuda", kw_only=True)
     dtype: torch.dtype = field(default=torch.bfloat16, kw_only=True)
     span: int = field(default=1, kw_only=True)
+    train: bool = field(default=False, kw_only=True)
 
     preset = "full"
 
@@ -48,8 +54,9 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Useful floating-point operations of the attention itself."""
-        return 4 * self.B * self.H * self.D * self.T * min(self.attended, self.T)
+        """Useful floating-point operations of the attention itself: two products, and five more backward."""
+        product = 2 * self.B * self.H * self.D * self.T * min(self.attended, self.T)
+        return product * (7 if self.train else 2)
 
     @property
     def least_bytes(self) -> int:

@@ -41,17 +41,20 @@ def truth(case: Case, inputs: Inputs, rows: Tensor) -> Truth:
 
 def _batch(case: Case, inputs: Inputs, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Output and decided rows of one batch entry, head by head so that dense scores stay small."""
-    heads = [_head(case, {name: _of_head(case, name, x, h) for name, x in inputs.items()}, rows) for h in range(case.H)]
+    heads = [
+        head_output(case, {name: of_head(case, name, x, h) for name, x in inputs.items()}, rows) for h in range(case.H)
+    ]
     return torch.stack([o for o, _ in heads], 1), torch.stack([d for _, d in heads], 1)
 
 
-def _of_head(case: Case, name: str, tensor: Tensor, h: int) -> Tensor:
+def of_head(case: Case, name: str, tensor: Tensor, h: int) -> Tensor:
     """One head's slice: queries have H heads, everything else HKV."""
     picked = tensor[:, h if name == "q" else h // case.group]
     return picked.double() if picked.is_floating_point() else picked.long()
 
 
-def _head(case: Case, x: Inputs, rows: Tensor) -> tuple[Tensor, Tensor]:
+def head_output(case: Case, x: Inputs, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """One head's output at some rows in fp64, and which rows no near tie leaves open."""
     scores = x["q"][rows] @ x["k"].T / math.sqrt(case.D)
     decided = torch.ones_like(rows, dtype=torch.bool)
     match case:

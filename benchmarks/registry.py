@@ -1,5 +1,7 @@
 """The named cases. Shapes and random draws of window and selected are those of the published peer figures."""
 
+from dataclasses import replace
+
 import torch
 
 from sparsec.benchmarks.cases import Case, HsaCase, MobaCase, SelectedCase, WindowCase
@@ -30,7 +32,11 @@ _CASES: tuple[Case, ...] = (
     WindowCase("window_cpu", 1, 8, 8, 4096, 64, 512, 64, device="cpu", dtype=torch.float32),
 )
 
+_TRAINED = ("window", *(case.name for case in _selected()))
+"""The cases with a row for one forward and one backward, named after them."""
+
 CASES: dict[str, Case] = {case.name: case for case in _CASES}
+CASES |= {f"{name}_train": replace(CASES[name], name=f"{name}_train", train=True) for name in _TRAINED}
 
 
 def cases_named(names: list[str] | tuple[str, ...]) -> list[Case]:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from sparsec.benchmarks.cases import Case, Inputs
+from sparsec.benchmarks.gradients import GradientReferee
 from sparsec.benchmarks.hardware import Record, hardware
 from sparsec.benchmarks.peers.form import Compiler, Form, Run, compile_static
 from sparsec.benchmarks.peers.table import forms_for
 from sparsec.benchmarks.registry import cases_named
+from sparsec.benchmarks.step import Step
 from sparsec.benchmarks.timing import Pair, clock_for, peak_bytes, time_pair
 from sparsec.benchmarks.verdict import Referee, Verdict
 
@@ -35,7 +37,11 @@ class FormTime:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One case, checked and timed. `peer` is the fastest form; a ratio is its time over ours."""
+    """One case, checked and timed. `peer` is the fastest form; a ratio is its time over ours.
+
+    Attributes:
+        gradient_errors: of ours, by input; empty where the case has no backward.
+    """
 
     case: str
     shape: dict[str, object]
@@ -46,6 +52,7 @@ class Row:
     verdict: Verdict
     forms: dict[str, FormTime]
     hardware: Record
+    gradient_errors: dict[str, float]
 
 
 def run_cases(
@@ -73,12 +80,14 @@ def _run_case(
 ) -> Row | None:
     inputs = case.inputs()
     referee, run = Referee(case, inputs), ours(case, inputs)
+    gradients = GradientReferee(case, inputs) if case.train else None
     verdict = check(case, inputs, run()) if check else referee(run())
-    if not verdict.passed:
-        report(f"{case.name}: refused, {verdict.reason}")
+    errors, wrong = gradients(run) if gradients and isinstance(run, Step) else ({}, "")
+    if not verdict.passed or wrong:
+        report(f"{case.name}: refused, {'; '.join(r for r in (verdict.reason, wrong) if r)}")
         return None
     runs: dict[str, Run] = {}
-    forms = time_forms(case, inputs, referee, skip, compiler, report, runs)
+    forms = time_forms(case, inputs, referee, skip, compiler, report, runs, gradients)
     if not runs:
         report(f"{case.name}: no form of a peer runs here")
         return None
@@ -86,7 +95,7 @@ def _run_case(
     pair = time_pair(run, runs[fastest], rounds, case.device)
     report(f"{case.name}: {pair.ours_ms:.3f} ms, {fastest} {pair.peer_ms:.3f} ms, ratio {pair.ratio:.2f}")
     tflops, peak = case.flops / pair.ours_ms / 1e9, peak_bytes(run, case.device)
-    return Row(case.name, _shape(case), fastest, pair, tflops, peak, verdict, forms, hardware(case.device))
+    return Row(case.name, _shape(case), fastest, pair, tflops, peak, verdict, forms, hardware(case.device), errors)
 
 
 def time_forms(
@@ -97,6 +106,7 @@ def time_forms(
     compiler: Compiler = compile_static,
     report: Report = print,
     runs: dict[str, Run] | None = None,
+    gradients: GradientReferee | None = None,
 ) -> dict[str, FormTime]:
     """Every form of the case's peer, checked, then timed; a form that cannot run or is wrong says why.
 
@@ -107,20 +117,29 @@ def time_forms(
     kept = {} if runs is None else runs
     for form in forms_for(case):
         if str(form) not in skip:
-            times[str(form)] = time = _time_form(case, inputs, form, referee, compiler, kept)
+            times[str(form)] = time = _time_form(case, inputs, form, (referee, gradients), compiler, kept)
             figure = f"{time.ms:.3f} ms, error {time.error:.1e}" if time.ms else f"refused, {time.refused}"
             report(f"{case.name}: {form} {figure}")
     return times
 
 
 def _time_form(
-    case: Case, inputs: Inputs, form: Form, referee: Referee, compiler: Compiler, kept: dict[str, Run]
+    case: Case,
+    inputs: Inputs,
+    form: Form,
+    referees: tuple[Referee, GradientReferee | None],
+    compiler: Compiler,
+    kept: dict[str, Run],
 ) -> FormTime:
+    referee, gradients = referees
     try:
         run = form.build(case, inputs, compiler)
         verdict = referee(run(), PEER_SLACK)
         if not verdict.passed:
             return FormTime(error=verdict.error, refused=verdict.reason)
+        wrong = gradients(run, PEER_SLACK)[1] if gradients and isinstance(run, Step) else ""
+        if wrong:
+            return FormTime(error=verdict.error, refused=wrong)
         peak = peak_bytes(run, case.device)
         time = FormTime(clock_for(case.device)(run, 100, 400), peak, verdict.error)
     except Exception as error:  # a peer that cannot run here is a result, not a crash

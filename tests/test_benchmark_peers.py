@@ -1,18 +1,21 @@
 """Every composition a figure is compared with computes the right thing, against plain fp64, at small sizes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from sparsec.benchmarks.cases import Case, HsaCase, Inputs, MobaCase, SelectedCase, WindowCase
+from sparsec.benchmarks.gradients import GradientReferee, gradients
 from sparsec.benchmarks.peers.flex_lookup import block_lists
 from sparsec.benchmarks.peers.form import Form, Run, eager
 from sparsec.benchmarks.peers.table import forms_for
-from sparsec.benchmarks.reference import truth
+from sparsec.benchmarks.reference import head_output, of_head, truth
 from sparsec.benchmarks.registry import CASES, cases_named
 from sparsec.benchmarks.run import run_cases, write_rows
+from sparsec.benchmarks.step import Step, leaves_of
 from sparsec.benchmarks.verdict import Referee
 
 torch.set_num_threads(2)
@@ -107,3 +110,64 @@ def test_a_wrong_result_gets_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_case_is_named() -> None:
     with pytest.raises(ValueError, match="no benchmark case named 'windw'; there are window,"):
         cases_named(["windw"])
+
+
+TRAINED = [replace(case, name=f"{case.name}_train", train=True) for case in (WINDOW, SELECTED)]
+
+
+def test_reference_gradients_are_those_of_dense_attention() -> None:
+    x, grad = SELECTED.inputs(seed=5), torch.zeros(2, 192, 4, 16)
+    rows = torch.tensor([3, 90, 191])
+    grad[:, rows] = torch.randn(2, 3, 4, 16)
+    found = gradients(SELECTED, x, rows, grad)
+    leaves = {name: x[name].double().requires_grad_() for name in ("q", "k", "v")}
+    whole = {**x, **leaves}
+    total = torch.zeros((), dtype=torch.float64)
+    for h in range(4):
+        allowed = torch.zeros(192, 193, dtype=torch.bool)
+        lists = x["indices"][0, :, h // 2]
+        keys = (lists[..., None] * 16 + torch.arange(16)).masked_fill(lists[..., None] < 0, 192).flatten(1)
+        allowed = allowed.scatter_(1, keys, True)[:, :192].tril()
+        total = total + (_dense(whole, allowed, h, 2) * grad[0, :, h].double()).sum()
+    total.backward()
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        torch.testing.assert_close(found[name][0], leaf.grad[0])
+
+
+def _dense_step(case: Case, inputs: Inputs, _compiler: object = None, factor: float = 1.0) -> Run:
+    """A training step from dense scores, head by head."""
+    leaves = leaves_of(case, inputs)
+
+    def forward() -> torch.Tensor:
+        pairs = [(b, h) for b in range(case.B) for h in range(case.H)]
+        heads = [head_output(case, _slices(case, inputs | leaves, b, h), torch.arange(case.T))[0] for b, h in pairs]
+        out: torch.Tensor = torch.stack(heads).unflatten(0, (case.B, case.H)).transpose(1, 2).float() * factor
+        return out
+
+    return Step(case, forward, leaves)
+
+
+def _slices(case: Case, inputs: Inputs, b: int, h: int) -> Inputs:
+    return {name: of_head(case, name, x[b], h) for name, x in inputs.items()}
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=lambda case: case.name)
+def test_wrong_gradients_are_refused(case: Case) -> None:
+    inputs = case.inputs()
+    right, scaled = _dense_step(case, inputs), _dense_step(case, inputs, factor=1.01)
+    assert isinstance(right, Step) and isinstance(scaled, Step)
+    referee = GradientReferee(case, inputs)
+    assert referee(right)[1] == ""
+    assert "gradient of q: error 1.0" in referee(scaled)[1]
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=lambda case: case.name)
+def test_a_training_row_has_checked_gradients_on_both_sides(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CASES, case.name, case)
+    monkeypatch.setattr("sparsec.benchmarks.run.forms_for", lambda _: [Form("dense", "eager", _dense_step)])
+    (row,) = run_cases([case.name], _dense_step, rounds=1, report=lambda text: None)
+    assert set(row.gradient_errors) == {"q", "k", "v"} and all(0 < e < 1e-5 for e in row.gradient_errors.values())
+    wrong = [Form("dense", "scaled", lambda c, x, _: _dense_step(c, x, factor=1.0001))]
+    monkeypatch.setattr("sparsec.benchmarks.run.forms_for", lambda _: wrong)
+    assert run_cases([case.name], _dense_step, rounds=1, report=lambda text: None) == []

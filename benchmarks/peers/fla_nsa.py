@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparsec.benchmarks.cases import Case, Inputs, SelectedCase
 from sparsec.benchmarks.peers.form import Compiler, Form, Run
+from sparsec.benchmarks.step import Step, leaves_of
 
 
 def forms(_case: SelectedCase) -> list[Form]:
@@ -21,22 +22,24 @@ def _module() -> Any:
 def _public(case: Case, inputs: Inputs, _compiler: Compiler) -> Run:
     assert isinstance(case, SelectedCase)
     nsa, indices = _module().parallel_nsa, inputs["indices"].long()
-    q, k, v = (inputs[name] for name in "qkv")
+    leaves = leaves_of(case, inputs)
+    q, k, v = leaves.values()
 
     def run() -> Tensor:
         out: Tensor = nsa(q, k, v, block_indices=indices, block_counts=case.slots, block_size=case.block)
         return out
 
-    return run
+    return Step(case, run, leaves) if case.train else run
 
 
 def _branch(case: Case, inputs: Inputs, _compiler: Compiler) -> Run:
     assert isinstance(case, SelectedCase)
     attend, indices = _module().ParallelNSAFunction.apply, inputs["indices"].long()
-    q, k, v = (inputs[name] for name in "qkv")
+    leaves = leaves_of(case, inputs)
+    q, k, v = leaves.values()
 
     def run() -> Tensor:
         out: Tensor = attend(q, k, v, indices, case.slots, case.block, case.D**-0.5, None)
         return out
 
-    return run
+    return Step(case, run, leaves) if case.train else run

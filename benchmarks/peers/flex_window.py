@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from sparsec.benchmarks.cases import Case, Inputs, WindowCase
 from sparsec.benchmarks.peers.form import Compiler, Form, Run
+from sparsec.benchmarks.step import Step, leaves_of
 
 
 def forms(case: WindowCase) -> list[Form]:
@@ -21,15 +22,15 @@ def forms(case: WindowCase) -> list[Form]:
 def _form(name: str, block: int = 128, kernel: dict[str, Any] | None = None, mode: str = "default") -> Form:
     def build(case: Case, inputs: Inputs, compiler: Compiler) -> Run:
         assert isinstance(case, WindowCase)
-        q, k, v = (inputs[x].transpose(1, 2).contiguous() for x in "qkv")
+        leaves = leaves_of(case, inputs, heads_first=True)
         call = compiler(flex_attention, mode=mode)
         options = {"block_mask": _mask(case, block), "enable_gqa": case.group > 1, "kernel_options": kernel}
 
-        def run() -> Tensor:
-            out: Tensor = call(q, k, v, **options)
-            return out.transpose(1, 2)
+        def forward() -> Tensor:
+            out: Tensor = call(*leaves.values(), **options)
+            return out
 
-        return run
+        return Step(case, forward, leaves, heads_first=True) if case.train else lambda: forward().transpose(1, 2)
 
     return Form("flex", name, build)
 

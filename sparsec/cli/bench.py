@@ -59,6 +59,7 @@ def bench(
 def ours(case: Case, inputs: dict[str, Tensor], trials: int) -> Callable[[], Tensor]:
     """The case's variant compiled on the case's device, tuned if asked: a call without arguments."""
     from sparsec.autotune import tune
+    from sparsec.benchmarks.step import Step, leaves_of
     from sparsec.frontends.preset import preset
     from sparsec.runtime.compiled import compile
 
@@ -66,10 +67,12 @@ def ours(case: Case, inputs: dict[str, Tensor], trials: int) -> Callable[[], Ten
     compiled = compile(preset(case.preset, **knobs), "cuda" if case.device == "cuda" else "cpu")
     if trials:
         tune(compiled, inputs, trials=trials)
+    leaves = leaves_of(case, inputs) if case.train else {}
+    given = inputs | leaves
 
     def run() -> Tensor:
-        result = compiled(None, **inputs)
+        result = compiled(None, **given)
         assert not isinstance(result, tuple), "cases have one output"
         return result
 
-    return run
+    return Step(case, run, leaves) if case.train else run

@@ -1,0 +1,58 @@
+"""One forward and one backward of a case, the unit that training rows time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from sparsec.benchmarks.cases import Case, Inputs
+from sparsec.benchmarks.draws import normal
+
+LEARNED = ("q", "k", "v")
+"""What training rows differentiate by."""
+
+
+class Step:
+    """A call gives the output ``[B,T,H,D]`` after gradients for q, k and v were computed too.
+
+    Args:
+        forward: gives the output in the form's own layout.
+        leaves: q, k and v in that layout, as the form holds them.
+        heads_first: whether that layout is ``[B,H,T,D]``.
+    """
+
+    def __init__(
+        self, case: Case, forward: Callable[[], Tensor], leaves: Mapping[str, Tensor], heads_first: bool = False
+    ) -> None:
+        self.forward, self.leaves, self.heads_first = forward, leaves, heads_first
+        shape = (case.B, case.T, case.H, case.D)
+        self.grad = self._own(normal(shape, case.dtype, case.generator(99)))
+
+    def __call__(self) -> Tensor:
+        out, _ = self._both(self.grad)
+        return self._common(out.detach())
+
+    def gradients(self, grad: Tensor) -> Inputs:
+        """The gradients of q, k and v ``[B,T,heads,D]`` under a gradient of the output ``[B,T,H,D]``."""
+        _, found = self._both(self._own(grad))
+        return {name: self._common(x) for name, x in zip(self.leaves, found, strict=True)}
+
+    def _both(self, grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.enable_grad():
+            out = self.forward()
+            return out, torch.autograd.grad(out, list(self.leaves.values()), grad)
+
+    def _own(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).contiguous() if self.heads_first else x
+
+    def _common(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2) if self.heads_first else x
+
+
+def leaves_of(case: Case, inputs: Inputs, heads_first: bool = False) -> Inputs:
+    """q, k and v as tensors of their own in a layout; leaves to differentiate by where the case trains."""
+    own = {name: inputs[name].transpose(1, 2) if heads_first else inputs[name] for name in LEARNED}
+    copies = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in own.items()}
+    return {name: x.requires_grad_(case.train) for name, x in copies.items()}
