@@ -44,7 +44,7 @@ class Admission:
                 return failure(error)
             sentence = self._wrong(position, case, written)
             if sentence is not None:
-                return Rejection("wrong result", f"at {_size(case)}: {sentence}")
+                return Rejection("wrong result", f"at {case.size}: {sentence}")
         return None
 
     def run(self, built: BuiltKernel, case: Case) -> dict[str, Tensor]:
@@ -61,7 +61,8 @@ class Admission:
     def _wrong(self, position: int, case: Case, written: dict[str, Tensor]) -> str | None:
         whole_rows = not case.whole or len(self.cases) == 1
         if position not in self._truths:
-            rows = None if whole_rows else sampled_rows(case.dims, next(iter(written.values())).device)
+            queries, device = case.lengths.query_count(case.dims), next(iter(written.values())).device
+            rows = None if whole_rows else sampled_rows(queries, device)
             self._truths[position] = Truth(self.kernel, case.buffers, case.dims, rows)
         sentence = wrong(self._truths[position], written)
         if sentence is not None or whole_rows:
@@ -86,9 +87,8 @@ def poison(x: Tensor, whole: int) -> Tensor:
     return x.fill_(float("nan") if x.is_floating_point() else whole)
 
 
-def sampled_rows(dims: Mapping[str, int], device: torch.device) -> Tensor:
-    """Query rows for the check at full length: the first, the last, and some in between."""
-    queries = dims.get("TQ", dims.get("T", 1))
+def sampled_rows(queries: int, device: torch.device) -> Tensor:
+    """Some of so many query rows, for the check at full length: the first, the last, and some in between."""
     generator = torch.Generator().manual_seed(queries)
     between = torch.randint(0, queries, (SAMPLED - 16,), generator=generator)
     ends = torch.cat([torch.arange(8), torch.arange(queries - 8, queries)]).clamp(0, queries - 1)
@@ -105,7 +105,3 @@ def failure(error: Exception) -> Rejection:
         return Rejection("shared memory" if "shared memory" in text else "registers", reason(error))
     illegal = type(error).__name__ in ("LaunchError", "ScheduleError", "TileError")
     return Rejection("illegal" if illegal else "crash", reason(error))
-
-
-def _size(case: Case) -> str:
-    return ", ".join(f"{n} = {case.dims[n]}" for n in ("TQ", "TK", "T") if n in case.dims)

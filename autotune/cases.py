@@ -12,6 +12,7 @@ from sparsec.autotune.low_scores import with_low_scores
 from sparsec.autotune.space import Space
 from sparsec.ir.dims import value
 from sparsec.ir.error import InputError
+from sparsec.ir.lengths import Lengths, lengths
 from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant
 from sparsec.plan.plan import Kernel, Plan
@@ -20,7 +21,6 @@ from sparsec.runtime.compiled import Compiled
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr
 
-QUERIES, KEYS, BOTH = "TQ", "TK", "T"
 RAGGED = 17
 NEARLY_ALL = 0.7
 BATCH = 2
@@ -39,6 +39,12 @@ class Case:
     dims: Mapping[str, int]
     buffers: Mapping[str, Tensor]
     whole: bool
+    lengths: Lengths
+
+    @property
+    def size(self) -> str:
+        """The lengths in words."""
+        return ", ".join(f"{n} = {self.dims[n]}" for n in sorted(self.lengths.names, reverse=True))
 
 
 def cases(
@@ -49,6 +55,8 @@ def cases(
     Without low scores for a kernel that scores no keys, without a reduced case where that would be nearly the full one.
     """
     dims, _ = compiled.bind(inputs, q_offset)
+    known = lengths(compiled.variant)
+    tokens = Tokens(kernel, known, dims)
 
     def cut(length: int) -> Case | None:
         try:
@@ -56,12 +64,12 @@ def cases(
             small_dims, _ = compiled.bind(small, offset)
         except InputError:  # the declaration ties a length to something that cannot be cut
             return None
-        return Case(small_dims, compiled.run_plan(plan, small, small_dims), False)
+        return Case(small_dims, compiled.run_plan(plan, small, small_dims), False, known)
 
-    length = reach(kernel, space, dims)
-    reduced = cut(length) if length <= NEARLY_ALL * longest(dims) else None
-    full = Case(dims, compiled.run_plan(plan, inputs, dims), reduced is not None)
-    low = _with_low_scores(kernel, cut(_odd(min(edges(kernel, space, dims), longest(dims)))))
+    length = reach(tokens, space)
+    reduced = cut(length) if length <= NEARLY_ALL * tokens.longest else None
+    full = Case(dims, compiled.run_plan(plan, inputs, dims), reduced is not None, known)
+    low = _with_low_scores(kernel, cut(_odd(min(edges(tokens, space), tokens.longest))))
     return [case for case in (low, reduced, full) if case is not None]
 
 
@@ -75,48 +83,55 @@ def _odd(length: int) -> int:
     return (length - 1) | 1
 
 
-def longest(dims: Mapping[str, int]) -> int:
-    """The number of tokens, or of queries where that is more."""
-    return max(dims[n] for n in (QUERIES, KEYS, BOTH) if n in dims)
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """How a kernel's launch parameters follow from the lengths of a call."""
+
+    kernel: Kernel
+    lengths: Lengths
+    dims: Mapping[str, int]
+
+    @property
+    def longest(self) -> int:
+        """The number of tokens, or of queries where that is more."""
+        return self.lengths.longest(self.dims)
+
+    def per(self, name: str) -> int:
+        """How many tokens a unit of this launch parameter stands for; 0 where that length is fixed."""
+        expr, keys = dict(self.kernel.params)[name], self.lengths.key_names
+        size = int(evaluate(expr, self.dims))
+        halved = int(evaluate(expr, {n: d // 2 if n in keys else d for n, d in self.dims.items()}))
+        return 0 if size == halved else -(-self.longest // max(size, 1))
+
+    @property
+    def per_key(self) -> int:
+        """The most tokens that one row of a memory of this kernel stands for."""
+        return max((self.per(name) for name, _ in self.kernel.params if name not in _NO_LENGTHS), default=1)
 
 
-def edges(kernel: Kernel, space: Space, dims: Mapping[str, int]) -> int:
+_NO_LENGTHS = {"B", "TQ", "q_offset"}
+
+
+def edges(tokens: Tokens, space: Space) -> int:
     """A length at which every candidate has more than two tiles either way, the last of them ragged."""
     rows = max(space.schedule({"rows": text}).rows for text in _values(space, "rows"))
     block = max(space.schedule({"block": text}).block for text in _values(space, "block"))
-    return 2 * rows + 2 * block * _tokens_per_key(kernel, dims) + RAGGED
+    return 2 * rows + 2 * block * tokens.per_key + RAGGED
 
 
-def reach(kernel: Kernel, space: Space, dims: Mapping[str, int]) -> int:
+def reach(tokens: Tokens, space: Space) -> int:
     """A length at which every candidate has first, interior, boundary and ragged tiles."""
-    length = edges(kernel, space, dims)
-    spec, limit = kernel.spec, longest(dims)
-    length += max((n for n in _numbers(spec) if n < limit), default=0)
+    length, spec = edges(tokens, space), tokens.kernel.spec
+    length += max((n for n in _numbers(spec) if n < tokens.longest), default=0)
     if isinstance(spec, GatheredAttention):
         length += spec.chunk * (spec.slots + 2)
     if isinstance(spec, Selector):
-        length += _tokens_per(kernel, spec.block_length, dims) * (spec.slots + 2)
+        length += tokens.per(spec.block_length) * (spec.slots + 2)
     return length | 1
 
 
 def _values(space: Space, name: str) -> tuple[str, ...]:
     return space.choices.get(name) or (str(getattr(space.default, name)),)
-
-
-def _tokens_per_key(kernel: Kernel, dims: Mapping[str, int]) -> int:
-    """The most tokens that one row of a memory of this kernel stands for."""
-    return max((_tokens_per(kernel, name, dims) for name, _ in kernel.params if name not in _NO_LENGTHS), default=1)
-
-
-_NO_LENGTHS = {"B", QUERIES, "q_offset"}
-
-
-def _tokens_per(kernel: Kernel, name: str, dims: Mapping[str, int]) -> int:
-    """How many tokens a unit of this length stands for; 0 where the length is fixed."""
-    expr = dict(kernel.params)[name]
-    size = int(evaluate(expr, dims))
-    halved = int(evaluate(expr, {n: d // 2 if n in (KEYS, BOTH) else d for n, d in dims.items()}))
-    return 0 if size == halved else -(-longest(dims) // max(size, 1))
 
 
 def _numbers(part: object) -> Iterator[int]:
@@ -140,13 +155,15 @@ def shrunk(
     graph: Variant, inputs: Mapping[str, Tensor], dims: Mapping[str, int], length: int, q_offset: int | None
 ) -> tuple[dict[str, Tensor], int | None]:
     """The first tokens of the inputs, with lists cut to the chunks that are left, and where their queries begin."""
-    keys = min(length, dims.get(KEYS, dims.get(BOTH, length)))
-    less = {n: min(size, keys) if n in (QUERIES, KEYS, BOTH) else size for n, size in dims.items()}
+    known = lengths(graph)
+    whole = known.key_count(dims) if known.keys is not None else length
+    keys = min(length, whole)
+    less = {n: min(size, keys) if n in known.names else size for n, size in dims.items()}
     less["B"] = min(dims.get("B", 1), BATCH)
     small = {name: _cut(inputs[name], [value(d, less) for d in spec.shape]) for name, spec in graph.inputs.items()}
     for name, units in _list_limits(graph, less).items():
         small[name] = torch.where(small[name] >= units, -1, small[name])
-    lost = dims.get(KEYS, dims.get(BOTH, 0)) - keys
+    lost = whole - keys
     return small, None if q_offset is None else max(q_offset - lost, 0)
 
 

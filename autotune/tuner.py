@@ -119,7 +119,7 @@ class Tuning:
         from sparsec.autotune.study import Study
 
         configurations = self.space(kernel)
-        length, target = bucket(self.dims), self.compiled.target
+        length, target = bucket(self.compiled.lengths.longest(self.dims)), self.compiled.target
         key = record_key(kernel.spec, target, length)
         name = "-".join([kernel.name, key[:16], configurations.digest, _code(kernel, configurations.default, target)])
         last: list[Comparison] = []

@@ -13,7 +13,9 @@ from sparsec.ir.dims import bind, value
 from sparsec.ir.error import InputError
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
-from sparsec.ir.variant import Variant
+from sparsec.ir.variant import InputSpec, Variant
+
+DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def load(path: Path, variant: Variant, device: str = "cpu", dtype: torch.dtype =
         InputError: an input that is neither in the file nor made from it, or a shape that does not fit.
     """
     arrays = _read(path)
-    found = {name: _fit(variant, name, arrays[name]) for name in variant.inputs if name in arrays}
+    found = {name: _fit(name, spec, arrays[name]) for name, spec in variant.inputs.items() if name in arrays}
     notes = []
     for name, source in slot_sources(variant).items():
         if name not in found and source in found:
@@ -52,9 +54,14 @@ def load(path: Path, variant: Variant, device: str = "cpu", dtype: torch.dtype =
         raise InputError(
             ", ".join(lacking), "missing", rule, "add it to the file, or set the knobs that need no such input"
         )
-    tensors = {name: found[name].to(device, dtype) for name in variant.inputs}
+    tensors = {name: found[name].to(device, _dtype(spec, dtype)) for name, spec in variant.inputs.items()}
     bind(variant, {name: tuple(x.shape) for name, x in tensors.items()})
     return Given(tensors, tuple(notes))
+
+
+def _dtype(spec: InputSpec, call: torch.dtype) -> torch.dtype:
+    """The dtype that an input is declared with; that of the call where it is "float"."""
+    return call if spec.dtype == "float" else DTYPES[spec.dtype]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -67,9 +74,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(str(path), "not arrays by name", f"{error}", "save it with numpy.savez") from error
 
 
-def _fit(variant: Variant, name: str, x: Tensor) -> Tensor:
-    """The array with as many dims as declared."""
-    missing = len(variant.inputs[name].shape) - x.ndim
+def _fit(name: str, spec: InputSpec, x: Tensor) -> Tensor:
+    """The array with as many dims as declared; one of fractions is not made whole."""
+    if x.is_floating_point() and spec.dtype == "int32":
+        raise InputError(name, f"dtype {x.dtype}", f"the declaration says {spec.dtype}", "save whole numbers")
+    missing = len(spec.shape) - x.ndim
     return x.unsqueeze(0) if missing == 1 else x
 
 

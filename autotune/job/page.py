@@ -30,7 +30,7 @@ def page(outcomes: Sequence[Outcome], folder: Path) -> str:
 
 
 def _dims(o: Outcome) -> str:
-    return " ".join(f"{n}={o.dims[n]}" for n in ("B", "TQ", "TK", "H", "HKV", "D") if n in o.dims)
+    return " ".join(f"{n}={size}" for n, size in o.dims.items() if n != "q_offset")
 
 
 def _table(outcomes: Sequence[Outcome]) -> str:

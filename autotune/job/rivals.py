@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsec.autotune.job.flexible import FlexForm, flex_form, functions
 from sparsec.ir.dims import value
+from sparsec.ir.lengths import lengths
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant
@@ -44,10 +45,11 @@ def dense(variant: Variant, inputs: Mapping[str, Tensor], dims: Mapping[str, int
     sources = () if attend is None else (attend.src[0], *attend.src[1].src)
     if attend is None or len(sources) < 3 or any(s.op is not Op.INPUT for s in sources):
         return Rival(name, {}, "the declaration has no attend of inputs over tokens")
-    if dims["TQ"] != dims["TK"]:
-        return Rival(
-            name, {}, f"TQ = {dims['TQ']} is not TK = {dims['TK']}, and its causal mask starts at the first key"
-        )
+    known = lengths(variant)
+    queries, keys = known.query_count(dims), known.key_count(dims)
+    if queries != keys:
+        why = f"{queries} queries are not as many as {keys} keys, and its causal mask starts at the first key"
+        return Rival(name, {}, why)
     q, k, v = (inputs[str(s["name"])].transpose(1, 2).contiguous() for s in sources)
     scale, grouped = _scale(attend, dims), q.shape[1] != k.shape[1]
 
@@ -80,7 +82,7 @@ def flex(plan: Plan, inputs: Mapping[str, Tensor], dims: Mapping[str, int], trut
     for block in BLOCKS[device]:
         try:
             run = compiled(form, inputs, block)
-            verdict = check(run(), truth, next(iter(inputs.values())).dtype, "grad")
+            verdict = check(run(), truth, inputs[form.spec.q].dtype, "grad")
         except Exception as error:  # whatever torch.compile throws is a fact about this form
             reasons.append(f"blocks of {block}: {type(error).__name__}: {str(error).splitlines()[0][:160]}")
             continue

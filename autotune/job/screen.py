@@ -51,7 +51,7 @@ class Screen:
         """The variant as text, where it runs and on what."""
         self.heading("declaration", command)
         self.text(variant.text())
-        shown = " ".join(f"{n}={dims[n]}" for n in ("B", "TQ", "TK", "H", "HKV", "D") if n in dims)
+        shown = " ".join(f"{n}={size}" for n, size in dims.items() if n != "q_offset")
         self.text(f"on {compiled.target.name}, {dtype}, {shown}")
         for note in notes:
             self.text(f"note: {note}")

@@ -27,7 +27,7 @@ def recorded(chosen: Setting) -> SelfCheck:
 
     variant = chosen.compiled.variant
     tokens = length(chosen)
-    fixed = {n: d for n, d in chosen.dims.items() if n not in ("q_offset", "B", "TQ", "TK")}
+    fixed = {n: d for n, d in chosen.dims.items() if n not in {"q_offset", "B", *chosen.compiled.lengths.names}}
     dims = sizes(variant, {**fixed, "T": tokens, "B": 1})
     drawn = inputs(variant, dtype=chosen.dtype, device="cpu", seed=0, **dims)
     case: dict[str, Tensor] = {}

@@ -53,7 +53,7 @@ def setting(words: Sequence[str], target: str, dtype: str = "", defaults: Mappin
     known = {**(defaults or {}), **asked.dims}
     legal = {n: d for n, d in known.items() if n in asked.dims or n in {*dim_names(asked.variant), "T"}}
     dims = sizes(asked.variant, legal)
-    dims["q_offset"] = max(dims.get("TK", 0) - dims.get("TQ", 0), 0)
+    dims["q_offset"] = max(compiled.lengths.offset(dims), 0)
     return Setting(compiled, dims, _dtype(dtype, compiled.target.backend))
 
 

@@ -28,12 +28,20 @@ class Evaluation:
         known: values that are given instead of computed: the inputs, and any node to be replaced.
         dims: the numbers behind the symbolic dims.
         q_offset: the position of query row 0.
+        queries: the rows of what has no shape of its own, which are those of the variant.
         adjoints: gradients found so far, by the sources of the ``vjp`` nodes that ask for them.
     """
 
     def __init__(
-        self, known: Mapping[Node, Value], dims: Mapping[str, int], form: FormName, q_offset: int, device: torch.device
+        self,
+        known: Mapping[Node, Value],
+        dims: Mapping[str, int],
+        form: FormName,
+        q_offset: int,
+        device: torch.device,
+        queries: int | None = None,
     ) -> None:
+        self.queries = dims.get("TQ", 0) if queries is None else queries
         self.dims, self.q_offset, self.device = dict(dims), q_offset, device
         self.batch = self.dims.get("B", 1)
         self.form_name: FormName = form if self.batch else "vector"
@@ -98,7 +106,7 @@ class Evaluation:
 
     def row_count(self, node: Node) -> int:
         """How many query rows a node has; a mask has those of the variant."""
-        return self.dim(node.shape[1]) if len(node.shape) > 1 else self.dims["TQ"]
+        return self.dim(node.shape[1]) if len(node.shape) > 1 else self.queries
 
     def _all_rows(self, node: Node) -> Value:
         return self.at([node], torch.arange(self.row_count(node), device=self.device))[0]

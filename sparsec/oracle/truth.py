@@ -10,13 +10,15 @@ from torch import Tensor
 
 from sparsec.ir.dims import bind
 from sparsec.ir.error import InputError
+from sparsec.ir.lengths import lengths
 from sparsec.ir.node import Node
+from sparsec.ir.op import Op
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant
 from sparsec.oracle.evaluate import Evaluation
 from sparsec.oracle.form import FormName
 from sparsec.oracle.states import Written
-from sparsec.oracle.values import Bank, Chosen, Mask, Memory, Output, Value
+from sparsec.oracle.values import Bank, Chosen, Mask, Memory, OracleError, Output, Value
 
 Result = Tensor | tuple[Tensor, ...]
 Inputs = Mapping[str, Tensor]
@@ -47,10 +49,10 @@ def oracle(
     """The outputs of a variant in fp64; a selection comes as int64 ids ``[B,TQ,HS,K]`` with −1 pads.
 
     ``form="loop"`` goes token by token; ``form="vector"`` takes blocks of rows and serves lengths up to a few
-    thousand. Both are differentiable by autograd. q_offset is the position of query row 0, by default TK − TQ. With
-    ``return_all`` comes the value of every node by name: lists with the scores that they were ranked by, masks as
-    bools. Beside its inputs, any node may be given by name: its value is then used, not computed. Raises InputError,
-    and OracleError for what has no meaning yet.
+    thousand. Both are differentiable by autograd. q_offset is the position of query row 0, by default TK − TQ,
+    0 where there are no keys. With ``return_all`` comes the value of every node by name: lists with the scores that
+    they were ranked by, masks as bools. Beside its inputs, any node may be given by name: its value is then used, not
+    computed. Raises InputError, and OracleError for what has no meaning yet.
     """
     ev = evaluation(variant, inputs, form, q_offset)
     result = _result(variant, [ev.whole(node) for node in variant.outputs], ev)
@@ -62,7 +64,13 @@ def oracle(
 def oracle_rows(
     variant: Variant, inputs: Inputs, rows: Sequence[int] | Tensor, *, q_offset: int | None = None
 ) -> Result:
-    """The outputs at some query rows, computed without the others: for sampled checks of lengths too great for all."""
+    """The outputs at some query rows, computed without the others: for sampled checks of lengths too great for all.
+
+    Raises InputError and OracleError as `oracle`, the latter for a variant with gradients too, whose rows are not all
+    those of queries.
+    """
+    if any(node.op is Op.VJP for node in variant.nodes):
+        raise OracleError(f"{variant.name} has gradients, which no few rows give; use oracle")
     ev = evaluation(variant, inputs, "vector", q_offset)
     index = torch.as_tensor(rows, dtype=torch.int64, device=ev.device)
     return _result(variant, ev.at(variant.outputs, index), ev)
@@ -81,11 +89,12 @@ def evaluation(variant: Variant, inputs: Inputs, form: FormName, q_offset: int |
     declared = {name: inputs[name] for name in inputs if name in variant.inputs}
     replaced = {_named(variant, name): inputs[name] for name in inputs if name not in variant.inputs}
     dims = bind(variant, {name: tuple(x.shape) for name, x in declared.items()})
-    offset = dims.get("TK", 0) - dims.get("TQ", dims.get("TK", 0)) if q_offset is None else q_offset
+    length = lengths(variant)
+    offset = length.offset(dims) if q_offset is None else q_offset
     known: dict[Node, Value] = {node: _exact(declared[str(node["name"])]) for node in variant.parameters}
     known |= {node: _given(node, x) for node, x in replaced.items()}
     device = next(iter(inputs.values())).device if inputs else torch.device("cpu")
-    return Evaluation(known, dims, form, offset, device)
+    return Evaluation(known, dims, form, offset, device, length.query_count(dims))
 
 
 def _named(variant: Variant, name: str) -> Node:

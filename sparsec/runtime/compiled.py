@@ -200,7 +200,8 @@ class Compiled:
 
         if kernel.name in self.schedules:
             return self.schedules[kernel.name]
-        return self.records.best(kernel.spec, self.target, bucket(self.lengths.longest(dims))) or default(kernel.spec, self.target.name)
+        best = self.records.best(kernel.spec, self.target, bucket(self.lengths.longest(dims)))
+        return best or default(kernel.spec, self.target.name)
 
     def built(self, kernel: Kernel, dims: Mapping[str, int], schedule: Schedule | None = None) -> BuiltKernel:
         """A kernel built under its schedule (or under the one given), from memory where it was built before."""

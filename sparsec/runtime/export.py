@@ -15,7 +15,6 @@ from sparsec.runtime.exported_kernels import host_imports, host_text, kernels_te
 from sparsec.runtime.exported_run import run_text
 from sparsec.runtime.target import TargetError
 
-LENGTHS = ("B", "TQ", "TK", "T", "q_offset")
 BACKENDS = ("triton", "tvm")
 
 
@@ -36,7 +35,7 @@ def export(compiled: Compiled, dims: Mapping[str, int], dtype: str, check: SelfC
 def heading(file: Exported) -> str:
     """The docstring: what it computes, what it needs, how it is used, the declaration."""
     variant, backend = file.variant, file.target.backend
-    fixed = ", ".join(f"{n} = {d}" for n, d in sorted(file.dims.items()) if n not in LENGTHS)
+    fixed = ", ".join(f"{n} = {d}" for n, d in sorted(file.dims.items()) if n not in file.free)
     needs = "torch and triton" if backend == "triton" else "torch and apache-tvm"
     lines = [
         f'"""{variant.name} for {file.target.name} in {file.dtype} with {fixed}.',

@@ -18,8 +18,11 @@ def run_text(file: Exported) -> str:
     returned = [named(name) for name in file.plan.outputs]
     result = "Tensor" if len(returned) == 1 else f"tuple[{', '.join(['Tensor'] * len(returned))}]"
     signature = ", ".join(f"{named(name)}: Tensor" for name in file.variant.inputs)
-    about = f"{file.variant.name} on inputs by name; the first query stands at q_offset, by default TK - TQ."
-    lines = [f"def run({signature}, q_offset: int | None = None) -> {result}:", f'    """{about}"""']
+    place = f"the first query stands at q_offset, by default {default_offset(file)}"
+    lines = [
+        f"def run({signature}, q_offset: int | None = None) -> {result}:",
+        f'    """{file.variant.name} on inputs by name; {place}."""',
+    ]
     return "\n".join([*lines, *(f"    {line}" for line in _body(file)), f"    return {', '.join(returned)}"])
 
 
@@ -46,8 +49,15 @@ def _lengths(file: Exported) -> Iterator[str]:
             if dim.head == "var" and dim.value in file.free:
                 found.setdefault(str(dim.value), f"{named(name)}.shape[{position}]")
     yield f"{', '.join(found)} = {', '.join(found.values())}"
-    keys, queries = (next((n for n in names if n in found), "0") for names in (("TK", "T"), ("TQ", "T")))
-    yield f"q_offset = {keys} - {queries} if q_offset is None else q_offset"
+    yield f"q_offset = {default_offset(file)} if q_offset is None else q_offset"
+
+
+def default_offset(file: Exported) -> str:
+    """The position of the first query where none is given, as Python."""
+    known = file.compiled.lengths
+    if known.keys is None or known.queries is None:
+        return "0"
+    return file.text(known.keys - known.queries)
 
 
 def _indices(file: Exported) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sparsec.ir.dims import value
 from sparsec.ir.error import InputError
+from sparsec.ir.lengths import lengths
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.suggest import did_you_mean
@@ -27,7 +28,7 @@ def inputs(
 ) -> dict[str, Tensor]:
     """Tensors by input name: normal floats, log-decays below 0, rates in (0, 1), given indices valid and causal.
 
-    Dims are set by name; ``T`` sets TQ and TK. The rest: B 1, TQ = TK = 256, H 4, HKV 2, D = DV = DR = 64, others 16.
+    Dims are set by name; ``T`` sets both lengths. The rest: B 1, lengths 256, H 4, HKV 2, D = DV = DR = 64, others 16.
 
     Raises:
         InputError: a dim that the variant does not have, or one that is not a whole number.
@@ -45,13 +46,13 @@ def inputs(
 
 def sizes(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
     """Every dim that the variant's inputs name: as given, else customary. Raises InputError as ``inputs`` does."""
-    names = dim_names(variant)
+    names, tokens = dim_names(variant), lengths(variant).names
     for name, size in given.items():
         if name not in names | {"T"}:
             raise InputError(name, f"{name} = {size}", f"{variant.name} has no such dim", did_you_mean(name, names))
         if not isinstance(size, int) or size < 0:
             raise InputError(name, f"{name} = {size}", "a dim is a whole number", "0 or more")
-    both = {"TQ": given["T"], "TK": given["T"]} if "T" in given else {}
+    both = dict.fromkeys(tokens, given.get("T", DEFAULTS["T"]))
     return {name: {**DEFAULTS, **both, **given}.get(name, OTHERWISE) for name in names}
 
 

@@ -21,12 +21,9 @@ from sparsec.plan.grad_specs import AnySpec
 from sparsec.runtime.target import Target
 from sparsec.tile.schedule import Schedule
 
-LENGTHS = ("TQ", "TK", "T")
 
-
-def bucket(dims: Mapping[str, int]) -> int:
-    """The power of two at or above the longest length: records are kept per bucket."""
-    longest = max((dims[n] for n in LENGTHS if n in dims), default=1)
+def bucket(longest: int) -> int:
+    """The power of two at or above the longest length of a call: records are kept per bucket."""
     return 1 << max(longest - 1, 0).bit_length()
 
 

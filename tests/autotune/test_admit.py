@@ -13,9 +13,10 @@ from torch import Tensor
 
 import sparsec
 from sparsec.autotune.admit import Admission, failure, sampled_rows
-from sparsec.autotune.cases import cases, longest, reach, shrunk
+from sparsec.autotune.cases import Case, Tokens, cases, reach, shrunk
 from sparsec.autotune.space import Space
 from sparsec.autotune.trial import Rejection, Unfit
+from sparsec.ir.lengths import lengths
 from sparsec.ir.variant import Variant
 from sparsec.lower.registry import default, lower_kernel, space
 from sparsec.plan.plan import Plan
@@ -72,6 +73,11 @@ def window() -> Court:
     return Court(sparsec.preset("streaming", window=24, sinks=4), TiledAttention, H=2, HKV=1)
 
 
+def longest(case: Case) -> int:
+    """The larger length of a case."""
+    return case.lengths.longest(case.dims)
+
+
 def seen(change: Callable[[Expr], Expr]) -> Mutant:
     """Another mask."""
 
@@ -121,13 +127,13 @@ def test_a_row_that_no_sample_hits_is_held_to_an_admitted_kernel() -> None:
     low, small, full = court.cases
     assert (
         not low.whole
-        and longest(low.dims) == 81
+        and longest(low) == 81
         and not small.whole
         and full.whole
-        and longest(small.dims) < 140
-        and longest(full.dims) == 200
+        and longest(small) < 140
+        and longest(full) == 200
     )
-    row = next(r for r in range(150, 195) if r not in sampled_rows(full.dims, torch.device("cpu")))
+    row = next(r for r in range(150, 195) if r not in sampled_rows(200, torch.device("cpu")))
     late = seen(lambda where: where & ((row > QUERY) | (row < QUERY) | (row - 8 > KEY)))
     assert court.judge() is None
     found = court.judge(late)
@@ -146,7 +152,7 @@ def test_a_padded_key_among_many_is_seen_where_true_scores_are_low(monkeypatch: 
     wide = Space(Schedule(rows=128, block=128), {})
     court = Court(small_variant("full-everywhere"), TiledAttention, 529, wide, dtype="bfloat16", H=1, HKV=1)
     low, full = court.cases
-    assert not low.whole and not full.whole and longest(low.dims) == longest(full.dims) == 529
+    assert not low.whole and not full.whole and longest(low) == longest(full) == 529
     assert court.judge() is None
     let_a_padded_key_through(monkeypatch)
     found = court.judge()
@@ -172,7 +178,7 @@ def test_low_scores_alone_show_a_padded_key(monkeypatch: pytest.MonkeyPatch, nam
 @pytest.mark.parametrize("length", [2, 40])
 def test_low_scores_admit_right_kernels(name: str, kind: type[Spec], length: int) -> None:
     court = Court(small_variant(name), kind, length, dtype="float16")
-    assert len(court.cases) == 2 and longest(court.cases[0].dims) == length - 1
+    assert len(court.cases) == 2 and longest(court.cases[0]) == length - 1
     assert court.judge() is None
 
 
@@ -222,12 +228,14 @@ def test_summaries_are_right_or_refused() -> None:
 
 
 def test_the_reduced_length_reaches_past_the_window_and_no_further() -> None:
-    _, plan, _ = planned(sparsec.preset("streaming", window=1024, sinks=4), 8)
+    variant = sparsec.preset("streaming", window=1024, sinks=4)
+    _, plan, _ = planned(variant, 8)
     dims = {"B": 1, "TQ": 32768, "TK": 32768, "H": 4, "HKV": 2, "D": 16, "DV": 16, "q_offset": 0}
     wide = Space(Schedule(), {"rows": (64, 128), "block": (32, 128)})
-    length = reach(plan.kernels[0], wide, dims)
+    length = reach(Tokens(plan.kernels[0], lengths(variant), dims), wide)
     assert 1024 + 2 * 128 + 2 * 128 < length < 2048 and length % 2
-    assert reach(plan.kernels[0], SMALL, {**dims, "TQ": 512, "TK": 512}) < 128
+    short = {**dims, "TQ": 512, "TK": 512}
+    assert reach(Tokens(plan.kernels[0], lengths(variant), short), SMALL) < 128
 
 
 def test_reduced_inputs_keep_lists_within_their_chunks() -> None:

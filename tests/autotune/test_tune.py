@@ -166,7 +166,7 @@ def test_a_record_of_a_read_only_folder_is_still_read(tmp_path: Path) -> None:
     dims, dtype = compiled.bind(inputs)
     kernel = compiled.plan(dims, dtype).kernels[0]
     other = Schedule(rows=8, block=16, split_dims=False)
-    key = record_key(kernel.spec, compiled.target, bucket(dims))
+    key = record_key(kernel.spec, compiled.target, bucket(compiled.lengths.longest(dims)))
     Records(tmp_path).write(key, Record(kernel.name, other, 1.0, 2.0, 3, "tools"))
     compiled.cache_dir = Path("/nonexistent")
     assert kernel_schedule(compiled, inputs) == other

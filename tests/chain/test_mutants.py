@@ -15,6 +15,7 @@ import pytest
 
 from sparsec.autotune.admit import Admission
 from sparsec.autotune.cases import Case
+from sparsec.ir.lengths import lengths
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.grad_specs import AnySpec
@@ -90,7 +91,8 @@ def cases(variant: str) -> list[Case]:
     for numbers in ("normal", "low"):
         inputs = whole(variant, numbers).inputs()
         dims, dtype = compiled.bind(inputs)
-        found.append(Case(dims, compiled.run_plan(compiled.plan(dims, dtype), inputs, dims), False))
+        buffers = compiled.run_plan(compiled.plan(dims, dtype), inputs, dims)
+        found.append(Case(dims, buffers, False, lengths(compiled.variant)))
     return found
 
 
@@ -144,7 +146,8 @@ def test_accumulators_keep_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     dims, dtype = compiled.bind(inputs)
     plan = compiled.plan(dims, dtype)
     (kernel,) = plan.kernels
-    judge = Admission(kernel, [Case(dims, compiled.run_plan(plan, inputs, dims), False)]).judge
+    made = Case(dims, compiled.run_plan(plan, inputs, dims), False, lengths(compiled.variant))
+    judge = Admission(kernel, [made]).judge
     schedule = STYLES["gpu"](kernel.spec)
     wrong = mutated(lower_kernel(kernel.spec, schedule), accumulator_in_half_precision)
     assert judge(BuiltKernel(kernel, schedule, INTERPRETER, tmp_path)) is None

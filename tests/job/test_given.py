@@ -55,6 +55,27 @@ def test_what_cannot_be_made_is_named(file: Path) -> None:
         load(file, sparsec.preset("hsa", retrieval="group_mean"))
 
 
+DOCUMENTS = """variant documents(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,D],
+                  document: [B,T] int32, slope: [H] float32) {
+  m = tokens(k, v)
+  own = mask(m, document=document) {where = (j <= i) & (document[b, i] == document[b, j])}
+  return attend(q, m, own, slope=slope) {bias = score - slope[h] * (i - j)}
+}"""
+
+
+def test_inputs_have_their_declared_dtypes(tmp_path: Path) -> None:
+    drawn = {n: numpy.zeros((9, h, 8)) for n, h in (("q", 2), ("k", 1), ("v", 1))}
+    whole = {"document": numpy.arange(9), "slope": numpy.ones(2)}
+    numpy.savez(tmp_path / "x.npz", **drawn, **whole)  # type: ignore[arg-type]
+    given = load(tmp_path / "x.npz", sparsec.parse(DOCUMENTS), dtype=torch.float16).tensors
+    assert {name: x.dtype for name, x in given.items()} == {
+        "q": torch.float16, "k": torch.float16, "v": torch.float16, "document": torch.int32, "slope": torch.float32,
+    }  # fmt: skip
+    numpy.savez(tmp_path / "x.npz", **drawn, **{**whole, "document": numpy.ones(9)})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"input document: dtype torch\.float64: the declaration says int32"):
+        load(tmp_path / "x.npz", sparsec.parse(DOCUMENTS))
+
+
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_text("hello")
     with pytest.raises(InputError, match=r"numpy\.savez"):

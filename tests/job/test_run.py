@@ -13,10 +13,13 @@ import numpy
 import pytest
 import torch
 
+from sparsec.autotune.job import Limits, run_job
 from sparsec.autotune.job.footprint import peak_bytes
 from sparsec.autotune.job.outcome import outcomes
 from sparsec.autotune.job.race import race
+from sparsec.autotune.job.screen import Screen
 from sparsec.cli import main
+from sparsec.frontends.text import load
 
 
 @pytest.fixture
@@ -55,6 +58,26 @@ def test_the_job_leaves_what_it_promises(
     with sqlite3.connect(out / "trials.db") as database:
         assert database.execute("select count(*) from trials").fetchone()[0] >= 3
     assert (out / "report.html").read_text().count("<svg") >= 6
+
+
+DOCUMENTS = """variant documents(document: [B,T] int32, q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,D]) {
+  m = tokens(k, v)
+  own = mask(m, document=document) {where = (j <= i) & (document[b, i] == document[b, j])}
+  o = attend(q, m, own)
+  return o, lse(o)
+}"""
+
+
+def test_one_length_for_all_and_whole_numbers_first(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with numpy.load(file) as arrays:
+        numpy.savez(file, document=numpy.arange(150) // 40, **{n: arrays[n] for n in arrays})
+    declared = tmp_path / "documents.sparsec"
+    declared.write_text(DOCUMENTS)
+    outcome = run_job(load(declared), file, tmp_path / "out", target="cpu", limits=Limits(1), screen=Screen(True))
+    assert outcome.right and outcome.contenders[0].seconds is not None and outcome.dims["T"] == 150
 
 
 def test_inputs_and_out_go_together(capsys: pytest.CaptureFixture[str]) -> None:

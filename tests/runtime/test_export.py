@@ -83,7 +83,8 @@ def test_a_row_that_reads_nothing_checks_itself(tmp_path: Path) -> None:
     path = exported(tmp_path, "tvm:llvm", str(tmp_path / "late.sparsec"))
     done = run(path)
     assert done.returncode == 0 and done.stdout.startswith("right: the distance"), done.stderr
-    path.write_text(path.read_text().replace("TRUTHS = [", "TRUTHS = [[float('nan')] * 12, [float('nan')] * 6] or [", 1))
+    no_number = "TRUTHS = [[float('nan')] * 12, [float('nan')] * 6] or ["
+    path.write_text(path.read_text().replace("TRUTHS = [", no_number, 1))
     done = run(path)
     assert done.returncode == 1 and "wrong by inf" in done.stderr, "no number is not alike a truth that is none"
 
