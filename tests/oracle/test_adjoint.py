@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant
-from sparsec.oracle import evaluate, evaluate_node, oracle
+from sparsec.oracle import OracleError, evaluate, evaluate_node, oracle, oracle_rows
 from sparsec.oracle.form import FormName
 from sparsec.oracle.truth import evaluation
 from sparsec.oracle.values import Output
@@ -172,3 +172,9 @@ def test_one_adjoint_is_a_node_like_any_other() -> None:
     shown = evaluate_node(variant, variant.outputs[1], x, form="vector")
     assert isinstance(shown, Tensor)
     torch.testing.assert_close(shown, closed_form(x)[1], rtol=1e-11, atol=1e-13)
+
+
+def test_gradients_are_not_computed_at_a_few_rows() -> None:
+    variant = parse(ATTEND)
+    with pytest.raises(OracleError, match="x has gradients, which no few rows give"):
+        oracle_rows(variant, draw(variant), [0, 1])
