@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsec.lower import key_walk, split_sum, tiled_grad
 from sparsec.lower.key_walk import KeyTile
@@ -31,6 +31,15 @@ class Target:
 
 
 def lower(spec: TiledGradKV, schedule: Schedule) -> Lowered:
+    """Both gradients at once; under the order ``apart`` one after the other, with half the registers each."""
+    if schedule.order != "apart" or not (spec.grad_k and spec.grad_v):
+        return _together(spec, schedule)
+    halves = (replace(spec, name=f"{spec.name}_k", grad_v=None), replace(spec, name=f"{spec.name}_v", grad_k=None))
+    made = [_together(half, schedule) for half in halves]
+    return Lowered(tuple(s for x in made for s in x.steps), tuple(s for x in made for s in x.scratch))
+
+
+def _together(spec: TiledGradKV, schedule: Schedule) -> Lowered:
     """The main program and, where keys are shared out, the sums of their shares."""
     wide = wide_tiles(spec, schedule)
     main = Step(_main(spec, schedule, wide), schedule)
@@ -106,14 +115,15 @@ def _write(at: KeyTile, targets: list[Target], share: Shares, wide: int, totals:
     piece, rest = at.piece, iter(totals)
     for target in targets:
         for span in target.spans:
-            value = mul(next(rest), target.scale)
+            value = next(rest)
+            value = value if target.scale == 1.0 else mul(value, target.scale)
             _write_span(at, target, span, value, share, wide, piece)
 
 
 def _write_span(at: KeyTile, target: Target, span: Span, value: Node, share: Shares, wide: int, piece: Piece) -> None:
     batch = at.batch if piece.batched else tile.const(0)
     place, end = (at.key, at.key_head, span.index()), tile.param(piece.length)
-    if wide:
+    if share.is_wide is not None:
         shared = wide * at.w.schedule.block
         limit = tile.apply(Fn.WHERE, share.is_wide, shared, 0)
         tile.store(target.parts, share.part, batch, *place, value=value, bounds={2: limit})

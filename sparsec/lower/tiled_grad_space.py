@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sparsec.lower import descriptors
 from sparsec.lower.wide_keys import wide_keys
 from sparsec.plan.grad_specs import TiledGradCapture, TiledGradKV, TiledGradQ
 from sparsec.plan.specs import BlockList
@@ -11,7 +12,12 @@ from sparsec.tile.schedule import Schedule
 
 Choices = dict[str, tuple[object, ...]]
 
-CPU = Schedule(phases="branch", lanes=("n", "d", "e", "m"), split_dims=False, warps=1, stages=1)
+WARP_GROUPS = descriptors.TARGETS
+"""Where products read their operands from shared memory."""
+
+Spec = TiledGradQ | TiledGradKV | TiledGradCapture
+
+CPU = Schedule(rows=32, block=32, phases="branch", lanes=("n", "d", "e", "m"), split_dims=False, warps=1, stages=1)
 
 PROGRAMS = 256
 """How many programs should share the keys that all queries see: about two for each processor of a large GPU."""
@@ -19,19 +25,18 @@ PROGRAMS = 256
 
 def default_q(spec: TiledGradQ, target: str) -> Schedule:
     """For the gradient of the queries."""
-    lists = [p.listed for p in spec.forward.pieces if p.listed is not None]
-    return _default(spec, lists, target)
+    return _from_queries(spec, target)
 
 
 def default_capture(spec: TiledGradCapture, target: str) -> Schedule:
     """For the gradient of a captured tensor."""
-    lists = [p.listed for p in spec.forward.pieces if p.listed is not None]
-    return _default(spec, lists, target)
+    return _from_queries(spec, target)
 
 
 def default_kv(spec: TiledGradKV, target: str) -> Schedule:
     """For the gradients of keys and values."""
-    made = _default(spec, [spec.listed] if spec.listed is not None else [], target)
+    listed = [spec.listed] if spec.listed is not None else []
+    made = _listed(CPU if target.startswith("tvm") else _from_keys(spec, target), listed)
     return replace(made, splits=_splits(spec, made.block, 4 if target.startswith("tvm") else PROGRAMS))
 
 
@@ -42,16 +47,61 @@ def _splits(spec: TiledGradKV, block: int, programs: int) -> int:
     return min(1 << max(share.bit_length() - 1, 0), 64)
 
 
-def _default(spec: TiledGradQ | TiledGradKV | TiledGradCapture, lists: list[BlockList], target: str) -> Schedule:
-    forward = spec.forward
+def _listed(made: Schedule, lists: list[BlockList]) -> Schedule:
+    """Tiles that divide those of block lists, whose entries are all masked."""
+    if not lists:
+        return made
+    rows, block = min([made.rows, *(x.block_q for x in lists)]), min([made.block, *(x.block_k for x in lists)])
+    return replace(made, rows=rows, block=block, phases="branch", warps=4 if block < made.block else made.warps)
+
+
+def _from_queries(spec: TiledGradQ | TiledGradCapture, target: str) -> Schedule:
+    """A tile of queries keeps one accumulator."""
+    lists = [p.listed for p in spec.forward.pieces if p.listed is not None]
     if target.startswith("tvm"):
-        return replace(CPU, rows=min([32, *(x.block_q for x in lists)]), block=min([32, *(x.block_k for x in lists)]))
-    widest = max(forward.head_dim, forward.value_dim)
-    common = Schedule(rows=64, block=64, phases="branch" if lists else "split", stages=1)
-    return replace(common, block=64 if widest <= 64 else 32)
+        return _listed(CPU, lists)
+    widest = max(spec.forward.head_dim, spec.forward.value_dim)
+    common = Schedule(rows=64, block=64, phases="split", stages=1)
+    if spec.forward.dtype == "float32":
+        small = replace(_precise(common, target), phases="branch")
+        found = replace(small, block=32) if widest <= 64 else replace(small, rows=16, block=16, warps=8)
+    elif widest > 128:
+        found = replace(common, block=32, stages=2) if widest <= 192 else replace(common, block=16, phases="branch")
+    elif target in WARP_GROUPS:
+        dims = (spec.forward.head_dim, spec.forward.value_dim)
+        found = replace(common, descriptors=descriptors.pay(target, spec.forward.dtype, *dims) and not lists)
+    else:
+        found = replace(common, block=64 if widest <= 64 else 32, stages=1 if target.startswith("triton:gfx") else 2)
+    return _listed(found, lists)
 
 
-def space(spec: TiledGradQ | TiledGradKV | TiledGradCapture, target: str) -> Choices:
+def _from_keys(spec: TiledGradKV, target: str) -> Schedule:
+    """A tile of keys keeps two accumulators: half the registers of a thread where heads are wide."""
+    widest = max(spec.forward.head_dim, spec.forward.value_dim)
+    whole = widest & (widest - 1) == 0  # a head in two pieces keeps operands of both
+    common = Schedule(rows=32, block=64, phases="split", stages=2)
+    if spec.forward.dtype == "float32":
+        small = replace(_precise(common, target), block=32, phases="branch")
+        return small if widest <= 64 else replace(small, order="apart", rows=16, warps=8)
+    if widest > 192:
+        return replace(common, order="apart", block=32, phases="branch", warps=8, stages=1)
+    if target in WARP_GROUPS:
+        # Chained products share nothing between warp groups but rows: eight warps need 128 keys.
+        if widest <= 64:
+            dims = (spec.forward.head_dim, spec.forward.value_dim)
+            return replace(common, descriptors=descriptors.pay(target, spec.forward.dtype, *dims))
+        found = replace(common, block=128, warps=8)
+        return found if widest <= 128 else replace(found, order="apart", phases="branch")
+    found = replace(common, phases="split" if whole else "branch", stages=1 if target.startswith("triton:gfx") else 2)
+    return found if widest <= 128 else replace(found, order="apart", phases="branch")
+
+
+def _precise(made: Schedule, target: str) -> Schedule:
+    """fp32: tf32x3 splits every operand in two; AMD has no tf32x3."""
+    return replace(made, stages=1, precision="ieee" if target.startswith("triton:gfx") else "tf32x3")
+
+
+def space(spec: Spec, target: str) -> Choices:
     """Every choice the tuner may make; what does not fit the target is filtered before it is compiled."""
     if target.startswith("tvm"):
         lanes = (("n", "d", "e", "m"), ("m", "n", "d", "e"), ("d", "e", "n", "m"))
@@ -60,6 +110,8 @@ def space(spec: TiledGradQ | TiledGradKV | TiledGradCapture, target: str) -> Cho
         "rows": (32, 64, 128),
         "block": (32, 64, 128),
         "phases": ("split", "branch"),
+        "descriptors": (False, True) if spec.forward.dtype != "float32" and target in WARP_GROUPS else (False,),
         "warps": (4, 8),
         "stages": (1, 2, 3),
+        **({"splits": (1, 8, 16, 32, 64)} if isinstance(spec, TiledGradKV) and _splits(spec, 64, PROGRAMS) > 1 else {}),
     }

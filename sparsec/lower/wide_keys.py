@@ -40,18 +40,20 @@ class Shares:
     Attributes:
         tile: the key tile of this program.
         part: which share of its visits; 0 for a tile that is not wide.
-        is_wide: whether this program's tile is shared.
+        is_wide: whether this program's tile is shared; None where no tile is.
         programs: how many there are.
     """
 
     tile: Node
     part: Node
-    is_wide: Node
+    is_wide: Node | None
     programs: Node
     splits: int
 
     def bounds(self, visits: Node) -> tuple[Node, Node]:
         """The first of this program's share of so many visits, and the end of it."""
+        if self.is_wide is None:
+            return tile.const(0), visits
         each = tile.apply(Fn.WHERE, self.is_wide, ceil_div(visits, self.splits), visits)
         start = least(mul(self.part, each), visits)
         return start, least(tile.apply(Fn.ADD, start, each), visits)
@@ -59,7 +61,10 @@ class Shares:
 
 def shares(wide: int, splits: int, tiles: Node) -> Shares:
     """The share of the program at ``program_id(0)``; wide tiles come first, since they take longest."""
-    pid, shared = tile.program_id(0), least(tiles, wide)
+    pid = tile.program_id(0)
+    if not wide:
+        return Shares(pid, tile.const(0), None, tiles, 1)
+    shared = least(tiles, wide)
     is_wide = tile.apply(Fn.LT, pid, mul(shared, splits))
     other = sub(pid, mul(shared, splits - 1))
     at = tile.apply(Fn.WHERE, is_wide, tile.apply(Fn.TRUNCDIV, pid, splits), other)

@@ -29,7 +29,7 @@ class TiledCase:
     Attributes:
         lse_grad: whether the log-sum-exp has a gradient too.
         grad_dtype: of the output's gradient; None: as the output.
-        lists: block lists by the number of their piece.
+        given: inputs that are not to be drawn.
     """
 
     spec: TiledAttention
@@ -37,6 +37,7 @@ class TiledCase:
     captures: Mapping[str, Tensor] = field(default_factory=dict)
     lse_grad: bool = False
     grad_dtype: str | None = None
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def out_dtype(self) -> str:
@@ -58,7 +59,7 @@ class TiledCase:
         made["grad"] = torch.randn(*rows, s.value_dim, generator=g).to(grad_dtype)
         if self.lse_grad:
             made["lse_grad"] = torch.randn(*rows, generator=g)
-        return {**made, **self.captures}
+        return {**made, **self.captures, **self.given}
 
 
 def truth(case: TiledCase, given: Tensors) -> Tensors:
