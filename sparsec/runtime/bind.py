@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparsec.ir.error import InputError
 from sparsec.ir.node import Node
@@ -72,66 +72,102 @@ def check_devices(tensors: Mapping[str, Tensor], device: str) -> None:
 
 
 def check_indices(variant: Variant, tensors: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
-    """Given indices are -1 or name a unit that exists, given counts fit; checked before a kernel could read outside."""
+    """Given lists name units that exist, each once, given counts fit; checked before a kernel reads."""
     for rule in index_rules(variant, dims):
-        rule(tensors[rule.name])
+        rule(*(tensors[name] for name in rule.names))
 
 
 def index_rules(variant: Variant, dims: Mapping[str, int]) -> list[IndexRule]:
-    """What must hold of given indices and counts at these dims."""
+    """What must hold of given lists and counts at these dims."""
     found: list[IndexRule] = []
     for node in variant.nodes:
         for selection in node.positional[2:] if node.op is Op.ATTEND else ():
             if selection.op is Op.GIVEN:
                 tokens = int(evaluate(node.src[1].shape[1], dims))
-                units = -(-tokens // selection.integer("size"))
-                found += _rule(selection, selection.src[0], -1, units - 1)
-                if counts := selection.operands.get("counts"):
-                    found += _rule(selection, counts, 0, int(evaluate(selection.shape[3], dims)))
+                units, slots = -(-tokens // selection.integer("size")), int(evaluate(selection.shape[3], dims))
+                counts = selection.operands.get("counts")
+                found += _rule(selection, counts, 0, slots) + _rule(selection, selection.src[0], -1, units - 1, counts)
     return found
 
 
-def _rule(selection: Node, source: Node, low: int, high: int) -> list[IndexRule]:
-    return [IndexRule(str(source["name"]), low, high, selection.word("unit"))] if source.op is Op.INPUT else []
+def _rule(selection: Node, source: Node | None, low: int, high: int, *beside: Node | None) -> list[IndexRule]:
+    """The rule of an input; with the counts beside it, if any, for a list, which is a set."""
+    if source is None or source.op is not Op.INPUT:
+        return []
+    names = [str(x["name"]) for x in (source, *beside) if x is not None and x.op is Op.INPUT]
+    return [IndexRule(tuple(names), low, high, selection.word("unit"), bool(beside))]
 
 
 class IndexRule:
-    """The range of a given tensor's values. A tensor that passed passes again at once until it is changed."""
+    """The range of a given tensor's values, and that a list names nothing twice.
 
-    def __init__(self, name: str, low: int, high: int, unit: str) -> None:
-        self.name, self.low, self.high, self.unit = name, low, high, unit
-        self._passed: tuple[weakref.ref[Tensor], int] | None = None
+    Tensors that passed pass again at once until they are changed. ``names`` are those of the inputs to call it with.
+    """
 
-    def __call__(self, x: Tensor) -> None:
-        """Raises InputError where a value is out of range."""
-        if self._passed is not None and self._passed[0]() is x and self._passed[1] == x._version:
+    def __init__(self, names: tuple[str, ...], low: int, high: int, unit: str, is_list: bool) -> None:
+        self.names, self.low, self.high, self.unit, self.is_list = names, low, high, unit, is_list
+        self._passed: tuple[tuple[weakref.ref[Tensor], int], ...] = ()
+
+    def __call__(self, *given: Tensor) -> None:
+        """Raises InputError where a value is out of range or occurs twice in a list."""
+        if self._passed and all(r() is x and v == x._version for (r, v), x in zip(self._passed, given, strict=True)):
             return
-        if x.numel():
-            self._check(*_extremes(x))
-        self._passed = None if x.is_inference() else (weakref.ref(x), x._version)
+        if given[0].numel():
+            self._check(*given)
+        fixed = not any(x.is_inference() for x in given)
+        self._passed = tuple((weakref.ref(x), x._version) for x in given) if fixed else ()
 
-    def _check(self, least: int, most: int) -> None:
-        if least < self.low or most > self.high:
-            wrong = most if most > self.high else least
+    def _check(self, x: Tensor, counts: Tensor | None = None) -> None:
+        facts = _facts(x, self.is_list and counts is None)
+        if facts.least < self.low or facts.most > self.high:
+            wrong = facts.most if facts.most > self.high else facts.least
             rule = f"values go from {self.low} to {self.high} here ({self.unit}s; -1 stands for none)"
-            raise InputError(self.name, f"value {wrong}", rule, "clamp it, or use -1 for slots left over")
+            raise InputError(self.names[0], f"value {wrong}", rule, "clamp it, or use -1 for slots left over")
+        if facts.twice or (counts is not None and bool(_twice(x, counts))):
+            rule = "a list is a set: it names each once"
+            raise InputError(self.names[0], f"a {self.unit} twice in a list", rule, "use -1 for slots left over")
 
 
-def _extremes(x: Tensor) -> tuple[int, int]:
-    """The least and the largest value. On a GPU this waits for it, so a tensor is looked at again only once changed."""
-    import torch
+class Facts(NamedTuple):
+    """What was read of a tensor of integers: extremes, and whether a list along its last dim names a unit twice."""
+
+    least: int
+    most: int
+    twice: bool
+
+
+def _facts(x: Tensor, is_list: bool) -> Facts:
+    """On a GPU this waits for it, so a tensor is looked at again only once changed."""
     from torch.utils.weak import WeakIdKeyDictionary
 
     global _SEEN
     if x.is_inference():  # nothing tells whether it was changed
-        least, most = torch.stack(torch.aminmax(x)).tolist()
-        return int(least), int(most)
+        return _read(x, is_list)
     _SEEN = WeakIdKeyDictionary() if _SEEN is None else _SEEN
-    version, least, most = _SEEN.get(x, (-1, 0, 0))
-    if version != x._version:
-        least, most = torch.stack(torch.aminmax(x)).tolist()
-        _SEEN[x] = (x._version, least, most)
-    return int(least), int(most)
+    version, known_list, facts = _SEEN.get(x, (-1, False, None))
+    if version != x._version or (is_list and not known_list):
+        facts = _read(x, is_list)
+        _SEEN[x] = (x._version, is_list, facts)
+    assert isinstance(facts, Facts)
+    return facts
+
+
+def _read(x: Tensor, is_list: bool) -> Facts:
+    import torch
+
+    found = [*torch.aminmax(x), *([_twice(x, None).to(x.dtype)] if is_list else [])]
+    least, most, *twice = torch.stack(found).tolist()
+    return Facts(int(least), int(most), any(twice))
+
+
+def _twice(x: Tensor, counts: Tensor | None) -> Tensor:
+    """Whether any list along the last dim holds a unit twice, -1 aside; slots from ``counts`` on hold nothing."""
+    import torch
+
+    if counts is not None:
+        x = torch.where(torch.arange(x.shape[-1], device=x.device) < counts[..., None], x, -1)
+    ordered = x.sort(-1).values
+    return ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()
 
 
 _SEEN: Any = None

@@ -40,7 +40,7 @@ class Call:
 
     ready: Ready
     schedules: Mapping[str, Schedule]
-    rules: tuple[tuple[bind.IndexRule, int], ...]
+    rules: tuple[tuple[bind.IndexRule, tuple[int, ...]], ...]
 
 
 class Compiled:
@@ -112,8 +112,8 @@ class Compiled:
         call = self._calls.get(key)
         if call is None or call.schedules != self.schedules:
             call = self._work_out(key, tensors, q_offset, wrt)
-        for rule, position in call.rules:
-            rule(tensors[position])
+        for rule, positions in call.rules:
+            rule(*[tensors[n] for n in positions])
         return call.ready
 
     def _work_out(
@@ -125,7 +125,7 @@ class Compiled:
         available(self.target)
         bind.check_devices(inputs, self.target.device)
         plan = self.training.joint(dims, dtype, wrt).split.forward if wrt else self.plan(dims, dtype)
-        rules = tuple((rule, self._names.index(rule.name)) for rule in bind.index_rules(self.variant, dims))
+        rules = tuple((r, tuple(map(self._names.index, r.names))) for r in bind.index_rules(self.variant, dims))
         return self._keep(key, plan, dims, self._names, rules)
 
     def backward(self, key: tuple[object, ...], plan: Plan, dims: Mapping[str, int], names: Sequence[str]) -> Ready:
@@ -137,7 +137,7 @@ class Compiled:
 
     def _keep(
         self, key: tuple[object, ...], plan: Plan, dims: Mapping[str, int], names: Sequence[str],
-        rules: tuple[tuple[bind.IndexRule, int], ...] = (),
+        rules: tuple[tuple[bind.IndexRule, tuple[int, ...]], ...] = (),
     ) -> Call:  # fmt: skip
         ready = Ready(plan, dims, [self.built(kernel, dims) for kernel in plan.kernels], names)
         if len(self._calls) >= MOST_CALLS:

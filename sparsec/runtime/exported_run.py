@@ -19,10 +19,8 @@ def run_text(file: Exported) -> str:
     result = "Tensor" if len(returned) == 1 else f"tuple[{', '.join(['Tensor'] * len(returned))}]"
     signature = ", ".join(f"{named(name)}: Tensor" for name in file.variant.inputs)
     place = f"the first query stands at q_offset, by default {default_offset(file)}"
-    lines = [
-        f"def run({signature}, q_offset: int | None = None) -> {result}:",
-        f'    """{file.variant.name} on inputs by name; {place}."""',
-    ]
+    about = f'"""{file.variant.name} on inputs by name; {place}."""'
+    lines = [f"def run({signature}, q_offset: int | None = None) -> {result}:", f"    {about}"]
     return "\n".join([*lines, *(f"    {line}" for line in _body(file)), f"    return {', '.join(returned)}"])
 
 
@@ -67,7 +65,9 @@ def _indices(file: Exported) -> Iterator[str]:
             if selection.op is Op.GIVEN and selection.src[0].op is Op.INPUT:
                 name, size = str(selection.src[0]["name"]), selection.integer("size")
                 units = file.text((node.src[1].shape[1] + (size - 1)) // size)
-                yield f'expect_indices("{name}", {named(name)}, {units})'
+                counts = selection.operands.get("counts")
+                beside = f", {named(str(counts['name']))}" if counts is not None and counts.op is Op.INPUT else ""
+                yield f'expect_indices("{name}", {named(name)}, {units}{beside})'
 
 
 def _empty(file: Exported, buffer: Buffer) -> str:

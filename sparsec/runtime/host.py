@@ -18,10 +18,17 @@ def expect(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, dev
         raise ValueError(f"{found}: the last stride must be 1; use .contiguous()")
 
 
-def expect_indices(name: str, x: Tensor, units: int) -> None:
-    """Raise ValueError unless every index is -1 or one of the units that exist."""
+def expect_indices(name: str, x: Tensor, units: int, counts: Tensor | None = None) -> None:
+    """Raise ValueError unless every index is -1 or one of the units that exist, each once in a list, and counts fit."""
     if x.numel() and (int(x.min()) < -1 or int(x.max()) >= units):
         raise ValueError(f"`{name}` holds {int(x.min())} … {int(x.max())}: there are {units} units; -1 stands for none")
+    if counts is not None and counts.numel() and (int(counts.min()) < 0 or int(counts.max()) > x.shape[-1]):
+        raise ValueError(f"the counts of `{name}` are {int(counts.min())} … {int(counts.max())} of {x.shape[-1]} slots")
+    if counts is not None:
+        x = torch.where(torch.arange(x.shape[-1], device=x.device) < counts[..., None], x, -1)
+    ordered = x.sort(-1).values
+    if bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()):
+        raise ValueError(f"`{name}` names a unit twice in a list, and a list is a set; -1 stands for none")
 
 
 def noise(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -16,6 +16,7 @@ from sparsec.ir.variant import Variant
 from sparsec.oracle import oracle
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.target import TargetError
+from sparsec.testing.declared import DECLARED
 
 HERE = Path(__file__).name
 QKV = "q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]"
@@ -135,6 +136,26 @@ def indexed(indices: Callable[[Tensor], Tensor]) -> Callable[[], object]:
     return run
 
 
+def counted(ids: list[int], many: int) -> Callable[[], object]:
+    """A call with one list of so many chunks for all queries."""
+
+    def run() -> object:
+        variant = sparsec.parse(DECLARED["counted"])
+        sizes = {"T": 23, "H": 2, "HKV": 1, "D": 16, "DV": 16}
+        given = sparsec.inputs(variant, dtype="float32", device="cpu", seed=0, **sizes)
+        given["ids"] = torch.tensor(ids, dtype=torch.int32).expand_as(given["ids"]).contiguous()
+        given["many"] = torch.full_like(given["many"], many)
+        found = compile(variant, "interpreter")(None, **given)
+        torch.testing.assert_close(found.double(), exact(variant, given), rtol=1e-5, atol=1e-6)  # type: ignore
+        return found
+
+    return run
+
+
+def test_a_list_holds_nothing_behind_its_count() -> None:
+    counted([0, 2, 1, 1, 1], 3)()
+
+
 CALLS: dict[str, tuple[Callable[[], object], str, str, str]] = {
     "missing": (call(k=None), "k", "missing", "k="),
     "unknown": (call(z=torch.zeros(1)), "z", "", ""),
@@ -148,6 +169,9 @@ CALLS: dict[str, tuple[Callable[[], object], str, str, str]] = {
     "a last stride that is not 1": (call(k=lambda k: k.mT.contiguous().mT), "k", "stride 2", ".contiguous()"),
     "index beyond the blocks": (indexed(lambda x: x + 2), "indices", "", ""),
     "index below -1": (indexed(lambda x: x - 3), "indices", "", ""),
+    "index twice": (indexed(lambda x: x.clamp(min=0, max=0)), "indices", "a chunk twice in a list", "-1"),
+    "index twice within its count": (counted([0, 2, 1, 1, -1], 4), "ids", "a chunk twice in a list", "-1"),
+    "count beyond the slots": (counted([0, 2, 1, -1, -1], 6), "many", "value 6", ""),
     "index dtype": (indexed(lambda x: x.long()), "indices", "int64", "int32"),
 }
 
