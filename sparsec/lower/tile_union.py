@@ -12,6 +12,7 @@ from sparsec.lower import chunks, descriptors, softmax, union_list
 from sparsec.lower.chunks import Frame
 from sparsec.lower.rows import packed
 from sparsec.lower.scalars import add, ceil_div, least, most, mul
+from sparsec.lower.tiled_space import FEW_REGISTERS
 from sparsec.lower.union_list import Union
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.fn import Fn
@@ -142,6 +143,6 @@ def default(spec: GatheredAttention, target: str) -> Schedule:
     block = max(even) if even else min(64, max(16, 1 << (spec.chunk - 1).bit_length()))
     boxes = descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim)
     stages = 2 if max(spec.head_dim, spec.value_dim) <= 64 or not boxes else 3
-    return Schedule(
-        order="tile_union", rows=rows, block=block, warps=4 if rows <= 64 else 8, stages=stages, descriptors=boxes
-    )
+    crowded = target in FEW_REGISTERS and max(spec.head_dim, spec.value_dim) > 64
+    warps = 8 if rows > 64 or crowded else 4
+    return Schedule(order="tile_union", rows=rows, block=block, warps=warps, stages=stages, descriptors=boxes)

@@ -25,9 +25,6 @@ LAYERS: dict[str, tuple[Layer, tuple[type[Spec], ...]]] = {
 }
 """Name -> a layer and which kernels of its plan are compiled."""
 
-KNOWN = {"sm_80": {"hsa: attend_far": 24}, "sm_100": {"infllm2: select_chosen": 160}}
-"""Bytes that still spill; 8 warps keep either in registers. A default that is mended has to be taken out here."""
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
@@ -43,7 +40,7 @@ def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
     for (name, wide, _), made in zip(wanted, compile_all([job for _, _, job in wanted], tmp_path), strict=True):
         if isinstance(made, CompileError):
             wrong[name] = made
-        elif made.resources.spills != KNOWN.get(arch, {}).get(name, 0) or made.resources.shared > GPUS[arch].shared:
+        elif made.resources.spills or made.resources.shared > GPUS[arch].shared:
             wrong[name] = made.resources
         elif wide and arch == "sm_90" and not made.resources.wgmma:
             wrong[name] = "no wgmma"
