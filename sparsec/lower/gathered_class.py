@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower import chunks, gathered, inverse, inverse_steps, key_outer, slot_merge, tile_union, union_list
+from sparsec.lower import (
+    chunks,
+    gathered,
+    gathered_gpu,
+    inverse,
+    inverse_steps,
+    key_outer,
+    slot_merge,
+    tile_union,
+    union_list,
+)
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.specs import GatheredAttention
 from sparsec.tile.schedule import Schedule, ScheduleError
-
-FEW = 16
-"""Heads that share a list fill a tensor-core tile of one token from here on."""
 
 ORDERS = ("query_outer", "tile_union", "key_outer")
 Choices = dict[str, tuple[object, ...]]
@@ -62,19 +69,9 @@ def check(spec: GatheredAttention, schedule: Schedule) -> None:
 def default(spec: GatheredAttention, target: str) -> Schedule:
     """On a CPU query-outer. On a GPU key-outer for large chunks that few heads share, query-outer for tiny chunks,
     tile-union elsewhere."""
-    share, triton = chunks.sharing(spec), target.startswith("triton")
-    if not triton:
-        return Schedule(rows=share, block=_key_block(spec, 64), lanes=("n", "e"), split_dims=False)
-    if spec.chunk < 16:
-        return Schedule(rows=_row_tile(share), block=64, warps=4, stages=2)
-    if share < FEW and spec.chunk >= 128 and spec.chunk % 16 == 0:
-        return key_outer.default(spec, target)
-    return tile_union.default(spec, target)
-
-
-def _row_tile(share: int) -> int:
-    """Rows of a tensor-core tile for so many heads."""
-    return min(64, max(16, 1 << (share - 1).bit_length()))
+    if not target.startswith("triton"):
+        return Schedule(rows=chunks.sharing(spec), block=_key_block(spec, 64), lanes=("n", "e"), split_dims=False)
+    return gathered_gpu.default(spec, target)
 
 
 def _key_block(spec: GatheredAttention, most_keys: int) -> int:
@@ -95,11 +92,16 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         blocks = tuple(b for b in (8, 16, 32, 64) if spec.chunk % b == 0) or (_key_block(spec, 64),)
         return {"order": ("query_outer",), "rows": (share,), "block": blocks}
     if spec.chunk < 16:
-        return {"order": ("query_outer",), "rows": (_row_tile(share),), "block": (32, 64, 128), "warps": (2, 4, 8)}
+        return {
+            "order": ("query_outer",),
+            "rows": (gathered_gpu.row_tile(share),),
+            "block": (32, 64, 128),
+            "warps": (2, 4, 8),
+        }
     blocks = tuple(b for b in (16, 32, 64, 128) if spec.chunk % b == 0)
-    rows = tuple(sorted({_row_tile(share), 32, 64, 128}))
+    rows = tuple(sorted({gathered_gpu.row_tile(share), 32, 64, 128}))
     return {
-        "order": ORDERS if share < FEW else ORDERS[:2],
+        "order": ORDERS if share < gathered_gpu.FEW else ORDERS[:2],
         "rows": rows,
         "block": blocks,
         "value_block": tuple(b for b in (0, 64) if not b or (spec.value_dim % b == 0 and b < spec.value_dim)),

@@ -55,4 +55,4 @@ def job(program: Program, schedule: Schedule, arch: str) -> Job:
 def wide_dots(program: Program) -> bool:
     """Whether a program multiplies half-precision tiles of 64 rows or more, as Hopper's warp groups do."""
     dots = [node for node in reachable(program.effects) if node.op is TileOp.DOT]
-    return any(max(axis.size for axis in d.axes) >= 64 and d.args[0].dtype != "float32" for d in dots)
+    return any(d.axes[0].size >= 64 and d.args[0].dtype != "float32" for d in dots)

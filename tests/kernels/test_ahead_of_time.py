@@ -22,6 +22,12 @@ LAYERS: dict[str, tuple[Layer, tuple[type[Spec], ...]]] = {
     "hsa": (Layer("hsa", {}, heads=(16, 4)), (Selector, GatheredAttention)),
     "moba": (Layer("moba", {}, heads=(16, 16)), (Selector, GatheredAttention)),
     "infllm2": (Layer("infllm2", {}, heads=(32, 2)), (Selector, GatheredAttention)),
+    "hsa fp32": (Layer("hsa", {}, heads=(16, 4), dtype="float32"), (GatheredAttention,)),
+    "moba fp32 256": (Layer("moba", {}, heads=(16, 16), dims=(256, 256), dtype="float32"), (GatheredAttention,)),
+    "hsa 192": (Layer("hsa", {}, dims=(192, 192)), (GatheredAttention,)),
+    "moba 256": (Layer("moba", {}, heads=(16, 16), dims=(256, 256)), (GatheredAttention,)),
+    "hsa 256 beside a sink": (Layer("hsa", {"sink": "zero"}, dims=(256, 256), dtype="float16"), (GatheredAttention,)),
+    "tokens 256": (Layer("hsa", {"chunk": 8}, dims=(256, 256)), (GatheredAttention,)),
 }
 """Name -> a layer and which kernels of its plan are compiled."""
 
