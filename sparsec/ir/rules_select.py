@@ -75,6 +75,8 @@ def reduce(node: Node) -> Problem | None:
         return Problem(f"over = {over}", f"{', '.join(sorted(needs - stated))} must be given", "state it in tokens")
     if stated - may:
         return Problem(", ".join(sorted(stated - may)), f"means nothing for over = {over}", "leave it out")
+    if over == "overlap" and node["op"] != "sum":
+        return Problem(f"op = {node['op']}", "over = overlap is a sum over the summaries of a block", "op = sum")
     if node["visible"] is not None and node["pre"] != "softmax":
         return Problem(
             f"visible = {node['visible']}", "it says what the softmax before the reduction sees", "pre = softmax"
@@ -160,6 +162,9 @@ def weights(node: Node) -> Problem | None:
     scores, selection = node.src
     if selection.op not in (selection.op.TOPK, selection.op.GIVEN):
         return Problem(selection.op.value, "weights belong to a list of chosen units", "select with topk or given")
+    if not node["renormalise"] and (node["fn"] != "softmax" or selection.op is not selection.op.TOPK):
+        value = f"renormalise = false, fn = {node['fn']}, a {selection.op.value}"
+        return Problem(value, "only a softmax over what a topk may choose has a sum beyond the chosen", "fn = softmax")
     if node["fn"] == "stick" and selection["order"] != "newest":
         return Problem(f"order = {selection['order']}", "stick-breaking runs from the newest chunk", "order = newest")
     if clash(scores.shape[2], selection.shape[2]):

@@ -187,7 +187,7 @@ def _probabilities(f: Frame, sums: Node, number: Node) -> Node:
 
 def offsets(pool: Pool) -> tuple[int, Counter[int]]:
     """Block c collects the summaries ``step * c + offset``: the step, and how often each offset counts."""
-    if pool.kind == "max":
+    if pool.kind in ("max", "sum", "mean"):
         return pool.stride_blocks, Counter(range(-pool.padding, pool.kernel - pool.padding))
     ratio, overlap = pool.block // pool.stride, pool.size // pool.stride
     sign = -1 if pool.kind == "paper_literal" else 1
@@ -202,6 +202,7 @@ def block_scores(f: Frame, scores: Scores, block: Node) -> Node:
     step, counts = offsets(pool)
     nothing, merge = (-math.inf, Fn.MAXIMUM) if pool.kind == "max" else (0.0, Fn.ADD)
     total: Node | None = None
+    present: Node = tile.const(0)
     for offset, count in sorted(counts.items()):
         number = add(mul(block, step), offset)
         exists = tile.apply(Fn.LT, number, tile.param(f.spec.key_length))
@@ -209,8 +210,9 @@ def block_scores(f: Frame, scores: Scores, block: Node) -> Node:
         found = tile.apply(Fn.WHERE, exists, scores(most(number, 0) if offset < 0 else number), nothing)
         found = mul(found, float(count)) if merge is Fn.ADD and count > 1 else found
         total = found if total is None else tile.apply(merge, total, found)
+        present = add(present, tile.apply(Fn.WHERE, exists, 1, 0))
     assert total is not None, "a pool of no summaries"
-    return total
+    return tile.apply(Fn.DIV, total, tile.cast(most(present, 1), "float32")) if pool.kind == "mean" else total
 
 
 def as_keys(predicate: Expr | None) -> Expr | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparsec.lower import softmax
 from sparsec.lower.scalars import add, least, most, mul, sub
 from sparsec.plan.specs import Selector
@@ -44,9 +46,23 @@ def _cut(spec: Selector, keys: Node, slots: Axis) -> Node:
     return tile.apply(Fn.WHERE, inside, keys, EMPTY_KEY)
 
 
-def weights(fn: str, ids: Node, scores: Node, slots: Axis) -> Node:
-    """Weights of the chosen along their list, 0 where there is none."""
+def summed(sums: Sequence[Node], scores: Node, keys: Axis) -> tuple[Node, Node]:
+    """The maximum of the scores so far, and the sum of their exponentials below it, with a tile of scores more."""
+    top, total = sums
+    high = most(top, tile.reduce("max", scores, keys))
+    more = tile.reduce("sum", tile.apply(Fn.EXP, sub(scores, high)), keys)
+    return high, add(mul(total, tile.apply(Fn.EXP, sub(top, high))), more)
+
+
+def weights(fn: str, ids: Node, scores: Node, slots: Axis, everything: Node | None = None) -> Node:
+    """Weights of the chosen along their list, 0 where there is none.
+
+    ``everything`` is the log-sum-exp of all that could be chosen, for ``softmax_all``.
+    """
     valid = tile.apply(Fn.LE, 0, ids)
+    if fn == "softmax_all":
+        assert everything is not None
+        return tile.apply(Fn.WHERE, valid, tile.apply(Fn.EXP, sub(scores, everything)), 0.0)
     found = {"softmax": _softmax, "softmax_sink": _softmax, "stick": _stick}.get(fn)
     if found is not None:
         scores = found(fn, valid, scores, slots)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sparsec.lower import chosen
+from sparsec.lower import chosen, softmax
 from sparsec.lower.candidates import Frame, as_keys, block_scores, sharing, summary_scores
 from sparsec.lower.pieces import spans
 from sparsec.lower.ranges import tile_ranges
@@ -27,7 +27,8 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         f = _frame(builder, spec, schedule)
         slots, spare = (builder.axis(name, 1 << (spec.slots - 1).bit_length()) for name in ("k", "kk"))
-        ids, scores = chosen.listed(spec, _best(f, slots), slots, spare)
+        best, everything = _best(f, slots)
+        ids, scores = chosen.listed(spec, best, slots, spare)
         place = (f.batch, f.row, tile.program_id(1), tile.iota(slots))
         bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
         if slots.size > spec.slots:
@@ -35,7 +36,7 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
         tile.store(f.tensors[spec.indices], *place, value=ids, bounds=bounds)
         if spec.weights is not None:
             assert spec.weights_out is not None
-            value = chosen.weights(spec.weights, ids, scores, slots)
+            value = chosen.weights(spec.weights, ids, scores, slots, everything)
             tile.store(f.tensors[spec.weights_out], *place, value=value, bounds=bounds)
         units = spec.heads // sharing(spec)
         grid = (ceil_div(tile.param("TQ"), schedule.rows), tile.const(units), tile.param("B"))
@@ -92,26 +93,34 @@ def _frame(builder: tile.Builder, spec: Selector, schedule: Schedule) -> Frame:
     return Frame(spec, schedule, rows, keys, dims, group, tile.program_id(2), head, key_head, row, env, _tensors(spec))
 
 
-def _best(f: Frame, slots: Axis) -> Node:
-    """The rank keys of the best blocks, descending."""
+def _best(f: Frame, slots: Axis) -> tuple[Node, Node | None]:
+    """The rank keys of the best blocks, descending; the log-sum-exp of all eligible scores where weights need it."""
     spec, scores = f.spec, summary_scores(f)
     limit = tile.param(spec.block_length)
     piece = Piece(spec.keys, spec.keys, spec.block_length, as_keys(spec.eligible))
     ranges = tile_ranges(piece, f.schedule.block, limit, f.env, f.tensors)
 
-    def visit(at: Node, kept: Node) -> Sequence[Node]:
+    def visit(at: Node, kept: Node, *sums: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
-        rank = tile.apply(Fn.RANK, block_scores(f, scores, block), block)
+        found = block_scores(f, scores, block)
+        rank = tile.apply(Fn.RANK, found, block)
         env, open_ = {**f.env, "c": block}, tile.apply(Fn.LT, block, limit)
         if spec.forced is not None:
             forced = tile.apply(Fn.XOR, rank, EMPTY_KEY)
             rank = tile.apply(Fn.WHERE, emit(spec.forced, env), forced, rank)
         if spec.eligible is not None:
             open_ = both(open_, emit(spec.eligible, env))
-        return [tile.top_insert(kept, tile.apply(Fn.WHERE, open_, rank, EMPTY_KEY), slots, f.keys)]
+        best = tile.top_insert(kept, tile.apply(Fn.WHERE, open_, rank, EMPTY_KEY), slots, f.keys)
+        return [
+            best,
+            *(chosen.summed(sums, tile.apply(Fn.WHERE, open_, found, softmax.HIDDEN), f.keys) if sums else ()),
+        ]
 
-    empty = tile.full(EMPTY_KEY, f.rows, slots, dtype="int64")
-    return tile.loop(ranges[0].start, ranges[-1].stop, 1, [empty], visit, f.schedule.stages)[0]
+    inits = [tile.full(EMPTY_KEY, f.rows, slots, dtype="int64")]
+    if spec.weights == "softmax_all":
+        inits += [tile.full(softmax.HIDDEN, f.rows), tile.full(0.0, f.rows)]
+    best, *sums = tile.loop(ranges[0].start, ranges[-1].stop, 1, inits, visit, f.schedule.stages)
+    return best, add(sums[0], tile.apply(Fn.LOG, sums[1])) if sums else None
 
 
 def default(spec: Selector, target: str) -> Schedule:

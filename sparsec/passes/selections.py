@@ -78,8 +78,11 @@ def _read_in_order(attend: Node) -> list[Node]:
     weights = attend.operands.get("weights")
     if weights is None:
         return []
-    own = weights.src[1] if weights.op is Op.WEIGHTS else None
-    return [*(s for s in attend.positional[2:] if s is not own), *([own] if own not in (None, *attend.src) else [])]
+    lists = list(attend.positional[2:])
+    if weights.op is not Op.WEIGHTS:
+        return lists
+    own = weights.src[1]
+    return [] if own in lists else [own, *lists]
 
 
 def _in_any_order(outputs: Sequence[Node]) -> frozenset[Node]:

@@ -7,6 +7,7 @@ from functools import reduce
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.plan.honours import honours
 from sparsec.plan.memories import hold
 from sparsec.plan.planner import Planner
 from sparsec.plan.select import select
@@ -65,6 +66,8 @@ def joinable(attends: list[Node]) -> str | None:
 def tiled(planner: Planner, attends: list[Node], owner: Node, wants_lse: bool, out_dtype: str) -> None:
     """One kernel for the joint softmax of dense attends; its output belongs to ``owner``."""
     sizes, first = planner.sizes, attends[0]
+    for attend in attends:
+        honours(planner, attend, "scale", "softcap", "sink", "bias")
     q, params = first.src[0], {"TQ": first.src[0].shape[1], "TK": planner.token_length}
     pieces = [_piece(planner, a, k, params) for k, a in enumerate(attends)]
     out = planner.temporary(owner, "o", owner.shape, out_dtype)
@@ -160,6 +163,7 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
         )
     if selection["unit"] != "chunk":
         raise planner.refuse(attend, "lists of single tokens have no kernel yet; choose chunks")
+    honours(planner, attend, "per", "scale", "softcap", "sink", "bias")
     q, memory = attend.src[:2]
     held = hold(planner, memory)
     assert held.v is not None

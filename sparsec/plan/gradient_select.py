@@ -34,6 +34,8 @@ def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> N
     forward = planner.specs.get(topk)
     if not isinstance(forward, Selector) or forward.softmax or forward.pool is not None:
         raise planner.refuse(vjp, "only scores that are chosen without a softmax or a pool before have a gradient")
+    if forward.weights == "softmax_all":
+        raise planner.refuse(vjp, "weights with renormalise = false have no gradient kernel yet; the oracle has one")
     q_side = next((v for v in planner.vjps if v.src[0] is vjp.src[0] and v["of"] == "q"), None)
     if weights not in planner.score_grads:
         _through_weights(planner, weights, q_side, (topk, forward), covers, source, dtype)

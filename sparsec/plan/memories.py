@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.plan.honours import honours
 from sparsec.plan.planner import Planner
 from sparsec.plan.specs import Summarise
 from sparsec.scalar.expr import Expr
@@ -34,11 +35,13 @@ def hold(planner: Planner, memory: Node, exact: bool = False) -> Held:
     ``exact`` keeps computed summaries of keys in fp32, for a selector: rounding them would change what is chosen.
     """
     if memory.op in (Op.TOKENS, Op.SLOTS):
+        honours(planner, memory, *(("chunk",) if memory.op is Op.TOKENS else ("origin",)))
         k, *rest = (planner.input(source) for source in memory.src)
         tokens = memory.shape[1] if memory.op is Op.TOKENS else None
         return Held(k, rest[0] if rest else None, memory.shape[1], tokens, len(memory.src[0].shape) == 4)
     if memory.op is not Op.SUMMARY:
         raise planner.refuse(memory, "no forward kernel reads this memory yet; tokens, slots and summaries are read")
+    honours(planner, memory, "fn", "size", "stride", "fields")
     inner = hold(planner, memory.src[0])
     if memory["fn"] == "given":
         return Held(planner.input(memory.src[1]), None, memory.shape[1], inner.tokens, True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.attend import joinable, tiled
+from sparsec.plan.honours import honours
 from sparsec.plan.planner import Planner
 from sparsec.plan.specs import Combine
 from sparsec.scalar.expr import Expr
@@ -63,7 +64,10 @@ def _gates(planner: Planner, gates: list[Node]) -> tuple[list[str], Expr | None]
     functions = [g.expr("fn") if g.op is Op.MAP else None for g in gates]
     sources = [g.src[0] if g.op is Op.MAP else g for g in gates]
     for g in gates:
-        if g.op is Op.MAP and (len(g.src) != 1 or g["row"] != "none"):
+        if g.op is not Op.MAP:
+            continue
+        honours(planner, g, "fn")
+        if len(g.src) != 1:
             raise planner.refuse(g, "a gate is a function of one input; compute anything else before the call")
     if len({id(f) for f in functions}) > 1:
         raise planner.refuse(gates[0], "the gates of a merge go through one function; apply others before the call")

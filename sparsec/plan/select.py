@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.plan.honours import honours
 from sparsec.plan.memories import hold
 from sparsec.plan.planner import Planner
 from sparsec.plan.specs import Pool, Selector
@@ -33,18 +34,33 @@ def follow(planner: Planner, topk: Node) -> Chain:
             )
         if node["over"] in ("overlap", "blocks") and pool is None and group is None:
             pool = node
+            honours(planner, node, *_POOLED[str(node["over"])])
         elif node["over"] == "group" and group is None:
             group = node
+            honours(planner, node, "over", "op", "pre", "visible")
         else:
             raise planner.refuse(
                 node, f"the selector takes one reduction over the group, then one pooling; found over = {node['over']}"
             )
         node = node.src[0]
+    if pool is not None and group is not None and pool.word("pre") == "softmax":
+        raise planner.refuse(pool, "pre = softmax is carried out per head: write it at the reduction over the group")
     if node["fn"] != "dot":
         raise planner.refuse(node, f"the selector scores by dot products; fn = {node['fn']} has no kernel yet")
-    if topk["scope"] in ("token", "query_set") or topk.integer("query_block") != 1 or topk.operands:
+    if topk["scope"] in ("token", "query_set") or topk.operands:
         raise planner.refuse(topk, "the selector lists chunks per token and head; other scopes have no kernel yet")
+    honours(planner, node, "fn", "scale", "detach")
+    honours(planner, topk, *_CHOSEN)
     return Chain(node, group, pool, (*covers, node))
+
+
+_POOLED = {
+    "overlap": ("over", "pre", "visible", "size", "stride", "block", "importance"),
+    "blocks": ("over", "op", "pre", "visible", "kernel", "stride", "padding"),
+}
+_CHOSEN = (
+    "k", "slots", "unit", "size", "scope", "eligible", "forced", "count_forced", "order", "selector_gradient"
+)  # fmt: skip
 
 
 def select(planner: Planner, selection: Node, weights: Node | None) -> tuple[str, str | None]:
@@ -81,6 +97,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     scale = chain.score.expr("scale")
     tokens = held.tokens if held and held.tokens is not None else planner.token_length
     group = chain.group
+    shares = group if group is not None else chain.pool
     length = keys.shape[1] if keys.kind == "memory" else keys.shape[-3]
     dims = {"TQ": q.shape[1], "TK": tokens, "N": length, "NB": topk.src[0].shape[3]}
     spec = Selector(
@@ -98,15 +115,15 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         k=topk.integer("k"),
         slots=topk.integer("slots"),
         dtype=sizes.dtype,
-        softmax=group is not None and group.word("pre") == "softmax",
-        visible=planner.close(group.expr("visible"), dims) if group is not None else None,
+        softmax=shares is not None and shares.word("pre") == "softmax",
+        visible=planner.close(shares.expr("visible"), dims) if shares is not None else None,
         group=str(group["op"]) if group is not None else None,
         pool=_pool(chain.pool, keys),
         eligible=planner.close(topk.expr("eligible"), dims),
         forced=planner.close(topk.expr("forced"), dims),
         count_forced=bool(topk["count_forced"]),
         order=str(topk["order"]),
-        weights=str(weights["fn"]) if weights is not None else None,
+        weights=_weighed(planner, weights) if weights is not None else None,
         key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
     )
     planner.specs[topk] = spec
@@ -114,8 +131,13 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     planner.add(spec, [spec.q, key_buffer], [indices, *([out] if out else [])], covers, dims)
 
 
+def _weighed(planner: Planner, weights: Node) -> str:
+    honours(planner, weights, "fn", "renormalise")
+    return "softmax_all" if not weights["renormalise"] else weights.word("fn")
+
+
 def _pool(reduce: Node | None, keys: Node) -> Pool | None:
-    """Summaries to blocks: the overlap sum, or a maximum over a window of summaries."""
+    """Summaries to blocks: the overlap sum, or a maximum, sum or mean over a window of summaries."""
     if reduce is None:
         return None
     if reduce["over"] == "overlap":
@@ -125,7 +147,7 @@ def _pool(reduce: Node | None, keys: Node) -> Pool | None:
     padding = reduce["padding"]
     unit = keys.integer("stride") if keys.op is Op.SUMMARY else 1
     return Pool(
-        "max",
+        reduce.word("op"),
         unit,
         unit,
         unit * stride,

@@ -129,7 +129,7 @@ class Pool:
     """From summary scores to block scores.
 
     ``kind = overlap``: the sum over summaries ``r*c + m - n`` for 0 <= m < r, 0 <= n < size/stride, r = block/stride;
-    ``paper_literal``: summaries ``r*c - m - n``; ``max``: the maximum over ``kernel`` summaries from
+    ``paper_literal``: summaries ``r*c - m - n``; ``max``, ``sum``, ``mean``: over ``kernel`` summaries from
     ``c*stride_blocks - padding``. Summaries that do not exist contribute nothing.
     """
 
@@ -155,8 +155,8 @@ class Selector:
     Attributes:
         key_length: the launch parameter with the number of summaries; ``block_length`` with the number of blocks.
         visible, eligible, forced: over i and c (c counts summaries in ``visible``, blocks in the others).
-        weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores; fp32, 0 where id
-            is -1.
+        weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores, or
+            "softmax_all": their share of a softmax over all that is eligible; fp32, 0 where id is -1.
         key_dtype: the dtype of ``keys`` where it is not ``dtype``: fp32 for computed summaries, so
             that rounding them does not change what is chosen.
         scope: "kv_head" when ``group`` reduces, "head" when it does not.

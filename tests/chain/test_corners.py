@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sparsec
 from sparsec.ir.variant import dim_names
+from sparsec.plan.plan import PlanError
 
 HEAD = "variant v(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]"
 DIMS: dict[str, int] = {"TQ": 60, "TK": 60, "H": 4, "HKV": 2, "D": 16, "DV": 16, "TM": 33, "M": 3, "N": 2}
@@ -108,6 +109,69 @@ ORDERED = (
 @pytest.mark.parametrize("order", ["newest", "oldest", "score"])
 def test_given_weights_follow_the_order_of_the_list(order: str) -> None:
     agree(ORDERED % order)
+
+
+SHARES = (
+    HEAD
+    + """) {
+ m = tokens(k, v) {chunk = 16}
+ s = reduce(score(q, summary(m) {fn = mean, size = 16, stride = 16, fields = k})) {over = group, op = sum}
+ c = topk(s) {k = 2, size = 16, eligible = 16 * c <= i, order = %s}
+ return attend(q, m, c, weights=weights(s, c) {fn = softmax, renormalise = false}) {per = chunk}
+}"""
+)
+
+
+@pytest.mark.parametrize("target", ["interpreter", "cpu"])
+def test_weights_may_be_shares_of_all_that_is_eligible(target: str) -> None:
+    agree(SHARES % "newest", target)
+
+
+POOLED = (
+    HEAD
+    + """) {
+ m = tokens(k, v) {chunk = 16}
+ l = summary(m) {fn = mean, size = 8, stride = 4, fields = k}
+ c = topk(%s) {k = 2, size = 16, eligible = 16 * c <= i, scope = %s}
+ return attend(q, m, c)
+}"""
+)
+GROUPED = "reduce(reduce(score(q, l)) {over = group, op = %s}) {%s}"
+BLOCKS = "over = blocks, op = %s, kernel = %d, stride = 4, padding = %d"
+OVERLAP = "over = overlap, size = 8, stride = 4, block = 16, importance = overlap"
+POOLS = {
+    "mean": (GROUPED % ("sum", BLOCKS % ("mean", 5, 1)), "kv_head"),
+    "sum": (GROUPED % ("max", BLOCKS % ("sum", 4, 3)), "kv_head"),
+    "max": (GROUPED % ("mean", BLOCKS % ("max", 4, 0)), "kv_head"),
+    "shares per head, pooled": (f"reduce(score(q, l)) {{{BLOCKS % ('mean', 6, 1)}, pre = softmax}}", "head"),
+    "shares per head, overlapping": (f"reduce(score(q, l)) {{{OVERLAP}, pre = softmax, visible = 4*c <= i}}", "head"),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_pools(name: str) -> None:
+    agree(POOLED % POOLS[name])
+
+
+def test_a_pool_of_means_on_the_cpu() -> None:
+    agree(POOLED % POOLS["mean"], "cpu")
+
+
+REFUSED = {
+    "a softmax after the group's reduction": GROUPED % ("sum", OVERLAP + ", pre = softmax"),
+    "a mean over overlapping windows": GROUPED % ("sum", OVERLAP + ", op = mean"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_kernel_carries_out_is_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises((PlanError, sparsec.DeclarationError), match=r"pre = softmax|op = mean"):
+        agree(POOLED % (REFUSED[name], "kv_head"))
+
+
+def test_lists_that_queries_share_are_refused() -> None:
+    with pytest.raises(PlanError, match="query_block"):
+        agree((SHARES % "newest").replace("k = 2,", "k = 2, query_block = 4,"))
 
 
 @pytest.mark.parametrize("name", LENGTHS)
