@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sparsec.plan.plan import Plan
 from sparsec.plan.specs import GatheredAttention, Selector, Spec, Summarise, TiledAttention
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.launch import Bind
 from sparsec.scalar.expr import Expr, var
 from sparsec.testing.mistakes import boundary_column_unmasked
 from sparsec.testing.mutants import mutated
@@ -115,9 +116,16 @@ def test_a_wrong_kernel_is_refused(window: Court, mutant: Mutant) -> None:
     assert window.refuses(mutant)
 
 
+class Idle(Bind):
+    """A program that writes nothing."""
+
+    def __call__(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Callable[[], None]:
+        return lambda: None
+
+
 def test_what_a_kernel_leaves_unwritten_is_seen(window: Court) -> None:
     built = BuiltKernel(window.kernel, default(window.kernel.spec, "tvm:llvm"), window.target, window.folder)
-    built._binds = [(program, lambda tensors, params: lambda: None) for program, _ in built._binds]
+    built._binds = [(program, Idle()) for program, _ in built._binds]
     found = window.admission.judge(built)
     assert found is not None and "not finite" in found.reason
 
