@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from sparsec.tile.schedule import Schedule
@@ -33,9 +33,10 @@ def fields_of(schedule: Schedule) -> dict[str, Any]:
 
 
 def schedule_of(values: Mapping[str, Any]) -> Schedule:
-    """A schedule back from JSON values."""
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return Schedule(**fields)
+    """A schedule back from JSON values; fields that schedules no longer have are left out."""
+    known = {f.name for f in fields(Schedule)}
+    kept: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in known}
+    return Schedule(**kept)
 
 
 class Space:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from sparsec.autotune.space import fields_of, schedule_of
@@ -103,7 +104,12 @@ class Trial:
 
 
 def trial_from(text: str) -> Trial:
-    """A trial back from its JSON."""
+    """A trial back from its JSON; what trials no longer have is left out."""
     data: dict[str, Any] = json.loads(text)
-    built = Built(**data.pop("built")) if data.get("built") else data.pop("built", None)
-    return Trial(schedule=schedule_of(data.pop("schedule")), built=built, **data)
+    built, schedule = data.pop("built", None), schedule_of(data.pop("schedule"))
+    return Trial(schedule=schedule, built=Built(**_known(Built, built)) if built else None, **_known(Trial, data))
+
+
+def _known(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}

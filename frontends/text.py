@@ -30,7 +30,13 @@ def parse(text: str, file: str = "<text>") -> Variant:
 
 def load(path: str | Path) -> Variant:
     """The variant that a ``.sparsec`` file declares; errors are those of ``parse``, or ``OSError``."""
-    return parse(Path(path).read_text(encoding="utf-8"), str(path))
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start} is {content[error.start]:#04x}"
+        raise DeclarationError(f"file {path}", where, "a declaration is UTF-8 text", "save it as UTF-8") from error
+    return parse(text, str(path))
 
 
 class _Parser:

@@ -30,7 +30,7 @@ def load(source: str, name: str, folder: Path) -> Any:
     """The kernel ``name`` of a source, imported from a file in ``folder`` so that Triton and tracebacks can read it."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     path = folder / f"{name}_{digest}.py"
-    if not path.exists() or path.read_text() != source:
+    if not path.exists() or path.read_bytes() != source.encode():
         folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(source)

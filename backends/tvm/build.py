@@ -107,7 +107,7 @@ def is_whole(library: Path) -> bool:
     mark = library.with_suffix(".sha256")
     if not (library.exists() and mark.exists()):
         return False
-    return mark.read_text().strip() == hashlib.sha256(library.read_bytes()).hexdigest()
+    return mark.read_bytes().strip() == hashlib.sha256(library.read_bytes()).hexdigest().encode()
 
 
 def _export(module: Any, library: Path) -> None:

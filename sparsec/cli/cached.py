@@ -36,8 +36,8 @@ def _records(folder: Path) -> Iterator[Entry]:
 
     for path in sorted(folder.glob("*.json")):
         try:
-            record = parse(path.read_text())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            record = parse(path.read_bytes())
+        except ValueError as error:
             yield Entry("record", path, "tuned schedule", f"{error}")
             continue
         gain = f"{record.default_s / record.time_s:.2f} times the default" if record.time_s else "not timed"
@@ -49,8 +49,8 @@ def _records(folder: Path) -> Iterator[Entry]:
 def _libraries(folder: Path) -> Iterator[Entry]:
     for path in sorted(folder.glob("*.so")):
         mark = path.with_suffix(".sha256")
-        known = mark.read_text().strip() if mark.exists() else ""
-        same = known == hashlib.sha256(path.read_bytes()).hexdigest()
+        known = mark.read_bytes().strip() if mark.exists() else b""
+        same = known == hashlib.sha256(path.read_bytes()).hexdigest().encode()
         problem = "" if same else "its checksum differs" if known else "its checksum is missing"
         yield Entry("library", path, "CPU kernel", problem)
 

@@ -95,12 +95,12 @@ class Records:
         """A record by key; a corrupt one is renamed to ``.corrupt`` and forgotten."""
         path = self.folder / f"{key}.json"
         try:
-            text = path.read_text()
+            content = path.read_bytes()
         except OSError:
             return None
         try:
-            return parse(text)
-        except (ValueError, KeyError, TypeError):
+            return parse(content)
+        except ValueError:
             _set_aside(path)
             return None
 
@@ -120,17 +120,17 @@ def serialise(record: Record) -> str:
     return json.dumps({"record": body, "sha256": _digest(body)}, indent=1)
 
 
-def parse(text: str) -> Record:
-    """The record in a JSON text; ValueError if its digest does not match."""
-    data = json.loads(text)
-    body = data["record"]
-    if _digest(body) != data["sha256"]:
+def parse(content: bytes) -> Record:
+    """The record in a file's content; ValueError if it is none, or its digest does not match."""
+    data = json.loads(content)
+    body = data.get("record") if isinstance(data, dict) else None
+    if not isinstance(body, dict) or _digest(body) != data.get("sha256"):
         raise ValueError("the record was altered after it was written")
-    known = {f.name for f in fields(Schedule)}
-    saved: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in body.pop("schedule").items() if k in known
-    }
-    return Record(schedule=Schedule(**saved), **body)
+    saved, known = body.pop("schedule", None), {f.name for f in fields(Schedule)}
+    if not isinstance(saved, dict) or {*body} != {f.name for f in fields(Record)} - {"schedule"}:
+        raise ValueError("a record of another version of sparsec")
+    read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
+    return Record(schedule=Schedule(**read), **body)
 
 
 def _digest(body: Mapping[str, object]) -> str:

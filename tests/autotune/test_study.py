@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from sparsec.autotune.space import Space
 from sparsec.autotune.study import Study
-from sparsec.autotune.trial import Trial
+from sparsec.autotune.trial import Built, Trial, trial_from
 from sparsec.tile.schedule import Schedule
 
 SPACE_CHOICES: dict[str, tuple[object, ...]] = {"rows": (16, 32, 64), "lanes": (("m",), ("n", "e"), ("m", "e", "n"))}
@@ -25,6 +26,13 @@ def test_the_default_is_in_the_space() -> None:
     assert SPACE.schedule(SPACE.params(Schedule())) == Schedule()
     assert Space(Schedule(rows=48), {"rows": (16, 32)}).size == 3
     assert {SPACE.schedule(p) for p in SPACE.configurations()} >= {Schedule(rows=16, lanes=("n", "e"))}
+
+
+def test_trials_of_an_older_version_are_read() -> None:
+    data = json.loads(Trial(3, Schedule(rows=32), "timed", ratio=0.5, built=Built(1.0, 40)).to_json())
+    data["schedule"]["gone"], data["built"]["gone"], data["gone"] = 1, 2, 3
+    found = trial_from(json.dumps(data))
+    assert found == Trial(3, Schedule(rows=32), "timed", ratio=0.5, built=Built(1.0, 40))
 
 
 def test_another_space_is_another_study() -> None:

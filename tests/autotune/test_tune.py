@@ -197,9 +197,10 @@ def test_a_damaged_triton_source_is_written_anew(tmp_path: Path) -> None:
     source = "import triton\n\n\n@triton.jit\ndef nothing(x):\n    pass\n"
     load(source, "nothing", tmp_path)
     (file,) = tmp_path.glob("nothing_*.py")
-    file.write_text(source[:-20])
-    load(source, "nothing", tmp_path)
-    assert file.read_text() == source
+    for damage in (source[:-20].encode(), b"\xff\xfe"):
+        file.write_bytes(damage)
+        load(source, "nothing", tmp_path)
+        assert file.read_text() == source
 
 
 def test_sources_have_headings() -> None:

@@ -69,6 +69,45 @@ def test_what_was_altered_is_found(folder: Path, capsys: Captured, kind: str) ->
     assert main(["cache", "verify"]) == 1 and "3 of 4 entries are intact" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", SPOIL)
+def test_bytes_that_are_no_text_are_found(folder: Path, capsys: Captured, kind: str) -> None:
+    SPOIL[kind](folder).write_bytes(b"\xff\xfe\x80")
+    assert len(said(capsys, "verify", code=1)["corrupt"]) == 1
+
+
+def signed(body: object) -> str:
+    """A record's file with the right hash, whatever it holds."""
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"record": body, "sha256": digest})
+
+
+GOOD = {"kernel": "k", "time_s": 1.0, "default_s": 2.0, "trials": 3, "toolchain": "t"}
+STRANGE = {
+    "no text": b"\xff\xfe",
+    "a list": b"[1]",
+    "a schedule that is a list": signed({**GOOD, "schedule": [1]}).encode(),
+    "no schedule": signed(GOOD).encode(),
+    "a field too many": signed({**GOOD, "schedule": {}, "other": 1}).encode(),
+    "a record that is a list": signed([1]).encode(),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_strange_records_are_set_aside(tmp_path: Path, kind: str) -> None:
+    records = Records(tmp_path)
+    records.folder.mkdir()
+    (records.folder / "x.json").write_bytes(STRANGE[kind])
+    assert records.read("x") is None and [p.name for p in records.folder.iterdir()] == ["x.corrupt"]
+
+
+def test_a_record_of_an_older_schedule_is_read(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.folder.mkdir()
+    (records.folder / "x.json").write_text(signed({**GOOD, "schedule": {"rows": 32, "gone": 1}}))
+    found = records.read("x")
+    assert found is not None and found.schedule == Schedule(rows=32)
+
+
 def test_clear_keeps_what_was_tuned(folder: Path, capsys: Captured) -> None:
     assert said(capsys, "clear", "--yes")["deleted"] == ["tvm", "triton"]
     assert {entry["kind"] for entry in said(capsys, "list")} == {"record", "trials"}

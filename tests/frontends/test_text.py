@@ -77,6 +77,12 @@ def test_a_file(tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.sparsec").write_bytes(b"variant \xff")
+    with pytest.raises(DeclarationError, match=r"x\.sparsec: byte 8 is 0xff: a declaration is UTF-8 text"):
+        load(tmp_path / "x.sparsec")
+
+
 PREDICATE = LOCAL[LOCAL.index("{where") : LOCAL.index("\n  return")]
 ERRORS = {
     "an unknown op": ("tokens(k", "token(k", "5:11", "`token`", "did you mean `tokens`?"),

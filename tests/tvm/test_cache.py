@@ -49,6 +49,8 @@ def test_a_library_is_used_again_until_it_is_damaged(tmp_path: Path, monkeypatch
     copy.write_bytes(copy.read_bytes()[:-100])
     assert not is_whole(copy)
     assert works(case, damaged) == copy and is_whole(copy) and len(built) == 2
+    copy.with_suffix(".sha256").write_bytes(b"\xff\xfe")
+    assert not is_whole(copy)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
