@@ -30,8 +30,8 @@ ROUND = 12582912.0 + 127.0
 """Adding 1.5 * 2^23 rounds to an integer in the low bits; the 127 is the exponent's bias."""
 ROOT_HALF_BITS = 0x3F3504F3
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-06
-SIGN, LOW, ID = -(2**31), 0xFFFFFFFF, 0x7FFFFFFF
-"""The sign bit, the low half of an int64, and the bits of an id in a rank key."""
+SIGN, LOW, ID, NAN = -(2**31), 0xFFFFFFFF, 0x7FFFFFFF, 0x7FC00000
+"""The sign bit, the low half of an int64, the bits of an id in a rank key, and those of a NaN without a sign."""
 
 
 class Bind(Protocol):
@@ -160,7 +160,8 @@ class Vector:
 
     def rank(self, score: str, index: str) -> str:
         """The int64 key of a score and an id: see ``sparsec.tile.language.EMPTY_KEY``."""
-        b = self.bind(self.bits(f"{score} + {self.real(0.0)}"))
+        x = self.named(f"{score} + {self.real(0.0)}")
+        b = self.bind(f"T.Select({x} == {x}, {self.bits(x)}, {self.whole(NAN)})")
         flip = f"T.bitwise_or(T.shift_right({b}, {self.whole(31)}), {self.whole(SIGN)})"
         ordered = f"T.bitwise_and({self.cast(f'T.bitwise_xor({b}, {flip})', 'int64')}, {self.whole(LOW, 'int64')})"
         high = f"T.shift_left({ordered}, {self.whole(31, 'int64')})"

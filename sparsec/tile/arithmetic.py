@@ -13,11 +13,16 @@ from sparsec.tile.language import EMPTY_KEY
 _ID_BITS = 31
 _ID_MASK = (1 << _ID_BITS) - 1
 _SIGN = 1 << 31
+_NAN = 0x7FC00000
 
 
 def rank(score: Tensor, index: Tensor) -> Tensor:
-    """The int64 key of a candidate that is not forced; see ``sparsec.tile.language.EMPTY_KEY``."""
-    bits = (score.to(torch.float32) + 0.0).view(torch.int32)
+    """The int64 key of a candidate that is not forced; see ``sparsec.tile.language.EMPTY_KEY``.
+
+    NaN ranks highest whatever its sign: a processor's own, such as that of inf - inf, has the sign bit set on x86.
+    """
+    score = score.to(torch.float32)
+    bits = torch.where(score == score, (score + 0.0).view(torch.int32), _NAN)
     monotone = (bits ^ ((bits >> 31) | -_SIGN)).to(torch.int64) & 0xFFFFFFFF
     return (monotone << _ID_BITS) | (_ID_MASK - index.to(torch.int64)) | EMPTY_KEY
 

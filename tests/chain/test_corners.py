@@ -5,7 +5,10 @@ Each text is a layer that once gave a wrong number or an error.
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 from torch import Tensor
 
 import sparsec
@@ -172,6 +175,26 @@ def test_what_no_kernel_carries_out_is_refused_in_a_sentence(name: str) -> None:
 def test_lists_that_queries_share_are_refused() -> None:
     with pytest.raises(PlanError, match="query_block"):
         agree((SHARES % "newest").replace("k = 2,", "k = 2, query_block = 4,"))
+
+
+BEST = (
+    HEAD
+    + """) {
+ m = tokens(k, v) {chunk = 16}
+ s = score(q, summary(m) {fn = mean, size = 16, stride = 16, fields = k})
+ return topk(s) {k = 2, size = 16, scope = head, eligible = 16 * c + 16 <= i}
+}"""
+)
+
+
+@pytest.mark.parametrize("target", ["interpreter", "cpu"])
+def test_a_score_of_nan_ranks_highest_whatever_its_sign(target: str) -> None:
+    variant = sparsec.parse(BEST)
+    inputs = sparsec.inputs(variant, TQ=40, TK=40, H=4, HKV=2, D=16)
+    inputs["k"][0, 20, 0, 3] = -torch.tensor(math.nan).abs()
+    found = sparsec.compile(variant, target=target)(None, **inputs)
+    assert isinstance(found, Tensor) and bool((found[0, 33:, :2, 0] == 1).all())
+    assert torch.equal(found.long(), sparsec.oracle(variant, inputs, form="loop"))
 
 
 @pytest.mark.parametrize("name", LENGTHS)

@@ -36,6 +36,11 @@ def test_keys_give_back_score_and_id(score: float, index: int, forced: bool) -> 
     assert int(made) > EMPTY_KEY
 
 
+def test_a_nan_of_either_sign_ranks_highest() -> None:
+    plus, minus = (struct.unpack("f", struct.pack("I", bits))[0] for bits in (0x7FC00000, 0xFFC00001))
+    assert key(plus, 3) == key(minus, 3) > key(float("inf"), 0)
+
+
 def test_the_empty_key_is_below_all_and_has_no_id() -> None:
     assert int(rank_id(torch.tensor(EMPTY_KEY))) == -1
     assert key(float("-inf"), 2**31 - 2) > EMPTY_KEY
