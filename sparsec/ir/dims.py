@@ -80,6 +80,10 @@ def value(dim: Expr, env: Mapping[str, int]) -> int:
 def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
     """What the constructors could not decide by name."""
     for node in variant.nodes:
+        for dim in node.src[0].shape[2:] + node.src[1].shape[2:] if node.op in (Op.ATTEND, Op.SCORE) else ():
+            if value(dim, env) < 1:
+                what, rule = f"{node.op.value} {variant.names.get(node, '')}", "heads and head dims are 1 or more"
+                raise InputError(what.strip(), f"{dim} = {value(dim, env)}", rule, "give at least one of each")
         for one, other, what in _equalities(node):
             if value(one, env) != value(other, env):
                 sizes = f"{one} = {value(one, env)}, {other} = {value(other, env)}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sparsec.ir.error import InputError
 from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant, dim_names
 from sparsec.scalar.evaluate import evaluate
@@ -55,8 +57,11 @@ class Lengths:
         return self.key_count(dims) - self.query_count(dims) if self.keys is not None else 0
 
     def longest(self, dims: Mapping[str, int]) -> int:
-        """The larger of both counts, at least 1."""
-        return max(self.query_count(dims), self.key_count(dims), 1)
+        """The larger of both counts, at least 1; a count of which dims do not tell does not matter."""
+        known = [
+            length for length in (self.queries, self.keys) if length is not None and {*variables(length)} <= {*dims}
+        ]
+        return max((_at(length, dims) for length in known), default=1) or 1
 
 
 def lengths(variant: Variant) -> Lengths:
@@ -75,6 +80,15 @@ def _chosen(variant: Variant, used: Sequence[Expr], customary: Sequence[str]) ->
         if name in found:
             return found[name]
     return next((var(name) for name in customary if name in dim_names(variant)), None)
+
+
+def position(given: object) -> int:
+    """A ``q_offset`` that a caller gave. Raises InputError where it is no whole number."""
+    try:
+        return operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        rule = "the position of the first query is a whole number"
+        raise InputError("q_offset", repr(given), rule, "give an int, or None for queries that end the keys") from None
 
 
 def _at(length: Expr | None, dims: Mapping[str, int]) -> int:

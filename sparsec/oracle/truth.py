@@ -10,13 +10,13 @@ from torch import Tensor
 
 from sparsec.ir.dims import bind
 from sparsec.ir.error import InputError
-from sparsec.ir.lengths import lengths
+from sparsec.ir.lengths import lengths, position
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant
 from sparsec.oracle.evaluate import Evaluation
-from sparsec.oracle.form import FormName
+from sparsec.oracle.form import FORMS, FormName
 from sparsec.oracle.states import Written
 from sparsec.oracle.values import Bank, Chosen, Mask, Memory, OracleError, Output, Value
 
@@ -86,11 +86,13 @@ def evaluate_node(
 
 def evaluation(variant: Variant, inputs: Inputs, form: FormName, q_offset: int | None) -> Evaluation:
     """Inputs checked against the declaration, made fp64 and bound to their nodes."""
+    if form not in FORMS:
+        raise InputError("form", repr(form), "there is no such form of the oracle", did_you_mean(str(form), FORMS))
     declared = {name: inputs[name] for name in inputs if name in variant.inputs}
     replaced = {_named(variant, name): inputs[name] for name in inputs if name not in variant.inputs}
     dims = bind(variant, {name: tuple(x.shape) for name, x in declared.items()})
     length = lengths(variant)
-    offset = length.offset(dims) if q_offset is None else q_offset
+    offset = length.offset(dims) if q_offset is None else position(q_offset)
     known: dict[Node, Value] = {node: _exact(declared[str(node["name"])]) for node in variant.parameters}
     known |= {node: _given(node, x) for node, x in replaced.items()}
     device = next(iter(inputs.values())).device if inputs else torch.device("cpu")

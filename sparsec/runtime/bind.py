@@ -10,7 +10,7 @@ from sparsec.ir.error import InputError
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.suggest import did_you_mean
-from sparsec.ir.variant import Variant
+from sparsec.ir.variant import Variant, dim_names
 from sparsec.scalar.evaluate import evaluate
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ def float_dtype(variant: Variant, tensors: Sequence[Tensor]) -> str:
     """The dtype of the "float" inputs among inputs in order, unchecked."""
     found = (str(x.dtype) for spec, x in zip(variant.inputs.values(), tensors, strict=True) if spec.dtype == "float")
     return next(found, "float32").removeprefix("torch.")
+
+
+def check_dims(variant: Variant, dims: Mapping[str, object], names: Sequence[str]) -> None:
+    """Each of these dims is set."""
+    missing = [name for name in names if name not in dims]
+    if missing:
+        rule = f"{variant.name} has the dims {', '.join(sorted(dim_names(variant)))}"
+        raise InputError("dims", f"{', '.join(missing)} missing", rule, f"set {missing[0]} = …")
 
 
 def check_names(variant: Variant, tensors: Mapping[str, object]) -> None:

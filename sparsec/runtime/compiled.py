@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsec.ir.lengths import lengths
-from sparsec.ir.variant import Variant
+from sparsec.ir.error import DeclarationError
+from sparsec.ir.lengths import lengths, position
+from sparsec.ir.variant import Variant, dim_names
 from sparsec.passes.pipeline import PIPELINE, run
 from sparsec.plan.build import build_plan
 from sparsec.plan.plan import Kernel, Plan
@@ -151,12 +152,14 @@ class Compiled:
 
         bind.check_names(self.variant, inputs)
         dims = dict(bind_dims(self.variant, {n: tuple(x.shape) for n, x in inputs.items()}))
-        dims["q_offset"] = self.lengths.offset(dims) if q_offset is None else q_offset
+        dims["q_offset"] = self.lengths.offset(dims) if q_offset is None else position(q_offset)
         return dims, bind.call_dtype(self.variant, inputs)
 
     def plan(self, dims: Mapping[str, int], dtype: str) -> Plan:
-        """The plan for the static dims (heads, head dims) among ``dims``."""
-        static = {n: dims[n] for n in sorted(static_names(self.graph.parameters)) if n in dims}
+        """The plan for the static dims (heads, head dims) among ``dims``. Raises InputError where one is missing."""
+        names = sorted(static_names(self.graph.parameters))
+        bind.check_dims(self.variant, dims, names)
+        static = {n: dims[n] for n in names}
         key = (dtype, *static.items())
         if key not in self._plans:
             self._plans[key] = build_plan(self.variant.name, self.graph.outputs, self.graph.names, static, dtype)
@@ -186,6 +189,7 @@ class Compiled:
         """Formulas, memory, tiles and predicted times at these dims; needs no device. See ``sparsec explain``."""
         from sparsec.runtime.explain import explain
 
+        bind.check_dims(self.variant, dims, sorted(dim_names(self.variant)))
         return explain(self, {"q_offset": self.lengths.offset(dims), **dims}, dtype, resources)
 
     def tune(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
@@ -213,9 +217,11 @@ class Compiled:
         return self._built[key]
 
 
-def compile(variant: Variant, target: str | Target = "auto", cache_dir: Path | None = None) -> Compiled:
+def compile(variant: Variant, target: str | Target = "auto", cache_dir: str | Path | None = None) -> Compiled:
     """Compile a variant for "auto", "cpu", "cuda" or a named target; ready to call in seconds, without a tuner.
 
-    Raises TargetError for a target that does not exist.
+    Raises TargetError for a target that does not exist, DeclarationError for what is no variant.
     """
-    return Compiled(variant, find(target), cache_dir)
+    if not isinstance(variant, Variant):
+        raise DeclarationError("compile", repr(variant), "it takes a variant", "sparsec.preset(…) or sparsec.load(…)")
+    return Compiled(variant, find(target), None if cache_dir is None else Path(cache_dir))

@@ -12,6 +12,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant, dim_names
+from sparsec.runtime.bind import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ def inputs(
     Dims are set by name; ``T`` sets both lengths. The rest: B 1, lengths 256, H 4, HKV 2, D = DV = DR = 64, others 16.
 
     Raises:
-        InputError: a dim that the variant does not have, or one that is not a whole number.
+        InputError: a dim that the variant does not have or that is not a whole number, or a dtype without kernels.
     """
     import torch
 
@@ -39,9 +40,22 @@ def inputs(
     generator = torch.Generator(device=device).manual_seed(seed)
     roles = _roles(variant)
     return {
-        str(node["name"]): _draw(node, roles.get(node), env, getattr(torch, dtype), generator)
-        for node in variant.parameters
+        str(node["name"]): _draw(node, roles.get(node), env, _dtype(dtype), generator) for node in variant.parameters
     }
+
+
+def _dtype(name: object) -> torch.dtype:
+    """A dtype that kernels take, by name or itself."""
+    import torch
+
+    plain = str(name).removeprefix("torch.")
+    if plain not in FLOAT_DTYPES:
+        raise InputError(
+            "dtype", repr(name), f"kernels take {', '.join(FLOAT_DTYPES)}", did_you_mean(plain, FLOAT_DTYPES)
+        )
+    found = getattr(torch, plain)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def sizes(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:

@@ -98,6 +98,8 @@ def find(name: str | Target = "auto") -> Target:
     """The target of this name: "auto", "cpu", "cuda", "interpreter", "tvm:llvm" or "triton:<arch>"."""
     if isinstance(name, Target):
         return name
+    if not isinstance(name, str):
+        raise TargetError(f"target {name!r} is no name; use 'auto', 'cpu', 'cuda' or 'triton:<arch>'")
     if name == "interpreter":
         return INTERPRETER
     if name == "auto":
