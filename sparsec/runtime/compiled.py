@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsec.runtime.explain import Explanation
+    from sparsec.runtime.joint import Joint
     from sparsec.runtime.training import Training
 
 
@@ -51,6 +52,8 @@ class Compiled:
         variant: the declaration.
         target: where its kernels run.
         lengths: which of its dims count queries and keys.
+        names: of the inputs, in the declared order.
+        operator: what tracing sees of a call; see ``sparsec.runtime.operator``.
         builds: how many kernels were built so far; new lengths do not add to it.
     """
 
@@ -69,9 +72,9 @@ class Compiled:
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._built: dict[tuple[object, ...], BuiltKernel] = {}
         self._calls: dict[tuple[object, ...], Call] = {}
-        self._names = tuple(variant.inputs)
+        self.names = tuple(variant.inputs)
         self._floats = [spec.dtype == "float" for spec in variant.inputs.values()]
-        self._route, self._operator = route, register(self)
+        self._route, self.operator = route, register(self)
 
     def __call__(self, q_offset: int | None = None, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run forward on tensors by input name; one output, or a tuple where the variant returns several.
@@ -80,7 +83,7 @@ class Compiled:
         Raises InputError where a name, shape, dtype, device, stride or given index does not fit.
         """
         try:
-            tensors: Sequence[Tensor] = [inputs[name] for name in self._names]
+            tensors: Sequence[Tensor] = [inputs[name] for name in self.names]
         except KeyError:
             tensors = []
         if len(tensors) != len(inputs):
@@ -88,7 +91,7 @@ class Compiled:
         tensors = self._route.autocast(tensors, self._floats)
         if self._route.traced(tensors):
             bind.check_names(self.variant, inputs)
-            found = self._operator(*tensors, q_offset)
+            found = self.operator(*tensors, q_offset)
             return tuple(found) if isinstance(found, list | tuple) else found
         run = self.training.forward if self._route.differentiated(tensors) else self.forward
         outputs = run(tensors, q_offset)
@@ -121,19 +124,23 @@ class Compiled:
         self, key: tuple[object, ...], tensors: Sequence[Tensor], q_offset: int | None, wrt: tuple[str, ...]
     ) -> Call:
         """A call with tensors of these shapes, dtypes, strides and devices, checked once."""
-        inputs = dict(zip(self._names, tensors, strict=True))
+        inputs = dict(zip(self.names, tensors, strict=True))
         dims, dtype = self.bind(inputs, q_offset)
         available(self.target)
         bind.check_devices(inputs, self.target.device)
-        plan = self.training.joint(dims, dtype, wrt).split.forward if wrt else self.plan(dims, dtype)
-        rules = tuple((r, tuple(map(self._names.index, r.names))) for r in bind.index_rules(self.variant, dims))
-        return self._keep(key, plan, dims, self._names, rules)
+        halves = self.training.joint(dims, dtype, wrt) if wrt else None
+        rules = tuple((r, tuple(map(self.names.index, r.names))) for r in bind.index_rules(self.variant, dims))
+        call = self._keep(key, halves.split.forward if halves else self.plan(dims, dtype), dims, self.names, rules)
+        call.ready.halves = halves
+        return call
 
-    def backward(self, key: tuple[object, ...], plan: Plan, dims: Mapping[str, int], names: Sequence[str]) -> Ready:
-        """A plan made ready for tensors of these names, and kept under a key."""
+    def backward(self, halves: Joint, tensors: Sequence[Tensor], dims: Mapping[str, int]) -> Ready:
+        """The backward half of a joint plan worked out for what it reads, in the order of its names."""
+        described = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
+        key = (id(halves), Records.generation, *dims.values(), *described)
         call = self._calls.get(key)
         if call is None or call.schedules != self.schedules:
-            call = self._keep(key, plan, dims, names)
+            call = self._keep(key, halves.split.backward, dims, halves.names)
         return call.ready
 
     def _keep(

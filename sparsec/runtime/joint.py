@@ -21,22 +21,25 @@ class Joint:
 
     Attributes:
         dtype: of the "float" tensors.
-        outputs: how many results of the forward half are the variant's own; the rest is saved.
+        outputs: positions of the variant's outputs among the forward half's results; the rest is saved.
         kept_inputs, kept_results: positions of what the backward half reads among the inputs and the forward results.
         cotangents: positions of the outputs whose gradients it reads; ``differentiable`` of those it depends on.
         names: of what the backward half reads, in the order kept inputs, kept results, cotangents.
         gradients: per input of ``wrt`` the gradient's buffer; None is exactly zero.
+        wanted: whether any gradient is not zero; ``direct`` where the backward half returns just these, in order.
     """
 
     split: Split
     dtype: str
-    outputs: int
+    outputs: tuple[int, ...]
     kept_inputs: tuple[int, ...]
     kept_results: tuple[int, ...]
     cotangents: tuple[int, ...]
     differentiable: frozenset[int]
     names: tuple[str, ...]
     gradients: Mapping[str, str | None]
+    wanted: bool
+    direct: bool
 
 
 def joint(graph: Variant, wrt: Sequence[str], static: Mapping[str, int], dtype: str) -> Joint:
@@ -62,6 +65,7 @@ def joint(graph: Variant, wrt: Sequence[str], static: Mapping[str, int], dtype: 
     cut = split(plan, plan.outputs[:count])
     reads = {b.name for b in cut.backward.buffers if b.role == "input"} | {*plan.outputs[count:]}
     inputs, results = list(graph.inputs), list(dict.fromkeys(cut.forward.outputs))
+    outputs = tuple(results.index(name) for name in plan.outputs[:count])
     seeds = [found.cotangents.get(node) for node in graph.outputs]
     left = iter(plan.outputs[count:])
     gradients = {name: None if node is None else next(left) for name, node in found.gradients.items()}
@@ -71,8 +75,11 @@ def joint(graph: Variant, wrt: Sequence[str], static: Mapping[str, int], dtype: 
     names = [inputs[n] for n in kept_inputs] + [results[n] for n in kept_results]
     names += [name for name in (seeds[n] for n in cotangents) if name is not None]
     differentiable = frozenset(n for n, name in enumerate(seeds) if name is not None)
+    made = [name for name in gradients.values() if name is not None]
+    direct = made == list(dict.fromkeys(cut.backward.outputs))
     return Joint(
-        cut, dtype, count, kept_inputs, kept_results, cotangents, differentiable, tuple(names), gradients
+        cut, dtype, outputs, kept_inputs, kept_results, cotangents, differentiable, tuple(names), gradients,
+        bool(made), direct,
     )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def _define_forward(name: str) -> None:
     half = f"{name}_forward"
 
     def run(inputs: list[Tensor], q_offset: int | None, wrt: str) -> list[Tensor]:
-        return list(_OWNERS[name].training.run_forward(inputs, q_offset, wrt.split(",")))
+        return list(_OWNERS[name].ready(inputs, q_offset, tuple(wrt.split(",")))(inputs))
 
     def fake(inputs: list[Tensor], q_offset: Any, wrt: str) -> list[Tensor]:
         return _OWNERS[name].training.fake_forward(inputs, wrt.split(","))
@@ -96,10 +96,14 @@ def _define_backward(name: str) -> None:
     half = f"{name}_backward"
 
     def run(kept: list[Tensor], cotangents: list[Tensor], dims: list[int], dtype: str, wrt: str) -> list[Tensor]:
-        return _distinct(_OWNERS[name].training.run_backward(kept, cotangents, dims, dtype, wrt.split(",")))
+        training = _OWNERS[name].training
+        named = dict(zip(training.dims, dims, strict=True))
+        halves = training.joint(named, dtype, wrt.split(","))
+        return _distinct(training.run_backward(halves, kept, cotangents, named))
 
     def fake(kept: list[Tensor], cotangents: list[Tensor], dims: list[Any], dtype: str, wrt: str) -> list[Tensor]:
-        return _OWNERS[name].training.fake_backward(cotangents, dims, dtype, wrt.split(","))
+        training = _OWNERS[name].training
+        return training.fake_backward(cotangents, dict(zip(training.dims, dims, strict=True)), dtype, wrt.split(","))
 
     given = "Tensor[] kept, Tensor[] cotangents, SymInt[] dims, str dtype, str wrt"
     _LIBRARY.define(f"{half}({given}) -> Tensor[]", tags=TAGS)

@@ -12,6 +12,8 @@ from sparsec.runtime.quick import Quick, quick
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsec.runtime.joint import Joint
+
 
 class Ready:
     """A plan with built kernels, concrete dims and the shapes of its buffers.
@@ -19,6 +21,7 @@ class Ready:
     Attributes:
         names: of the inputs, in the order of a call's tensors.
         outputs: shape and dtype of each distinct output by name.
+        halves: the joint plan that it is the forward half of, if it is one.
         order: the place among them of each result of the variant; ``distinct`` where that says nothing.
     """
 
@@ -33,6 +36,7 @@ class Ready:
         self.fixed = {kernel.kernel.name: kernel.fixed(dims) for kernel in self._kernels}
         self.order = [list(self.outputs).index(name) for name in plan.outputs]
         self.distinct = len(self.order) == len(self.outputs)
+        self.halves: Joint | None = None
         self.quick: Quick | None = None
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -29,6 +29,7 @@ class Training:
         self.dims = (*sorted({str(d.value) for n in self.parameters for d in n.shape if d.head == "var"}), "q_offset")
         self.operators = register_halves(compiled)
         self._joints: dict[tuple[object, ...], Joint] = {}
+        self._asked: dict[tuple[bool, ...], tuple[str, ...]] = {}
 
     def forward(self, tensors: Sequence[Tensor], q_offset: int | None = None) -> Sequence[Tensor]:
         """The variant's outputs, which remember how they came about. Raises PlanError where there is no backward."""
@@ -43,27 +44,29 @@ class Training:
             self._joints[key] = joint(self.compiled.graph, wrt, static, dtype)
         return self._joints[key]
 
-    def run_forward(self, tensors: Sequence[Tensor], q_offset: int | None, wrt: Sequence[str]) -> Sequence[Tensor]:
-        """The variant's outputs, then what is saved."""
-        return self.compiled.ready(tensors, q_offset, tuple(wrt))(tensors)
+    def asked(self, wanted: tuple[bool, ...]) -> tuple[str, ...]:
+        """The names of the inputs that require a gradient."""
+        if wanted not in self._asked:
+            self._asked[wanted] = tuple(n for n, w in zip(self.compiled.names, wanted, strict=True) if w)
+        return self._asked[wanted]
 
     def run_backward(
-        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor], dims: Sequence[int], dtype: str, wrt: Sequence[str]
+        self, halves: Joint, kept: Sequence[Tensor], cotangents: Sequence[Tensor], dims: Mapping[str, int]
     ) -> list[Tensor]:
         """The gradients that are not zero, in order, from what the forward kept and the gradients of its outputs."""
-        named = dict(zip(self.dims, dims, strict=True))
-        halves = self.joint(named, dtype, wrt)
-        tensors = [*kept, *(x if _dense(x) else x.contiguous() for x in cotangents)]
-        key = (*dims, *wrt, *[(x.shape, x.stride(), x.dtype, x.device) for x in tensors])
-        ready = self.compiled.backward(key, halves.split.backward, named, halves.names)
-        made = dict(zip(ready.outputs, ready(tensors), strict=True)) | dict(zip(halves.names, tensors, strict=True))
-        return [made[name] for name in halves.gradients.values() if name is not None]
+        tensors = [*kept, *[x if x.is_contiguous() or _dense(x) else x.contiguous() for x in cotangents]]
+        ready = self.compiled.backward(halves, tensors, dims)
+        made = ready(tensors)
+        if halves.direct:
+            return made
+        named = dict(zip((*ready.outputs, *ready.names), (*made, *tensors), strict=True))
+        return [named[name] for name in halves.gradients.values() if name is not None]
 
-    def bound(self, tensors: Sequence[Tensor], q_offset: Any) -> list[Any]:
+    def bound(self, tensors: Sequence[Tensor], q_offset: Any) -> dict[str, Any]:
         """The sizes of ``dims`` in a call, which tracing may keep symbolic."""
         found = dims_of(self.parameters, tensors)
         found["q_offset"] = self.compiled.lengths.offset(found) if q_offset is None else q_offset
-        return [found[name] for name in self.dims]
+        return {name: found[name] for name in self.dims}
 
     def fake_forward(self, tensors: Sequence[Tensor], wrt: Sequence[str]) -> list[Tensor]:
         """Empty results of the forward half."""
@@ -72,13 +75,12 @@ class Training:
         return empties(plan, dict.fromkeys(plan.outputs), dims, tensors[0])
 
     def fake_backward(
-        self, cotangents: Sequence[Tensor], dims: Sequence[Any], dtype: str, wrt: Sequence[str]
+        self, cotangents: Sequence[Tensor], dims: Mapping[str, Any], dtype: str, wrt: Sequence[str]
     ) -> list[Tensor]:
         """Empty gradients."""
-        named = dict(zip(self.dims, dims, strict=True))
-        halves = self.joint(named, dtype, wrt)
+        halves = self.joint(dims, dtype, wrt)
         wanted = [name for name in halves.gradients.values() if name is not None]
-        return empties(halves.split.backward, wanted, named, cotangents[0])
+        return empties(halves.split.backward, wanted, dims, cotangents[0])
 
 
 class _Attention(torch.autograd.Function):
@@ -86,20 +88,22 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, training: Training, q_offset: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        names = training.compiled.variant.inputs
-        wrt = [name for name, wanted in zip(names, ctx.needs_input_grad[2:], strict=True) if wanted]
-        dims, dtype = training.bound(tensors, q_offset), bind.float_dtype(training.compiled.variant, tensors)
+        wrt = training.asked(ctx.needs_input_grad[2:])
+        halves: Joint | None
         if route.traced(tensors):
-            results = training.operators[0](list(tensors), q_offset, ",".join(wrt))
+            results: Sequence[Tensor] = training.operators[0](list(tensors), q_offset, ",".join(wrt))
+            ctx.dims = training.bound(tensors, q_offset)
+            halves = training.joint(ctx.dims, bind.float_dtype(training.compiled.variant, tensors), wrt)
         else:
-            results = training.run_forward(tensors, q_offset, wrt)
-        halves = training.joint(dict(zip(training.dims, dims, strict=True)), dtype, wrt)
-        kept = [tensors[n] for n in halves.kept_inputs] + [results[n] for n in halves.kept_results]
-        ctx.save_for_backward(*kept)
-        ctx.training, ctx.dims, ctx.wrt, ctx.halves = training, dims, wrt, halves
-        outputs = tuple(results[: halves.outputs])
-        ctx.mark_non_differentiable(*(x for n, x in enumerate(outputs) if n not in halves.differentiable))
-        return outputs
+            ready = training.compiled.ready(tensors, q_offset, wrt)
+            results, ctx.dims, halves = ready(tensors), ready.dims, ready.halves
+        assert halves is not None
+        ctx.training, ctx.halves = training, halves
+        ctx.save_for_backward(*[tensors[n] for n in halves.kept_inputs], *[results[n] for n in halves.kept_results])
+        outputs = [results[n] for n in halves.outputs]
+        if len(halves.differentiable) < len(outputs):
+            ctx.mark_non_differentiable(*[x for n, x in enumerate(outputs) if n not in halves.differentiable])
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
@@ -107,15 +111,14 @@ class _Attention(torch.autograd.Function):
         training, halves, kept = ctx.training, ctx.halves, ctx.saved_tensors
         cotangents = [grads[n] for n in halves.cotangents]
         found: Sequence[Tensor] = []
-        if any(name is not None for name in halves.gradients.values()):
-            if route.traced([*kept, *cotangents]):
-                made = training.operators[1](list(kept), cotangents, ctx.dims, halves.dtype, ",".join(ctx.wrt))
-            else:
-                made = training.run_backward(kept, cotangents, ctx.dims, halves.dtype, ctx.wrt)
-            found = made
+        if halves.wanted and route.traced([*kept, *cotangents]):
+            dims = [ctx.dims[name] for name in training.dims]
+            found = training.operators[1](list(kept), cotangents, dims, halves.dtype, ",".join(halves.gradients))
+        elif halves.wanted:
+            found = training.run_backward(halves, kept, cotangents, ctx.dims)
         left = iter(found)
-        by_name = {name: None if b is None else next(left) for name, b in halves.gradients.items()}
-        return None, None, *(by_name.get(name) for name in training.compiled.variant.inputs)
+        by_name = {name: next(left) if buffer else None for name, buffer in halves.gradients.items()}
+        return None, None, *[by_name.get(name) for name in training.compiled.names]
 
 
 def _dense(x: Tensor) -> bool:
