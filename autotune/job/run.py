@@ -21,6 +21,7 @@ from sparsec.autotune.job.sources import save_database, save_kernels, save_texts
 from sparsec.autotune.report import Report
 from sparsec.autotune.space import fields_of
 from sparsec.autotune.tuner import tune
+from sparsec.ir.error import InputError
 from sparsec.ir.variant import Variant
 from sparsec.lower.registry import default
 from sparsec.oracle.error import BOUNDS, check
@@ -42,10 +43,15 @@ MOST_PICTURED = 4096
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What tuning may take: configurations per kernel, and seconds for all kernels of a variant; None for no limit."""
+    """What tuning may take: configurations per kernel, and seconds for all kernels of a variant; None for no limit.
+
+    Attributes:
+        kernels: the kernels of the plan that are tuned; () for all.
+    """
 
     trials: int = 200
     seconds: float | None = None
+    kernels: tuple[str, ...] = ()
 
 
 def run_job(
@@ -58,28 +64,37 @@ def run_job(
     limits: Limits = Limits(),
     command: str = "",
     screen: Screen | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> Outcome:
     """Tune a variant on the arrays of an ``.npz`` file and write kernels, results and a report into a folder.
 
     The dtype is float16 on a GPU and float32 on a CPU unless another is named. Results of other variants that the
-    folder already holds stay in its report.
+    folder already holds stay in its report. ``dims`` are sizes that the arrays must have.
 
     Raises:
         InputError, TargetError, TuneError: inputs, a target or a tuning that cannot be.
         OSError: a file that cannot be read, or a folder that cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     found = find(target)
     available(found)
     kind = getattr(torch, dtype) if dtype else DTYPES[found.device]
     given = load(inputs, variant, found.device, kind)
     job = Job(variant, compile(variant, found), given, screen or Screen(), command or variant.name)
+    _check_dims(dims or {}, job.dims, inputs)
+    folder.mkdir(parents=True, exist_ok=True)
     outcome = job.outcome(folder, limits)
     every = keep(folder, outcome)
     (folder / "report.html").write_text(page(every, folder))
     job.screen.table(every, outcome)
     job.screen.files(folder, outcome.key)
     return outcome
+
+
+def _check_dims(asked: Mapping[str, int], found: Mapping[str, int], path: Path) -> None:
+    for name, size in asked.items():
+        if found.get(name) != size:
+            have = " ".join(f"{n}={d}" for n, d in found.items() if n != "q_offset")
+            raise InputError(name, f"{name}={size}", f"the arrays of {path.name} have {have}", f"leave {name} out")
 
 
 class Job:
@@ -126,7 +141,14 @@ class Job:
     def _tune(self, limits: Limits) -> Report:
         self.screen.heading("tuning", "every candidate is checked against the oracle before it is timed")
         with self.screen.bar() as show:
-            report = tune(self.compiled, self.inputs, trials=limits.trials, seconds=limits.seconds, progress=show)
+            report = tune(
+                self.compiled,
+                self.inputs,
+                trials=limits.trials,
+                seconds=limits.seconds,
+                progress=show,
+                kernels=limits.kernels or None,
+            )
         self.screen.tuned(report)
         return report
 

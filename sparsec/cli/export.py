@@ -30,7 +30,8 @@ def export(
         _write(Path(out), text)
     if as_json:
         kernels = [kernel.name for kernel in chosen.plan.kernels]
-        print_json({"file": out or None, "kernels": kernels, "target": chosen.compiled.target.name})
+        written = {"file": out} if out else {"file": None, "source": text}
+        print_json({**written, "kernels": kernels, "target": chosen.compiled.target.name})
     elif out:
         say(f"{out}: {len(chosen.plan.kernels)} kernels, {len(text.splitlines())} lines; `python {out}` checks it")
     else:

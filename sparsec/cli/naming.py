@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from types import ModuleType
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant
+
+LARGEST = 2**31 - 1
+"""What a launch parameter can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,9 @@ def _pairs(settings: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _size(key: str, text: str) -> int:
-    if not text.isdigit():
-        raise DeclarationError(f"dim {key}", f"{key}={text}", "a dim is a whole number, 0 or more", f"{key}=1024")
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= LARGEST):
+        rule = f"a dim is a whole number from 0 to {LARGEST}"
+        raise DeclarationError(f"dim {key}", f"{key}={text}", rule, f"{key}=1024")
     return int(text)
 
 
@@ -79,8 +84,10 @@ def _from_python(name: str) -> Variant:
 def _module(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(2, "there is no such file", str(path))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"sparsec_file_{path.stem}"  # no module that the file might import has this name
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look up what annotations mean
     spec.loader.exec_module(module)
     return module

@@ -54,10 +54,12 @@ def setting(words: Sequence[str], target: str, dtype: str = "", defaults: Mappin
     legal = {n: d for n, d in known.items() if n in asked.dims or n in {*dim_names(asked.variant), "T"}}
     dims = sizes(asked.variant, legal)
     dims["q_offset"] = max(compiled.lengths.offset(dims), 0)
-    return Setting(compiled, dims, _dtype(dtype, compiled.target.backend))
+    usual = "bfloat16" if compiled.target.backend == "triton" else "float32"
+    return Setting(compiled, dims, float_dtype(dtype) or usual)
 
 
-def _dtype(asked: str, backend: str) -> str:
+def float_dtype(asked: str) -> str:
+    """The dtype that was asked for, "" for none. Raises InputError where no kernel takes it."""
     if asked and asked not in DTYPES:
         raise InputError("dtype", asked, f"kernels take {', '.join(DTYPES)}", "choose one of them")
-    return asked or ("bfloat16" if backend == "triton" else "float32")
+    return asked

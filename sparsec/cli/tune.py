@@ -35,7 +35,9 @@ def tune(
     against the oracle and leave a report.
     """
     if inputs or out:
-        return _job(words, target, dtype, (trials, seconds or None), _both(inputs, out), as_json)
+        if seed:
+            raise typer.BadParameter("--seed is for random inputs, and --inputs names real ones")
+        return _job(words, target, dtype, (trials, seconds or None, tuple(kernel)), _both(inputs, out), as_json)
     from sparsec.autotune import tune as search
     from sparsec.autotune.progress import bar
     from sparsec.cli.setting import setting
@@ -59,7 +61,12 @@ def _both(inputs: str, out: str) -> tuple[Path, Path]:
 
 
 def _job(
-    words: list[str], target: str, dtype: str, limits: tuple[int, float | None], paths: tuple[Path, Path], quiet: bool
+    words: list[str],
+    target: str,
+    dtype: str,
+    limits: tuple[int, float | None, tuple[str, ...]],
+    paths: tuple[Path, Path],
+    quiet: bool,
 ) -> None:
     """The main job and the exported module; exit code 1 where the tuned kernels do not agree with the oracle."""
     from dataclasses import asdict
@@ -67,11 +74,14 @@ def _job(
     from sparsec.autotune.job import Limits, run_job
     from sparsec.autotune.job.screen import Screen
     from sparsec.cli.naming import named
+    from sparsec.cli.setting import float_dtype
 
-    variant, command = named(words).variant, f"sparsec tune {' '.join(words)}"
+    asked, command = named(words), f"sparsec tune {' '.join(words)}"
+    variant, bounds = asked.variant, Limits(*limits)
     outcome = run_job(
-        variant, *paths, target=target, dtype=dtype, limits=Limits(*limits), command=command, screen=Screen(quiet)
-    )
+        variant, *paths, target=target, dtype=float_dtype(dtype), limits=bounds, command=command, screen=Screen(quiet),
+        dims=asked.dims,
+    )  # fmt: skip
     module = _module(variant, outcome, paths[1] / outcome.key / f"{variant.name}.py")
     if quiet:
         print_json(asdict(outcome))

@@ -77,6 +77,46 @@ def test_show_one_kernel(capsys: Captured) -> None:
     assert "did you mean `select_chosen`" in capsys.readouterr().err
 
 
+LAYER = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sparsec
+
+
+@dataclass
+class Knobs:
+    window: int = 4
+
+
+near = sparsec.preset("streaming", window=Knobs().window)
+"""
+
+
+def test_a_file_of_python_may_have_dataclasses(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "layer.py").write_text(LAYER)
+    assert "variant streaming" in run(capsys, "show", str(tmp_path / "layer.py"))
+
+
+@pytest.mark.parametrize("size", ["²", "99999999999", "-1", "1e3", "9" * 5000, ""])
+def test_sizes_that_are_none(capsys: Captured, size: str) -> None:
+    assert main(["explain", *WINDOW, f"T={size}"]) == 2
+    assert "a dim is a whole number from 0 to 2147483647" in capsys.readouterr().err
+
+
+def test_too_large_for_this_machine_is_a_sentence(capsys: Captured) -> None:
+    assert main(["check", *WINDOW, "T=2147483647", "D=4096", "H=4096"]) == 2
+    assert "too large for this machine" in capsys.readouterr().err
+
+
+def test_compile_as_json_has_the_source(capsys: Captured, tmp_path: Path) -> None:
+    said = value(capsys, "compile", *WINDOW, "--target", "tvm:llvm")
+    assert said["file"] is None and "def run(" in said["source"]
+    said = value(capsys, "compile", *WINDOW, "--target", "tvm:llvm", "--out", str(tmp_path / "x.py"))
+    assert said["file"] == str(tmp_path / "x.py") and "source" not in said
+
+
 def test_check_agrees_and_says_what_was_compared(capsys: Captured) -> None:
     out = run(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16")
     assert "is right on interpreter" in out and "graph = text" in out and "attend_out" in out

@@ -90,6 +90,30 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no.npz" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["T=151"], "T=151: the arrays of real.npz have"),
+        (["--kernel", "nonsense"], "no kernel is called nonsense"),
+        (["--seed", "3"], "--seed is for random inputs"),
+        (["--dtype", "float8"], "kernels take float32"),
+    ],
+)
+def test_what_real_inputs_do_not_allow_is_refused(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    out = tmp_path / "out"
+    paths = ["--inputs", str(file), "--out", str(out), "--target", "cpu"]
+    assert main(["tune", "streaming", "window=8", *words, *paths]) == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_nothing_is_made_where_the_inputs_cannot_be_read(tmp_path: Path) -> None:
+    assert main(["tune", "full", "--inputs", str(tmp_path / "no.npz"), "--out", str(tmp_path / "out")]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_race_takes_turns() -> None:
     order: list[str] = []
 
