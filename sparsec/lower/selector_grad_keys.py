@@ -122,7 +122,7 @@ def _walk(spec: SelectorGradKeys, schedule: Schedule) -> Program:
         _write(w, [mul(tile.reduce("sum", x, rows), selector_grad_q.scale(own)) for x in sums])
         tensors = [q, grads, found.entries, listed, _out(spec), _parts(spec)]
         grid = (tile.param("WT"), tile.const(own.kv_heads), tile.param("B"))
-        return builder.program(spec.name, tensors, [(name, "int32") for name in shares.PARAMS], grid)
+        return builder.program(spec.name, tensors, [(name, "int32") for name in (*shares.PARAMS, "ET")], grid)
 
 
 def _step(w: Walk, n: Node, sums: Sequence[Node]) -> list[Node]:
@@ -179,7 +179,7 @@ def _sum(spec: SelectorGradKeys, schedule: Schedule) -> Program:
             tile.store(_out(spec), at[0], unit, at[1], d.index(), value=value, bounds={1: tile.param("TK")})
         grid = (tile.param("WT"), tile.const(spec.forward.kv_heads), tile.param("B"))
         tensors = [listed, parts, _out(spec)]
-        return builder.program(f"{spec.name}_sum", tensors, [(name, "int32") for name in shares.PARAMS], grid)
+        return builder.program(f"{spec.name}_sum", tensors, [(name, "int32") for name in (*shares.PARAMS, "ET")], grid)
 
 
 def default(spec: SelectorGradKeys, target: str) -> Schedule:
