@@ -33,7 +33,8 @@ def tanh(x):
 @triton.jit
 def rank(score, index):
     """The int64 key that sorts by larger score, then by lower index; the top bit stands for "not forced"."""
-    bits = tl.where(score == score, (score + 0.0).to(tl.int32, bitcast=True), 2143289344)  # NaN of either sign: highest
+    bits = (score + 0.0).to(tl.int32, bitcast=True)
+    bits = tl.where((bits & 2147483647) > 2139095040, 2143289344, bits)  # NaN of either sign: highest
     monotone = (bits ^ ((bits >> 31) | -2147483648)).to(tl.int64) & 0xFFFFFFFF
     return (monotone << 31) | (2147483647 - index).to(tl.int64) | -9223372036854775808
 ''',
