@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sparsec.ir.adjoint import cotangent_shape
 from sparsec.ir.error import InputError
-from sparsec.ir.node import Node
+from sparsec.ir.node import Node, Shape
 from sparsec.ir.op import Op
 from sparsec.ir.rules_read import branches
 from sparsec.ir.scores import ceil_div, is_list, key_heads, tokens_behind
@@ -80,7 +80,7 @@ def value(dim: Expr, env: Mapping[str, int]) -> int:
 def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
     """What the constructors could not decide by name."""
     for node in variant.nodes:
-        for dim in node.src[0].shape[2:] + node.src[1].shape[2:] if node.op in (Op.ATTEND, Op.SCORE) else ():
+        for dim in _heads(node):
             if value(dim, env) < 1:
                 what, rule = f"{node.op.value} {variant.names.get(node, '')}", "heads and head dims are 1 or more"
                 raise InputError(what.strip(), f"{dim} = {value(dim, env)}", rule, "give at least one of each")
@@ -97,6 +97,14 @@ def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
                 raise InputError(
                     f"{node.op.value} {variant.names.get(node, '')}", sizes, rule, "share each key/value head evenly"
                 )
+
+
+def _heads(node: Node) -> Shape:
+    """Heads and head dims of what is scored or read; a memory without values has DV = 0."""
+    if node.op not in (Op.ATTEND, Op.SCORE):
+        return ()
+    keys = node.src[1].shape
+    return node.src[0].shape[2:] + (keys[2:] if node.op is Op.ATTEND else keys[-2:] if len(keys) < 5 else keys[2:4])
 
 
 def _groups(node: Node) -> Iterator[tuple[Expr, Expr]]:
