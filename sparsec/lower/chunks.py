@@ -9,7 +9,7 @@ from sparsec.lower import softmax
 from sparsec.lower.pieces import Span, dot_over, spans
 from sparsec.lower.ranges import TileRange, outside_interior, tile_ranges
 from sparsec.lower.rows import Rows
-from sparsec.lower.scalars import add, both, captured, emit, least, most, mul, sub
+from sparsec.lower.scalars import add, both, captured, emit, emit_scores, least, most, mul, sub
 from sparsec.plan.specs import GatheredAttention, Piece
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.fn import Fn
@@ -171,7 +171,7 @@ def logits(f: Frame, key: Node) -> tuple[Node, float]:
     if spec.softcap is not None:
         scores = mul(tile.apply(Fn.TANH, mul(scores, 1.0 / spec.softcap)), spec.softcap)
     if spec.bias is not None:
-        scores = emit(spec.bias, {**_variables(f, key), "score": scores}, f.tensors)
+        scores = emit_scores(spec.bias, {**_variables(f, key), "score": scores}, f.tensors, scores)
     return scores, softmax.LOG2E
 
 

@@ -37,6 +37,13 @@ def emit(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tensor] | No
     return tile.apply(expr.head, *args)
 
 
+def emit_scores(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tensor] | None, like: Node) -> Node:
+    """As ``emit``, in fp32 over every axis of ``like``, also where the expression is a whole number or reads less."""
+    value = tile.cast(emit(expr, env, tensors), "float32")
+    everywhere = all(axis in value.axes for axis in like.axes)
+    return value if everywhere else tile.apply(Fn.ADD, value, tile.full(0.0, *like.axes))
+
+
 def _element(tensor: Tensor, index: list[Node]) -> Node:
     """One element per point; floats are read as fp32. Indices below zero are read at zero: a mask hides them."""
     value = tile.load(tensor, *(tile.apply(Fn.MAXIMUM, i, 0) for i in index), other=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sparsec.lower.scalars import both, emit, least, mul, sub
+from sparsec.lower.scalars import both, emit, emit_scores, least, mul, sub
 from sparsec.lower.softmax import LOG2E
 from sparsec.plan.specs import Piece, TiledAttention
 from sparsec.scalar.derivative import derivative
@@ -38,7 +38,7 @@ def modified(spec: TiledAttention, piece: Piece, product: Node, pair: Env, tenso
         return product, spec.scale * LOG2E
     score = _capped(spec, product)
     if piece.bias is not None:
-        score = emit(piece.bias, {**pair, "score": score}, tensors)
+        score = emit_scores(piece.bias, {**pair, "score": score}, tensors, product)
     return score, LOG2E
 
 

@@ -55,7 +55,8 @@ def modified(ev: Evaluation, node: Node, attr: str, value: Tensor) -> Tensor:
     if expr is None:
         return value
     places = ev.places(value.shape[2], value.shape[3], value.shape[0])
-    return ev.expression(expr, {"score": value, **places, **ev.captured(node)}).expand(value.shape)
+    found = ev.expression(expr, {"score": value, **places, **ev.captured(node)})
+    return found.to(value.dtype).expand(value.shape)
 
 
 def reduce(ev: Evaluation, node: Node) -> Tensor:

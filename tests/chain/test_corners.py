@@ -197,6 +197,35 @@ def test_a_score_of_nan_ranks_highest_whatever_its_sign(target: str) -> None:
     assert torch.equal(found.long(), sparsec.oracle(variant, inputs, form="loop"))
 
 
+DENSE = (
+    HEAD
+    + """, tab: [H] %s) {
+ m = tokens(k, v)
+ return attend(q, m, mask(m, tab=tab) {where = (j <= i) & (tab[h] > -99)}, tab=tab) {bias = %s}
+}"""
+)
+LISTED = (
+    HEAD
+    + """, tab: [H] %s, ids: [B, TQ, HKV, 2] int32) {
+ m = tokens(k, v) {chunk = 16}
+ past = mask(m, tab=tab) {where = (j <= i) & (tab[h] > -99)}
+ return attend(q, m, given(ids) {size = 16}, past, tab=tab) {bias = %s}
+}"""
+)
+BIASES = [("int32", "i - j"), ("float32", "0.0"), ("float32", "tab[h]"), ("int32", "tab[h]"), ("int32", "1")]
+BIASES += [("int32", "score + tab[h]"), ("float32", "where(j < 3, 1, 2)"), ("int32", "j % 5")]
+
+
+@pytest.mark.parametrize("bias", BIASES, ids=" ".join)
+@pytest.mark.parametrize("text", [DENSE, LISTED], ids=["dense", "listed"])
+def test_a_bias_is_a_number_whatever_it_reads(text: str, bias: tuple[str, str]) -> None:
+    agree(text % bias)
+
+
+def test_a_bias_without_scores_on_the_cpu() -> None:
+    agree(DENSE % ("int32", "tab[h]"), "cpu")
+
+
 @pytest.mark.parametrize("name", LENGTHS)
 def test_every_memory_has_its_own_length(name: str) -> None:
     agree(LENGTHS[name])
