@@ -5,6 +5,8 @@ from dataclasses import replace
 import torch
 
 from sparsec.benchmarks.cases import Case, HsaCase, MobaCase, SelectedCase, WindowCase
+from sparsec.ir.error import InputError
+from sparsec.ir.suggest import did_you_mean
 
 _SELECTED = {
     "selected_t32768": (1, 64, 4, 32768, 128, 16),
@@ -43,7 +45,7 @@ def cases_named(names: list[str] | tuple[str, ...]) -> list[Case]:
     """The cases of these names; a name that is none is an error that lists all."""
     unknown = [name for name in names if name not in CASES]
     if unknown:
-        raise ValueError(f"no benchmark case named {unknown[0]!r}; there are {', '.join(CASES)}")
+        raise InputError("case", repr(unknown[0]), f"the cases are {', '.join(CASES)}", did_you_mean(unknown[0], CASES))
     return [CASES[name] for name in names]
 
 

@@ -17,6 +17,7 @@ from sparsec.benchmarks.registry import CASES, cases_named
 from sparsec.benchmarks.run import run_cases, write_rows
 from sparsec.benchmarks.step import Step, leaves_of
 from sparsec.benchmarks.verdict import Referee
+from sparsec.ir.error import InputError
 
 torch.set_num_threads(2)
 WINDOW = WindowCase("window", 1, 4, 2, 256, 16, 48, 8, device="cpu", dtype=torch.float32)
@@ -108,7 +109,7 @@ def test_a_wrong_result_gets_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_case_is_named() -> None:
-    with pytest.raises(ValueError, match="no benchmark case named 'windw'; there are window,"):
+    with pytest.raises(InputError, match=r"case: 'windw': the cases are window, .*did you mean `window`"):
         cases_named(["windw"])
 
 

@@ -63,8 +63,9 @@ class Outcome:
         load: processes per core that wanted to run when the job began; well above 1, others were among them.
         passes: (pass, unified diff) of each pass; an empty diff where it changed nothing.
         contenders: dense SDPA, FlexAttention, sparsec's default and sparsec tuned, in this order.
-        error, tile: root-mean-square error over root-mean-square truth: of the whole output, of its worst 64 rows.
+        error, tile: root-mean-square error over root-mean-square truth: of the worst output, of its worst 64 rows.
         bounds: the most that each of the two may be.
+        right: whether every output is.
         mass: share of the dense attention mass that was kept: mean, p5, worst_head, worst; {} where there is none.
         processor_s: processor time of a tuned call over the cores; None on a GPU.
         tuning: the tuner's report.

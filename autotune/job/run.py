@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsec.autotune.job import heat, rivals
 from sparsec.autotune.job.footprint import peak_bytes
 from sparsec.autotune.job.given import Given, load
+from sparsec.autotune.job.judge import judged
 from sparsec.autotune.job.machine import cores, load_per_core, machine
 from sparsec.autotune.job.outcome import Contender, KernelTime, Outcome, Picture, keep
 from sparsec.autotune.job.page import page
@@ -24,7 +25,7 @@ from sparsec.autotune.tuner import tune
 from sparsec.ir.error import InputError
 from sparsec.ir.variant import Variant
 from sparsec.lower.registry import default
-from sparsec.oracle.error import BOUNDS, check
+from sparsec.oracle.error import BOUNDS
 from sparsec.oracle.mass import kept_mass
 from sparsec.oracle.truth import oracle
 from sparsec.oracle.values import OracleError
@@ -120,9 +121,9 @@ class Job:
         self.screen.passes(diffs.found, self.compiled.graph)
         self.screen.plan(self.plan)
         report = self._tune(limits)
-        truth, pictures = self._truth()
-        verdict = check(self._first(self.compiled), truth, self.dtype)
-        contenders = self._contenders(truth)
+        truths, pictures = self._truths()
+        verdict = judged(self.compiled, self.plan, self.inputs, self.dims, truths)
+        contenders = self._contenders(truths[0])
         explained = self.compiled.explain(self.dims, self.dtype)
         here = folder / self.key
         save_texts(here, self.variant, self.compiled.graph, self.plan)
@@ -152,16 +153,16 @@ class Job:
         self.screen.tuned(report)
         return report
 
-    def _truth(self) -> tuple[Tensor, list[Picture]]:
-        """The first output in fp64, and pictures of what was read."""
+    def _truths(self) -> tuple[tuple[Tensor, ...], list[Picture]]:
+        """The outputs in fp64, and pictures of what was read."""
         self.screen.step("the truth: the oracle in fp64")
         pictured = max(self.dims.values()) <= MOST_PICTURED
         if not pictured:
             result = oracle(self.variant, self.inputs, form="vector")
-            return (result if isinstance(result, Tensor) else result[0]), []
+            return ((result,) if isinstance(result, Tensor) else result), []
         result, values = oracle(self.variant, self.inputs, form="vector", return_all=True)
-        truth = result if isinstance(result, Tensor) else result[0]
-        return truth, heat.pictures(self.variant, values, self.dims)
+        truths = (result,) if isinstance(result, Tensor) else result
+        return truths, heat.pictures(self.variant, values, self.dims)
 
     def _first(self, compiled: Compiled) -> Tensor:
         result = compiled(None, **self.inputs)

@@ -34,18 +34,14 @@ def bench(
     """Time sparsec beside the fastest form of each peer; a row only where the check against the oracle passed."""
     import torch
 
-    from sparsec.benchmarks.registry import CASES, cases_on
+    from sparsec.benchmarks.registry import CASES, cases_named, cases_on
     from sparsec.benchmarks.run import run_cases, write_rows
-    from sparsec.ir.error import InputError
-    from sparsec.ir.suggest import did_you_mean
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
     names = cases or [case.name for case in cases_on(here)]
     if list_cases:
         return print_json([*CASES]) if as_json else say("\n".join(f"{n} ({c.device})" for n, c in CASES.items()))
-    for name in names:
-        if name not in CASES:
-            raise InputError("case", name, "there is no such case", did_you_mean(name, CASES))
+    cases_named(names)
     report = (lambda text: None) if as_json else say
     rows = run_cases(names, lambda case, inputs: ours(case, inputs, trials), rounds=rounds, skip=skip, report=report)
     if out:

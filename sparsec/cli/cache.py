@@ -64,7 +64,9 @@ def clear(
 
     folder = Env().cache_dir
     doomed = [folder / name for name in (*KERNELS, *(TUNED if records else ())) if (folder / name).exists()]
-    if doomed and not yes and not as_json:
+    if doomed and not yes and as_json:
+        raise typer.BadParameter("--json asks nothing, so it deletes nothing without --yes")
+    if doomed and not yes:
         typer.confirm(f"Delete {', '.join(path.name for path in doomed)} in {folder}?", abort=True)
     for path in doomed:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -115,6 +115,12 @@ def test_clear_keeps_what_was_tuned(folder: Path, capsys: Captured) -> None:
     assert said(capsys, "list") == []
 
 
+@pytest.mark.parametrize("words", [[], ["--records"]])
+def test_json_deletes_nothing_unasked(folder: Path, capsys: Captured, words: list[str]) -> None:
+    assert main(["cache", "clear", *words, "--json"]) == 2 and "--yes" in capsys.readouterr().err
+    assert len(said(capsys, "list")) == 4
+
+
 def test_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setenv("SPARSEC_CACHE_DIR", str(tmp_path / "none"))
     assert said(capsys, "list") == [] and said(capsys, "verify")["checked"] == 0
