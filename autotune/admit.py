@@ -9,13 +9,13 @@ from torch import Tensor
 
 from sparsec.autotune.cases import Case
 from sparsec.autotune.jobs import reason
+from sparsec.autotune.rows import SAMPLED, sampled_rows
 from sparsec.autotune.trial import Rejection, Unfit
 from sparsec.autotune.truth import Truth
 from sparsec.autotune.verdict import differing_rows, unlike, wrong
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.kernel import BuiltKernel
 
-SAMPLED = 64
 WORST_INT = 2**31 - 1
 LOST = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
 
@@ -59,6 +59,8 @@ class Admission:
         return written
 
     def _wrong(self, position: int, case: Case, written: dict[str, Tensor]) -> str | None:
+        if not case.judged:
+            return self._as_admitted(written)
         whole_rows = not case.whole or len(self.cases) == 1
         if position not in self._truths:
             queries, device = case.lengths.query_count(case.dims), next(iter(written.values())).device
@@ -67,10 +69,17 @@ class Admission:
         sentence = wrong(self._truths[position], written)
         if sentence is not None or whole_rows:
             return sentence
+        first = self._admitted is None
+        sentence = self._as_admitted(written)
+        assert self._admitted is not None
+        return sentence if first or sentence else self._differing(case, written, self._admitted)
+
+    def _as_admitted(self, written: dict[str, Tensor]) -> str | None:
+        """Where results are not those of the first admitted kernel; the first one is kept."""
         if self._admitted is None:
             self._admitted = written
             return None
-        return unlike(self.kernel, written, self._admitted) or self._differing(case, written, self._admitted)
+        return unlike(self.kernel, written, self._admitted)
 
     def _differing(self, case: Case, written: Mapping[str, Tensor], admitted: Mapping[str, Tensor]) -> str | None:
         rows = differing_rows(self.kernel, written, admitted, SAMPLED)
@@ -85,15 +94,6 @@ def poisoned(like: Tensor) -> Tensor:
 def poison(x: Tensor, whole: int) -> Tensor:
     """Fill with NaN, ints with ``whole``; scratch on a GPU takes 0, since one read out of bounds ends the process."""
     return x.fill_(float("nan") if x.is_floating_point() else whole)
-
-
-def sampled_rows(queries: int, device: torch.device) -> Tensor:
-    """Some of so many query rows, for the check at full length: the first, the last, and some in between."""
-    generator = torch.Generator().manual_seed(queries)
-    between = torch.randint(0, queries, (SAMPLED - 16,), generator=generator)
-    ends = torch.cat([torch.arange(8), torch.arange(queries - 8, queries)]).clamp(0, queries - 1)
-    rows: Tensor = torch.cat([between, ends]).unique()
-    return rows.to(device)
 
 
 def failure(error: Exception) -> Rejection:

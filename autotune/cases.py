@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 import torch
 from torch import Tensor
 
+from sparsec.autotune.joint import Joint, is_backward, on_sampled_rows
 from sparsec.autotune.low_scores import with_low_scores
 from sparsec.autotune.space import Space
 from sparsec.ir.dims import value
@@ -34,12 +35,14 @@ class Case:
         dims: the declaration's dims and ``q_offset``.
         buffers: every buffer of the plan by name.
         whole: whether this is a full call so long that only sampled rows are judged.
+        judged: whether the oracle says what is right; else results must agree with the first admitted kernel's.
     """
 
     dims: Mapping[str, int]
     buffers: Mapping[str, Tensor]
     whole: bool
     lengths: Lengths
+    judged: bool = True
 
     @property
     def size(self) -> str:
@@ -53,6 +56,8 @@ def cases(
     """A short case of low scores, the reduced one, and the full one; earlier kernels run at their best.
 
     Without low scores for a kernel that scores no keys, without a reduced case where that would be nearly the full one.
+    At full length gradients are judged under gradients of the output on sampled rows; with all rows they are timed, and
+    compared with an admitted kernel's.
     """
     dims, _ = compiled.bind(inputs, q_offset)
     known = lengths(compiled.variant)
@@ -69,6 +74,13 @@ def cases(
     length = reach(tokens, space)
     reduced = cut(length) if length <= NEARLY_ALL * tokens.longest else None
     full = Case(dims, compiled.run_plan(plan, inputs, dims), reduced is not None, known)
+    if is_backward(kernel):
+        if reduced is None:
+            return [full]
+        assert isinstance(compiled, Joint)
+        few = on_sampled_rows(compiled, inputs)
+        sampled = Case(dims, compiled.run_plan(plan, few, dims), False, known)
+        return [reduced, sampled, replace(full, judged=False)]
     low = _with_low_scores(kernel, cut(_odd(min(edges(tokens, space), tokens.longest))))
     return [case for case in (low, reduced, full) if case is not None]
 

@@ -24,7 +24,7 @@ class Truth:
     def __init__(
         self, kernel: Kernel, buffers: Mapping[str, Tensor], dims: Mapping[str, int], rows: Tensor | None
     ) -> None:
-        self.kernel, self.dims, self.rows = kernel, dims, rows
+        self.kernel, self.buffers, self.dims, self.rows = kernel, buffers, dims, rows
         self.device = buffers[kernel.writes[0]].device
         self._known = known(kernel, buffers)
         self._values = self._evaluate(self._known, [node for _, node, _ in kernel.results])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sparsec.autotune.cases import cases
+from sparsec.autotune.joint import Joint
 from sparsec.autotune.lock import alone
 from sparsec.autotune.measure import Clock, clock_for
 from sparsec.autotune.progress import Show
@@ -46,6 +47,7 @@ def tune(
     workers: int | None = None,
     progress: Show | None = None,
     q_offset: int | None = None,
+    gradients: bool | Sequence[str] = False,
 ) -> Report:
     """Find the best schedules for these inputs; ``sparsec.compile`` uses them from then on.
 
@@ -54,6 +56,7 @@ def tune(
         seconds: time for everything; None for no limit.
         kernels: names of kernels of the plan; None for all that have choices.
         workers: compiling processes; None for one per core, 16 at most.
+        gradients: tune the backward kernels too, for gradients of these inputs; True for every float input.
         progress: told after every trial, see ``sparsec.autotune.progress.bar``.
 
     Raises:
@@ -63,6 +66,9 @@ def tune(
     """
     _check(compiled, trials)
     began = time.monotonic()
+    if gradients is not False:
+        compiled = Joint.of(compiled, None if gradients is True else gradients)
+        inputs = compiled.with_cotangents(inputs)
     run = Tuning(compiled, inputs, q_offset, trials, progress)
     chosen = run.chosen(kernels)
     notes = [] if run.kept else [NOT_KEPT.format(folder=compiled.records.folder.parent)]

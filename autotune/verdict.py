@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from sparsec.autotune.truth import Truth
 from sparsec.ir.node import Node
+from sparsec.ir.op import Op
 from sparsec.oracle.error import Quantity, check
 from sparsec.oracle.gap import same_selection, ulp
 from sparsec.oracle.values import Chosen
+from sparsec.plan.grad_specs import RowDot, SelectorGradQ
 from sparsec.plan.plan import Kernel
 
 ULPS = 4.0
@@ -22,12 +24,23 @@ ALIKE: Quantity = "grad"
 
 def dtype_of(kernel: Kernel) -> str:
     """The dtype whose bounds a kernel is held to: that of what it reads, even where it writes fp32."""
-    return str(getattr(kernel.spec, "dtype", "float32"))
+    spec = getattr(kernel.spec, "forward", kernel.spec)
+    return str(getattr(spec, "dtype", "float32"))
+
+
+def kind_of(node: Node) -> Quantity:
+    """Outputs and gradients of values are held to the bounds of "o", other gradients to those of "grad"."""
+    if node.op is Op.MAP:
+        return "grad" if any(kind_of(source) == "grad" for source in node.src) else "o"
+    return "grad" if node.op is Op.VJP and node["of"] != "v" else "o"
 
 
 def wrong(truth: Truth, written: Mapping[str, Tensor]) -> str | None:
     """What is wrong with a kernel's results, in a sentence; None if nothing is."""
     lists: dict[Node, Chosen] = {}
+    unjudged = set(truth.kernel.writes) - {name for name, _, _ in truth.kernel.results}
+    if unjudged:
+        return f"{', '.join(sorted(unjudged))}: nothing says what is right"
     for name, node, part in truth.kernel.results:
         if part == "indices":
             sentence = wrong_list(truth, node, truth.at(written[name], node))
@@ -35,13 +48,37 @@ def wrong(truth: Truth, written: Mapping[str, Tensor]) -> str | None:
         elif part == "weights":
             sentence = _wrong_weights(truth, node, truth.at(written[name], node), lists)
         elif part in ("o", "lse", "k", "v", "tensor"):
-            found = check(truth.at(written[name], node), truth.tensor(node, part), dtype_of(truth.kernel))
+            actual, right = truth.at(written[name], node), truth.tensor(node, part)
+            found = check(actual, right, dtype_of(truth.kernel), kind_of(node))
+            sentence = None if found else found.sentence
+        elif part in INNER:
+            found = check(written[name], INNER[part](truth, node), dtype_of(truth.kernel), "grad")
             sentence = None if found else found.sentence
         else:
-            continue
+            return f"{name}: nothing says what is right of {part}"
         if sentence is not None:
             return f"{name} is {sentence}"
     return None
+
+
+def _delta(truth: Truth, _: Node) -> Tensor:
+    """What a rowdot writes, from the buffers that it reads."""
+    spec = truth.kernel.spec
+    assert isinstance(spec, RowDot)
+    found = (truth.buffers[spec.out].double() * truth.buffers[spec.grad].double()).sum(-1)
+    return found if spec.lse_grad is None else found - truth.buffers[spec.lse_grad].double()
+
+
+def _chosen_scores(truth: Truth, node: Node) -> Tensor:
+    """The gradients of the scores of chosen units: those of all scores, at the kernel's lists."""
+    spec = truth.kernel.spec
+    assert isinstance(spec, SelectorGradQ)
+    ids = truth.buffers[spec.forward.indices].long()
+    return torch.where(ids < 0, 0.0, truth.tensor(node, "tensor").gather(-1, ids.clamp(min=0)))
+
+
+INNER: dict[str, Callable[[Truth, Node], Tensor]] = {"delta": _delta, "chosen": _chosen_scores}
+"""What kernels write that is no node's value."""
 
 
 def wrong_list(truth: Truth, node: Node, ids: Tensor) -> str | None:
@@ -97,7 +134,7 @@ def _wrong_weights(truth: Truth, node: Node, actual: Tensor, lists: Mapping[Node
 def unlike(kernel: Kernel, written: Mapping[str, Tensor], admitted: Mapping[str, Tensor]) -> str | None:
     """Where numbers differ from those of a kernel that was admitted; lists are for ``differing_rows``."""
     for name, _, part in kernel.results:
-        if part in ("o", "lse", "k", "v", "tensor"):
+        if part in ("o", "lse", "k", "v", "tensor", *INNER):
             found = check(written[name], admitted[name], dtype_of(kernel), ALIKE)
             if not found:
                 return f"{name} disagrees with an admitted kernel's, {found.sentence}"

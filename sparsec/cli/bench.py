@@ -55,14 +55,14 @@ def bench(
 def ours(case: Case, inputs: dict[str, Tensor], trials: int) -> Callable[[], Tensor]:
     """The case's variant compiled on the case's device, tuned if asked: a call without arguments."""
     from sparsec.autotune import tune
-    from sparsec.benchmarks.step import Step, leaves_of
+    from sparsec.benchmarks.step import LEARNED, Step, leaves_of
     from sparsec.frontends.preset import preset
     from sparsec.runtime.compiled import compile
 
     knobs: dict[str, Any] = dict(case.knobs)
     compiled = compile(preset(case.preset, **knobs), "cuda" if case.device == "cuda" else "cpu")
     if trials:
-        tune(compiled, inputs, trials=trials)
+        tune(compiled, inputs, trials=trials, gradients=LEARNED if case.train else False)
     leaves = leaves_of(case, inputs) if case.train else {}
     given = inputs | leaves
 

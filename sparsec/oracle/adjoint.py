@@ -42,7 +42,7 @@ def _gradients(ev: Evaluation, node: Node) -> dict[Key, Tensor]:
         leaves = [_each(value, _leaf) for value in values]
         wanted = {key: _part(leaves[t.place], t.part) for key, t in targets(primal).items()}
         totals = {key: torch.zeros_like(leaf) for key, leaf in wanted.items()}
-        for result, rows in _computed(ev, primal, leaves):
+        for result, rows in _computed(ev, primal, leaves, None if again else _reached(grads)):
             here = grads if rows is None else [plain(take(grad, rows)) for grad in grads]
             pairs = zip(_differentiated(result, node.word("of"), len(grads) > 1), here, strict=True)
             live = [(x, grad) for x, grad in pairs if x.requires_grad]
@@ -59,11 +59,21 @@ def _slopes(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], again: boo
     return torch.autograd.grad(outputs, leaves, cotangents, create_graph=again, allow_unused=True)
 
 
-def _computed(ev: Evaluation, primal: Node, leaves: list[Value]) -> Iterator[tuple[Value, Tensor | None]]:
+def _reached(grads: Sequence[Tensor]) -> Tensor | None:
+    """The query rows on which some cotangent is not zero: the others add nothing. None where rows are no dimension."""
+    if any(grad.ndim < 3 for grad in grads):
+        return None
+    found: Tensor = torch.stack([(grad != 0).transpose(0, 1).flatten(1).any(1) for grad in grads]).any(0).nonzero()
+    return found[:, 0] if found.numel() else None
+
+
+def _computed(
+    ev: Evaluation, primal: Node, leaves: list[Value], rows: Tensor | None
+) -> Iterator[tuple[Value, Tensor | None]]:
     """The primal of new values. Its sources are copied nodes: what it reads twice has a gradient in each place."""
     copies = tuple(replace(source) for source in primal.src)
     inner = type(ev)(dict(zip(copies, leaves, strict=True)), ev.dims, ev.form_name, ev.q_offset, ev.device)
-    return inner.pieces(replace(primal, src=copies))
+    return inner.pieces(replace(primal, src=copies), rows)
 
 
 def _differentiated(result: Value, of: str, with_lse: bool) -> list[Tensor]:

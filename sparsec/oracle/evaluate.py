@@ -87,12 +87,13 @@ class Evaluation:
         pieces = [[self.part(node) for node in nodes] for _ in self.blocks(index)]
         return [join(piece) for piece in zip(*pieces, strict=True)]
 
-    def pieces(self, node: Node) -> Iterator[tuple[Value, Tensor | None]]:
-        """A node block by block with the rows of each; at once, without rows, where it is not computed by rows."""
+    def pieces(self, node: Node, rows: Tensor | None = None) -> Iterator[tuple[Value, Tensor | None]]:
+        """A node block by block with the rows of each, of all or of some; at once where it is not computed by rows."""
         if not by_row(node):
             yield self.whole(node), None
             return
-        for index in self.blocks(torch.arange(self.row_count(node), device=self.device)):
+        every = torch.arange(self.row_count(node), device=self.device) if rows is None else rows
+        for index in self.blocks(every):
             yield self.part(node), index
 
     def blocks(self, index: Tensor) -> Iterator[Tensor]:

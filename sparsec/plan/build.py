@@ -35,6 +35,7 @@ def build_plan(
     with_lse = frozenset(n.src[0] for n in nodes if n.op is Op.LSE) | {v.src[0] for v in vjps if has_lse(v.src[0])}
     inner = frozenset(vjps) - frozenset(outputs)
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
+    planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)
     kinds = {b: replace(planner.buffers[b], role="output") for b in buffers if planner.buffers[b].role != "input"}
     all_buffers = tuple(kinds.get(n, b) for n, b in planner.buffers.items())

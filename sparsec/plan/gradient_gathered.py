@@ -53,7 +53,7 @@ def _row_dot(planner: Planner, at: Pull, forward: GatheredAttention, grad: str, 
     if at in planner.deltas:
         return planner.deltas[at]
     lse_grad = source(at.lse_grad, "float32") if at.lse_grad is not None else None
-    delta = planner.fresh(f"{planner.name(at.owner)}_delta", at.owner.shape[:3], "float32")
+    delta = planner.temporary(at.owner, "delta", at.owner.shape[:3], "float32")
     spec = RowDot(
         name=f"rowdot_{delta}",
         out=forward.out,

@@ -64,7 +64,7 @@ def _through_weights(
     out_dtype = "float32" if q_side is None else planner.precision(q_side, dtype)
     out = planner.temporary(q_side, "tensor", q_side.shape, out_dtype) if q_side is not None else None
     lists = weights.src[0].shape
-    scores_grad = planner.fresh(f"{planner.name(weights)}_chosen", lists, "float32")
+    scores_grad = planner.temporary(weights, "chosen", lists, "float32")
     spec = SelectorGradQ(f"grad_{out or scores_grad}", forward, grad, scores_grad, out, out_dtype)
     read = [forward.q, forward.keys, forward.indices, forward.weights_out, grad]
     mine = [*covers, *([q_side] if q_side is not None else [])]

@@ -45,7 +45,7 @@ def row_dot(planner: Planner, at: Pull, forward: TiledAttention, grad: str, sour
         return planner.deltas[at]
     lse_grad = source(at.lse_grad, "float32") if at.lse_grad is not None else None
     sink = next((v for v in planner.vjps if v["of"] == "sink" and pull(v) == at), None)
-    delta = planner.fresh(f"{planner.name(at.owner)}_delta", at.owner.shape[:3], "float32")
+    delta = planner.temporary(at.owner, "delta", at.owner.shape[:3], "float32")
     sink_grad = planner.temporary(sink, "tensor", sink.shape, "float32") if sink is not None else None
     spec = RowDot(
         name=f"rowdot_{delta}",

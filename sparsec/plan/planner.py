@@ -16,7 +16,10 @@ from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.walk import substitute, variables
 
 Place = tuple[Node, str]
-"""A node and which of its values: "o", "lse", "k", "v", "indices", "weights" or "tensor"; "k_exact" is "k" in fp32."""
+"""A node and which of its values: "o", "lse", "k", "v", "indices", "weights" or "tensor"; "k_exact" is "k" in fp32.
+
+What goes from one backward kernel to another: "delta" of an output, "chosen" gradients of scores.
+"""
 
 INDEX_NAMES = frozenset({"b", "h", "i", "j", "c", "score", "x0"})
 ALWAYS = {"B": var("B"), "q_offset": var("q_offset")}
@@ -35,6 +38,7 @@ class Planner:
         deltas: the rowdot of each output and its gradient.
         summaries: the forward kernel of each summary's keys or values.
         score_grads: the gradient of the chosen scores, by the adjoint of their weights.
+        inputs: the names that belong to inputs, planned or not.
     """
 
     sizes: Sizes
@@ -51,6 +55,7 @@ class Planner:
     deltas: dict[Pull, str] = field(default_factory=dict)
     summaries: dict[Place, Summarise] = field(default_factory=dict)
     score_grads: dict[Node, str] = field(default_factory=dict)
+    inputs: frozenset[str] = frozenset()
 
     def name(self, node: Node) -> str:
         """The node's name in the text."""
@@ -80,7 +85,7 @@ class Planner:
 
     def fresh(self, name: str, shape: Iterable[Expr], dtype: str) -> str:
         """A new buffer that is no node's value."""
-        while name in self.buffers:
+        while name in self.buffers or name in self.inputs:
             name += "_"
         self.buffers[name] = Buffer(name, tuple(shape), dtype, "temporary")
         return name

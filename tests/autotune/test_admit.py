@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import sparsec
-from sparsec.autotune.admit import Admission, failure, sampled_rows
+from sparsec.autotune.admit import Admission, failure
 from sparsec.autotune.cases import Case, Tokens, cases, reach, shrunk
+from sparsec.autotune.rows import sampled_rows
 from sparsec.autotune.space import Space
 from sparsec.autotune.trial import Rejection, Unfit
 from sparsec.ir.lengths import lengths

@@ -1,0 +1,140 @@
+"""Admission of backward kernels on the tile interpreter: right gradients pass, each wrong one is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+import sparsec
+from sparsec.autotune.admit import Admission
+from sparsec.autotune.cases import Case, cases
+from sparsec.autotune.joint import Joint, is_backward
+from sparsec.autotune.space import Space
+from sparsec.autotune.trial import Rejection
+from sparsec.lower.registry import default
+from sparsec.plan.plan import Kernel
+from sparsec.runtime.compiled import compile
+from sparsec.runtime.kernel import BuiltKernel
+from sparsec.scalar.expr import var
+from sparsec.tile.schedule import Schedule
+
+Change = Callable[[Any], Any]
+
+KNOBS: dict[str, dict[str, Any]] = {"streaming": {"window": 24, "sinks": 4}, "hsa": {"chunk": 16, "k": 2}}
+SMALL = Space(Schedule(rows=16, block=16, split_dims=False), {})
+
+
+class Court:
+    """A joint variant with the cases of each of its backward kernels."""
+
+    def __init__(self, name: str, length: int) -> None:
+        compiled = compile(sparsec.preset(name, **KNOBS[name]), "interpreter")
+        dims: dict[str, Any] = {"H": 2, "HKV": 1, "D": 16, "DV": 16, "DR": 16, "TQ": length, "TK": length}
+        known = {str(d) for spec in compiled.variant.inputs.values() for d in spec.shape}
+        self.joint = Joint.of(compiled, None)
+        drawn = sparsec.inputs(compiled.variant, **{n: s for n, s in dims.items() if n in known})
+        self.inputs = self.joint.with_cotangents(drawn)
+        self.plan = self.joint.plan(*self.joint.bind(self.inputs))
+        self.kernels = {type(k.spec).__name__: k for k in self.plan.kernels if is_backward(k)}
+        self.cases: dict[str, list[Case]] = {}
+
+    def judge(self, kind: str, change: Change = lambda spec: spec) -> Rejection | None:
+        """What admission says of a kernel, changed or not."""
+        kernel = self.kernels[kind]
+        if kind not in self.cases:
+            self.cases[kind] = cases(self.joint, self.plan, self.inputs, None, kernel, SMALL)
+        return Admission(kernel, self.cases[kind]).judge(self._built(kernel, change(kernel.spec)))
+
+    def _built(self, kernel: Kernel, spec: Any) -> BuiltKernel:
+        schedule = default(spec, "tvm:llvm")
+        return BuiltKernel(replace(kernel, spec=spec), schedule, self.joint.target, self.joint.cache_dir)
+
+
+@cache
+def court(name: str) -> Court:
+    """Short, so that every row is judged."""
+    return Court(name, 61)
+
+
+KINDS = [
+    ("streaming", ("RowDot", "TiledGradQ", "TiledGradKV")),
+    ("hsa", ("GatheredGradQ", "GatheredGradKV", "SelectorGradQ", "SelectorGradKeys")),
+]
+EVERY = [(name, kind) for name, kinds in KINDS for kind in kinds]
+
+
+def test_every_backward_kernel_of_the_designs_is_tried() -> None:
+    assert {(name, kind) for name, _ in KINDS for kind in court(name).kernels} == set(EVERY)
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_right_gradients_are_admitted(name: str, kind: str) -> None:
+    assert court(name).judge(kind) is None
+
+
+def scaled(spec: Any) -> Any:
+    """Another scale of the scores."""
+    return replace(spec, forward=replace(spec.forward, scale=spec.forward.scale * 1.01))
+
+
+def shifted(spec: Any) -> Any:
+    """A mask that shows one key more, or hides one."""
+    forward = spec.forward
+    if hasattr(forward, "pieces"):
+        piece = forward.pieces[0]
+        return replace(spec, forward=replace(forward, pieces=(replace(piece, where=piece.where & (var("j") != 7)),)))
+    return replace(spec, forward=replace(forward, where=var("j") % 16 != 7))
+
+
+def stale(spec: Any) -> Any:
+    """The rowdot for a log-sum-exp, and the other way round."""
+    return replace(spec, delta=spec.forward.lse)
+
+
+def without_weights(spec: Any) -> Any:
+    """Gradients of another weight function."""
+    return replace(spec, forward=replace(spec.forward, weights="softmax"))
+
+
+WRONG: list[tuple[str, str, Change]] = [
+    ("streaming", "TiledGradQ", scaled),
+    ("streaming", "TiledGradQ", shifted),
+    ("streaming", "TiledGradQ", stale),
+    ("streaming", "TiledGradKV", scaled),
+    ("streaming", "TiledGradKV", shifted),
+    ("streaming", "TiledGradKV", stale),
+    ("streaming", "RowDot", lambda spec: replace(spec, out=spec.grad)),
+    ("hsa", "GatheredGradQ", scaled),
+    ("hsa", "GatheredGradQ", shifted),
+    ("hsa", "GatheredGradKV", scaled),
+    ("hsa", "GatheredGradKV", shifted),
+    ("hsa", "SelectorGradQ", scaled),
+    ("hsa", "SelectorGradQ", without_weights),
+    ("hsa", "SelectorGradKeys", scaled),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "change"), WRONG)
+def test_wrong_gradients_are_refused(name: str, kind: str, change: Change) -> None:
+    found = court(name).judge(kind, change)
+    assert found is not None and found.why == "wrong result", found
+
+
+@pytest.mark.parametrize("kind", ["TiledGradQ", "TiledGradKV"])
+def test_at_full_length_sampled_rows_are_judged_and_all_are_compared(kind: str) -> None:
+    long = Court("streaming", 401)
+    assert long.judge(kind) is None
+    reduced, sampled, full = long.cases[kind]
+    assert sampled.judged and not full.judged
+    grad = sampled.buffers["grad_out"]
+    assert 0 < int((grad != 0).any(-1).any(-1).sum()) < 401 == full.buffers["grad_out"].shape[1]
+    verdict = long.judge(kind, scaled)
+    assert verdict is not None and f"TQ = {reduced.dims['TQ']}" in verdict.reason
+    long.cases[kind] = [sampled, full]
+    assert long.judge(kind) is None
+    verdict = long.judge(kind, scaled)
+    assert verdict is not None and "TQ = 401" in verdict.reason
