@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MOST_CALLS = 4096
 """How many calls worked out are kept; the oldest goes first."""
+MOST_PLANS = 512
+"""How many plans, and how many built kernels, are kept: there is one for each set of heads and head dims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,14 @@ class Compiled:
         outputs = run(tensors, q_offset)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Compiled:
+        """Itself: a copied model shares its kernels."""
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as what was compiled; kernels are built or found again where it is read."""
+        return compile, (self.variant, self.target, self.records.folder.parent)
+
     @cached_property
     def training(self) -> Training:
         """The variant with its gradients."""
@@ -141,6 +151,7 @@ class Compiled:
         call = self._calls.get(key)
         if call is None or call.schedules != self.schedules:
             call = self._keep(key, halves.split.backward, dims, halves.names)
+            call.ready.halves = halves  # which keeps its id its own
         return call.ready
 
     def _keep(
@@ -148,8 +159,7 @@ class Compiled:
         rules: tuple[tuple[bind.IndexRule, tuple[int, ...]], ...] = (),
     ) -> Call:  # fmt: skip
         ready = Ready(plan, dims, [self.built(kernel, dims) for kernel in plan.kernels], names)
-        if len(self._calls) >= MOST_CALLS:
-            self._calls.pop(next(iter(self._calls)))
+        _room(self._calls, MOST_CALLS)
         self._calls[key] = call = Call(ready, dict(self.schedules), rules)
         return call
 
@@ -169,6 +179,7 @@ class Compiled:
         static = {n: dims[n] for n in names}
         key = (dtype, *static.items())
         if key not in self._plans:
+            _room(self._plans, MOST_PLANS)
             self._plans[key] = build_plan(self.variant.name, self.graph.outputs, self.graph.names, static, dtype)
         return self._plans[key]
 
@@ -219,9 +230,16 @@ class Compiled:
         chosen = schedule or self.schedule(kernel, dims)
         key = (kernel.spec, chosen)
         if key not in self._built:
+            _room(self._built, MOST_PLANS)
             self._built[key] = BuiltKernel(kernel, chosen, self.target, self.cache_dir)
             self.builds += 1
         return self._built[key]
+
+
+def _room(kept: dict[tuple[object, ...], Any], most: int) -> None:
+    """Make room for one more; the oldest goes first."""
+    while len(kept) >= most:
+        kept.pop(next(iter(kept)))
 
 
 def compile(variant: Variant, target: str | Target = "auto", cache_dir: str | Path | None = None) -> Compiled:

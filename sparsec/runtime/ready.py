@@ -21,7 +21,7 @@ class Ready:
     Attributes:
         names: of the inputs, in the order of a call's tensors.
         outputs: shape and dtype of each distinct output by name.
-        halves: the joint plan that it is the forward half of, if it is one.
+        halves: the joint plan that it is a half of, if it is one.
         order: the place among them of each result of the variant; ``distinct`` where that says nothing.
     """
 

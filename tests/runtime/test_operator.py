@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -159,3 +161,11 @@ def test_several_outputs_are_a_tuple_when_traced() -> None:
     compiled, inputs = on("alibi-lse", "cpu"), drawn("alibi-lse")
     found, wanted = traced(compiled)(inputs), compiled(None, **inputs)
     assert isinstance(found, tuple) and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_copied_layer_shares_its_kernels_and_a_pickled_one_finds_them() -> None:
+    layer = Layer(on("streaming", "cpu"))
+    inputs = drawn("streaming").values()
+    assert copy.deepcopy(layer).compiled is layer.compiled
+    again = pickle.loads(pickle.dumps(layer))
+    assert again.compiled is not layer.compiled and torch.equal(again(*inputs), layer(*inputs))
