@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from keyword import iskeyword
 
 from sparsec.ir.coerce import INDEX
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node, Shape, topological
 from sparsec.ir.op import Op
-from sparsec.ir.origin import origin_of
+from sparsec.ir.origin import Origin, origin_of
 from sparsec.ir.suggest import did_you_mean
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import variables
@@ -137,6 +138,7 @@ def _check_inputs(done: Variant, found: Sequence[Node]) -> None:
             raise DeclarationError(
                 f"input {name}", "never used", "an input takes part in the result", "use it or drop it", origin
             )
+        _check_name(done, name, origin)
         seen[name] = node
     for node in found:
         if node not in done.parameters:
@@ -146,9 +148,25 @@ def _check_inputs(done: Variant, found: Sequence[Node]) -> None:
             )
 
 
+def _check_name(done: Variant, name: str, origin: Origin | None) -> None:
+    """An input's name is free to be an argument, and means nothing else in expressions."""
+    taken = dict.fromkeys(("self", "q_offset"), "an argument of every compiled variant")
+    taken |= dict.fromkeys(dim_names(done), "also a dim")
+    if any(name in node.captures for node in done.nodes):
+        taken |= dict.fromkeys(INDEX, "an index variable of the expressions that read it")
+    if name in taken or iskeyword(name):
+        meaning = taken.get(name, "a word of Python")
+        raise DeclarationError(
+            f"input {name}", f"`{name}`", f"it is {meaning}", f"call the input {name}_in, say", origin
+        )
+
+
 def _check_dims(done: Variant) -> None:
-    """Every free name of an expression is a dim of some input."""
+    """Every free name of an expression is a dim of some input; a dim is called nothing that expressions call else."""
     dims = dim_names(done)
+    for name in sorted(dims & (INDEX | {"q_offset"})):
+        rule = f"`{name}` is an index variable of expressions, or the position of the first query"
+        raise DeclarationError(f"variant {done.name}", f"the dim {name}", rule, f"call the dim {name.upper()}_ or so")
     known = dims | INDEX
     for node in done.nodes:
         for attr, value in node.attrs:

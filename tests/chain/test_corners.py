@@ -6,6 +6,7 @@ Each text is a layer that once gave a wrong number or an error.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import sparsec
 from sparsec.ir.variant import dim_names
+from sparsec.oracle import check, oracle
 from sparsec.plan.plan import PlanError
 
 HEAD = "variant v(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]"
@@ -22,12 +24,13 @@ DIMS: dict[str, int] = {"TQ": 60, "TK": 60, "H": 4, "HKV": 2, "D": 16, "DV": 16,
 def agree(text: str, target: str = "interpreter", given: dict[str, Tensor] | None = None) -> None:
     """Every output of a declared layer on a target is the oracle's."""
     variant = sparsec.parse(text)
-    inputs = sparsec.inputs(variant, **{n: size for n, size in DIMS.items() if n in dim_names(variant)}) | (given or {})
+    known: dict[str, Any] = {name: size for name, size in DIMS.items() if name in dim_names(variant)}
+    inputs = sparsec.inputs(variant, **known) | (given or {})
     found = sparsec.compile(variant, target=target)(None, **inputs)
-    truth = sparsec.oracle(variant, inputs, form="loop")
+    truth = oracle(variant, inputs, form="loop")
     outputs, truths = (x if isinstance(x, tuple) else (x,) for x in (found, truth))
     for output, true in zip(outputs, truths, strict=True):
-        verdict = sparsec.oracle.check(output, true, "float32")
+        verdict = check(output, true, "float32")
         assert verdict, verdict.sentence
 
 
@@ -194,7 +197,7 @@ def test_a_score_of_nan_ranks_highest_whatever_its_sign(target: str) -> None:
     inputs["k"][0, 20, 0, 3] = -torch.tensor(math.nan).abs()
     found = sparsec.compile(variant, target=target)(None, **inputs)
     assert isinstance(found, Tensor) and bool((found[0, 33:, :2, 0] == 1).all())
-    assert torch.equal(found.long(), sparsec.oracle(variant, inputs, form="loop"))
+    assert torch.equal(found.long(), oracle(variant, inputs, form="loop"))
 
 
 DENSE = (
@@ -224,6 +227,16 @@ def test_a_bias_is_a_number_whatever_it_reads(text: str, bias: tuple[str, str]) 
 
 def test_a_bias_without_scores_on_the_cpu() -> None:
     agree(DENSE % ("int32", "tab[h]"), "cpu")
+
+
+def test_an_input_keeps_its_name_beside_an_output_of_that_name() -> None:
+    agree(
+        HEAD
+        + """, o_lse: [B, TK, HKV, D]) {
+ o = attend(q, tokens(k, v))
+ return lse(o), attend(q, tokens(o_lse, v))
+}"""
+    )
 
 
 @pytest.mark.parametrize("name", LENGTHS)

@@ -87,6 +87,21 @@ def test_refusals() -> None:
             variant("wrong", outputs, parameters)
 
 
+@pytest.mark.parametrize("name", ["self", "q_offset", "H", "lambda", "h", "score"])
+def test_an_input_is_called_nothing_that_means_something_else(name: str) -> None:
+    q, k, other = lang.input("q", "B TQ H D"), lang.input("k", "B TK H D"), lang.input(name, "H", dtype="float32")
+    read = {"bias": f"1.0 + {name}[0]", name: other} if name in ("h", "score") else {"sink": other}
+    with pytest.raises(DeclarationError, match=f"input {name}: `{name}`: it is "):
+        variant("v", lang.attend(q, lang.tokens(k, k), **read))
+
+
+@pytest.mark.parametrize("dim", ["i", "q_offset"])
+def test_a_dim_is_called_nothing_that_expressions_call_else(dim: str) -> None:
+    q, k = lang.input("q", "B TQ H D"), lang.input("k", f"B {dim} H D")
+    with pytest.raises(DeclarationError, match=f"the dim {dim}: `{dim}` is an index variable"):
+        variant("v", lang.attend(q, lang.tokens(k, k)))
+
+
 def test_dims_bind() -> None:
     assert bind(window(), SHAPES) == {"B": 2, "TQ": 5, "TK": 7, "H": 6, "HKV": 3, "D": 16, "DV": 32}
 
