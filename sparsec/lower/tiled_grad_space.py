@@ -59,14 +59,15 @@ def _from_queries(spec: TiledGradQ | TiledGradCapture, target: str) -> Schedule:
     """A tile of queries keeps one accumulator."""
     lists = [p.listed for p in spec.forward.pieces if p.listed is not None]
     if target.startswith("tvm"):
-        return _listed(CPU, lists)
+        return _listed(replace(CPU, lanes=("m", "d", "e", "n")), lists)
     widest = max(spec.forward.head_dim, spec.forward.value_dim)
     common = Schedule(rows=64, block=64, phases="split", stages=1)
     if spec.forward.dtype == "float32":
-        small = replace(_precise(common, target), phases="branch")
-        found = replace(small, block=32) if widest <= 64 else replace(small, rows=16, block=16, warps=8)
+        small = _single(common, target, widest)
+        found = replace(small, rows=64) if widest <= 64 and target == "triton:sm_90" else small
     elif widest > 128:
-        found = replace(common, block=32, stages=2) if widest <= 192 else replace(common, block=16, phases="branch")
+        pipelined = widest <= 192 and target in WARP_GROUPS
+        found = replace(common, block=32, stages=2) if pipelined else replace(common, block=16, phases="branch")
     elif target in WARP_GROUPS:
         dims = (spec.forward.head_dim, spec.forward.value_dim)
         found = replace(common, descriptors=descriptors.pay(target, spec.forward.dtype, *dims) and not lists)
@@ -78,33 +79,40 @@ def _from_queries(spec: TiledGradQ | TiledGradCapture, target: str) -> Schedule:
 def _from_keys(spec: TiledGradKV, target: str) -> Schedule:
     """A tile of keys keeps two accumulators: half the registers of a thread where heads are wide."""
     widest = max(spec.forward.head_dim, spec.forward.value_dim)
-    whole = widest & (widest - 1) == 0  # a head in two pieces keeps operands of both
+    # fp16 is brought near one before it is rounded: products then have registers of their own.
+    apart = widest > 128 or (widest > 64 and spec.forward.dtype == "float16")
     common = Schedule(rows=32, block=64, phases="split", stages=2)
     if spec.forward.dtype == "float32":
-        small = replace(_precise(common, target), block=32, phases="branch")
-        return small if widest <= 64 else replace(small, order="apart", rows=16, warps=8)
-    if widest > 192:
-        return replace(common, order="apart", block=32, phases="branch", warps=8, stages=1)
+        return replace(_single(common, target, widest), order="query_outer" if widest <= 64 else "apart")
+    if widest > (192 if target in WARP_GROUPS else 128):
+        warps = 4 if target.startswith("triton:gfx") else 8
+        return replace(common, order="apart", block=32, phases="branch", warps=warps, stages=1)
     if target in WARP_GROUPS:
         # Chained products share nothing between warp groups but rows: eight warps need 128 keys.
         if widest <= 64:
             dims = (spec.forward.head_dim, spec.forward.value_dim)
             return replace(common, descriptors=descriptors.pay(target, spec.forward.dtype, *dims))
         found = replace(common, block=128, warps=8)
-        return found if widest <= 128 else replace(found, order="apart", phases="branch")
-    found = replace(common, phases="split" if whole else "branch", stages=1 if target.startswith("triton:gfx") else 2)
-    return found if widest <= 128 else replace(found, order="apart", phases="branch")
+        return replace(found, order="apart", phases="branch") if apart else found
+    # Without a limit the assembler aims at three programs per processor, and spills.
+    amd = target.startswith("triton:gfx")
+    found = replace(common, phases="branch", stages=1 if amd else 2, registers=0 if amd else 255)
+    return replace(found, order="apart") if apart else found
 
 
-def _precise(made: Schedule, target: str) -> Schedule:
-    """fp32: tf32x3 splits every operand in two; AMD has no tf32x3."""
-    return replace(made, stages=1, precision="ieee" if target.startswith("triton:gfx") else "tf32x3")
+def _single(made: Schedule, target: str, widest: int) -> Schedule:
+    """fp32: tf32x3 splits every operand in two, too much for heads in two pieces; AMD has no tf32x3."""
+    small = replace(made, rows=32, block=32, phases="branch", stages=1)
+    if target.startswith("triton:gfx") or widest & (widest - 1):
+        return replace(small, rows=16 if widest > 64 else 32)
+    precise = replace(small, precision="tf32x3")
+    return precise if widest <= 64 else replace(precise, rows=16, block=16, warps=8)
 
 
 def space(spec: Spec, target: str) -> Choices:
     """Every choice the tuner may make; what does not fit the target is filtered before it is compiled."""
     if target.startswith("tvm"):
-        lanes = (("n", "d", "e", "m"), ("m", "n", "d", "e"), ("d", "e", "n", "m"))
+        lanes = (("n", "d", "e", "m"), ("m", "d", "e", "n"), ("d", "e", "n", "m"))
         return {"rows": (16, 32, 64), "block": (16, 32, 64), "lanes": lanes, "accumulators": (8, 12, 16)}
     return {
         "rows": (32, 64, 128),
