@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from sparsec.lower import chunk_grad, chunks
 from sparsec.lower.chunk_grad import Arrived, Scored
-from sparsec.lower.chunks import Frame
-from sparsec.lower.rows import one_token
+from sparsec.lower.chunks import Frame, Unit
+from sparsec.lower.rows import Rows, one_token
 from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
 from sparsec.plan.grad_specs import GatheredGradQ
 from sparsec.plan.specs import GatheredAttention
@@ -23,15 +23,13 @@ class Pull:
     """One program's frame and what arrives at its rows.
 
     Attributes:
-        number: the row tile among those of a token.
         slots: an axis that holds a list.
-        weights: where the gradients of weights go, ``[B, TQ, row tiles, K]``; None where not asked for.
+        weights: where the gradients of weights go, ``[B, TQ, parts, K]``; None where not asked for.
         wanted: whether the gradient of the queries is.
     """
 
     f: Frame
     a: Arrived
-    number: Node
     slots: Axis
     weights: Tensor | None
     wanted: bool
@@ -46,29 +44,32 @@ def tiles(spec: GatheredAttention, schedule: Schedule) -> int:
 def lower(spec: GatheredGradQ, schedule: Schedule, weights: Tensor | None) -> Program:
     """The kernel of one (token, row tile, batch) per grid point; ``weights`` takes ``[B, TQ, row tiles, K]``."""
     with tile.Builder() as builder:
-        pull, tensors = _pull(builder, spec, schedule, weights)
-        if spec.forward.per == "joint":
+        forward = spec.forward
+        share = chunks.sharing(forward)
+        cuts, number = -(-share // schedule.rows), tile.program_id(1)
+        at = chunks.unit(forward, tile.apply(Fn.TRUNCDIV, number, cuts))
+        head = add(at.head, mul(tile.apply(Fn.TRUNCMOD, number, cuts), schedule.rows)) if cuts > 1 else at.head
+        limit = add(at.head, share) if share % schedule.rows else None
+        rows = one_token(builder.axis("m", schedule.rows), tile.program_id(0), head, limit)
+        pull, tensors = begin(builder, spec, schedule, rows, at, weights)
+        if forward.per == "joint":
             grads = _joint(pull)
         else:
             shares, *grads = _per_chunk(pull)
-            _write_weights(pull, shares)
-        if spec.grad_q is not None:
-            _write(pull, tensors[spec.grad_q], grads)
+            if weights is not None:
+                place = (tile.program_id(2), tile.program_id(0), number, tile.iota(pull.slots))
+                tile.store(weights, *place, value=shares, bounds={3: forward.slots})
+        write(pull, spec, tensors, grads)
         grid = (tile.param("TQ"), tile.const(tiles(spec.forward, schedule)), tile.param("B"))
         params = [(name, "int32") for name in chunks.PARAMS]
         return builder.program(spec.name, list(tensors.values()), params, grid)
 
 
-def _pull(
-    builder: tile.Builder, spec: GatheredGradQ, schedule: Schedule, weights: Tensor | None
+def begin(
+    builder: tile.Builder, spec: GatheredGradQ, schedule: Schedule, rows: Rows, at: Unit, weights: Tensor | None
 ) -> tuple[Pull, dict[str, Tensor]]:
+    """What a program reads, and its tensors by name in launch order."""
     forward = spec.forward if spec.forward.per == "chunk" else replace(spec.forward, sink=None)  # it is in the lse
-    share = chunks.sharing(forward)
-    cuts, number = -(-share // schedule.rows), tile.program_id(1)
-    at = chunks.unit(forward, tile.apply(Fn.TRUNCDIV, number, cuts))
-    head = add(at.head, mul(tile.apply(Fn.TRUNCMOD, number, cuts), schedule.rows)) if cuts > 1 else at.head
-    limit = add(at.head, share) if share % schedule.rows else None
-    rows = one_token(builder.axis("m", schedule.rows), tile.program_id(0), head, limit)
     f = chunks.frame(builder, forward, schedule, rows, tile.program_id(2), at, 0)
     tensors = inputs(spec, f.tensors)
     a = chunk_grad.arrived(f, tensors[spec.grad], None if spec.delta is None else tensors[spec.delta])
@@ -78,7 +79,7 @@ def _pull(
     if weights is not None:
         tensors[weights.name] = weights
     slots = builder.axis("s", 1 << (forward.slots - 1).bit_length())
-    return Pull(f, a, number, slots, weights, spec.grad_q is not None), tensors
+    return Pull(f, a, slots, weights, spec.grad_q is not None), tensors
 
 
 def inputs(spec: GatheredGradQ, found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,7 +123,8 @@ def _packed(f: Frame, n: Node) -> Scored:
     return key, chunks.hide(scores, both(chunks.visible(f, key), tile.apply(Fn.LE, 0, chunk)), None), scale
 
 
-def _start(pull: Pull) -> list[Node]:
+def start(pull: Pull) -> list[Node]:
+    """The queries' gradients before any key; none where they are not asked for."""
     return [tile.full(0.0, pull.f.rows.axis, d.axis) for d in pull.f.dims] if pull.wanted else []
 
 
@@ -139,13 +141,13 @@ def _joint(pull: Pull) -> list[Node]:
 
     def visit(n: Node, *grads: Node) -> Sequence[Node]:
         scored = score(n)
-        return _add(pull, grads, scored[0], chunk_grad.joint(f, pull.a, scored)[1])
+        return add_keys(pull, grads, scored[0], chunk_grad.joint(f, pull.a, scored)[1])
 
     steps = ceil_div(_count(f), f.schedule.block // f.spec.chunk) if packed else mul(_count(f), parts)
-    return tile.loop(0, steps, 1, _start(pull), visit, f.schedule.stages)
+    return tile.loop(0, steps, 1, start(pull), visit, f.schedule.stages)
 
 
-def _add(pull: Pull, grads: Sequence[Node], key: Node, ds: Node) -> list[Node]:
+def add_keys(pull: Pull, grads: Sequence[Node], key: Node, ds: Node) -> list[Node]:
     """The queries' gradients after one more key tile, without the scale."""
     f = pull.f
     dr = chunk_grad.through(f, key, ds)
@@ -173,7 +175,7 @@ def _per_chunk(pull: Pull) -> list[Node]:
 
         def part_step(part: Node, *inner: Node) -> Sequence[Node]:
             scored = _scores(f, chunk, part)
-            return _add(pull, inner, scored[0], chunk_grad.own(f, pull.a, found, scored, weight)[1])
+            return add_keys(pull, inner, scored[0], chunk_grad.own(f, pull.a, found, scored, weight)[1])
 
         if not pull.wanted:
             return [shares]
@@ -182,7 +184,7 @@ def _per_chunk(pull: Pull) -> list[Node]:
         return [shares, *tile.loop(0, chunks.parts(f), 1, list(grads), part_step, f.schedule.stages)]
 
     stages = f.schedule.stages if chunks.parts(f) == 1 else None
-    return tile.loop(0, _count(f), 1, [tile.full(0.0, pull.slots), *_start(pull)], visit, stages)
+    return tile.loop(0, _count(f), 1, [tile.full(0.0, pull.slots), *start(pull)], visit, stages)
 
 
 def _real(f: Frame, used: Node) -> Node:
@@ -191,15 +193,10 @@ def _real(f: Frame, used: Node) -> Node:
     return used if limit is None else both(tile.apply(Fn.LT, f.rows.head, limit), used)
 
 
-def _write_weights(pull: Pull, shares: Node) -> None:
-    if pull.weights is not None:
-        place = (pull.f.batch, pull.f.rows.token, pull.number, tile.iota(pull.slots))
-        tile.store(pull.weights, *place, value=shares, bounds={3: pull.f.spec.slots})
-
-
-def _write(pull: Pull, target: Tensor, grads: Sequence[Node]) -> None:
-    """Scale, round and store the queries' gradients."""
+def write(pull: Pull, spec: GatheredGradQ, tensors: dict[str, Tensor], grads: Sequence[Node]) -> None:
+    """Scale, round and store the queries' gradients where they are asked for."""
     f = pull.f
-    for span, grad in zip(f.dims, grads, strict=True):
-        value = tile.cast(mul(grad, f.spec.scale), target.dtype)
-        tile.store(target, *f.rows.place(f.batch, span.index()), value=value, bounds=f.rows.bounds)
+    for span, grad in zip(f.dims if pull.wanted else [], grads, strict=True):
+        assert spec.grad_q is not None
+        value = tile.cast(mul(grad, f.spec.scale), spec.out_dtype)
+        tile.store(tensors[spec.grad_q], *f.rows.place(f.batch, span.index()), value=value, bounds=f.rows.bounds)

@@ -6,16 +6,20 @@ from dataclasses import replace
 
 from sparsec.lower import (
     chunks,
+    descriptors,
     gathered_grad,
     gathered_grad_kv,
+    gathered_grad_union,
     inverse,
     inverse_steps,
     share_sum,
     shares,
+    tile_union,
+    union_list,
     weight_fold,
 )
 from sparsec.lower.inverse import as_scratch
-from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.plan.grad_specs import GatheredGradKV, GatheredGradQ
 from sparsec.plan.specs import GatheredAttention
 from sparsec.tile.language import Tensor
@@ -26,18 +30,28 @@ Choices = dict[str, tuple[object, ...]]
 
 def lower_q(spec: GatheredGradQ, schedule: Schedule) -> Lowered:
     """Gradients of queries and weights; ScheduleError in one sentence where the schedule is illegal."""
-    check(spec.forward, schedule, ("query_outer",))
+    check(spec.forward, schedule, ("query_outer", "tile_union"))
+    united = schedule.order == "tile_union"
+    small = replace(schedule, rows=16, warps=4, stages=1, registers=0, descriptors=False)
+    steps: list[Step] = []
+    buffers: list[Scratch] = []
+    if united:
+        tile_union.check(spec.forward, schedule)
+        steps.append(Step(union_list.lower(gathered_grad_union.listing(spec), schedule), replace(small, warps=1)))
+        buffers += union_list.scratch(gathered_grad_union.listing(spec), schedule)
+    kernel = gathered_grad_union.lower if united else gathered_grad.lower
     if spec.grad_weights is None:
-        return Lowered((Step(gathered_grad.lower(spec, schedule, None), schedule),))
-    lists, found = chunks.lists(spec.forward), gathered_grad.tiles(spec.forward, schedule)
-    lead: tuple[int | str, ...] = ("B", "TQ")
-    if found == lists:
-        target = Tensor(spec.grad_weights, "float32", (*lead, lists, spec.forward.slots))
-        return Lowered((Step(gathered_grad.lower(spec, schedule, target), schedule),))
-    parts = Tensor(f"{spec.name}_parts", "float32", (*lead, found, spec.forward.slots))
-    small = replace(schedule, rows=16, stages=1, registers=0, descriptors=False)
-    fold = Step(weight_fold.lower(spec, parts, small), small)
-    return Lowered((Step(gathered_grad.lower(spec, schedule, parts), schedule), fold), (as_scratch(parts),))
+        steps.append(Step(kernel(spec, schedule, None), schedule))
+    else:
+        lists = chunks.lists(spec.forward)
+        found = spec.forward.heads if united else gathered_grad.tiles(spec.forward, schedule)
+        name = spec.grad_weights if found == lists else f"{spec.name}_parts"
+        target = Tensor(name, "float32", ("B", "TQ", found, spec.forward.slots))
+        steps.append(Step(kernel(spec, schedule, target), schedule))
+        if found != lists:
+            steps.append(Step(weight_fold.lower(spec, target, small), small))
+            buffers.append(as_scratch(target))
+    return Lowered(tuple(steps), tuple(buffers), union_list.params(spec.forward, schedule) if united else ())
 
 
 def lower_kv(spec: GatheredGradKV, schedule: Schedule) -> Lowered:
@@ -73,24 +87,34 @@ def check(forward: GatheredAttention, schedule: Schedule, orders: tuple[str, ...
 
 
 def default_q(spec: GatheredGradQ, target: str) -> Schedule:
-    """All heads that share a list, and a chunk's keys up to 64 at a time."""
-    share = chunks.sharing(spec.forward)
+    """On a GPU tile-union, as forward, but for tiny chunks; elsewhere all heads that share a list."""
+    share, dims = chunks.sharing(spec.forward), (spec.forward.head_dim, spec.forward.value_dim)
     if not target.startswith("triton"):
         return Schedule(rows=share, block=key_block(spec.forward), lanes=("n", "d", "e"), split_dims=False)
-    rows = min(64, max(16, 1 << (share - 1).bit_length()))
-    return Schedule(rows=rows, block=tensor_block(spec.forward), warps=4, stages=2)
+    rows, block = min(64, max(16, 1 << (share - 1).bit_length())), tensor_block(spec.forward)
+    if spec.forward.chunk < 16:
+        return Schedule(rows=rows, block=block, warps=4, stages=2)
+    rows = max(64, 1 << (share - 1).bit_length())
+    boxes = descriptors.pay(target, spec.forward.dtype, *dims)
+    warps = 8 if rows > 64 or target == "triton:sm_80" else 4
+    return Schedule("tile_union", rows, block, warps=warps, stages=2, descriptors=boxes)
 
 
 def default_kv(spec: GatheredGradKV, target: str) -> Schedule:
-    """64 rows, or as many as hold the heads that share a list, and a chunk's keys up to 64 at a time."""
+    """32 rows, or as many as hold the heads that share a list, and a chunk's keys up to 64 at a time.
+
+    With 64 rows head dims of 128 spilled, and those of 64 left room for fewer programs. Eight warps share 256 registers
+    a lane on AMD, and did not hold what four do.
+    """
     share, forward = chunks.sharing(spec.forward), spec.forward
     if not target.startswith("triton"):
         block = forward.chunk if forward.chunk <= 64 else key_block(forward)
         rows = share * max(1, 32 // share)
         return Schedule("key_outer", rows=rows, block=block, lanes=("d", "e", "n"), split_dims=False)
-    rows = max(64, 1 << (share - 1).bit_length())
-    wide = max(forward.head_dim, forward.value_dim) > 64
-    return Schedule("key_outer", rows=rows, block=whole_block(forward), warps=8 if wide else 4, stages=2)
+    rows, block = max(32, 1 << (share - 1).bit_length()), whole_block(forward)
+    wide = max(forward.head_dim, forward.value_dim, block) > 64 or target == "triton:sm_100"
+    warps = 8 if wide and not target.startswith("triton:gfx") else 4
+    return Schedule("key_outer", rows=rows, block=block, warps=warps, stages=2)
 
 
 def whole_block(forward: GatheredAttention) -> int:
@@ -141,9 +165,10 @@ def space_q(spec: GatheredGradQ, target: str) -> Choices:
         blocks = tuple(b for b in (8, 16, 32, 64) if spec.forward.chunk % b == 0)
         return {"rows": (share,), "block": blocks or (key_block(spec.forward),)}
     even = tuple(b for b in (16, 32, 64, 128) if spec.forward.chunk % b == 0)
-    rows = min(64, max(16, 1 << (share - 1).bit_length()))
+    least = min(64, max(16, 1 << (share - 1).bit_length()))
     return {
-        "rows": (rows,),
+        "order": ("query_outer", "tile_union") if spec.forward.chunk >= 16 else ("query_outer",),
+        "rows": tuple(sorted({least, 32, 64, 128})) if spec.forward.chunk >= 16 else (least,),
         "block": even or (tensor_block(spec.forward),),
         "descriptors": (False, True),
         "warps": (1, 2, 4, 8),

@@ -243,18 +243,12 @@ def _write(walk: Walk, goal: Target, columns: Sequence[Span], sums: Sequence[Nod
     end = least(mul(add(share.chunk, 1), spec.chunk), tile.param("TK"))
     whole = tile.apply(Fn.LT, share.place, 0)
     bounds: dict[int, tile.Value] = {1: tile.apply(Fn.WHERE, whole, end, 0)}
-    place = tile.apply(Fn.WHERE, whole, tile.param("XT"), share.place)
+    parts = -(-spec.chunk // walk.schedule.block)
+    kept: dict[int, tile.Value] = {3: tile.apply(Fn.WHERE, whole, 0, parts * walk.schedule.block)}
     local = add(mul(walk.part, walk.schedule.block), tile.iota(walk.keys))
     for span, total in zip(columns, sums, strict=True):
         value = total if scale == 1.0 else mul(total, scale)
-        tile.store(
-            goal.out,
-            walk.at[0],
-            key,
-            walk.key_head,
-            span.index(),
-            value=tile.cast(value, goal.out.dtype),
-            bounds=bounds,
-        )
-        at = (walk.at[0], walk.key_head, place, local, span.index())
-        tile.store(goal.partial, *at, value=value, bounds={2: tile.param("XT")})
+        rounded = tile.cast(value, goal.out.dtype)
+        tile.store(goal.out, walk.at[0], key, walk.key_head, span.index(), value=rounded, bounds=bounds)
+        at = (walk.at[0], walk.key_head, most(share.place, 0), local, span.index())
+        tile.store(goal.partial, *at, value=value, bounds=kept)

@@ -21,9 +21,9 @@ GRADS = ("q", "k", "v", "w")
 class Sizes:
     """Lengths, and the share of lists that have their own chunk."""
 
-    tq: int = 11
+    tq: int = 7
     tk: int = 75
-    offset: int = 64
+    offset: int = 68
     batch: int = 1
     own: float = 0.5
 

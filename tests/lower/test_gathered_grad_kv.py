@@ -77,7 +77,7 @@ def test_lengths(run: Run, tq: int, tk: int, offset: int) -> None:
     "chunk,sink", [(32, None), (24, "zero"), (48, "sinks"), (8, None), (16, "sinks"), (16, "zero")]
 )
 def test_chunks_and_tiles(run: Run, per: str, sink: str | None, chunk: int) -> None:
-    n = Sizes(11, 115, 109)
+    n = Sizes(7, 115, 112)
     check(run, attention(3, 1, per=per, chunk=chunk, slots=3, sink=sink), n=n)
     check(run, attention(2, 1, per=per, chunk=chunk, slots=3, sink=sink), replace(KEY_OUTER, block=32, rows=32), n)
 
@@ -179,11 +179,11 @@ def test_many_chunks_are_listed_in_turns(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("target", ["triton:sm_90", "tvm:llvm"])
-@pytest.mark.parametrize("group,chunk", [(1, 64), (3, 64), (16, 32), (4, 2), (2, 24)])
+@pytest.mark.parametrize("group,chunk", [(1, 64), (16, 32), (4, 2), (2, 24)])
 def test_default_schedules(run: Run, target: str, group: int, chunk: int) -> None:
     for per in ("joint", "chunk"):
         s = attention(group, 1, chunk=chunk, slots=3, per=per)
-        check(run, s, gathered_grad_class.default_kv(grad_kv(s), target), Sizes(9, 150, 141))
+        check(run, s, gathered_grad_class.default_kv(grad_kv(s), target), Sizes(5, 90, 85))
 
 
 def test_refusals_name_the_numbers() -> None:
