@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,10 @@ def test_the_declaration_runs_and_is_right(capsys: pytest.CaptureFixture[str], t
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     file = tmp_path / "readme.py"
     file.write_text(code)  # the tracer reads the source of lambdas
-    exec(compile(code, str(file), "exec"), {"__name__": "readme"})
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, str(file), "exec"), names)
     assert capsys.readouterr().out.startswith("within the bounds of float32 o")
+    assert all(float(x.grad.abs().sum()) > 0 for x in names["x"].values())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
