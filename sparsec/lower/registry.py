@@ -16,6 +16,7 @@ from sparsec.lower import (
     selector,
     selector_grad_keys,
     selector_grad_q,
+    selector_grad_space,
     summarise,
     summarise_grad,
     tiled,
@@ -79,8 +80,12 @@ CLASSES: dict[type, ScheduleClass] = {
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),
     TiledGradCapture: ScheduleClass(tiled_grad_capture.lower, tiled_grad_space.default_capture, tiled_grad_space.space),
     SummariseGrad: ScheduleClass(_single(summarise_grad.lower), summarise_grad.default, summarise_grad.space),
-    SelectorGradQ: ScheduleClass(_single(selector_grad_q.lower), selector_grad_q.default, selector_grad_q.space),
-    SelectorGradKeys: ScheduleClass(selector_grad_keys.lower, selector_grad_keys.default, selector_grad_keys.space),
+    SelectorGradQ: ScheduleClass(
+        _single(selector_grad_q.lower), selector_grad_space.default_q, selector_grad_space.space_q
+    ),
+    SelectorGradKeys: ScheduleClass(
+        selector_grad_keys.lower, selector_grad_space.default_keys, selector_grad_space.space_keys
+    ),
     GatheredGradQ: ScheduleClass(
         gathered_grad_class.lower_q, gathered_grad_class.default_q, gathered_grad_class.space_q
     ),

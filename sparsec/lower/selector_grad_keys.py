@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sparsec.lower import inverse, inverse_steps, selector_grad_q, shares
+from sparsec.lower import inverse, inverse_steps, selector_grad_space, shares
 from sparsec.lower.candidates import sharing
 from sparsec.lower.inverse import Inverse, as_scratch
 from sparsec.lower.lowered import Lowered, Step
@@ -23,7 +23,7 @@ from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import substitute
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
-from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.schedule import Schedule
 
 
 def lower(spec: SelectorGradKeys, schedule: Schedule) -> Lowered:
@@ -31,12 +31,7 @@ def lower(spec: SelectorGradKeys, schedule: Schedule) -> Lowered:
 
     Inside this kernel the units are its tokens: TK counts them.
     """
-    selector_grad_q.refuse(spec.forward)
-    share = sharing(spec.forward)
-    if schedule.split_dims and schedule.rows & (schedule.rows - 1):
-        raise ScheduleError(f"{schedule.rows} rows are no tile: use a power of two")
-    if schedule.rows < share:
-        raise ScheduleError(f"{schedule.rows} rows do not hold the {share} heads that share a list")
+    selector_grad_space.check_keys(spec.forward, schedule)
     lists, found = _lists(spec), inverse.inverse(_lists(spec), schedule, complete=True)
     tally, offsets, fill = inverse_steps.programs(lists, schedule, complete=True)
     wide = replace(schedule, warps=4, stages=1)
@@ -45,7 +40,7 @@ def lower(spec: SelectorGradKeys, schedule: Schedule) -> Lowered:
     steps = (*index, Step(_walk(spec, schedule), schedule), Step(_sum(spec, schedule), narrow))
     buffers = (*inverse.scratch(lists, schedule, complete=True), *shares.scratch(lists, found))
     own = [(n, value) for n, value in inverse.params(lists, schedule, complete=True) if n != "WT"]
-    params = (*own, *shares.params(found, 1, schedule.rows // share))
+    params = (*own, *shares.params(found, 1, schedule.rows // sharing(spec.forward)))
     return Lowered(steps, (*buffers, as_scratch(_parts(spec))), (("TK", _units(spec)), *_over_units(spec, params)))
 
 
@@ -119,7 +114,7 @@ def _walk(spec: SelectorGradKeys, schedule: Schedule) -> Program:
 
         inits = [tile.full(0.0, rows, d.axis) for d in dims]
         sums = tile.loop(0, ceil_div(w.share.count, w.step), 1, inits, visit, schedule.stages)
-        _write(w, [mul(tile.reduce("sum", x, rows), selector_grad_q.scale(own)) for x in sums])
+        _write(w, [mul(tile.reduce("sum", x, rows), selector_grad_space.scale(own)) for x in sums])
         tensors = [q, grads, found.entries, listed, _out(spec), _parts(spec)]
         grid = (tile.param("WT"), tile.const(own.kv_heads), tile.param("B"))
         return builder.program(spec.name, tensors, [(name, "int32") for name in (*shares.PARAMS, "ET")], grid)
@@ -180,21 +175,3 @@ def _sum(spec: SelectorGradKeys, schedule: Schedule) -> Program:
         grid = (tile.param("WT"), tile.const(spec.forward.kv_heads), tile.param("B"))
         tensors = [listed, parts, _out(spec)]
         return builder.program(f"{spec.name}_sum", tensors, [(name, "int32") for name in (*shares.PARAMS, "ET")], grid)
-
-
-def default(spec: SelectorGradKeys, target: str) -> Schedule:
-    """As many rows as 32 registers hold."""
-    share, dim = sharing(spec.forward), spec.forward.dim
-    if not target.startswith("triton"):
-        return Schedule(rows=share * max(1, 8 // share), lanes=("d",), split_dims=False)
-    rows = max(16, 1 << (4096 // dim).bit_length() - 1, 1 << (share - 1).bit_length())
-    return Schedule(rows=rows, warps=4, stages=2)
-
-
-def space(spec: SelectorGradKeys, target: str) -> dict[str, tuple[object, ...]]:
-    """Rows, warps and stages."""
-    share = sharing(spec.forward)
-    if not target.startswith("triton"):
-        return {"rows": tuple(share * max(1, r // share) for r in (4, 8, 16))}
-    rows = tuple(r for r in (16, 32, 64, 128) if r >= share)
-    return {"rows": rows, "warps": (1, 2, 4, 8), "stages": (1, 2, 3)}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from sparsec.lower import chosen_grad
+from sparsec.lower import chosen_grad, selector_grad_space
 from sparsec.lower.candidates import sharing
 from sparsec.lower.chosen_grad import Part
 from sparsec.lower.pieces import Span, spans
@@ -21,7 +21,7 @@ from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
-from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Frame:
 
 def lower(spec: SelectorGradQ, schedule: Schedule) -> Program:
     """grad_weights -> scores_grad, both ``[B,TQ,HS,K]`` fp32, and grad_q ``[B,TQ,H,D]`` if it is asked for."""
-    check(spec.forward, schedule)
+    selector_grad_space.check_q(spec.forward, schedule)
     with tile.Builder() as builder:
         f = _frame(builder, spec, schedule)
         queries = _queries(f) if spec.forward.weights in chosen_grad.NEEDS_SCORES else None
@@ -73,25 +73,6 @@ def lower(spec: SelectorGradQ, schedule: Schedule) -> Program:
         lists = spec.forward.heads // sharing(spec.forward)
         grid = (ceil_div(tile.param("TQ"), schedule.rows), tile.const(lists), tile.param("B"))
         return builder.program(spec.name, list(f.tensors.values()), params, grid)
-
-
-def check(spec: Selector, schedule: Schedule) -> None:
-    """Refuse a schedule that cannot carry this spec out."""
-    refuse(spec)
-    rows, block = schedule.rows, schedule.block
-    if rows & (rows - 1) or block & (block - 1):
-        raise ScheduleError(f"{rows} tokens x {block} slots are no tile: use powers of two")
-
-
-def refuse(spec: Selector) -> None:
-    """Refuse selectors whose scores have no such gradient."""
-    if spec.softmax or spec.pool is not None or spec.group == "max":
-        raise ScheduleError("scores have a gradient where they are dots, summed or averaged over a group, and no other")
-
-
-def scale(spec: Selector) -> float:
-    """The factor of each head's product in a list's score."""
-    return spec.scale / (sharing(spec) if spec.group == "mean" else 1)
 
 
 def _tensors(spec: SelectorGradQ) -> dict[str, Tensor]:
@@ -208,14 +189,14 @@ def _keys(f: Frame, unit: Node, d: Span) -> Node:
 def _scores(f: Frame, unit: Node, queries: Sequence[Node]) -> Node:
     """The scores of the chosen units."""
     products = (tile.reduce("sum", mul(_keys(f, unit, d), q), d.axis) for d, q in zip(f.dims, queries, strict=True))
-    return mul(reduce(add, products), scale(f.spec))
+    return mul(reduce(add, products), selector_grad_space.scale(f.spec))
 
 
 def _write(f: Frame, sums: Sequence[Node]) -> None:
     """Scale, round and store the gradient of every head's query; those of a group are equal."""
     assert f.grad.grad_q is not None
     target = f.tensors[f.grad.grad_q]
-    rounded = [tile.cast(mul(x, scale(f.spec)), f.grad.out_dtype) for x in sums]
+    rounded = [tile.cast(mul(x, selector_grad_space.scale(f.spec)), f.grad.out_dtype) for x in sums]
 
     def visit(head: Node) -> Sequence[Node]:
         for d, value in zip(f.dims, rounded, strict=True):
@@ -223,25 +204,3 @@ def _write(f: Frame, sums: Sequence[Node]) -> None:
         return []
 
     _each_head(f, [], visit)
-
-
-def default(spec: SelectorGradQ, target: str) -> Schedule:
-    """A whole list at a time where it has up to 32 slots, of as many tokens as 32 or 64 registers hold."""
-    slots, dim = 1 << (spec.forward.slots - 1).bit_length(), spec.forward.dim
-    if not target.startswith("triton"):
-        return Schedule(rows=1, block=slots, lanes=("d",), split_dims=False)
-    block = min(slots, 32)
-    rows = max(1, 1 << (4096 // (block * dim)).bit_length() - 1) if block * dim <= 4096 else 1
-    return Schedule(rows=rows, block=block, warps=4, stages=2)
-
-
-def space(spec: SelectorGradQ, target: str) -> dict[str, tuple[object, ...]]:
-    """Tokens and slots of a tile, and warps."""
-    slots = 1 << (spec.forward.slots - 1).bit_length()
-    if not target.startswith("triton"):
-        return {"rows": (1, 2, 4), "block": (slots,)}
-    return {
-        "rows": (1, 2, 4, 8),
-        "block": tuple(b for b in (4, 8, 16, 32) if b <= slots) or (slots,),
-        "warps": (1, 2, 4, 8),
-    }

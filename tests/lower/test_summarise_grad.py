@@ -20,6 +20,7 @@ from sparsec.testing.mutants import Args, Change, mutated
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, TileOp
 from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.verify import verify
 
 Run = Callable[..., None]
 WINDOWS = [(16, 16), (32, 16), (5, 3), (64, 64), (3, 1), (4, 9)]
@@ -49,6 +50,7 @@ def pulled(
     shape = (2, length, *g.shape[2:])
     dx = torch.full(shape, math.nan, dtype=kind if exact else getattr(torch, s.out_dtype))
     lowered = lower_kernel(s, schedule)
+    verify(lowered.steps[0].program)
     lowered = lowered if change is None else mutated(lowered, change)
     params = {"B": 2, "TQ": 1, "TK": length, "q_offset": 0, "N": count}
     run(lowered, {"g": g, "dx": dx}, params, mode="exact" if exact else "storage")
