@@ -16,7 +16,12 @@ NONNEGATIVE = frozenset({"j", "c", "b", "h", "TQ", "TK", "B"})
 
 def captured(captures: tuple[Capture, ...]) -> dict[str, Tensor]:
     """The tensors that expressions may read, by name."""
-    return {c.name: Tensor(c.name, c.dtype, tuple(f"{c.name}_n{d}" for d in range(c.rank))) for c in captures}
+    return {c.name: Tensor(c.name, c.dtype, c.shape or _unstated(c.name, c.rank)) for c in captures}
+
+
+def _unstated(name: str, rank: int) -> tuple[str, ...]:
+    """Extents that no launch parameter has."""
+    return tuple(f"{name}_n{d}" for d in range(rank))
 
 
 def emit(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tensor] | None = None) -> Node:
@@ -45,9 +50,22 @@ def emit_scores(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tenso
 
 
 def _element(tensor: Tensor, index: list[Node]) -> Node:
-    """One element per point; floats are read as fp32. Indices below zero are read at zero: a mask hides them."""
-    value = tile.load(tensor, *(tile.apply(Fn.MAXIMUM, i, 0) for i in index), other=None)
+    """One element per point; floats are read as fp32. An index outside reads the nearest element."""
+    value = tile.load(tensor, *clamped(tensor, index), other=None)
     return tile.cast(value, "float32") if value.dtype in ("float16", "bfloat16") else value
+
+
+def clamped(tensor: Tensor, index: list[Node]) -> list[Node]:
+    """The nearest indices that a captured tensor has, as far as its extents are stated."""
+    inside: list[Node] = []
+    for i, extent, open_ in zip(index, tensor.shape, _unstated(tensor.name, tensor.rank), strict=True):
+        low = tile.apply(Fn.MAXIMUM, i, 0)
+        if extent == open_:
+            inside.append(low)
+            continue
+        size = tile.const(extent) if isinstance(extent, int) else tile.param(extent, declare=True)
+        inside.append(tile.apply(Fn.MINIMUM, low, tile.apply(Fn.SUB, size, 1)))
+    return inside
 
 
 def _floor(fn: Fn, a: Node, b: Node, exact: bool) -> Node:

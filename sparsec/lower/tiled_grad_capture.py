@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sparsec.lower import query_walk, tiled_grad, zeros
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.query_walk import Meeting, Walk
-from sparsec.lower.scalars import add, emit, most, mul
+from sparsec.lower.scalars import add, clamped, emit, mul
 from sparsec.lower.score import bias_change, pair_env
 from sparsec.plan.grad_specs import TiledGradCapture
 from sparsec.plan.specs import Piece
@@ -100,7 +100,6 @@ def _found(at: Walk, piece: Piece, met: Meeting, use: Use) -> Node:
 
 
 def _add(at: Walk, out: Tensor, use: Use, env: dict[str, Node], value: Node) -> None:
-    """Add at the index; what is hidden may lie outside and has nothing to add."""
-    index = [most(emit(x, env, at.w.tensors), 0) for x in use.element.args]
-    bounds: dict[int, tile.Value] = dict(enumerate(zeros.extents(out)))
-    tile.store(out, *index, value=value, bounds=bounds, atomic=True)
+    """Add to the element that was read: the nearest, where an index lies outside. What is hidden has nothing to add."""
+    index = clamped(out, [emit(x, env, at.w.tensors) for x in use.element.args])
+    tile.store(out, *index, value=value, atomic=True)

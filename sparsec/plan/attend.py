@@ -11,7 +11,7 @@ from sparsec.plan.honours import honours
 from sparsec.plan.memories import hold
 from sparsec.plan.planner import Planner
 from sparsec.plan.select import select
-from sparsec.plan.specs import BlockList, GatheredAttention, Piece, TiledAttention
+from sparsec.plan.specs import BlockList, Capture, GatheredAttention, Piece, TiledAttention
 from sparsec.scalar.bounds import Bounded, key_ranges
 from sparsec.scalar.expr import Expr, constant
 from sparsec.scalar.walk import tensors, variables
@@ -106,10 +106,16 @@ def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr
     length = "TK" if held.length is planner.token_length else f"N{position}"
     params[length] = held.length
     where, bias = visible(planner, attend, params), planner.close(attend.expr("bias"), params)
-    captures = tuple({c.name: c for n in (attend, *attend.positional[2:]) for c in planner.captures(n)}.values())
+    captures = _captures(planner, attend, params)
     size = held.length.value if held.length.head == "const" else None
     piece = Piece(held.k, held.v, length, where, bias, captures, held.batched, size if isinstance(size, int) else None)
     return _with_list(planner, attend, piece, params)
+
+
+def _captures(planner: Planner, attend: Node, params: dict[str, Expr]) -> tuple[Capture, ...]:
+    """The tensors that an attend's bias and masks read."""
+    found = [c for n in (attend, *attend.positional[2:]) for c in planner.captures(n, params)]
+    return tuple({c.name: c for c in found}.values())
 
 
 def _with_list(planner: Planner, attend: Node, piece: Piece, params: dict[str, Expr]) -> Piece:
@@ -148,7 +154,8 @@ def _listed(planner: Planner, attend: Node, piece: Piece, params: dict[str, Expr
         per_batch=per_batch,
         heads=heads,
     )
-    dims = {name: value for name, value in params.items() if name in ("TQ", "TK", piece.length) or name in used}
+    named = {"TQ", "TK", piece.length, *used, *(extent for c in needed for extent in c.shape)}
+    dims = {name: value for name, value in params.items() if name in named}
     masks = [s for s in attend.positional[2:] if s.op is Op.MASK]
     planner.add(spec, [c.name for c in needed], [ids, counts], masks, dims)
     return replace(piece, listed=spec)
@@ -171,9 +178,9 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
     out = planner.temporary(attend, "o", attend.shape, out_dtype)
     lse = planner.temporary(attend, "lse", attend.shape[:3], "float32") if wants_lse else None
     counts = selection.operands.get("counts") if selection.op is Op.GIVEN else None
-    captures = tuple({c.name: c for n in (attend, *attend.positional[2:]) for c in planner.captures(n)}.values())
     softcap, scope = attend["softcap"], str(selection["scope"])
     dims = {"TQ": q.shape[1], "TK": held.length}
+    captures = _captures(planner, attend, dims)
     spec = GatheredAttention(
         name=f"attend_{out}",
         q=planner.input(q),

@@ -11,7 +11,7 @@ from sparsec.plan.grad_specs import RowDot, TiledGradCapture, TiledGradKV, Tiled
 from sparsec.plan.planner import Planner
 from sparsec.plan.pull import Pull
 from sparsec.plan.specs import BlockList, TiledAttention
-from sparsec.scalar.expr import Expr, constant
+from sparsec.scalar.expr import constant
 
 Source = Callable[[Node, str], str]
 """Plans a cotangent in a dtype, and gives its buffer."""
@@ -128,13 +128,7 @@ def _capture(
 ) -> None:
     grad, delta = given
     out = planner.temporary(result, "tensor", result.shape, "float32")
-    shape = tuple(_extent(planner, dim) for dim in result.shape)
     dtype, name = planner.buffers[grad].dtype, str(vjp["capture"])
-    spec = TiledGradCapture(f"grad_{out}", forward, name, shape, grad, delta, out, dtype)
+    capture = next(c for piece in forward.pieces for c in piece.captures if c.name == name)
+    spec = TiledGradCapture(f"grad_{out}", forward, name, capture.shape, grad, delta, out, dtype)
     planner.follow(at.owner, spec, reads(forward, grad, delta), [out], [result])
-
-
-def _extent(planner: Planner, dim: Expr) -> int | str:
-    closed = planner.sizes.close(dim)
-    assert closed is not None
-    return closed.value if isinstance(closed.value, int | str) else str(closed)

@@ -113,15 +113,27 @@ class Planner:
         params |= {DIM + n: var(n) for n in dims}
         return substitute(closed, {n: var(DIM + n) for n in dims})
 
-    def captures(self, node: Node) -> tuple[Capture, ...]:
-        """The captured tensors of a mask or bias, as kernel inputs."""
+    def captures(self, node: Node, params: dict[str, Expr]) -> tuple[Capture, ...]:
+        """The captured tensors of a mask or bias, as kernel inputs; what their extents read joins ``params``."""
         found = []
         for name, source in node.captures.items():
             buffer = self.input(source)
             if buffer != name:
                 raise self.refuse(node, f"captures `{buffer}` under another name `{name}`; use the input's own name")
-            found.append(Capture(name, self.sizes.dtype_of(source), len(source.shape)))
+            shape = tuple(self._extent(name, d, dim, params) for d, dim in enumerate(source.shape))
+            found.append(Capture(name, self.sizes.dtype_of(source), len(shape), shape))
         return tuple(found)
+
+    def _extent(self, name: str, d: int, dim: Expr, params: dict[str, Expr]) -> int | str:
+        """An extent of a captured tensor: a number, or the launch parameter that has it."""
+        closed = self.close(dim, params)
+        assert closed is not None
+        if closed.head == "const":
+            return int(closed.value or 0)
+        if closed.head == "var":
+            return str(closed.value)
+        params[f"{DIM}{d}_{name}"] = dim
+        return f"{DIM}{d}_{name}"
 
     def add(
         self,

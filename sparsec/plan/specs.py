@@ -22,11 +22,16 @@ DIM = "dim_"
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A captured tensor that a predicate or score function reads."""
+    """A captured tensor that a predicate or score function reads; an index outside it reads the nearest element.
+
+    Attributes:
+        shape: extents as numbers or launch parameters; empty where indices are known to lie inside.
+    """
 
     name: str
     dtype: str
     rank: int
+    shape: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

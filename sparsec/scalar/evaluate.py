@@ -17,7 +17,8 @@ def evaluate(expr: Expr, env: Mapping[str, Any]) -> Any:
     """The value of an expression: Python arithmetic on numbers, torch (broadcasting) where a tensor takes part.
 
     Args:
-        env: variables by name (numbers or tensors), captured tensors by name (an element is advanced indexing).
+        env: variables by name (numbers or tensors), captured tensors by name (an element is advanced indexing; an
+            index outside reads the nearest element).
 
     Raises:
         KeyError: a variable or tensor that ``env`` lacks.
@@ -28,7 +29,7 @@ def evaluate(expr: Expr, env: Mapping[str, Any]) -> Any:
             return x.value
         if x.head in ("var", "element"):
             value = _lookup(x, env)
-            return value if x.head == "var" else value[args]
+            return value if x.head == "var" else _element(value, args)
         assert isinstance(x.head, Fn)
         return apply(x.head, *args)
 
@@ -51,6 +52,18 @@ def _lookup(x: Expr, env: Mapping[str, Any]) -> Any:
     if x.value not in env:
         raise KeyError(f"no value for `{x.value}`; given: {', '.join(env) or 'nothing'}")
     return env[str(x.value)]
+
+
+def _element(tensor: Any, index: tuple[Any, ...]) -> Any:
+    """One element per point of the index, the nearest one where it lies outside."""
+    if not hasattr(tensor, "shape"):
+        return tensor[index]
+    last = [size - 1 for size in tensor.shape]
+    return tensor[tuple(_between(i, end) for i, end in zip(index, last, strict=True))]
+
+
+def _between(i: Any, last: int) -> Any:
+    return min(max(i, 0), last) if isinstance(i, int) else i.clamp(0, last)
 
 
 def _tensor_function(fn: Fn) -> Callable[..., Any]:

@@ -239,6 +239,26 @@ def test_an_input_keeps_its_name_beside_an_output_of_that_name() -> None:
     )
 
 
+SHORT = (
+    HEAD
+    + """, w: [20] float32, x: [B, (TK + 1) // 2] float32, y: [M, H] float32) {
+ m = tokens(k, v)
+ far = mask(m, w=w) {where = (w[i - j] < 1.0) | (j % 5 == 0)}
+ return attend(q, m, far, w=w, x=x, y=y) {bias = score + w[j - 3] + x[b, i] + y[i - j, h]}
+}"""
+)
+
+
+@pytest.mark.parametrize("target", ["interpreter", "cpu"])
+def test_an_index_outside_a_captured_tensor_reads_the_nearest_element(target: str) -> None:
+    agree(SHORT, target)
+
+
+def test_so_does_one_read_through_a_list() -> None:
+    listed = LISTED.replace("tab: [H] %s", "tab: [H] float32, w: [20] float32, x: [B, M] float32")
+    agree(listed.replace("tab=tab) {bias = %s", "w=w, x=x) {bias = score + w[j] + x[b, i - 70]"))
+
+
 @pytest.mark.parametrize("name", LENGTHS)
 def test_every_memory_has_its_own_length(name: str) -> None:
     agree(LENGTHS[name])
