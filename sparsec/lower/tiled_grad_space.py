@@ -63,8 +63,8 @@ def _from_queries(spec: TiledGradQ | TiledGradCapture, target: str) -> Schedule:
     widest = max(spec.forward.head_dim, spec.forward.value_dim)
     common = Schedule(rows=64, block=64, phases="split", stages=1)
     if spec.forward.dtype == "float32":
-        small = _single(common, target, widest)
-        found = replace(small, rows=64) if widest <= 64 and target == "triton:sm_90" else small
+        found = _single(common, target, widest)
+        found = replace(found, rows=64) if widest in (32, 64) and target == "triton:sm_90" else found
     elif widest > 128:
         pipelined = widest <= 192 and target in WARP_GROUPS
         found = replace(common, block=32, stages=2) if pipelined else replace(common, block=16, phases="branch")
@@ -105,8 +105,8 @@ def _single(made: Schedule, target: str, widest: int) -> Schedule:
     small = replace(made, rows=32, block=32, phases="branch", stages=1)
     if target.startswith("triton:gfx") or widest & (widest - 1):
         return replace(small, rows=16 if widest > 64 else 32)
-    precise = replace(small, precision="tf32x3")
-    return precise if widest <= 64 else replace(precise, rows=16, block=16, warps=8)
+    precise = replace(small, rows=16, precision="tf32x3")
+    return precise if widest <= 64 else replace(precise, block=16, warps=8)
 
 
 def space(spec: Spec, target: str) -> Choices:
@@ -114,11 +114,14 @@ def space(spec: Spec, target: str) -> Choices:
     if target.startswith("tvm"):
         lanes = (("n", "d", "e", "m"), ("m", "d", "e", "n"), ("d", "e", "n", "m"))
         return {"rows": (16, 32, 64), "block": (16, 32, 64), "lanes": lanes, "accumulators": (8, 12, 16)}
+    halves = spec.forward.dtype != "float32"
+    sizes = (32, 64, 128) if halves else (16, 32, 64)
     return {
-        "rows": (32, 64, 128),
-        "block": (32, 64, 128),
+        "order": ("query_outer", "apart") if isinstance(spec, TiledGradKV) else ("query_outer",),
+        "rows": sizes,
+        "block": sizes,
         "phases": ("split", "branch"),
-        "descriptors": (False, True) if spec.forward.dtype != "float32" and target in WARP_GROUPS else (False,),
+        "descriptors": (False, True) if halves and target in WARP_GROUPS else (False,),
         "warps": (4, 8),
         "stages": (1, 2, 3),
         **({"splits": (1, 8, 16, 32, 64)} if isinstance(spec, TiledGradKV) and _splits(spec, 64, PROGRAMS) > 1 else {}),
