@@ -7,9 +7,11 @@ before; its launcher takes addresses as integers.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 _MOST_KEPT = 64
@@ -52,6 +54,20 @@ def _moved(descriptor: Any, pointer: int) -> Any:
     made = copy(descriptor)
     made.base = Address(pointer, descriptor.base.dtype)
     return made
+
+
+_CALL = (
+    "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata, launch_metadata, "
+    "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *bound_args.values())"
+)
+
+
+@cache
+def known() -> bool:
+    """Whether the installed Triton launches a compiled kernel as this file does, as 3.6 to 3.9 do."""
+    from triton.runtime.jit import JITFunction
+
+    return _CALL in " ".join(inspect.getsource(JITFunction.run).split())
 
 
 def again(compiled: Any, grid: Sequence[int], scalars: Sequence[Any], boxes: Sequence[Box]) -> Again:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sparsec.backends.triton.address import stride_limits
-from sparsec.backends.triton.again import Again, Box, again
+from sparsec.backends.triton.again import Again, Box, again, known
 from sparsec.backends.triton.arguments import descriptor_arguments
 from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
 from sparsec.tile.language import Program
@@ -107,11 +107,11 @@ def relaunch(
 ) -> Again | None:
     """Later launches of what ``launch`` gave for these arguments, on other addresses that 16 divides.
 
-    None where there is no compiled kernel (Triton's interpreter).
+    None where there is no compiled kernel (Triton's interpreter), or a Triton that launches otherwise.
     """
     if 0 in grid:
         return lambda pointers, stream: None
-    if not hasattr(compiled, "packed_metadata"):
+    if not hasattr(compiled, "packed_metadata") or not known():
         return None
     _, wanted = _needs(program, schedule)
     first = len(args) - len(wanted)

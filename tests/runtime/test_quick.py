@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsec.backends.triton.again import Box, again
+from sparsec.backends.triton.again import Box, again, known
 from sparsec.benchmarks.overhead import CASES, bare, prepared, seconds
 from sparsec.frontends.preset import preset
 from sparsec.ir.error import InputError
@@ -129,6 +129,10 @@ def test_triton_is_launched_with_new_addresses_and_old_everything_else() -> None
     boxes: list[Any] = [c[13] for c in calls]
     assert boxes[0] is boxes[1] and [b.base.data_ptr() for b in boxes] == [32, 32, 64]
     assert boxes[0].base.dtype is torch.bfloat16 and example.base is base
+
+
+def test_the_installed_triton_launches_as_we_do() -> None:
+    assert known()
 
 
 def test_given_indices_are_looked_at_again_only_once_changed(monkeypatch: pytest.MonkeyPatch) -> None:
