@@ -43,10 +43,15 @@ class Sizes:
 
 
 def static_names(inputs: Sequence[Node]) -> frozenset[str]:
-    """The dims that inputs use as heads or columns: the last two of four, the last of three or fewer."""
+    """The dims that inputs use as heads or columns: the last two of four, the last of three or fewer.
+
+    A dim that stands second of four somewhere is a length, also where it is the last of another input.
+    """
     found: set[str] = set()
+    lengths = {"B", "T", "TQ", "TK"}
     for node in inputs:
         rank = len(node.shape)
+        lengths |= {name for dim in node.shape[:2] for name in variables(dim)} if rank >= 4 else set()
         for dim in node.shape[max(rank - 2, 1) if rank >= 4 else rank - 1 :]:
             found |= variables(dim).keys()
-    return frozenset(found - {"B", "T", "TQ", "TK"})
+    return frozenset(found - lengths)

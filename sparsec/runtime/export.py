@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 
 from sparsec.runtime.compiled import Compiled
-from sparsec.runtime.exported import Exported
+from sparsec.runtime.exported import Exported, named
 from sparsec.runtime.exported_check import SelfCheck, check_text
 from sparsec.runtime.exported_kernels import host_imports, host_text, kernels_text
 from sparsec.runtime.exported_run import run_text
@@ -41,13 +41,22 @@ def heading(file: Exported) -> str:
         f'"""{variant.name} for {file.target.name} in {file.dtype} with {fixed}.',
         "",
         f"Written by sparsec {version()}, which it does not need; it needs {needs}.",
-        f"`run({', '.join(f'{n}=…' for n in variant.inputs)})` computes it for any lengths and batch.",
+        f"`run({', '.join(f'{named(n)}=…' for n in variant.inputs)})` computes it for any lengths and batch.",
         "`python <this file>` checks it against results of the fp64 oracle that are recorded below.",
+        *by_pointers(file),
         "",
         variant.text().replace("\\", "\\\\").rstrip(),
         '"""',
     ]
     return "\n".join(lines)
+
+
+def by_pointers(file: Exported) -> list[str]:
+    """What a reader must know of kernels that sparsec itself would run in another form."""
+    if not file.without_descriptors:
+        return []
+    names = ", ".join(file.without_descriptors)
+    return ["", f"sparsec runs {names} through TMA descriptors; here they read by pointers, which may take longer."]
 
 
 def version() -> str:

@@ -56,6 +56,17 @@ class Exported:
         return [(kernel, lower_kernel(kernel.spec, schedule)) for kernel, schedule in schedules]
 
     @property
+    def without_descriptors(self) -> list[str]:
+        """The programs that would read through descriptors if sparsec ran them."""
+        if self.target.backend != "triton":
+            return []
+        from sparsec.backends.triton.arguments import descriptor_arguments
+
+        own = [lower_kernel(k.spec, self.compiled.schedule(k, self.dims)) for k in self.plan.kernels]
+        steps = [step for lowered in own for step in lowered.steps]
+        return [s.program.name for s in steps if s.schedule.descriptors and descriptor_arguments(s.program, s.schedule)]
+
+    @property
     def steps(self) -> list[Step]:
         """Every program in launch order."""
         return [step for _, lowered in self.kernels for step in lowered.steps]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsec.runtime.exported import Exported
+from sparsec.runtime.exported import Exported, named
 from sparsec.scalar.expr import Expr
 
 
@@ -41,7 +41,7 @@ def check_text(file: Exported, check: SelfCheck) -> str:
     ]
     lines += ["    inputs = {"]
     for seed, (name, spec) in enumerate(file.variant.inputs.items()):
-        lines.append(f'        "{name}": {_input(file, check, name, spec.shape, spec.dtype, seed)}.to(DEVICE),')
+        lines.append(f'        "{named(name)}": {_input(file, check, name, spec.shape, spec.dtype, seed)}.to(DEVICE),')
     outputs = "run(**inputs)" if len(file.plan.outputs) > 1 else "[run(**inputs)]"
     return "\n".join([*lines, "    }", COMPARE.format(outputs=outputs, bound=check.bound)])
 

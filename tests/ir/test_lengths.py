@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +29,8 @@ def declared(queries: str, keys: str) -> sparsec.Variant:
 
 def drawn(variant: sparsec.Variant, queries: str, keys: str) -> dict[str, Tensor]:
     """Inputs with 11 queries and 23 keys, where the names allow both."""
-    return sparsec.inputs(variant, **{queries: 11, keys: 23}, H=2, HKV=1, D=16)
+    sizes: dict[str, Any] = {queries: 11, keys: 23}
+    return sparsec.inputs(variant, **sizes, H=2, HKV=1, D=16)
 
 
 @pytest.mark.parametrize("names", NAMES)
@@ -66,3 +69,16 @@ def test_other_names_are_tuned_like_any(names: tuple[str, str]) -> None:
     report = compiled.tune(given, trials=1, workers=1)
     assert [len(kernel.trials) for kernel in report.kernels] == [1]
     assert lengths(variant).longest(compiled.bind(given)[0]) == 300
+
+
+def test_a_new_length_needs_no_new_kernel() -> None:
+    variant = sparsec.parse("""variant packed(q: [B,L,H,D], k: [B,S,HKV,D], document: [B,S] int32) {
+      m = tokens(k, k)
+      return attend(q, m, mask(m, document=document) {where = document[b, j] == 1})
+    }""")
+    compiled = compile(variant, "interpreter")
+    builds = []
+    for tokens in (9, 13):
+        compiled(None, **sparsec.inputs(variant, T=tokens, H=1, HKV=1, D=16))
+        builds.append(compiled.builds)
+    assert builds[0] == builds[1]

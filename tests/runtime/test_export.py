@@ -142,6 +142,32 @@ def test_the_text_is_readable(tmp_path: Path) -> None:
     compile(text, "exported.py", "exec")
 
 
+def test_what_runs_through_descriptors_is_said(tmp_path: Path) -> None:
+    said = "sparsec runs attend_out through TMA descriptors; here they read by pointers"
+    wide = ["full", "D=64", "DV=64", "H=2", "HKV=1", "--dtype", "bfloat16"]
+    for target, expected in (("triton:sm_90", True), ("triton:gfx942", False)):
+        path = tmp_path / "exported.py"
+        assert main(["compile", *wide, "--target", target, "--out", str(path)]) == 0
+        assert (said in path.read_text()) is expected
+
+
+ODD = """variant odd(torch: [B,L,H,D], run: [B,S,HKV,D], device: [B,S,HKV,DV], document: [B,S] int32) {
+  memory = tokens(run, device)
+  seen = mask(memory, document=document) {where = (j <= i) & (document[b, i] == document[b, j])}
+  return attend(torch, memory, seen)
+}
+"""
+
+
+def test_odd_names_of_inputs_and_lengths(tmp_path: Path) -> None:
+    (tmp_path / "odd.sparsec").write_text(ODD)
+    path = exported(tmp_path, "tvm:llvm", str(tmp_path / "odd.sparsec"))
+    text = path.read_text()
+    assert "q_offset = S - L if" in text and "`run(torch_=…, run_=…, device_=…, document=…)`" in text
+    done = run(path)
+    assert done.returncode == 0 and done.stdout.startswith("right: the distance"), done.stderr
+
+
 def test_two_functions_of_one_name_are_our_mistake() -> None:
     with pytest.raises(AssertionError, match="two different functions are called f"):
         merged(["def f():\n    return 1", "def f():\n    return 2"])
