@@ -78,11 +78,30 @@ def test_addresses_in_one_block(name: str) -> None:
     """What a GPU's quick way does with addresses and with memory that is used again, on the CPU's memory."""
     compiled, given_ = compile(on(name, "interpreter").variant, "interpreter"), WholeCase(name).inputs()
     tensors = [given_[n] for n in compiled.variant.inputs]
-    ready = compiled.ready(tensors)
-    quick = on_gpu(ready, interpreted(compiled, ready, given_), tensors, GPU)
-    outputs, slow = quick.run(tensors), ready.run(given_)
+    same_bits(compiled, compiled.ready(tensors), tensors)
+
+
+def same_bits(compiled: Compiled, ready: Ready, tensors: list[Tensor]) -> None:
+    """Addresses in one block, and a tensor for each buffer, give the same."""
+    named = dict(zip(ready.names, tensors, strict=True))
+    quick = on_gpu(ready, interpreted(compiled, ready, named), tensors, GPU)
+    outputs, slow = quick.run(tensors), ready.run(named)
     assert outputs is not None
     assert all(torch.equal(slow[n], x) for n, x in zip(ready.outputs, outputs, strict=True))
+
+
+@pytest.mark.parametrize("name", ["msa-window", "nsa", "alibi-lse"])
+def test_addresses_in_one_block_of_the_halves(name: str) -> None:
+    case = WholeCase(name, (35, 35, None), (2, 1), (16, 16))
+    compiled, given_ = compile(on(name, "interpreter").variant, "interpreter"), case.inputs()
+    tensors = [given_[n] for n in compiled.names]
+    forward = compiled.ready(tensors, None, tuple(n for n in compiled.names if given_[n].is_floating_point()))
+    halves, results = forward.halves, forward(tensors)
+    assert halves is not None
+    same_bits(compiled, forward, tensors)
+    kept = [tensors[n] for n in halves.kept_inputs] + [results[n] for n in halves.kept_results]
+    seeds = [torch.randn_like(results[halves.outputs[n]]) for n in halves.cotangents]
+    same_bits(compiled, compiled.backward(halves, [*kept, *seeds], forward.dims), [*kept, *seeds])
 
 
 def test_an_odd_address_goes_the_slow_way() -> None:
