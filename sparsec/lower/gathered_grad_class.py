@@ -92,6 +92,9 @@ def default_q(spec: GatheredGradQ, target: str) -> Schedule:
     if not target.startswith("triton"):
         return Schedule(rows=share, block=key_block(spec.forward), lanes=("n", "d", "e"), split_dims=False)
     rows, block = min(64, max(16, 1 << (share - 1).bit_length())), tensor_block(spec.forward)
+    if spec.forward.dtype == "float32":
+        order = "query_outer" if spec.forward.chunk < 16 else "tile_union"
+        return Schedule(order, max(16, 1 << (share - 1).bit_length()), min(block, 32), warps=4, stages=2)
     if spec.forward.chunk < 16:
         return Schedule(rows=rows, block=block, warps=4, stages=2)
     rows = max(64, 1 << (share - 1).bit_length())
@@ -111,10 +114,20 @@ def default_kv(spec: GatheredGradKV, target: str) -> Schedule:
         block = forward.chunk if forward.chunk <= 64 else key_block(forward)
         rows = share * max(1, 32 // share)
         return Schedule("key_outer", rows=rows, block=block, lanes=("d", "e", "n"), split_dims=False)
+    if forward.dtype == "float32":
+        return _single(spec)
     rows, block = max(32, 1 << (share - 1).bit_length()), whole_block(forward)
     wide = max(forward.head_dim, forward.value_dim, block) > 64 or target == "triton:sm_100"
     warps = 8 if wide and not target.startswith("triton:gfx") else 4
     return Schedule("key_outer", rows=rows, block=block, warps=warps, stages=2)
+
+
+def _single(spec: GatheredGradKV) -> Schedule:
+    """fp32: small tiles; a chunk with a softmax of its own in one piece, since reading it twice spilled."""
+    rows, block = max(16, 1 << (chunks.sharing(spec.forward) - 1).bit_length()), whole_block(spec.forward)
+    if spec.forward.per == "chunk":
+        return Schedule("key_outer", rows, block, warps=8, stages=1)
+    return Schedule("key_outer", rows, min(block, 32), warps=4, stages=2)
 
 
 def whole_block(forward: GatheredAttention) -> int:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.lower import gathered_grad_class
+from sparsec.lower import chunk_grad, chunks, gathered_grad, gathered_grad_class
+from sparsec.lower.chunks import read
+from sparsec.lower.scalars import add, mul, sub
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import Expr, element, var
 from sparsec.scalar.functions import tanh
 from sparsec.testing.gathered_case import Rule, Sizes, attention, draw, grad_q, truth
+from sparsec.tile.language import TileOp
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 H, ROW, KEY, SCORE = var("h"), var("i"), var("j"), var("score", "float")
@@ -190,6 +193,25 @@ def test_default_schedules(run: Run, target: str, group: int, chunk: int) -> Non
     for per in ("joint", "chunk"):
         s = attention(group, 1, chunk=chunk, slots=3, per=per)
         check(run, s, gathered_grad_class.default_q(grad_q(s), target), Sizes(5, 150, 145))
+
+
+def test_mistakes_are_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = attention(3, 1)
+
+    def refused(s: GatheredAttention) -> None:
+        for schedule in (OUTER, UNION):
+            with pytest.raises(AssertionError):
+                check(run, s, schedule)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(chunk_grad, "sub", lambda a, b: a if b.op is TileOp.LOAD else sub(a, b))
+    refused(s)  # the delta left out
+    monkeypatch.setattr(gathered_grad, "mul", lambda a, b: a if b == s.scale else mul(a, b))
+    refused(s)  # the scale
+    monkeypatch.setattr(chunk_grad, "through", lambda f, key, ds: ds)
+    refused(replace(s, softcap=0.5))  # the soft cap's derivative
+    monkeypatch.setattr(chunks, "read", lambda f, name, key, column: read(f, name, add(key, 1), column))
+    refused(s)  # a key off by one
 
 
 def test_refusals_name_the_numbers() -> None:

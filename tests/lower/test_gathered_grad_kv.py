@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.lower import gathered_grad_class, inverse, shares
+from sparsec.lower import chunk_grad, gathered_grad_class, gathered_grad_kv, inverse, shares
+from sparsec.lower.scalars import add, mul, sub
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, element, var
 from sparsec.scalar.functions import tanh
 from sparsec.testing.gathered_case import Rule, Sizes, attention, draw, grad_kv, truth
+from sparsec.tile.language import TileOp
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 H, ROW, KEY, SCORE = var("h"), var("i"), var("j"), var("score", "float")
@@ -184,6 +186,26 @@ def test_default_schedules(run: Run, target: str, group: int, chunk: int) -> Non
     for per in ("joint", "chunk"):
         s = attention(group, 1, chunk=chunk, slots=3, per=per)
         check(run, s, gathered_grad_class.default_kv(grad_kv(s), target), Sizes(5, 90, 85))
+
+
+def test_mistakes_are_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    s, entry, choices = attention(3, 1), gathered_grad_kv._entry, inverse.choices
+
+    def refused() -> None:
+        with pytest.raises(AssertionError):
+            check(run, s)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(chunk_grad, "sub", lambda a, b: a if b.op is TileOp.LOAD else sub(a, b))
+    refused()  # the delta left out
+    monkeypatch.setattr(gathered_grad_kv, "mul", lambda a, b: a if b == s.scale else mul(a, b))
+    refused()  # the scale
+    monkeypatch.setattr(gathered_grad_kv, "_entry", lambda walk, at: entry(walk, add(at, 1)))
+    refused()  # an entry off by one
+    monkeypatch.setattr(
+        inverse, "choices", lambda spec, found, *rest: choices(spec, replace(found, complete=False), *rest)
+    )
+    refused()  # tokens' own chunks left out
 
 
 def test_refusals_name_the_numbers() -> None:
