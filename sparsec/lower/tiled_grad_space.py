@@ -37,6 +37,8 @@ def default_kv(spec: TiledGradKV, target: str) -> Schedule:
     """For the gradients of keys and values."""
     listed = [spec.listed] if spec.listed is not None else []
     made = _listed(CPU if target.startswith("tvm") else _from_keys(spec, target), listed)
+    if listed:
+        made = replace(made, descriptors=_descriptors(spec, target))
     return replace(made, splits=_splits(spec, made.block, 4 if target.startswith("tvm") else PROGRAMS))
 
 
@@ -69,8 +71,7 @@ def _from_queries(spec: TiledGradQ | TiledGradCapture, target: str) -> Schedule:
         pipelined = widest <= 192 and target in WARP_GROUPS
         found = replace(common, block=32, stages=2) if pipelined else replace(common, block=16, phases="branch")
     elif target in WARP_GROUPS:
-        dims = (spec.forward.head_dim, spec.forward.value_dim)
-        found = replace(common, descriptors=descriptors.pay(target, spec.forward.dtype, *dims) and not lists)
+        found = replace(common, descriptors=_descriptors(spec, target) and not lists)
     else:
         found = replace(common, block=64 if widest <= 64 else 32, stages=1 if target.startswith("triton:gfx") else 2)
     return _listed(found, lists)
@@ -90,14 +91,18 @@ def _from_keys(spec: TiledGradKV, target: str) -> Schedule:
     if target in WARP_GROUPS:
         # Chained products share nothing between warp groups but rows: eight warps need 128 keys.
         if widest <= 64:
-            dims = (spec.forward.head_dim, spec.forward.value_dim)
-            return replace(common, descriptors=descriptors.pay(target, spec.forward.dtype, *dims))
+            return replace(common, descriptors=_descriptors(spec, target))
         found = replace(common, block=128, warps=8)
         return replace(found, order="apart", phases="branch") if apart else found
     # Without a limit the assembler aims at three programs per processor, and spills.
     amd = target.startswith("triton:gfx")
     found = replace(common, phases="branch", stages=1 if amd else 2, registers=0 if amd else 255)
     return replace(found, order="apart") if apart else found
+
+
+def _descriptors(spec: Spec, target: str) -> bool:
+    forward = spec.forward
+    return descriptors.pay(target, forward.dtype, forward.head_dim, forward.value_dim)
 
 
 def _single(made: Schedule, target: str, widest: int) -> Schedule:

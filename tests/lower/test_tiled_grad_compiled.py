@@ -10,7 +10,7 @@ import pytest
 from sparsec.backends.triton.compile import Compiled, CompileError, compile_all
 from sparsec.lower.registry import default, lower_kernel, space
 from sparsec.plan.grad_specs import TiledGradCapture, TiledGradKV, TiledGradQ
-from sparsec.plan.specs import Capture, Piece, TiledAttention
+from sparsec.plan.specs import BlockList, Capture, Piece, TiledAttention
 from sparsec.scalar.expr import element, var
 from sparsec.testing.ahead import jobs
 from sparsec.tile.schedule import Schedule
@@ -40,6 +40,14 @@ def keys(forward: TiledAttention, piece: int = 0) -> TiledGradKV:
     return TiledGradKV("gradkv", forward, piece, *names)
 
 
+def keys_of_list(forward: TiledAttention) -> TiledGradKV:
+    """The gradients of tokens whose mask is read from a block list."""
+    where = (KEY <= ROW) & ((ROW * 7 + KEY * 3) % 19 < 2)
+    listed = BlockList("blocks", where, (), "ids", "counts", "TK", 64, 64, False, 1)
+    tokens = Piece("k", "v", "TK", where, listed=listed)
+    return replace(keys(replace(forward, pieces=(tokens,))), listed=replace(listed, transposed=True))
+
+
 def slopes(forward: TiledAttention) -> TiledGradCapture:
     """The gradient of its slopes."""
     return TiledGradCapture("gradc", forward, "c", (32,), "grad", "delta", "dc", forward.dtype)
@@ -53,6 +61,7 @@ CASES: dict[str, tuple[Spec, str]] = {
     "slots": (keys(attention(128), 1), "sm_90"),
     "keys under slopes": (keys(attention(64, first=SLOPES)), "sm_90"),
     "slopes": (slopes(attention(64, first=SLOPES)), "sm_90"),
+    "keys of a block list": (keys_of_list(attention(128)), "sm_90"),
     "fp32": (keys(attention(64, "float32")), "sm_90"),
     "fp16": (keys(attention(64, "float16")), "sm_90"),
     "keys on Ampere": (keys(attention(64)), "sm_80"),
