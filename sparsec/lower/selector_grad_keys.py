@@ -14,7 +14,7 @@ from sparsec.lower.candidates import sharing
 from sparsec.lower.inverse import Inverse, as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pieces import Span, spans
-from sparsec.lower.scalars import add, both, ceil_div, mul
+from sparsec.lower.scalars import add, both, ceil_div, most, mul
 from sparsec.lower.shares import Share
 from sparsec.plan.grad_specs import SelectorGradKeys
 from sparsec.plan.specs import GatheredAttention
@@ -146,13 +146,23 @@ def _step(w: Walk, n: Node, sums: Sequence[Node]) -> list[Node]:
 
 def _write(w: Walk, totals: Sequence[Node]) -> None:
     """Round and store where the share is the unit's only one, else keep a partial sum."""
-    whole, out, parts = tile.apply(Fn.LT, w.share.place, 0), _out(w.spec), _parts(w.spec)
-    unit = tile.apply(Fn.WHERE, both(whole, tile.apply(Fn.LE, 0, w.share.chunk)), w.share.chunk, tile.param("TK"))
-    place = tile.apply(Fn.WHERE, whole, tile.param("XT"), w.share.place)
+    whole, own = tile.apply(Fn.LT, w.share.place, 0), w.spec.forward
+    columns = tile.apply(Fn.WHERE, whole, 0, own.dim)
+    place = (*w.at, most(w.share.place, 0))
     for d, total in zip(w.dims, totals, strict=True):
-        value = tile.cast(total, w.spec.out_dtype)
-        tile.store(out, w.at[0], unit, w.at[1], d.index(), value=value, bounds={1: tile.param("TK")})
-        tile.store(parts, *w.at, place, d.index(), value=total, bounds={2: tile.param("XT")})
+        tile.store(_parts(w.spec), *place, d.index(), value=total, bounds={3: columns})
+    _store(w.spec, w.at, w.share, whole, list(zip(w.dims, totals, strict=True)))
+
+
+def _store(
+    spec: SelectorGradKeys, at: tuple[Node, Node], share: Share, there: Node, totals: Sequence[tuple[Span, Node]]
+) -> None:
+    """Round and store the gradient of a share's unit, if there is one and ``there`` holds."""
+    there = both(there, tile.apply(Fn.LE, 0, share.chunk))
+    columns = tile.apply(Fn.WHERE, there, spec.forward.dim, 0)
+    for d, total in totals:
+        place = (at[0], most(share.chunk, 0), at[1], d.index())
+        tile.store(_out(spec), *place, value=tile.cast(total, spec.out_dtype), bounds={3: columns})
 
 
 def _sum(spec: SelectorGradKeys, schedule: Schedule) -> Program:
@@ -168,10 +178,8 @@ def _sum(spec: SelectorGradKeys, schedule: Schedule) -> Program:
             return [add(x, y) for x, y in zip(sums, read, strict=True)]
 
         sums = tile.loop(0, share.pieces, 1, [tile.full(0.0, d.axis) for d in dims], visit)
-        unit = tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0, share.pieces), share.chunk, tile.param("TK"))
-        for d, total in zip(dims, sums, strict=True):
-            value = tile.cast(total, spec.out_dtype)
-            tile.store(_out(spec), at[0], unit, at[1], d.index(), value=value, bounds={1: tile.param("TK")})
+        several = tile.apply(Fn.LT, 0, share.pieces)
+        _store(spec, at, share, several, list(zip(dims, sums, strict=True)))
         grid = (tile.param("WT"), tile.const(spec.forward.kv_heads), tile.param("B"))
         tensors = [listed, parts, _out(spec)]
         return builder.program(f"{spec.name}_sum", tensors, [(name, "int32") for name in (*shares.PARAMS, "ET")], grid)

@@ -1,0 +1,116 @@
+"""Backward kernels of selectors and summaries on the CPU, under Triton's interpreter, and compiled for absent GPUs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsec.backends.triton.compile import CompileError, compile_all
+from sparsec.backends.tvm.build import compile
+from sparsec.lower.registry import default, lower_kernel
+from sparsec.oracle.summary import summarise
+from sparsec.plan.grad_specs import AnySpec, SummariseGrad
+from sparsec.plan.specs import Selector, Summarise
+from sparsec.runtime.target import GPUS
+from sparsec.scalar.evaluate import evaluate
+from sparsec.testing.ahead import jobs
+from sparsec.testing.selector_case import OUTPUTS, Sizes, draw, grads, selector, truth
+
+CASES: dict[str, Selector] = {
+    "mean of a group": selector(6, 2, dim=48),
+    "head by head": selector(4, 2, group=None, weights="softmax", slots=9, k=9, dim=80),
+    "one list": selector(1, 1, weights="sigmoid", slots=4, k=4),
+}
+
+
+def of_summary(size: int, stride: int, dim: int, dtype: str) -> SummariseGrad:
+    """The gradient of means of windows, from fp32."""
+    forward = Summarise("s", "x", "out", 2, dim, size, stride, "N", "mean", dtype, "float32")
+    return SummariseGrad("pull", forward, "g", "dx", "float32", dtype)
+
+
+def layer(heads: int, kv_heads: int, dim: int, slots: int, **changes: object) -> Selector:
+    """A selector of a real model."""
+    sizes = {"dim": dim, "slots": slots, "k": slots, "dtype": "bfloat16", "key_dtype": "float32"}
+    return selector(heads, kv_heads, **{**sizes, **changes})
+
+
+LAYERS: dict[str, tuple[AnySpec, ...]] = {
+    "given landmarks": grads(layer(4, 4, 128, 8, key_dtype=None)),
+    "16 heads": grads(layer(16, 1, 128, 8)),
+    "64 slots": grads(layer(16, 4, 64, 64, group="sum", weights="softmax")),
+    "split head dim": grads(layer(12, 4, 80, 5)),
+    "wide": grads(layer(8, 4, 256, 32, group=None)),
+    "fp32": grads(layer(16, 4, 128, 16, dtype="float32")),
+    "summaries": (of_summary(64, 64, 128, "bfloat16"), of_summary(32, 16, 80, "bfloat16")),
+}
+
+
+def run_on_cpu(spec: AnySpec, tensors: dict[str, Tensor], params: dict[str, int], folder: Path) -> None:
+    """All programs of a kernel from TVM; scratch is full of NaN or nonsense before."""
+    lowered = lower_kernel(spec, default(spec, "tvm:llvm"))
+    dims = params | {name: int(evaluate(value, params)) for name, value in lowered.params}
+    every = dict(tensors)
+    for b in lowered.scratch:
+        fill = -(10**9) if b.dtype == "int32" else math.nan
+        shape = [int(evaluate(extent, dims)) for extent in b.shape]
+        every[b.name] = torch.full(shape, fill, dtype=getattr(torch, b.dtype))
+    for step in lowered.steps:
+        compile(step.program, step.schedule, folder)([every[t.name] for t in step.program.tensors], dims)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cpu_agrees_with_autograd(name: str, tmp_path: Path) -> None:
+    s, n = CASES[name], Sizes(43, 17)
+    x = draw(s, n, exact=False)
+    want = truth(s, x)
+    for spec in grads(s):
+        run_on_cpu(spec, x, n.params, tmp_path)
+    for name in OUTPUTS:
+        torch.testing.assert_close(x[name].double(), want[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_cpu_spreads_summaries(tmp_path: Path) -> None:
+    x, g = torch.randn(2, 61, 2, 48, requires_grad=True), torch.randn(2, 4, 2, 48)
+    (want,) = torch.autograd.grad(summarise(x, 24, 16, "mean"), x, g)
+    dx, params = torch.full_like(want, math.nan), {"B": 2, "TQ": 1, "TK": 61, "q_offset": 0, "N": 4}
+    run_on_cpu(of_summary(24, 16, 48, "float32"), {"g": g, "dx": dx}, params, tmp_path)
+    torch.testing.assert_close(dx, want)
+
+
+@pytest.mark.slow
+def test_triton_agrees_with_autograd(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sparsec.testing.selector_grad_interpreter", str(tmp_path)]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    errors = json.loads(done.stdout.splitlines()[-1])
+    assert errors.keys() == {*OUTPUTS, "dx"}
+    assert max(errors.values()) < 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
+    wanted = [
+        (f"{name}: {program.name}", job)
+        for name, specs in LAYERS.items()
+        for spec in specs
+        for program, job in jobs(spec, arch)
+    ]
+    wrong: dict[str, object] = {}
+    for (name, _), made in zip(wanted, compile_all([job for _, job in wanted], tmp_path), strict=True):
+        if isinstance(made, CompileError):
+            wrong[name] = made
+        elif made.resources.spills or made.resources.shared > GPUS[arch].shared:
+            wrong[name] = made.resources
+    assert wrong == {}
