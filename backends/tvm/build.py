@@ -1,6 +1,6 @@
 """From a tile program to a kernel that runs on torch tensors, through a cache of shared libraries.
 
-A library is keyed by source, processor and TVM version, written beside its checksum, and rebuilt where they disagree.
+A library is named by source, processor and TVM version and by its own checksum, and rebuilt where that is not its own.
 Without a C compiler to link with, kernels are compiled in memory and nothing is cached.
 """
 
@@ -90,38 +90,40 @@ def can_link() -> bool:
 def library_of(source: str, cache_dir: Path) -> Path:
     """The shared library of a source: the cached one if it is whole, else a new one."""
     key = hashlib.sha256("\n".join((source, machine(), load_tvm().__version__)).encode()).hexdigest()[:24]
-    library = cache_dir / f"{key}.so"
-    if not is_whole(library):
-        module = build(source)
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            _export(module, library)
-        except OSError as error:
-            reason = f"cache folder {cache_dir} cannot be written: {error.strerror}; name another one"
-            raise CacheError(reason) from error
-    return library
+    found = next((path for path in sorted(cache_dir.glob(f"{key}_*.so")) if is_whole(path)), None)
+    if found is not None:
+        return found
+    module = build(source)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        return _export(module, key, cache_dir)
+    except OSError as error:
+        reason = f"cache folder {cache_dir} cannot be written: {error.strerror}; name another one"
+        raise CacheError(reason) from error
 
 
 def is_whole(library: Path) -> bool:
-    """Whether a cached library exists and has the checksum written beside it."""
-    mark = library.with_suffix(".sha256")
-    if not (library.exists() and mark.exists()):
+    """Whether a cached library has the checksum that its name ends in."""
+    try:
+        content = library.read_bytes()
+    except OSError:
         return False
-    return mark.read_bytes().strip() == hashlib.sha256(library.read_bytes()).hexdigest().encode()
+    return hashlib.sha256(content).hexdigest().startswith(library.stem.rpartition("_")[2])
 
 
-def _export(module: Any, library: Path) -> None:
-    """Write library and checksum under temporary names, then rename: readers see all or nothing."""
-    draft = library.with_name(f"{library.stem}.{os.getpid()}-{get_ident()}.so")
+def _export(module: Any, key: str, cache_dir: Path) -> Path:
+    """Write a library under a temporary name, then rename it once: readers see all or nothing. Damaged ones go."""
+    draft = cache_dir / f"{key}.{os.getpid()}-{get_ident()}.so"
     try:
         module.export_library(str(draft))
-        mark = draft.with_suffix(".sha256")
-        mark.write_text(hashlib.sha256(draft.read_bytes()).hexdigest() + "\n")
+        library = cache_dir / f"{key}_{hashlib.sha256(draft.read_bytes()).hexdigest()[:16]}.so"
         draft.replace(library)
-        mark.replace(library.with_suffix(".sha256"))
     finally:
         draft.unlink(missing_ok=True)
-        draft.with_suffix(".sha256").unlink(missing_ok=True)
+    for other in cache_dir.glob(f"{key}_*.so"):
+        if other != library and not is_whole(other):
+            other.unlink(missing_ok=True)
+    return library
 
 
 def _check(name: str, dtype: str, rank: int, tensor: Tensor) -> None:

@@ -47,12 +47,10 @@ def _records(folder: Path) -> Iterator[Entry]:
 
 
 def _libraries(folder: Path) -> Iterator[Entry]:
+    """A library's name ends in the first digits of its hash."""
     for path in sorted(folder.glob("*.so")):
-        mark = path.with_suffix(".sha256")
-        known = mark.read_bytes().strip() if mark.exists() else b""
-        same = known == hashlib.sha256(path.read_bytes()).hexdigest().encode()
-        problem = "" if same else "its checksum differs" if known else "its checksum is missing"
-        yield Entry("library", path, "CPU kernel", problem)
+        same = hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem.rpartition("_")[2])
+        yield Entry("library", path, "CPU kernel", "" if same else "its hash differs from its name")
 
 
 def _sources(folder: Path) -> Iterator[Entry]:
