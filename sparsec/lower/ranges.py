@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparsec.lower.scalars import add, ceil_div, emit, least, most
+from sparsec.lower.scalars import add, ceil_div, emit_int32, least, most
 from sparsec.plan.specs import Piece
 from sparsec.scalar.bounds import Bounded, key_ranges
 from sparsec.scalar.expr import Expr
@@ -44,9 +44,9 @@ def tile_ranges(
         return [_opaque(block, length)]
     raw = []
     for r in found.ranges:
-        low, high = (emit(e, env, tensors) for e in (r.lo, r.hi))
+        low, high = (emit_int32(e, env, tensors) for e in (r.lo, r.hi))
         inner = not r.residual and not _narrow(r.lo, r.hi, block)
-        full = [emit(e, env, tensors) for e in (r.full_lo, r.full_hi)] if inner else [length, length]
+        full = [emit_int32(e, env, tensors) for e in (r.full_lo, r.full_hi)] if inner else [length, length]
         same_start = inner and r.lo is r.full_lo and _starts_a_tile(r.lo, block)
         raw.append(([most(low, 0), least(high, length), *full], inner, same_start))
     spans = [r[0] for r in raw]

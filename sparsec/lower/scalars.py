@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sparsec.lower.widths import may_be_zero, narrow, whole, wide
 from sparsec.plan.specs import DIM, Capture
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.fn import Fn
+from sparsec.scalar.ranges import INT32
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
 
@@ -28,7 +30,8 @@ def emit(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tensor] | No
     """``expr`` with its variables replaced by tiles; elements of captured tensors become loads."""
     if expr.head == "const":
         assert isinstance(expr.value, (int, float))
-        return tile.const(int(expr.value) if expr.kind == "bool" else expr.value)
+        dtype = "int64" if expr.kind == "int" and not narrow(whole(expr)) else None
+        return tile.const(int(expr.value) if expr.kind == "bool" else expr.value, dtype)
     if expr.head == "var":
         name = str(expr.value)
         return tile.param(name, declare=True) if name.startswith(DIM) else env[name]
@@ -37,9 +40,33 @@ def emit(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tensor] | No
         assert tensors is not None
         return _element(tensors[str(expr.value)], args)
     assert isinstance(expr.head, Fn)
-    if expr.head in (Fn.FLOORDIV, Fn.MOD):
-        return _floor(expr.head, args[0], args[1], nonnegative(expr.args[0]) and nonnegative(expr.args[1]))
-    return tile.apply(expr.head, *args)
+    args = _of_one_width(expr, args)
+    if expr.head in (Fn.FLOORDIV, Fn.MOD) and expr.kind == "int":
+        if may_be_zero(expr.args[1]):  # by zero is by one, as in the oracle
+            args[1] = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, args[1], 0), 1, args[1])
+        found = _floor(expr.head, args[0], args[1], nonnegative(expr.args[0]) and nonnegative(expr.args[1]))
+    else:
+        found = tile.apply(expr.head, *args)
+    return tile.cast(found, "int32") if found.dtype == "int64" and narrow(whole(expr)) else found
+
+
+def _of_one_width(expr: Expr, args: list[Node]) -> list[Node]:
+    """Integer operands in 64 bits where the result or one of them needs them; as fp32 among floats."""
+    if expr.kind == "int" and wide(expr):
+        return [tile.cast(a, "int64") if a.dtype == "int32" else a for a in args]
+    if all(a.dtype != "int64" for a in args):
+        return args
+    other = "float32" if any(a.dtype == "float32" for a in args) else "int64"
+    return [tile.cast(a, other) if a.dtype in ("int32", "int64") else a for a in args]
+
+
+def emit_int32(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tensor] | None = None) -> Node:
+    """As ``emit``, for a bound: what leaves int32 is the nearest that does not."""
+    found = emit(expr, env, tensors)
+    if found.dtype != "int64":
+        return found
+    low, high = (tile.const(limit, "int64") for limit in (-INT32, INT32 - 1))
+    return tile.cast(tile.apply(Fn.MINIMUM, tile.apply(Fn.MAXIMUM, found, low), high), "int32")
 
 
 def emit_scores(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tensor] | None, like: Node) -> Node:

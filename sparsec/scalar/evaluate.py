@@ -70,11 +70,17 @@ def _tensor_function(fn: Fn) -> Callable[..., Any]:
     import torch
 
     special: dict[Fn, Callable[..., Any]] = {
-        Fn.DIV: torch.true_divide, Fn.FLOORDIV: torch.floor_divide, Fn.MOD: torch.remainder,
+        Fn.DIV: torch.true_divide, Fn.FLOORDIV: lambda a, b: torch.floor_divide(a, _divisor(b)),
+        Fn.MOD: lambda a, b: torch.remainder(a, _divisor(b)),
         Fn.AND: torch.bitwise_and, Fn.OR: torch.bitwise_or, Fn.XOR: torch.bitwise_xor, Fn.NOT: torch.bitwise_not,
         Fn.SHL: torch.bitwise_left_shift, Fn.SHR: torch.bitwise_right_shift,
     }  # fmt: skip
     return special[fn] if fn in special else getattr(torch, fn.value)
+
+
+def _divisor(b: Any) -> Any:
+    """A whole number that is divided by: one in place of zero, as in kernels, where nothing could be raised."""
+    return b if b.is_floating_point() else b.where(b != 0, b.new_ones(()))
 
 
 def _divide(a: float, b: float) -> float:

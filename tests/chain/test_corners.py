@@ -197,7 +197,8 @@ def test_a_score_of_nan_ranks_highest_whatever_its_sign(target: str) -> None:
     inputs["k"][0, 20, 0, 3] = -torch.tensor(math.nan).abs()
     found = sparsec.compile(variant, target=target)(None, **inputs)
     assert isinstance(found, Tensor) and bool((found[0, 33:, :2, 0] == 1).all())
-    assert torch.equal(found.long(), oracle(variant, inputs, form="loop"))
+    truth = oracle(variant, inputs, form="loop")
+    assert isinstance(truth, Tensor) and torch.equal(found.long(), truth)
 
 
 DENSE = (
@@ -257,6 +258,37 @@ def test_an_index_outside_a_captured_tensor_reads_the_nearest_element(target: st
 def test_so_does_one_read_through_a_list() -> None:
     listed = LISTED.replace("tab: [H] %s", "tab: [H] float32, w: [20] float32, x: [B, M] float32")
     agree(listed.replace("tab=tab) {bias = %s", "w=w, x=x) {bias = score + w[j] + x[b, i - 70]"))
+
+
+MASKED = (
+    HEAD
+    + """, w: [H] int32) {
+ m = tokens(k, v)
+ return attend(q, m, mask(m, w=w) {where = %s})
+}"""
+)
+LARGE = [
+    "(i * 100000000 >= j * 100000000) & (w[h] < 9)", "(j <= i + 99999999999) & (w[h] < 9)",
+    "(i * 2654435761 - j * 40503) % 1000003 % 5 < 2 + w[h] % 2", "(i - j) * w[h] * 70000 * 70000 % 11 <= 3",
+    "where(j < 3, i * 3000000000, j) >= w[h]", "i * i * i * 1000 // (j + 1) % 3 != w[h]",
+]  # fmt: skip
+BY_ZERO = ["(i + j) % w[h] != 0", "(i - j) // w[h] >= 3", "(i + j) % (w[h] * 3) < 2", "j % (i - 7) != 1"]
+
+
+@pytest.mark.parametrize("where", LARGE)
+def test_whole_numbers_beyond_32_bits(where: str) -> None:
+    agree(MASKED % where, given={"w": torch.tensor([1, 2, -3, 0], dtype=torch.int32)})
+
+
+@pytest.mark.parametrize("where", BY_ZERO)
+def test_dividing_by_zero_is_dividing_by_one(where: str) -> None:
+    text = MASKED if "w" in where else MASKED.replace(", w: [H] int32", "").replace(", w=w", "")
+    agree(text % where, given={"w": torch.tensor([1, 2, -3, 0], dtype=torch.int32)} if "w" in where else None)
+
+
+@pytest.mark.parametrize("where", [LARGE[2], LARGE[5], BY_ZERO[0], BY_ZERO[3].replace("1", "w[h]")])
+def test_whole_numbers_on_the_cpu(where: str) -> None:
+    agree(MASKED % where, "cpu", {"w": torch.tensor([1, 2, -3, 0], dtype=torch.int32)})
 
 
 @pytest.mark.parametrize("name", LENGTHS)
