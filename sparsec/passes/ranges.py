@@ -5,17 +5,18 @@ An analysis, not a rewrite: kernels take strides at run time and form offsets in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from sparsec.ir.lengths import lengths
 from sparsec.ir.variant import Variant
 from sparsec.scalar.expr import Expr, constant
 from sparsec.scalar.ranges import INT32, Range, range_of
 from sparsec.scalar.walk import variables
 
-LENGTHS = ("B", "TQ", "TK")
-"""Dims that differ from call to call: ranged from 1 to their size. The others are fixed for a kernel."""
+LENGTHS = ("TQ", "TK")
+"""Customary dims that differ from call to call, as the batch does: ranged from 1 to their size; others are fixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +46,20 @@ class Extent:
 
 def extents(variant: Variant, dims: Mapping[str, int]) -> list[Extent]:
     """What is known of each input at these dims."""
-    return [extent(name, spec.shape, dims) for name, spec in variant.inputs.items()]
+    own = sorted(lengths(variant).names)
+    return [extent(name, spec.shape, dims, own) for name, spec in variant.inputs.items()]
 
 
-def extent(name: str, shape: Iterable[Expr], dims: Mapping[str, int]) -> Extent:
+def extent(name: str, shape: Iterable[Expr], dims: Mapping[str, int], lengths: Sequence[str] = LENGTHS) -> Extent:
     """What is known of one tensor; every dim of its shape has a size in ``dims``."""
     sizes = tuple(shape)
-    env = {n: _range(n, size) for n, size in dims.items()}
+    env = {n: Range(1, size) if n in ("B", *lengths) else Range.of(size) for n, size in dims.items()}
     elements = _product(sizes)
-    length = next((n for n in LENGTHS[1:] if n in variables(elements)), None)
+    length = next((n for n in lengths if n in variables(elements)), None)
     return Extent(
         name, elements, int(range_of(elements, env).hi), _last_fits(elements, env), length,
         _longest(elements, length, dims) if length else None, _power_of_two(range_of(_product(sizes[2:]), env)),
     )  # fmt: skip
-
-
-def _range(name: str, size: int) -> Range:
-    return Range(1, size) if name in LENGTHS else Range.of(size)
 
 
 def _last_fits(elements: Expr, env: Mapping[str, Range]) -> bool:

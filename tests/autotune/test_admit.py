@@ -17,6 +17,7 @@ from sparsec.autotune.cases import Case, Tokens, cases, reach, shrunk
 from sparsec.autotune.rows import sampled_rows
 from sparsec.autotune.space import Space
 from sparsec.autotune.trial import Rejection, Unfit
+from sparsec.autotune.verdict import unlike
 from sparsec.ir.lengths import lengths
 from sparsec.ir.variant import Variant
 from sparsec.lower.registry import default, lower_kernel, space
@@ -264,6 +265,19 @@ def test_queries_stay_at_the_end_of_the_keys() -> None:
     dims, _ = compiled.bind(inputs, 250)
     small, offset = shrunk(compiled.graph, inputs, dims, 101, 250)
     assert offset == 250 - (300 - 101) and small["q"].shape[1] == 16 and small["k"].shape[1] == 101
+
+
+def test_weights_are_compared_where_lists_are_the_same() -> None:
+    _, plan, _ = planned(small_variant("hsa-softmax-sink"), 40)
+    kernel = next(k for k in plan.kernels if isinstance(k.spec, Selector))
+    (ids,), (weights,) = ([n for n, _, p in kernel.results if p == part] for part in ("indices", "weights"))
+    admitted = {ids: torch.arange(6).reshape(1, 2, 1, 3), weights: torch.rand(1, 2, 1, 3)}
+    spoiled = {ids: admitted[ids].clone(), weights: admitted[weights].clone()}
+    assert unlike(kernel, spoiled, admitted) is None
+    spoiled[weights][0, 1] += 1
+    assert "disagrees" in str(unlike(kernel, spoiled, admitted))
+    spoiled[ids][0, 1] += 1
+    assert unlike(kernel, spoiled, admitted) is None, "rows of other lists are held to the oracle"
 
 
 def test_failures_have_kinds() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sparsec
 from sparsec.frontends.preset import preset
 from sparsec.passes.ranges import extent, extents
 from sparsec.scalar.expr import constant, var
@@ -37,3 +38,9 @@ def test_every_input_has_an_extent() -> None:
 
 def test_a_tensor_without_a_length_has_no_longest() -> None:
     assert extent("s", (constant(8), var("H"), var("D")), {"H": 4, "D": 16}).longest is None
+
+
+def test_lengths_of_any_name_are_ranged() -> None:
+    text = "variant v(q: [B,L,H,D], k: [B,S,HKV,D]) { return attend(q, tokens(k, k)) }"
+    found = extents(sparsec.parse(text), {"B": 1, "L": 8, "S": 8, "H": 2, "HKV": 1, "D": 16})
+    assert [e.length for e in found] == ["L", "S"] and found[0].longest == 2**31 // 32
