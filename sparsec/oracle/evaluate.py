@@ -41,7 +41,7 @@ class Evaluation:
         device: torch.device,
         queries: int | None = None,
     ) -> None:
-        self.queries = dims.get("TQ", 0) if queries is None else queries
+        self.queries = dims.get("TQ", dims.get("T", 0)) if queries is None else queries
         self.dims, self.q_offset, self.device = dict(dims), q_offset, device
         self.batch = self.dims.get("B", 1)
         self.form_name: FormName = form if self.batch else "vector"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparsec.autotune.truth import Truth
 from sparsec.autotune.verdict import wrong
+from sparsec.ir.lengths import lengths
 from sparsec.ir.node import Node
 from sparsec.ir.variant import Variant
 from sparsec.oracle import Verdict, check, oracle
@@ -156,4 +157,5 @@ def _evaluation(graph: Variant, buffers: Buffers, dims: Mapping[str, int], known
     device = next(iter(buffers.values())).device
     inputs = {node: buffers[str(node["name"])] for node in graph.parameters}
     exact = {node: x.double() if x.is_floating_point() else x for node, x in inputs.items()}
-    return Evaluation({**exact, **known}, dims, "vector", dims["q_offset"], device)
+    queries = lengths(graph).query_count(dims)
+    return Evaluation({**exact, **known}, dims, "vector", dims["q_offset"], device, queries)

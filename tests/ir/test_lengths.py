@@ -11,7 +11,9 @@ from torch import Tensor
 import sparsec
 from sparsec.ir.lengths import lengths
 from sparsec.oracle import oracle
+from sparsec.plan.specs import BlockList
 from sparsec.runtime.compiled import compile
+from sparsec.testing.chain import links
 
 BODY = """{{
   memory = tokens(k, v)
@@ -82,3 +84,14 @@ def test_a_new_length_needs_no_new_kernel() -> None:
         compiled(None, **sparsec.inputs(variant, T=tokens, H=1, HKV=1, D=16))
         builds.append(compiled.builds)
     assert builds[0] == builds[1]
+
+
+def test_the_chain_of_a_block_list() -> None:
+    variant = sparsec.parse("""variant strided(q: [B,L,H,D], k: [B,S,HKV,D]) {
+      m = tokens(k, k)
+      return attend(q, m, mask(m) {where = (j <= i) & ((i - j) % 37 == 0)})
+    }""")
+    compiled = compile(variant, "interpreter")
+    inputs = sparsec.inputs(variant, T=75, H=1, HKV=1, D=16)
+    assert any(isinstance(k.spec, BlockList) for k in compiled.plan(*compiled.bind(inputs)).kernels)
+    assert all(link.ok for link in links(compiled, inputs))
