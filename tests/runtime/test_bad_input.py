@@ -152,39 +152,6 @@ def counted(ids: list[int], many: int) -> Callable[[], object]:
     return run
 
 
-def sized(**sizes: int) -> Callable[[], object]:
-    """A call with these heads and head dims; the oracle must refuse them as kernels do."""
-
-    def run() -> object:
-        variant, dims = sparsec.preset("full"), {"H": 2, "HKV": 1, "D": 16, "DV": 16} | sizes
-        given = {"q": torch.zeros(1, 5, dims["H"], dims["D"]), "k": torch.zeros(1, 5, dims["HKV"], dims["D"])}
-        given["v"] = torch.zeros(1, 5, dims["HKV"], dims["DV"])
-        with pytest.raises(InputError):
-            oracle(variant, given)
-        return compile(variant, "interpreter")(None, **given)
-
-    return run
-
-
-def placed(q_offset: object) -> Callable[[], object]:
-    """A call with the first query there."""
-
-    def run() -> object:
-        variant = sparsec.preset("full")
-        given = sparsec.inputs(variant, T=5, H=2, HKV=1, D=16, DV=16)
-        with pytest.raises(InputError, match="q_offset"):
-            oracle(variant, given, q_offset=q_offset)  # type: ignore[call-overload]
-        return compile(variant, "interpreter")(q_offset, **given)  # type: ignore[arg-type]
-
-    return run
-
-
-def formed() -> object:
-    """The oracle in a form that it does not have."""
-    variant = sparsec.preset("full")
-    return oracle(variant, sparsec.inputs(variant, T=5), form="vectr")  # type: ignore[call-overload]
-
-
 def test_a_list_holds_nothing_behind_its_count() -> None:
     counted([0, 2, 1, 1, 1], 3)()
 
@@ -205,31 +172,6 @@ CALLS: dict[str, tuple[Callable[[], object], str, str, str]] = {
     "index twice": (indexed(lambda x: x.clamp(min=0, max=0)), "indices", "a chunk twice in a list", "-1"),
     "index twice within its count": (counted([0, 2, 1, 1, -1], 4), "ids", "a chunk twice in a list", "-1"),
     "count beyond the slots": (counted([0, 2, 1, -1, -1], 6), "many", "value 6", ""),
-    "no heads": (sized(H=0), "attend", "H = 0", "at least one"),
-    "no key heads": (sized(HKV=0), "attend", "HKV = 0", "at least one"),
-    "no columns": (sized(D=0), "attend", "D = 0", "at least one"),
-    "no columns of values": (sized(DV=0), "attend", "DV = 0", "at least one"),
-    "a position between two": (placed(1.5), "q_offset", "1.5", "int"),
-    "a position in words": (placed("3"), "q_offset", "'3'", "int"),
-    "a form that is none": (formed, "form", "'vectr'", "vector"),
-    "a dtype that is none": (
-        lambda: sparsec.inputs(sparsec.preset("full"), dtype="floaty"),
-        "dtype",
-        "floaty",
-        "float",
-    ),
-    "sources without heads": (
-        lambda: compile(sparsec.preset("full"), "cpu").source({}),
-        "dims",
-        "D, DV, H, HKV",
-        "D = ",
-    ),
-    "costs without lengths": (
-        lambda: compile(sparsec.preset("full"), "cpu").explain({"H": 2, "HKV": 1, "D": 16, "DV": 16}),
-        "dims",
-        "B, TK, TQ missing",
-        "B = ",
-    ),
     "index dtype": (indexed(lambda x: x.long()), "indices", "int64", "int32"),
 }
 
@@ -242,17 +184,6 @@ def test_calls(case: str) -> None:
     error = caught.value
     assert name in error.name and said in f"{error.value}: {error.rule}" and fix in error.fix and error.fix
     assert all(part in str(error) for part in (error.name, error.value, error.rule, error.fix))
-
-
-def test_what_is_no_variant_or_no_name(tmp_path: Path) -> None:
-    with pytest.raises(DeclarationError, match="compile: 'full': it takes a variant"):
-        compile("full")  # type: ignore[arg-type]
-    with pytest.raises(TargetError, match="target 5 is no name"):
-        compile(sparsec.preset("full"), 5)  # type: ignore[arg-type]
-    assert compile(sparsec.preset("full"), "cpu", str(tmp_path)).cache_dir == tmp_path
-    assert compile(sparsec.preset("full"), "cpu").source({"H": 2, "HKV": 1, "D": 16, "DV": 16}), (
-        "lengths may be left out"
-    )
 
 
 def test_targets() -> None:
