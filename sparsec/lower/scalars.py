@@ -77,8 +77,10 @@ def emit_scores(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tenso
 
 
 def _element(tensor: Tensor, index: list[Node]) -> Node:
-    """One element per point; floats are read as fp32. An index outside reads the nearest element."""
-    value = tile.load(tensor, *clamped(tensor, index), other=None)
+    """One element per point; floats are read as fp32. An index outside reads the nearest element, 0 if there is none."""
+    inside = clamped(tensor, index)
+    bounds: dict[int, tile.Value] = {d: tile.param(str(n), declare=True) for d, n in _lengths(tensor)}
+    value = tile.load(tensor, *inside, bounds=bounds, other=0.0 if bounds else None)
     return tile.cast(value, "float32") if value.dtype in ("float16", "bfloat16") else value
 
 
@@ -86,13 +88,17 @@ def clamped(tensor: Tensor, index: list[Node]) -> list[Node]:
     """The nearest indices that a captured tensor has, as far as its extents are stated."""
     inside: list[Node] = []
     for i, extent, open_ in zip(index, tensor.shape, _unstated(tensor.name, tensor.rank), strict=True):
-        low = tile.apply(Fn.MAXIMUM, i, 0)
-        if extent == open_:
-            inside.append(low)
-            continue
-        size = tile.const(extent) if isinstance(extent, int) else tile.param(extent, declare=True)
-        inside.append(tile.apply(Fn.MINIMUM, low, tile.apply(Fn.SUB, size, 1)))
+        if extent != open_:
+            size = tile.const(extent) if isinstance(extent, int) else tile.param(extent, declare=True)
+            i = tile.apply(Fn.MINIMUM, i, tile.apply(Fn.SUB, size, 1))
+        inside.append(tile.apply(Fn.MAXIMUM, i, 0))
     return inside
+
+
+def _lengths(tensor: Tensor) -> list[tuple[int, str]]:
+    """The extents of a captured tensor that may be 0: all that a launch parameter has, but for the batch."""
+    stated = zip(tensor.shape, _unstated(tensor.name, tensor.rank), strict=True)
+    return [(d, n) for d, (n, open_) in enumerate(stated) if isinstance(n, str) and n not in (open_, "B")]
 
 
 def _floor(fn: Fn, a: Node, b: Node, exact: bool) -> Node:

@@ -102,4 +102,5 @@ def _found(at: Walk, piece: Piece, met: Meeting, use: Use) -> Node:
 def _add(at: Walk, out: Tensor, use: Use, env: dict[str, Node], value: Node) -> None:
     """Add to the element that was read: the nearest, where an index lies outside. What is hidden has nothing to add."""
     index = clamped(out, [emit(x, env, at.w.tensors) for x in use.element.args])
-    tile.store(out, *index, value=value, atomic=True)
+    bounds: dict[int, tile.Value] = dict(enumerate(zeros.extents(out)))
+    tile.store(out, *index, value=value, bounds=bounds, atomic=True)

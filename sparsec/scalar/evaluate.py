@@ -55,9 +55,11 @@ def _lookup(x: Expr, env: Mapping[str, Any]) -> Any:
 
 
 def _element(tensor: Any, index: tuple[Any, ...]) -> Any:
-    """One element per point of the index, the nearest one where it lies outside."""
+    """One element per point of the index, the nearest one where it lies outside; 0 where the tensor has none."""
     if not hasattr(tensor, "shape"):
         return tensor[index]
+    if 0 in tensor.shape:
+        return sum(index) * 0 + tensor.sum()
     last = [size - 1 for size in tensor.shape]
     return tensor[tuple(_between(i, end) for i, end in zip(index, last, strict=True))]
 

@@ -34,7 +34,8 @@ class Memory:
         access = access_of(node)
         tensor = self.tensors[access.tensor.name]
         inside, at = self._address(node, index, bounds)
-        values = tensor[at]
+        nothing = tensor.new_zeros(()).expand(torch.broadcast_shapes(*(i.shape for i in at)))
+        values = nothing if inside is not None and not tensor.numel() else tensor[at]
         if inside is None:
             return values
         other = access.other
@@ -80,7 +81,8 @@ class Memory:
             below = index[dim] < bound
             inside = below if inside is None else inside & below
         shape = self.tensors[access.tensor.name].shape
-        for dim, (i, size) in enumerate(zip(index, shape, strict=True)):
+        reached = inside is None or bool(inside.any())
+        for dim, (i, size) in enumerate(zip(index, shape, strict=True)) if reached else ():
             _check(node, dim, i if inside is None else torch.where(inside, i, 0), size)
         if inside is None:
             return None, tuple(i.to(torch.int64) for i in index)

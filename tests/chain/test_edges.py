@@ -28,6 +28,14 @@ def test_rows_without_keys_are_zero(name: str, style: str) -> None:
     assert bool((out[:, :16] == 0).all()) and bool(out.isfinite().all())
 
 
+@pytest.mark.parametrize("target", ["interpreter", "cpu"])
+@pytest.mark.parametrize("name", ["hsa-mean", "nsa", "counted", "documents"])
+def test_without_a_single_key_every_row_is_zero(name: str, target: str) -> None:
+    inputs = WholeCase(name, (5, 0, None)).inputs()
+    out = on(name, target)(None, **inputs)
+    assert isinstance(out, torch.Tensor) and bool((out == 0).all())
+
+
 @pytest.mark.parametrize("name", ["alibi-lse", "joined"])
 def test_the_log_sum_exp_of_an_empty_row_is_minus_infinity(name: str) -> None:
     case = WholeCase(name, (33, 17, None), style="gpu")
