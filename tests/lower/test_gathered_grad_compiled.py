@@ -50,7 +50,6 @@ LAYERS: dict[str, GatheredAttention] = {
         for per in ("joint", "chunk")
         for group, dim in ((16, 128), (4, 64))
     },
-    "fp32": replace(large(4, 64, "joint"), dtype="float32"),
     "fp32 chunk": replace(large(16, 128, "chunk"), dtype="float32"),
     "moba": large(1, 128, "joint", 512, "head"),
 }

@@ -68,16 +68,14 @@ def test_head_dims(run: Run, dims: tuple[int, int]) -> None:
     check(run, attention(2, 1, dims, per="chunk"), replace(KEY_OUTER, split_dims=False, rows=6), n)
 
 
-@pytest.mark.parametrize("tq,tk,offset", [(1, 1, 0), (15, 15, 0), (16, 16, 0), (17, 17, 0), (3, 61, 58), (29, 19, -5)])
+@pytest.mark.parametrize("tq,tk,offset", [(1, 1, 0), (16, 16, 0), (17, 17, 0), (3, 61, 58), (29, 19, -5)])
 def test_lengths(run: Run, tq: int, tk: int, offset: int) -> None:
     for own, per in ((0.0, "joint"), (1.0, "chunk")):
         check(run, attention(3, 1, slots=5, per=per, where=CAUSAL), n=Sizes(tq, tk, offset, own=own), rule=causal)
 
 
 @pytest.mark.parametrize("per", ["joint", "chunk"])
-@pytest.mark.parametrize(
-    "chunk,sink", [(32, None), (24, "zero"), (48, "sinks"), (8, None), (16, "sinks"), (16, "zero")]
-)
+@pytest.mark.parametrize("chunk,sink", [(32, None), (24, "zero"), (48, "sinks"), (8, None), (16, "zero")])
 def test_chunks_and_tiles(run: Run, per: str, sink: str | None, chunk: int) -> None:
     n = Sizes(7, 115, 112)
     check(run, attention(3, 1, per=per, chunk=chunk, slots=3, sink=sink), n=n)
