@@ -57,6 +57,10 @@ def attend(node: Node) -> Problem | None:
         return Problem(
             f"head dims {q.shape[-1]} and {mem.shape[3]}", "queries and keys have one head dim", "name it alike"
         )
+    if node["softcap"] is not None and node["softcap"] == 0:
+        return Problem(
+            f"softcap = {node['softcap']}", "scores are divided by the soft cap", "leave it out, or 30.0, say"
+        )
     if mem.shape[4].value == 0:
         return Problem(
             f"{mem.op.value} without values", "attend reads values", "give it v, or fields = kv for a summary"

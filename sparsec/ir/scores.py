@@ -24,13 +24,18 @@ def unit_size(scores: Node) -> int | None:
     """Tokens from one column of the scores to the next; None where the keys are a plain tensor."""
     if scores.op is Op.SCORE:
         keys = scores.src[1]
-        return keys.integer("stride") if keys.op is Op.SUMMARY else 1 if keys.kind == "memory" else None
+        return stride(keys) if keys.kind == "memory" else None
     if scores.op is Op.REDUCE and scores["over"] == "overlap":
         return scores.integer("block")
     inner = unit_size(scores.src[0])
     if scores.op is Op.REDUCE and scores["over"] == "blocks":
         return inner and inner * scores.integer("stride")
     return inner
+
+
+def stride(memory: Node) -> int:
+    """Tokens from one row of a memory to the next; windows of windows multiply."""
+    return memory.integer("stride") * stride(memory.src[0]) if memory.op is Op.SUMMARY else 1
 
 
 def tokens_behind(scores: Node) -> Expr | None:

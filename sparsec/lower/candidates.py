@@ -70,8 +70,8 @@ def products(f: Frame, queries: Sequence[Node], number: Node) -> Node:
 
 
 def _key(f: Frame, number: Node, d: Span) -> Node:
-    place = (f.batch, number, f.key_head, d.index())
-    return tile.load(f.tensors[f.spec.keys], *place, bounds={1: tile.param(f.spec.key_length)})
+    place = (*([f.batch] if f.spec.batched else []), number, f.key_head, d.index())
+    return tile.load(f.tensors[f.spec.keys], *place, bounds={int(f.spec.batched): tile.param(f.spec.key_length)})
 
 
 def split(totals: list[Node], dtype: str) -> list[list[Node]]:

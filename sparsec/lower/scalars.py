@@ -77,7 +77,7 @@ def emit_scores(expr: Expr, env: Mapping[str, Node], tensors: Mapping[str, Tenso
 
 
 def _element(tensor: Tensor, index: list[Node]) -> Node:
-    """One element per point; floats are read as fp32. An index outside reads the nearest element, 0 if there is none."""
+    """One element per point, floats as fp32. An index outside reads the nearest element, or 0 where there is none."""
     inside = clamped(tensor, index)
     bounds: dict[int, tile.Value] = {d: tile.param(str(n), declare=True) for d, n in _lengths(tensor)}
     value = tile.load(tensor, *inside, bounds=bounds, other=0.0 if bounds else None)

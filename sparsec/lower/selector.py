@@ -68,9 +68,10 @@ def _params(spec: Selector) -> list[tuple[str, str]]:
 def _tensors(spec: Selector) -> dict[str, Tensor]:
     """Buffers in launch order."""
     units: tuple[str | int, ...] = ("B", "TQ", spec.heads // sharing(spec), spec.slots)
+    lead = ["B"] if spec.batched else []
     found = [
         Tensor(spec.q, spec.dtype, ("B", "TQ", spec.heads, spec.dim)),
-        Tensor(spec.keys, spec.key_dtype or spec.dtype, ("B", spec.key_length, spec.kv_heads, spec.dim)),
+        Tensor(spec.keys, spec.key_dtype or spec.dtype, (*lead, spec.key_length, spec.kv_heads, spec.dim)),
         Tensor(spec.indices, "int32", units),
     ]
     if spec.weights is not None and spec.weights_out is not None:

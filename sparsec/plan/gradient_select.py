@@ -34,6 +34,8 @@ def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> N
     forward = planner.specs.get(topk)
     if not isinstance(forward, Selector) or forward.softmax or forward.pool is not None:
         raise planner.refuse(vjp, "only scores that are chosen without a softmax or a pool before have a gradient")
+    if not forward.batched:
+        raise planner.refuse(vjp, "learned keys that every batch entry shares have no gradient kernel yet")
     if forward.weights == "softmax_all":
         raise planner.refuse(vjp, "weights with renormalise = false have no gradient kernel yet; the oracle has one")
     q_side = next((v for v in planner.vjps if v.src[0] is vjp.src[0] and v["of"] == "q"), None)
@@ -76,6 +78,8 @@ def _weights_below(planner: Planner, vjp: Node) -> tuple[Node, list[Node]]:
     """The adjoint of the weights that a score's adjoint comes from, and the adjoints between them."""
     node, covers = vjp.positional[1], []
     while node.op is Op.VJP and node.src[0].op is Op.REDUCE and node.src[0]["over"] == "group":
+        if node.src[0]["op"] == "max":
+            raise planner.refuse(vjp, "a maximum over the group has no gradient in a kernel; use its mean or sum")
         covers.append(node)
         node = node.positional[1]
     if node.op is not Op.VJP or node.src[0].op is not Op.WEIGHTS:

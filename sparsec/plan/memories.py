@@ -42,7 +42,7 @@ def hold(planner: Planner, memory: Node, exact: bool = False) -> Held:
     if memory.op is not Op.SUMMARY:
         raise planner.refuse(memory, "no forward kernel reads this memory yet; tokens, slots and summaries are read")
     honours(planner, memory, "fn", "size", "stride", "fields")
-    inner = hold(planner, memory.src[0])
+    inner = hold(planner, memory.src[0], exact)
     if memory["fn"] == "given":
         return Held(planner.input(memory.src[1]), None, memory.shape[1], inner.tokens, True)
     part = "k_exact" if exact and planner.sizes.dtype != "float32" else "k"
@@ -58,8 +58,8 @@ def _summarise(planner: Planner, memory: Node, inner: Held, part: str, source: s
     if (memory, part) in planner.places:
         return planner.places[memory, part]
     b, length, heads, d, dv = memory.shape
-    dim, dtype = (dv if part == "v" else d), planner.sizes.dtype
-    out_dtype = "float32" if part == "k_exact" else dtype
+    dim, dtype = (dv if part == "v" else d), planner.buffers[source].dtype
+    out_dtype = "float32" if part == "k_exact" else planner.sizes.dtype
     out = planner.temporary(memory, part, (b, length, heads, dim), out_dtype)
     spec = Summarise(
         name=f"summarise_{out}",

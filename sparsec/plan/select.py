@@ -124,6 +124,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         count_forced=bool(topk["count_forced"]),
         order=str(topk["order"]),
         weights=_weighed(planner, weights) if weights is not None else None,
+        batched=held.batched if held else len(keys.shape) == 4,
         key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
     )
     planner.specs[topk] = spec

@@ -162,6 +162,7 @@ class Selector:
         visible, eligible, forced: over i and c (c counts summaries in ``visible``, blocks in the others).
         weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores, or
             "softmax_all": their share of a softmax over all that is eligible; fp32, 0 where id is -1.
+        batched: false for learned keys ``[N, HKV, D]``, the same for every batch entry.
         key_dtype: the dtype of ``keys`` where it is not ``dtype``: fp32 for computed summaries, so
             that rounding them does not change what is chosen.
         scope: "kv_head" when ``group`` reduces, "head" when it does not.
@@ -193,6 +194,7 @@ class Selector:
     order: str = "score"
     weights: str | None = None
     key_dtype: str | None = None
+    batched: bool = True
 
 
 @dataclass(frozen=True, slots=True)

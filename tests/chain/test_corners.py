@@ -21,11 +21,11 @@ HEAD = "variant v(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]"
 DIMS: dict[str, int] = {"TQ": 60, "TK": 60, "H": 4, "HKV": 2, "D": 16, "DV": 16, "TM": 33, "M": 3, "N": 2}
 
 
-def agree(text: str, target: str = "interpreter", given: dict[str, Tensor] | None = None) -> None:
+def agree(text: str, target: str = "interpreter", given: dict[str, Tensor] | None = None, batch: int = 1) -> None:
     """Every output of a declared layer on a target is the oracle's."""
     variant = sparsec.parse(text)
     known: dict[str, Any] = {name: size for name, size in DIMS.items() if name in dim_names(variant)}
-    inputs = sparsec.inputs(variant, **known) | (given or {})
+    inputs = sparsec.inputs(variant, B=batch, **known) | (given or {})
     found = sparsec.compile(variant, target=target)(None, **inputs)
     truth = oracle(variant, inputs, form="loop")
     outputs, truths = (x if isinstance(x, tuple) else (x,) for x in (found, truth))
@@ -289,6 +289,40 @@ def test_dividing_by_zero_is_dividing_by_one(where: str) -> None:
 @pytest.mark.parametrize("where", [LARGE[2], LARGE[5], BY_ZERO[0], BY_ZERO[3].replace("1", "w[h]")])
 def test_whole_numbers_on_the_cpu(where: str) -> None:
     agree(MASKED % where, "cpu", {"w": torch.tensor([1, 2, -3, 0], dtype=torch.int32)})
+
+
+LEARNED = (
+    HEAD
+    + """, l: [4, HKV, D]) {
+ m = tokens(k, v) {chunk = 16}
+ c = topk(%s) {k = 2, size = 16, scope = %s, eligible = 16 * c <= i}
+ return attend(q, m, c)
+}"""
+)
+
+
+@pytest.mark.parametrize("target", ["interpreter", "cpu"])
+def test_landmarks_may_be_learned(target: str) -> None:
+    agree(LEARNED % ("reduce(score(q, l)) {over = group}", "kv_head"), target)
+
+
+def test_learned_landmarks_serve_every_batch_entry() -> None:
+    agree(LEARNED % ("score(q, l)", "head"), batch=3)
+
+
+NESTED = (
+    HEAD
+    + """) {
+ m = tokens(k, v) {chunk = 8}
+ s = summary(summary(m) {fn = mean, size = 2, stride = 2, fields = k}) {fn = max, size = 4, stride = 4, fields = k}
+ c = topk(reduce(score(q, s)) {over = group}) {k = 2, size = 8, eligible = 8 * c <= i}
+ return attend(q, m, c)
+}"""
+)
+
+
+def test_windows_of_windows_stand_for_all_their_tokens() -> None:
+    agree(NESTED)
 
 
 @pytest.mark.parametrize("name", LENGTHS)

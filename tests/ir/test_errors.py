@@ -101,6 +101,17 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
     "a source that map has not": (lambda: lang.map(q(), fn="x0 + x1"), "x0 + x1", "it may use x0 and dims"),
     "a dim that is no number": (lambda: lang.input("x", "B TQ 0.5"), "0.5", "whole number"),
     "unknown word in a shape": (lambda: lang.input("x", "B, TQ +"), "TQ +", "(TK + 63) // 64"),
+    "softcap of 0": (lambda: lang.attend(q(), mem(), softcap=0.0), "softcap = 0.0", "leave it out"),
+    "a mean of overlapping windows": (
+        lambda: lang.reduce(scores(), over="overlap", op="mean", size=32, stride=16, block=32),
+        "op = mean",
+        "op = sum",
+    ),
+    "shares of a sum that a stick has not": (
+        lambda: lang.weights(scores(), listed(order="newest"), fn="stick", renormalise=False),
+        "fn = stick",
+        "softmax",
+    ),
     "softcap below 0": (lambda: lang.attend(q(), mem(), softcap=-1.0), "softcap = -1.0", "at least 0"),
     "decay of the wrong rank": (
         lambda: states.write(bank(), *kv(), decay=lang.input("g", "B TK HKV"), decay_kind="key"),
