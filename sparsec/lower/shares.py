@@ -18,6 +18,7 @@ from sparsec.lower.scalars import add, both, ceil_div, least, most, mul, sub
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
+from sparsec.scalar.functions import maximum
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 
@@ -60,7 +61,7 @@ def read(shares: Tensor, at: tuple[Node, Node], number: Node) -> Share:
 def params(found: Inverse, chunk: int, step: int) -> tuple[tuple[str, Expr], ...]:
     """Of shares LT long, a multiple of ``step``: at most WT, of which XT have a partial sum."""
     choices, count = var("TQ") * found.per_token, (var("TK") + (chunk - 1)) // chunk
-    length = (choices * SPREAD // (count * step) + 1) * step
+    length = (choices * SPREAD // (maximum(count, 1) * step) + 1) * step
     return ("LT", length), ("WT", choices // length + count), ("XT", choices * 2 // length + 1)
 
 

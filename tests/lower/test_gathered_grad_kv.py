@@ -170,6 +170,14 @@ def test_rows_that_see_nothing_give_nothing(run: Run) -> None:
             assert bool((out["dk"] == 0).all()) and bool((out["dv"] == 0).all())
 
 
+def test_no_keys_at_all(run: Run) -> None:
+    s, n = attention(2, 1), Sizes(3, 0, 0)
+    x = draw(s, Sizes(3, 16, 0), torch.float32)
+    x |= {name: x[name][:, :0] for name in "kv"} | {"ids": torch.full_like(x["ids"], -1)}
+    given = {"lse": torch.full((1, 3, 2), -math.inf), "delta": torch.zeros(1, 3, 2)}
+    run(gathered_grad_class.lower_kv(grad_kv(s), KEY_OUTER), {**x, **given, **poisoned(x, torch.float32)}, n.params)
+
+
 def test_many_chunks_are_listed_in_turns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """More chunks and shares than a program lists at a time."""
     monkeypatch.setattr(shares, "CHUNKS", 8)
