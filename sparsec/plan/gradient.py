@@ -21,14 +21,18 @@ def gradient(planner: Planner, node: Node, dtype: str) -> str:
         groups = _groups(planner, node)
         if len(groups) == 1:
             _one(planner, groups[0], node, dtype)
-        if len(groups) > 1 or _rounds(planner, node, dtype):
+        else:
             _total(planner, node, groups, dtype)
+    if _rounds(planner, node, dtype):
+        _total(planner, node, [[node]], dtype)
     return planner.places[node, "tensor"]
 
 
 def _rounds(planner: Planner, node: Node, dtype: str) -> bool:
     """Whether an activation's gradient is held in fp32, because the kernel's other result is, and must be rounded."""
-    return len(node.shape) > 2 and planner.buffers[planner.places[node, "tensor"]].dtype not in (dtype, None)
+    if node.op is Op.VJP and node["of"] in ("capture", "sink"):
+        return False
+    return planner.buffers[planner.places[node, "tensor"]].dtype != dtype
 
 
 def _groups(planner: Planner, node: Node) -> list[list[Node]]:

@@ -61,6 +61,33 @@ def test_gradients_come_in_the_dtype_of_the_call_and_sums_in_fp32() -> None:
     assert totals and all(plan.buffer(n).dtype == "float32" for k in totals for n in k.reads)
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [{"landmark": "mean", "retrieval": "group_mean"}, {"landmark": "mean", "window": 24}, {"window": 24}],
+    ids=str,
+)
+def test_a_kernel_of_two_results_rounds_what_the_caller_gets(knobs: dict[str, object]) -> None:
+    plan = joint("hsa", knobs)
+    assert {plan.buffer(n).dtype for n in plan.outputs[1:]} == {"bfloat16"}
+
+
+def test_a_maximum_over_the_group_is_refused() -> None:
+    text = """
+variant loudest(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV]) {
+  memory = tokens(k, v) {chunk = 16}
+  marks = summary(memory) {size = 16, stride = 16}
+  scores = reduce(score(q, marks)) {over = group, op = max}
+  chosen = topk(scores) {k = 2, size = 16, eligible = 16 * c <= i, selector_gradient = through_weights}
+  w = weights(scores, chosen) {fn = sigmoid}
+  return attend(q, memory, chosen, weights=w) {per = chunk}
+}
+"""
+    made = differentiate(run(sparsec.parse(text)))
+    static = {n: HEADS.get(n, 32) for n in static_names(made.variant.parameters)}
+    with pytest.raises(PlanError, match="use its mean or sum"):
+        build_plan("loudest", made.variant.outputs, made.variant.names, static, "bfloat16")
+
+
 def test_a_softmax_over_several_memories_has_one_gradient_of_queries() -> None:
     plan = joint("msa", {"slots": 8})
     (kernel,) = [k for k in plan.kernels if type(k.spec).__name__ == "TiledGradQ"]
