@@ -83,12 +83,15 @@ def _chosen(variant: Variant, used: Sequence[Expr], customary: Sequence[str]) ->
 
 
 def position(given: object) -> int:
-    """A ``q_offset`` that a caller gave. Raises InputError where it is no whole number."""
+    """A ``q_offset`` that a caller gave. Raises InputError where it is no whole number of 32 bits."""
     try:
-        return operator.index(given)  # type: ignore[arg-type]
+        found = operator.index(given)  # type: ignore[arg-type]
     except TypeError:
-        rule = "the position of the first query is a whole number"
-        raise InputError("q_offset", repr(given), rule, "give an int, or None for queries that end the keys") from None
+        found = 2**31
+    if not -(2**31) <= found < 2**31:
+        rule = "the position of the first query is a whole number of 32 bits"
+        raise InputError("q_offset", repr(given), rule, "give an int, or None for queries that end the keys")
+    return found
 
 
 def _at(length: Expr | None, dims: Mapping[str, int]) -> int:

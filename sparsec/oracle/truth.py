@@ -88,6 +88,7 @@ def evaluation(variant: Variant, inputs: Inputs, form: FormName, q_offset: int |
     """Inputs checked against the declaration, made fp64 and bound to their nodes."""
     if form not in FORMS:
         raise InputError("form", repr(form), "there is no such form of the oracle", did_you_mean(str(form), FORMS))
+    _check_kinds(variant, inputs)
     declared = {name: inputs[name] for name in inputs if name in variant.inputs}
     replaced = {_named(variant, name): inputs[name] for name in inputs if name not in variant.inputs}
     dims = bind(variant, {name: tuple(x.shape) for name, x in declared.items()})
@@ -97,6 +98,16 @@ def evaluation(variant: Variant, inputs: Inputs, form: FormName, q_offset: int |
     known |= {node: _given(node, x) for node, x in replaced.items()}
     device = next(iter(inputs.values())).device if inputs else torch.device("cpu")
     return Evaluation(known, dims, form, offset, device, length.query_count(dims))
+
+
+def _check_kinds(variant: Variant, inputs: Mapping[str, object]) -> None:
+    """What is given are tensors, whole numbers for int32 inputs and floats for the others."""
+    for name, x in inputs.items():
+        if not isinstance(x, Tensor):
+            raise InputError(name, f"a {type(x).__name__}", "inputs are tensors", "torch.as_tensor(…)")
+        spec = variant.inputs.get(name)
+        if spec is not None and x.is_floating_point() == (spec.dtype == "int32"):
+            raise InputError(name, f"dtype {x.dtype}", f"it is declared {spec.dtype}", "convert it with .to()")
 
 
 def _named(variant: Variant, name: str) -> Node:

@@ -32,12 +32,16 @@ def inputs(
     Dims are set by name; ``T`` sets both lengths. The rest: B 1, lengths 256, H 4, HKV 2, D = DV = DR = 64, others 16.
 
     Raises:
-        InputError: a dim that the variant does not have or that is not a whole number, or a dtype without kernels.
+        InputError: a dim that the variant does not have or that is not a whole number, no dtype, no device.
     """
     import torch
 
     env = sizes(variant, dims)
-    generator = torch.Generator(device=device).manual_seed(seed)
+    try:
+        generator = torch.Generator(device=device).manual_seed(seed)
+    except RuntimeError as error:
+        rule = f"torch knows no such device here: {str(error).splitlines()[0]}"
+        raise InputError("device", repr(device), rule, "'cpu' or 'cuda'") from error
     roles = _roles(variant)
     return {
         str(node["name"]): _draw(node, roles.get(node), env, _dtype(dtype), generator) for node in variant.parameters
@@ -45,14 +49,12 @@ def inputs(
 
 
 def _dtype(name: object) -> torch.dtype:
-    """A dtype that kernels take, by name or itself."""
+    """A dtype by name or itself: one that kernels take, or float64 for the oracle."""
     import torch
 
-    plain = str(name).removeprefix("torch.")
-    if plain not in FLOAT_DTYPES:
-        raise InputError(
-            "dtype", repr(name), f"kernels take {', '.join(FLOAT_DTYPES)}", did_you_mean(plain, FLOAT_DTYPES)
-        )
+    plain, known = str(name).removeprefix("torch."), (*FLOAT_DTYPES, "float64")
+    if plain not in known:
+        raise InputError("dtype", repr(name), f"inputs are {', '.join(known)}", did_you_mean(plain, known))
     found = getattr(torch, plain)
     assert isinstance(found, torch.dtype)
     return found
@@ -64,7 +66,7 @@ def sizes(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
     for name, size in given.items():
         if name not in names | {"T"}:
             raise InputError(name, f"{name} = {size}", f"{variant.name} has no such dim", did_you_mean(name, names))
-        if not isinstance(size, int) or size < 0:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise InputError(name, f"{name} = {size}", "a dim is a whole number", "0 or more")
     both = dict.fromkeys(tokens, given.get("T", DEFAULTS["T"]))
     return {name: {**DEFAULTS, **both, **given}.get(name, OTHERWISE) for name in names}

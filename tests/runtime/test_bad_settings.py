@@ -44,6 +44,12 @@ def placed(q_offset: object) -> Callable[[], object]:
     return run
 
 
+def exactly(**changes: object) -> Callable[[], object]:
+    """The oracle on inputs some of which are others."""
+    given: dict[str, object] = {**sparsec.inputs(FULL, T=5), **changes}
+    return lambda: oracle(FULL, given)  # type: ignore[arg-type]
+
+
 def formed() -> object:
     """The oracle in a form that it does not have."""
     variant = sparsec.preset("full")
@@ -57,6 +63,11 @@ SETTINGS: dict[str, tuple[Callable[[], object], str, str, str]] = {
     "no columns of values": (sized(DV=0), "attend", "DV = 0", "at least one"),
     "a position between two": (placed(1.5), "q_offset", "1.5", "int"),
     "a position in words": (placed("3"), "q_offset", "'3'", "int"),
+    "a position beyond 32 bits": (placed(2**31), "q_offset", "2147483648", "int"),
+    "a list for a tensor": (exactly(q=[1.0]), "q", "a list", "as_tensor"),
+    "whole numbers for floats": (exactly(q=torch.ones(1, 5, 4, 64, dtype=torch.int64)), "q", "int64", ".to()"),
+    "a device that is none": (lambda: sparsec.inputs(FULL, device="zork"), "device", "zork", "cpu"),
+    "a size that is true": (lambda: sparsec.inputs(FULL, T=True), "T", "True", "0 or more"),
     "a form that is none": (formed, "form", "'vectr'", "vector"),
     "a dtype that is none": (
         lambda: sparsec.inputs(sparsec.preset("full"), dtype="floaty"),
