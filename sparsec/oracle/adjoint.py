@@ -72,7 +72,7 @@ def _computed(
 ) -> Iterator[tuple[Value, Tensor | None]]:
     """The primal of new values. Its sources are copied nodes: what it reads twice has a gradient in each place."""
     copies = tuple(replace(source) for source in primal.src)
-    inner = type(ev)(dict(zip(copies, leaves, strict=True)), ev.dims, ev.form_name, ev.q_offset, ev.device)
+    inner = type(ev)(dict(zip(copies, leaves, strict=True)), ev.dims, ev.form_name, ev.q_offset, ev.device, ev.queries)
     return inner.pieces(replace(primal, src=copies), rows)
 
 

@@ -88,5 +88,70 @@ variant documents(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], doc
   return attend(q, memory, own)
 }
 """,
+    # Two memories of different lengths under one softmax; a predicate reads the length of the other.
+    "two-memories": """
+variant two_memories(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV],
+                     k2: [B, TM, HKV, D], v2: [B, TM, HKV, DV]) {
+  memory = tokens(k, v)
+  other = tokens(k2, v2)
+  near = attend(q, memory, mask(memory) {where = (j <= i) & (i - j < TM + 9)})
+  o = merge(near, attend(q, other, mask(other) {where = j < TM - 1})) {fn = lse}
+  return o, lse(o)
+}
+""",
+    # Dims of other names; a mask that begins inside a tile and reads the number of keys.
+    "other-names": """
+variant other_names(q: [B, L, H, D], k: [B, S, HKV, D], v: [B, S, HKV, DV]) {
+  memory = tokens(k, v)
+  o = attend(q, memory, mask(memory) {where = (3 <= j) & (j <= i) & (j < S - 1)})
+  return o, lse(o)
+}
+""",
+    # A bias without scores, of whole numbers, with an index that leaves the captured tensor.
+    "bias-alone": """
+variant bias_alone(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], far: [9] float32) {
+  memory = tokens(k, v)
+  past = mask(memory) {where = j <= i}
+  fixed = attend(q, memory, past) {bias = -abs(i - j) // 4}
+  return merge(fixed, attend(q, memory, past, far=far) {bias = score + far[i - j]}) {fn = sum}
+}
+""",
+    # Probabilities averaged over windows; lists in the order of their ids.
+    "pooled-means": """
+variant pooled_means(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {
+  memory = tokens(k, v) {chunk = 16}
+  marks = summary(memory) {fn = mean, size = 8, stride = 4, fields = k}
+  shares = reduce(score(q, marks)) {over = group, op = sum, pre = softmax, visible = 4 * c + 7 <= i}
+  worth = reduce(shares) {over = blocks, op = mean, kernel = 5, stride = 4, padding = 1}
+  chosen = topk(worth) {k = 3, size = 16, eligible = 16 * c <= i, order = oldest}
+  past = mask(memory) {where = j <= i}
+  return attend(q, memory, chosen, past)
+}
+""",
 }
 """Name -> text."""
+
+FORWARD: dict[str, str] = {
+    # Weights from outside, which belong to the slots of a list in order.
+    "given-weights": """
+variant given_weights(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], l: [B, (TK + 15) // 16, HKV, D],
+                      w: [B, TQ, HKV, 3] float32) {
+  memory = tokens(k, v) {chunk = 16}
+  grouped = reduce(score(q, l)) {over = group, op = sum}
+  chosen = topk(grouped) {k = 3, size = 16, eligible = 16 * c + 16 <= i, order = newest}
+  return attend(q, memory, chosen, weights=w) {per = chunk}
+}
+""",
+    # Weights that are shares of all that is eligible.
+    "shares-of-all": """
+variant shares_of_all(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {
+  memory = tokens(k, v) {chunk = 16}
+  marks = summary(memory) {fn = mean, size = 16, stride = 16, fields = k}
+  scores = score(q, marks)
+  chosen = topk(scores) {k = 2, size = 16, scope = head, eligible = 16 * c <= i, order = newest}
+  past = mask(memory) {where = j <= i}
+  return attend(q, memory, chosen, past, weights=weights(scores, chosen) {renormalise = false}) {per = chunk}
+}
+""",
+}
+"""Name -> text of what has no backward kernels, or none for all of its inputs."""

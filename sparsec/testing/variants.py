@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsec.frontends.preset import preset
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant
-from sparsec.testing.declared import DECLARED
+from sparsec.testing.declared import DECLARED, FORWARD
 
 CHUNK = 16
 
@@ -47,12 +47,15 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
 """Name -> preset and knobs. Chunks, blocks and windows are such that lengths around 16 and 67 reach every path."""
 
 NAMES = (*SMALL, *DECLARED)
+"""All small variants that can be differentiated."""
+
+EVERY = (*NAMES, *FORWARD)
 """All small variants."""
 
 
 def small(name: str) -> Variant:
-    """A small variant by name: a preset of ``SMALL``, or one of the declared ones."""
-    if name in DECLARED:
-        return parse(DECLARED[name])
+    """A small variant by name: a preset of ``SMALL``, or one that is declared."""
+    if name in DECLARED or name in FORWARD:
+        return parse({**DECLARED, **FORWARD}[name])
     design, knobs = SMALL[name]
     return preset(design, **knobs)

@@ -61,6 +61,7 @@ class WholeCase:
         declared, (h, hkv), (d, dv) = _variant(self.variant), self.heads, self.dims
         tq, tk, _ = self.lengths
         sizes = {"B": self.batch, "TQ": tq, "TK": tk, "H": h, "HKV": hkv, "D": d, "DV": dv, "DR": 32}
+        sizes |= {"L": tq, "S": tk, "TM": tk // 2 + 3}
         known: dict[str, Any] = {name: size for name, size in sizes.items() if name in dim_names(declared)}
         drawn = inputs(declared, dtype=self.dtype, seed=_seed(self), **known)
         return {name: x.to(device) for name, x in laid_out(turned(drawn, self.numbers), self.layout).items()}

@@ -97,7 +97,7 @@ def verdicts(case: WholeCase, folder: Path) -> dict[str, Verdict]:
         for name, node, part in kernel.results
         if part == "indices"
     }
-    ev = Evaluation({**exact, **chosen}, dims, "vector", dims["q_offset"], torch.device("cpu"))
+    ev = Evaluation({**exact, **chosen}, dims, "vector", dims["q_offset"], torch.device("cpu"), case.lengths[0])
     values = {node for name, node in found.made.gradients.items() if name.startswith("v")}
     given = small(case.variant).outputs
     kinds: list[Quantity] = ["o" if n < len(given) or g in values else "grad" for n, g in enumerate(graph.outputs)]

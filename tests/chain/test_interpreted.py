@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from sparsec.testing.covering import pairwise
-from sparsec.testing.variants import CHUNK, NAMES
+from sparsec.testing.variants import CHUNK, EVERY
 from sparsec.testing.whole_case import WholeCase
 
 C = CHUNK
 FACTORS: dict[str, list[Any]] = {
-    "variant": [name for name in NAMES if name != "documents"],
+    "variant": [name for name in EVERY if name != "documents"],
     "lengths": [
         (1, 1, None), (C - 1, C - 1, None), (C, C, None), (C + 1, C + 1, None), (67, 67, None), (131, 131, None),
         (1, 67, None), (23, 97, None), (33, 17, None), (20, 67, 0), (5, 17, 60),
