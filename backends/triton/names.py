@@ -68,7 +68,7 @@ def merge(lines: list[str], start: int, value: str, variable: str) -> bool:
 
     Possible where nothing reads the variable's old state after the line that makes the value.
     """
-    word, old = re.compile(rf"\b{value}\b"), re.compile(rf"\b{variable}\b")
+    word, old = (re.compile(rf"(?<!\.)\b{name}\b") for name in (value, variable))  # not tl.dot for a value called dot
     first = next((k for k in range(start, len(lines)) if word.search(lines[k])), None)
     if first is None or not lines[first].lstrip().startswith(f"{value} = "):
         return False

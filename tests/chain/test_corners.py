@@ -1,38 +1,14 @@
-"""Declared layers where one kernel's names, lengths or orders could be taken for another's: kernels against the oracle.
+"""Declared layers where a kernel could take one name, length or number for another: kernels against the oracle.
 
 Each text is a layer that once gave a wrong number or an error.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
-import sparsec
-from sparsec.ir.variant import dim_names
-from sparsec.oracle import check, oracle
-from sparsec.plan.plan import PlanError
-
-HEAD = "variant v(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]"
-DIMS: dict[str, int] = {"TQ": 60, "TK": 60, "H": 4, "HKV": 2, "D": 16, "DV": 16, "TM": 33, "M": 3, "N": 2}
-
-
-def agree(text: str, target: str = "interpreter", given: dict[str, Tensor] | None = None, batch: int = 1) -> None:
-    """Every output of a declared layer on a target is the oracle's."""
-    variant = sparsec.parse(text)
-    known: dict[str, Any] = {name: size for name, size in DIMS.items() if name in dim_names(variant)}
-    inputs = sparsec.inputs(variant, B=batch, **known) | (given or {})
-    found = sparsec.compile(variant, target=target)(None, **inputs)
-    truth = oracle(variant, inputs, form="loop")
-    outputs, truths = (x if isinstance(x, tuple) else (x,) for x in (found, truth))
-    for output, true in zip(outputs, truths, strict=True):
-        verdict = check(output, true, "float32")
-        assert verdict, verdict.sentence
-
+from sparsec.testing.agreement import HEAD, agree
 
 LANDMARKS = ", l: [B, (TK + 15) // 16, HKV, D]"
 OTHER = ", k2: [B, TM, HKV, D], v2: [B, TM, HKV, DV]"
@@ -98,107 +74,6 @@ def test_a_branch_named_twice_counts_twice(branches: str) -> None:
 
 def test_a_branch_with_a_block_list_named_twice_counts_twice() -> None:
     agree(HOLES % ("a, b, b", "lse"))
-
-
-ORDERED = (
-    HEAD
-    + LANDMARKS
-    + """, w: [B, TQ, HKV, 3] float32) {
- m = tokens(k, v) {chunk = 16}
- s = reduce(score(q, l)) {over = group, op = sum}
- c = topk(s) {k = 3, size = 16, eligible = 16 * c + 16 <= i, order = %s}
- return attend(q, m, c, weights=w) {per = chunk}
-}"""
-)
-
-
-@pytest.mark.parametrize("order", ["newest", "oldest", "score"])
-def test_given_weights_follow_the_order_of_the_list(order: str) -> None:
-    agree(ORDERED % order)
-
-
-SHARES = (
-    HEAD
-    + """) {
- m = tokens(k, v) {chunk = 16}
- s = reduce(score(q, summary(m) {fn = mean, size = 16, stride = 16, fields = k})) {over = group, op = sum}
- c = topk(s) {k = 2, size = 16, eligible = 16 * c <= i, order = %s}
- return attend(q, m, c, weights=weights(s, c) {fn = softmax, renormalise = false}) {per = chunk}
-}"""
-)
-
-
-@pytest.mark.parametrize("target", ["interpreter", "cpu"])
-def test_weights_may_be_shares_of_all_that_is_eligible(target: str) -> None:
-    agree(SHARES % "newest", target)
-
-
-POOLED = (
-    HEAD
-    + """) {
- m = tokens(k, v) {chunk = 16}
- l = summary(m) {fn = mean, size = 8, stride = 4, fields = k}
- c = topk(%s) {k = 2, size = 16, eligible = 16 * c <= i, scope = %s}
- return attend(q, m, c)
-}"""
-)
-GROUPED = "reduce(reduce(score(q, l)) {over = group, op = %s}) {%s}"
-BLOCKS = "over = blocks, op = %s, kernel = %d, stride = 4, padding = %d"
-OVERLAP = "over = overlap, size = 8, stride = 4, block = 16, importance = overlap"
-POOLS = {
-    "mean": (GROUPED % ("sum", BLOCKS % ("mean", 5, 1)), "kv_head"),
-    "sum": (GROUPED % ("max", BLOCKS % ("sum", 4, 3)), "kv_head"),
-    "max": (GROUPED % ("mean", BLOCKS % ("max", 4, 0)), "kv_head"),
-    "shares per head, pooled": (f"reduce(score(q, l)) {{{BLOCKS % ('mean', 6, 1)}, pre = softmax}}", "head"),
-    "shares per head, overlapping": (f"reduce(score(q, l)) {{{OVERLAP}, pre = softmax, visible = 4*c <= i}}", "head"),
-}
-
-
-@pytest.mark.parametrize("name", POOLS)
-def test_pools(name: str) -> None:
-    agree(POOLED % POOLS[name])
-
-
-def test_a_pool_of_means_on_the_cpu() -> None:
-    agree(POOLED % POOLS["mean"], "cpu")
-
-
-REFUSED = {
-    "a softmax after the group's reduction": GROUPED % ("sum", OVERLAP + ", pre = softmax"),
-    "a mean over overlapping windows": GROUPED % ("sum", OVERLAP + ", op = mean"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_no_kernel_carries_out_is_refused_in_a_sentence(name: str) -> None:
-    with pytest.raises((PlanError, sparsec.DeclarationError), match=r"pre = softmax|op = mean"):
-        agree(POOLED % (REFUSED[name], "kv_head"))
-
-
-def test_lists_that_queries_share_are_refused() -> None:
-    with pytest.raises(PlanError, match="query_block"):
-        agree((SHARES % "newest").replace("k = 2,", "k = 2, query_block = 4,"))
-
-
-BEST = (
-    HEAD
-    + """) {
- m = tokens(k, v) {chunk = 16}
- s = score(q, summary(m) {fn = mean, size = 16, stride = 16, fields = k})
- return topk(s) {k = 2, size = 16, scope = head, eligible = 16 * c + 16 <= i}
-}"""
-)
-
-
-@pytest.mark.parametrize("target", ["interpreter", "cpu"])
-def test_a_score_of_nan_ranks_highest_whatever_its_sign(target: str) -> None:
-    variant = sparsec.parse(BEST)
-    inputs = sparsec.inputs(variant, TQ=40, TK=40, H=4, HKV=2, D=16)
-    inputs["k"][0, 20, 0, 3] = -torch.tensor(math.nan).abs()
-    found = sparsec.compile(variant, target=target)(None, **inputs)
-    assert isinstance(found, Tensor) and bool((found[0, 33:, :2, 0] == 1).all())
-    truth = oracle(variant, inputs, form="loop")
-    assert isinstance(truth, Tensor) and torch.equal(found.long(), truth)
 
 
 DENSE = (
@@ -289,40 +164,6 @@ def test_dividing_by_zero_is_dividing_by_one(where: str) -> None:
 @pytest.mark.parametrize("where", [LARGE[2], LARGE[5], BY_ZERO[0], BY_ZERO[3].replace("1", "w[h]")])
 def test_whole_numbers_on_the_cpu(where: str) -> None:
     agree(MASKED % where, "cpu", {"w": torch.tensor([1, 2, -3, 0], dtype=torch.int32)})
-
-
-LEARNED = (
-    HEAD
-    + """, l: [4, HKV, D]) {
- m = tokens(k, v) {chunk = 16}
- c = topk(%s) {k = 2, size = 16, scope = %s, eligible = 16 * c <= i}
- return attend(q, m, c)
-}"""
-)
-
-
-@pytest.mark.parametrize("target", ["interpreter", "cpu"])
-def test_landmarks_may_be_learned(target: str) -> None:
-    agree(LEARNED % ("reduce(score(q, l)) {over = group}", "kv_head"), target)
-
-
-def test_learned_landmarks_serve_every_batch_entry() -> None:
-    agree(LEARNED % ("score(q, l)", "head"), batch=3)
-
-
-NESTED = (
-    HEAD
-    + """) {
- m = tokens(k, v) {chunk = 8}
- s = summary(summary(m) {fn = mean, size = 2, stride = 2, fields = k}) {fn = max, size = 4, stride = 4, fields = k}
- c = topk(reduce(score(q, s)) {over = group}) {k = 2, size = 8, eligible = 8 * c <= i}
- return attend(q, m, c)
-}"""
-)
-
-
-def test_windows_of_windows_stand_for_all_their_tokens() -> None:
-    agree(NESTED)
 
 
 @pytest.mark.parametrize("name", LENGTHS)

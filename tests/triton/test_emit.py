@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from sparsec.backends.triton.emit import emit
+from sparsec.backends.triton.names import merge
 from sparsec.scalar.fn import Fn
 from sparsec.testing.tile_attention import window, window_program
 from sparsec.testing.tile_cases import CASES
@@ -133,3 +134,9 @@ def test_a_state_read_after_its_successor_is_not_overwritten() -> None:
         source = emit(b.program("late", [X, OUT], [("T", "int32")], [1]), Schedule())
     lines = [line.strip() for line in source.splitlines()]
     assert lines.index("total_1 = total_1 + x_1 * total") < lines.index("total = x_1")
+
+
+def test_a_value_called_dot_leaves_the_function_dot_alone() -> None:
+    lines = ["acc = fill", "for i in tl.range(0, n):", "    dot = tl.dot(p, v, acc)", "    use(dot)"]
+    assert merge(lines, 1, "dot", "acc")
+    assert lines[2:] == ["    acc = tl.dot(p, v, acc)", "    use(acc)"]
