@@ -10,7 +10,7 @@ from sparsec.backends.triton.compile import Job
 from sparsec.backends.triton.emit import emit
 from sparsec.frontends.preset import preset
 from sparsec.lower.registry import default, lower_kernel
-from sparsec.plan.specs import Spec
+from sparsec.plan.grad_specs import AnySpec
 from sparsec.runtime.compiled import compile
 from sparsec.tile.build import reachable
 from sparsec.tile.language import Program, TileOp
@@ -32,7 +32,7 @@ class Layer:
     dims: tuple[int, int] = (128, 128)
     dtype: str = "bfloat16"
 
-    def specs(self) -> list[Spec]:
+    def specs(self) -> list[AnySpec]:
         """The kernels of its plan."""
         made = compile(preset(self.design, **self.knobs), target="interpreter")
         (heads, kv_heads), (dim, value_dim) = self.heads, self.dims
@@ -40,7 +40,7 @@ class Layer:
         return [kernel.spec for kernel in made.plan(dims, self.dtype).kernels]
 
 
-def jobs(spec: Spec, arch: str) -> list[tuple[Program, Job]]:
+def jobs(spec: AnySpec, arch: str) -> list[tuple[Program, Job]]:
     """The programs of a kernel under its default schedule on an architecture."""
     lowered = lower_kernel(spec, default(spec, f"triton:{arch}"))
     return [(step.program, job(step.program, step.schedule, arch)) for step in lowered.steps]
