@@ -11,6 +11,7 @@ from sparsec.ir.rules_select import Problem
 from sparsec.ir.schema import MAPPED, Attr, Required
 from sparsec.ir.suggest import did_you_mean
 from sparsec.scalar.expr import Expr, constant
+from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import postorder, variables
 
 Captures = Mapping[str, Node]  # captured tensors by the name that expressions use
@@ -144,7 +145,7 @@ INDEX = frozenset({"b", "h", "i", "j", "c", "score"}) | MAPPED.keys()
 
 
 def _names_are_known(attr: Attr, found: Expr, captures: Captures) -> None:
-    """Index variables that mean something here, elements of tensors that are captured."""
+    """Index variables that mean something here, elements of tensors that are captured, divisors other than 0."""
     for name in variables(found):
         if name in INDEX and name not in attr.index:
             may = ", ".join(attr.index) or "only dims"
@@ -152,6 +153,8 @@ def _names_are_known(attr: Attr, found: Expr, captures: Captures) -> None:
     for part in postorder(found):
         if part.head == "element":
             _element_is_there(part, str(part.value), captures)
+        if part.head in (Fn.FLOORDIV, Fn.MOD) and part.args[1].head == "const" and not part.args[1].value:
+            raise Refused(part, "the divisor is 0", "divide by another number")
 
 
 def _element_is_there(part: Expr, name: str, captures: Captures) -> None:

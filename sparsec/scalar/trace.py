@@ -38,7 +38,7 @@ def trace(
     token = _TRACING.set(name)
     try:
         result = call(*arguments)
-    except TypeError as error:
+    except (TypeError, ZeroDivisionError) as error:
         raise TraceError(f"`{name}`{_place(fn)}: {error}") from error
     finally:
         _TRACING.reset(token)

@@ -112,6 +112,12 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
         "fn = stick",
         "softmax",
     ),
+    "modulo 0": (lambda: lang.mask(mem(), where="j % 0 == 0"), "where = j % 0", "the divisor is 0"),
+    "modulo 0, traced": (lambda: lang.mask(mem(), where=lambda i, j: j % 0 == 0), "where = j % 0", "the divisor is 0"),
+    "divided by 0": (lambda: lang.mask(mem(), where="j <= i // 0"), "where = i // 0", "another number"),
+    "divided by what is 0": (lambda: lang.mask(mem(), where="j <= i // (TK - TK)"), "where = i // 0", "divisor"),
+    "numbers divided by 0": (lambda: lang.mask(mem(), where=lambda j: j <= 5 // 0), "where = ", "zero"),
+    "a bias divided by 0": (lambda: lang.attend(q(), mem(), bias="score + j // 0"), "bias = j // 0", "divisor is 0"),
     "softcap below 0": (lambda: lang.attend(q(), mem(), softcap=-1.0), "softcap = -1.0", "at least 0"),
     "decay of the wrong rank": (
         lambda: states.write(bank(), *kv(), decay=lang.input("g", "B TK HKV"), decay_kind="key"),
