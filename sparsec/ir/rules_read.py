@@ -132,6 +132,8 @@ def lse(node: Node) -> Problem | None:
 
 def merge(node: Node) -> Problem | None:
     """Branches agree; gates are as many as the function wants."""
+    if wrong := _gates(node):
+        return wrong
     outputs, gates = branches(node)
     for source in outputs:
         if wrong := rank(source, 4):
@@ -150,6 +152,21 @@ def merge(node: Node) -> Problem | None:
             "fn = lse", "every branch must have a log-sum-exp", "fn = sum or gated, or attends with per = joint"
         )
     return None
+
+
+def _gates(node: Node) -> Problem | None:
+    """The number of gates, told from branches by their rank."""
+    ranks, fn = [len(source.shape) for source in node.src], node.word("fn")
+    if fn not in ("gated", "convex") or not {*ranks} <= {3, 4}:
+        return None
+    count, found = ranks.count(4), ranks.count(3)
+    wanted = count if fn == "gated" else 1
+    if found == wanted:
+        return None
+    missing = f"{wanted - found} missing" if found < wanted else f"{found - wanted} too many"
+    rule = f"fn = {fn} takes one gate [B, TQ, H]{' per branch' if fn == 'gated' else ' in all'}: {missing}"
+    names = ", ".join(f"g{n}" for n in range(wanted))
+    return Problem(f"{count} branches, {found} gates", rule, f"pass gates {names}, or choose fn = sum")
 
 
 def branches(merge: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:

@@ -37,6 +37,16 @@ def bank() -> Node:
     return states.state(parts=4)
 
 
+def two() -> list[Node]:
+    """Two branches."""
+    return [lang.attend(q(), mem()), lang.attend(q(), mem(), softcap=1.0)]
+
+
+def gate() -> Node:
+    """One branch's gate."""
+    return lang.input("g", "B TQ H")
+
+
 def kv() -> tuple[Node, Node]:
     """Keys and values as tensors."""
     return lang.input("k", "B TK HKV D"), lang.input("v", "B TK HKV DV")
@@ -92,7 +102,7 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
         "merge",
         "log-sum-exp",
     ),
-    "gates are missing": (lambda: lang.merge(lang.attend(q(), mem()), fn="gated"), "1 branches, 0 gates", "count them"),
+    "gates are missing": (lambda: lang.merge(lang.attend(q(), mem()), fn="gated"), "1 branches, 0 gates", "1 missing"),
     "a memory where a tensor goes": (lambda: lang.attend(mem(), mem()), "a memory (tokens)", "`q` is a tensor"),
     "too few sources": (lambda: lang.merge(fn="sum"), "0 sources", "it takes (x+)"),
     "float indices": (lambda: lang.given(lang.input("ids", "B TQ HKV 4"), size=64), "float", "int32"),
@@ -118,6 +128,9 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
     "divided by what is 0": (lambda: lang.mask(mem(), where="j <= i // (TK - TK)"), "where = i // 0", "divisor"),
     "numbers divided by 0": (lambda: lang.mask(mem(), where=lambda j: j <= 5 // 0), "where = ", "zero"),
     "a bias divided by 0": (lambda: lang.attend(q(), mem(), bias="score + j // 0"), "bias = j // 0", "divisor is 0"),
+    "gated without gates": (lambda: lang.merge(*two(), fn="gated"), "2 branches, 0 gates", "per branch: 2 missing"),
+    "gated with one gate": (lambda: lang.merge(*two(), fn="gated", gates=[gate()]), "2 branches, 1 gates", "1 missing"),
+    "convex without a gate": (lambda: lang.merge(*two(), fn="convex"), "2 branches, 0 gates", "in all: 1 missing"),
     "softcap below 0": (lambda: lang.attend(q(), mem(), softcap=-1.0), "softcap = -1.0", "at least 0"),
     "decay of the wrong rank": (
         lambda: states.write(bank(), *kv(), decay=lang.input("g", "B TK HKV"), decay_kind="key"),
