@@ -12,7 +12,7 @@ from sparsec.ir.coerce import INDEX
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node, Shape, topological
 from sparsec.ir.op import Op
-from sparsec.ir.origin import Origin, origin_of
+from sparsec.ir.origin import Origin, here, origin_of
 from sparsec.ir.suggest import did_you_mean
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import variables
@@ -102,28 +102,26 @@ def variant(
     Raises:
         DeclarationError: an unused or doubled input, a memory as output, a dim that no input has.
     """
-    roots = (outputs,) if isinstance(outputs, Node) else tuple(outputs)
+    roots = tuple(outputs) if isinstance(outputs, Sequence) else () if outputs is None else (outputs,)
+    _check_outputs(name, roots)
     found = [node for node in topological(roots) if node.op is Op.INPUT]
     done = Variant(
         name, tuple(found if parameters is None else parameters), roots, tuple(sorted((knobs or {}).items()))
     )
-    _check_outputs(done)
     _check_inputs(done, found)
     _check_dims(done)
     return replace(done, names=_names(done))
 
 
-def _check_outputs(done: Variant) -> None:
-    for node in done.outputs:
+def _check_outputs(name: str, outputs: Sequence[object]) -> None:
+    for node in outputs:
         if not isinstance(node, Node) or node.kind not in ("tensor", "selection", "scores"):
             what = f"a {node.kind} ({node.op.value})" if isinstance(node, Node) else repr(node)
-            raise DeclarationError(
-                f"variant {done.name}", f"returns {what}", "it returns tensors", "attend or recall, then return"
-            )
-    if not done.outputs:
-        raise DeclarationError(
-            f"variant {done.name}", "returns nothing", "it returns at least one tensor", "return attend(…)"
-        )
+            fix = "attend or recall, then return"
+            raise DeclarationError(f"variant {name}", f"returns {what}", "it returns tensors", fix, here())
+    if not outputs:
+        fix = "return attend(…)"
+        raise DeclarationError(f"variant {name}", "returns nothing", "it returns at least one tensor", fix, here())
 
 
 def _check_inputs(done: Variant, found: Sequence[Node]) -> None:

@@ -72,7 +72,7 @@ def test_captured_inputs_and_dtypes() -> None:
     [
         (lambda i, j: j <= i and i - j < 4, "use &"),
         (lambda i, j: i - j, "true or false"),
-        (lambda i, key: i <= key, "parameter `key`"),
+        (lambda i, key: i <= key, "`key` is not a known name. Fix: 4 parameters"),
         (lambda i, j: None, "return"),
     ],
 )
@@ -100,4 +100,14 @@ def test_an_unused_parameter() -> None:
         return lang.map(q)
 
     with pytest.raises(sparsec.DeclarationError, match="input k: never used"):
+        sparsec.variant(body)
+
+
+@pytest.mark.parametrize(("result", "said"), [(None, "returns nothing"), ((), "returns nothing"), (5, "returns 5")])
+def test_a_body_returns_tensors(result: object, said: str) -> None:
+    def body(q: Annotated[Node, "B"]) -> Node:
+        lang.map(q)
+        return result  # type: ignore[return-value]
+
+    with pytest.raises(sparsec.DeclarationError, match=f"test_python.py:[0-9]+: variant body: {said}"):
         sparsec.variant(body)
