@@ -71,4 +71,4 @@ def _traced(fn: Callable[..., Any], index: Mapping[str, Kind], captures: Mapping
     except TraceError as error:
         name = getattr(fn, "__name__", "function")
         fix = "scalar arithmetic, comparisons, &, |, ~, where() and indexed tensors"
-        raise DeclarationError(f"flex {name}", "it cannot be traced", str(error), fix) from error
+        raise DeclarationError(f"flex {name}", "it cannot be traced", str(error), error.fix or fix) from error

@@ -138,7 +138,7 @@ def _traced(attr: Attr, value: Callable[..., object]) -> Expr:
         return trace(value, attr.index)
     except TraceError as error:
         index = ", ".join(attr.index)
-        raise Refused(f"a function of {index}", str(error), f"a function of some of {index}") from error
+        raise Refused(f"a function of {index}", str(error), error.fix or f"a function of some of {index}") from error
 
 
 INDEX = frozenset({"b", "h", "i", "j", "c", "score"}) | MAPPED.keys()

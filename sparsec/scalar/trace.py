@@ -11,7 +11,11 @@ from sparsec.scalar.expr import _TRACING, Expr, Kind, lift, var
 
 
 class TraceError(TypeError):
-    """A function that cannot be traced into an expression."""
+    """A function that cannot be traced into an expression; ``fix`` is what to write instead, where that is known."""
+
+    def __init__(self, said: str, fix: str | None = None) -> None:
+        super().__init__(said)
+        self.fix = fix
 
 
 def trace(
@@ -40,6 +44,10 @@ def trace(
         result = call(*arguments)
     except (TypeError, ZeroDivisionError) as error:
         raise TraceError(f"`{name}`{_place(fn)}: {error}") from error
+    except AttributeError as error:
+        if not isinstance(error.obj, Expr):
+            raise
+        raise _no_method(f"`{name}`{_place(fn)}", str(error.name)) from error
     finally:
         _TRACING.reset(token)
     return _checked(result, name, kind)
@@ -56,7 +64,18 @@ def _arguments(fn: Callable[..., Any], name: str, variables: Mapping[str, Kind])
     if len(names) == len(variables):
         return [var(n, kind) for n, kind in variables.items()]
     unknown = next(n for n in names if n not in variables)
-    raise TraceError(f"`{name}` has a parameter `{unknown}`: name its parameters out of {', '.join(variables)}")
+    said = f"`{name}` takes {len(names)} parameters, not {len(variables)}, and `{unknown}` is not a known name"
+    listing = ", ".join(variables)
+    raise TraceError(said, f"{len(variables)} parameters of any names for {listing}, or some of these by their names")
+
+
+def _no_method(where: str, method: str) -> TraceError:
+    """Functions of expressions are no methods."""
+    from sparsec.scalar import functions
+
+    known = [f"lang.{method}(x)"] if hasattr(functions, method) else []
+    known += [f"torch.{method}(x)"] if method in functions.NAMED else []
+    return TraceError(f"{where}: an expression has no method `{method}`", " or ".join(known) or None)
 
 
 def _place(fn: Callable[..., Any]) -> str:

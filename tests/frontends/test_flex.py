@@ -93,3 +93,22 @@ def test_a_bool_tensor_is_refused_with_a_fix() -> None:
 
     with pytest.raises(sparsec.DeclarationError, match=r"capture seen: bool.*int32"):
         sparsec.from_flex(mask_mod=lambda b, h, q, kv: seen[kv])
+
+
+@pytest.mark.parametrize(
+    ("score_mod", "said"),
+    [
+        (lambda s, b, h, q, kv: s.tanh(), r"no method `tanh`\. Fix: lang\.tanh\(x\) or torch\.tanh\(x\)"),
+        (lambda s, b, h, q, kv: s.frob(), r"no method `frob`\. Fix: scalar arithmetic"),
+        (lambda s, b, h, q: s, r"takes 4 parameters, not 5.*Fix: 5 parameters of any names for score, b, h, i, j"),
+        (lambda s, b, h, q, kv, more: s, "takes 6 parameters, not 5"),
+    ],
+)
+def test_what_flex_functions_may_not_do(score_mod: Callable[..., Any], said: str) -> None:
+    with pytest.raises(sparsec.DeclarationError, match=said):
+        sparsec.from_flex(score_mod)
+
+
+def test_a_mistake_of_the_functions_own_stays_what_it_is() -> None:
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        sparsec.from_flex(lambda s, b, h, q, kv: s * torch.nothing_like_it)
