@@ -42,6 +42,7 @@ def heading(file: Exported) -> str:
         "",
         f"Written by sparsec {version()}, which it does not need; it needs {needs}.",
         f"`run({', '.join(f'{named(n)}=…' for n in variant.inputs)})` computes it for any lengths and batch.",
+        "It is for inference only: it computes no gradients.",
         "`python <this file>` checks it against results of the fp64 oracle that are recorded below.",
         *by_pointers(file),
         "",

@@ -19,12 +19,13 @@ def run_text(file: Exported) -> str:
     result = "Tensor" if len(returned) == 1 else f"tuple[{', '.join(['Tensor'] * len(returned))}]"
     signature = ", ".join(f"{named(name)}: Tensor" for name in file.variant.inputs)
     place = f"the first query stands at q_offset, by default {default_offset(file)}"
-    about = f'"""{file.variant.name} on inputs by name; {place}."""'
-    lines = [f"def run({signature}, q_offset: int | None = None) -> {result}:", f"    {about}"]
+    about = [f'"""{file.variant.name} on inputs by name; {place}.', "", 'For inference only: no gradients."""']
+    lines = [f"def run({signature}, q_offset: int | None = None) -> {result}:", *(f"    {x}".rstrip() for x in about)]
     return "\n".join([*lines, *(f"    {line}" for line in _body(file)), f"    return {', '.join(returned)}"])
 
 
 def _body(file: Exported) -> Iterator[str]:
+    yield from _no_gradients(file)
     yield from _lengths(file)
     for name, spec in file.variant.inputs.items():
         dtype = file.dtype if spec.dtype == "float" else spec.dtype
@@ -37,6 +38,14 @@ def _body(file: Exported) -> Iterator[str]:
     for kernel, lowered in file.kernels:
         yield f"# {kernel.name} computes {', '.join(kernel.covers)}"
         yield from _launches(file, kernel, lowered)
+
+
+def _no_gradients(file: Exported) -> Iterator[str]:
+    """Inputs that want gradients are refused: the result would not be connected to them."""
+    floats = [named(name) for name, spec in file.variant.inputs.items() if spec.dtype != "int32"]
+    if floats:
+        yield f"if torch.is_grad_enabled() and any(x.requires_grad for x in ({', '.join(floats)},)):"
+        yield '    raise ValueError("this file computes no gradients: use torch.no_grad() or detach")'
 
 
 def _lengths(file: Exported) -> Iterator[str]:

@@ -134,6 +134,28 @@ def test_other_lengths_and_wrong_inputs(tmp_path: Path) -> None:
     assert "`q` is (2, 9, 2, 16)" in said[0] and "torch.float64" in said[1] and "last stride must be 1" in said[2]
 
 
+WANTED = """import torch
+from exported import run
+q = torch.randn(1, 5, 2, 32, requires_grad=True)
+k, v = torch.randn(1, 5, 1, 32), torch.randn(1, 5, 1, 32)
+try:
+    run(q, k, v)
+except ValueError as error:
+    print(error)
+with torch.no_grad():
+    print(run(q, k, v).shape == run(q.detach(), k, v).shape)
+print(run(q.detach(), k, v).shape)
+"""
+
+
+def test_gradients_are_refused_and_not_lost(tmp_path: Path) -> None:
+    path = exported(tmp_path, "tvm:llvm", *VARIANTS["window"])
+    done = run(path, WANTED)
+    said = "this file computes no gradients: use torch.no_grad() or detach"
+    assert done.stdout.splitlines() == [said, "True", "torch.Size([1, 5, 2, 32])"], done.stderr
+    assert "inference only" in path.read_text().split('"""')[1]
+
+
 def test_the_text_is_readable(tmp_path: Path) -> None:
     text = exported(tmp_path, "triton:sm_90", *VARIANTS["hsa"]).read_text()
     assert text.count("\ndef rank(") == 1, "helpers are written once"
