@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sparsec.ir.dims import value
+from sparsec.ir.dims import bind, value
 from sparsec.ir.error import InputError
 from sparsec.ir.lengths import lengths
 from sparsec.ir.node import Node
@@ -32,7 +32,8 @@ def inputs(
     Dims are set by name; ``T`` sets both lengths. The rest: B 1, lengths 256, H 4, HKV 2, D = DV = DR = 64, others 16.
 
     Raises:
-        InputError: a dim that the variant does not have or that is not a whole number, no dtype, no device.
+        InputError: a dim that the variant does not have or that is not a whole number, dims that do not go together
+            (H must be divisible by HKV), no dtype, no device.
     """
     import torch
 
@@ -61,7 +62,11 @@ def _dtype(name: object) -> torch.dtype:
 
 
 def sizes(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
-    """Every dim that the variant's inputs name: as given, else customary. Raises InputError as ``inputs`` does."""
+    """Every dim that the variant's inputs name: as given, else customary.
+
+    Raises:
+        InputError: as ``inputs``; dims that no call may have together, such as H = 5 and HKV = 2.
+    """
     names, tokens = dim_names(variant), lengths(variant).names
     for name, size in given.items():
         if name not in names | {"T"}:
@@ -69,7 +74,9 @@ def sizes(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise InputError(name, f"{name} = {size}", "a dim is a whole number", "0 or more")
     both = dict.fromkeys(tokens, given.get("T", DEFAULTS["T"]))
-    return {name: {**DEFAULTS, **both, **given}.get(name, OTHERWISE) for name in names}
+    env = {name: {**DEFAULTS, **both, **given}.get(name, OTHERWISE) for name in names}
+    bind(variant, {name: [value(dim, env) for dim in spec.shape] for name, spec in variant.inputs.items()})
+    return env
 
 
 def _roles(variant: Variant) -> dict[Node, tuple[str, Node]]:

@@ -68,6 +68,7 @@ SETTINGS: dict[str, tuple[Callable[[], object], str, str, str]] = {
     "whole numbers for floats": (exactly(q=torch.ones(1, 5, 4, 64, dtype=torch.int64)), "q", "int64", ".to()"),
     "a device that is none": (lambda: sparsec.inputs(FULL, device="zork"), "device", "zork", "cpu"),
     "a size that is true": (lambda: sparsec.inputs(FULL, T=True), "T", "True", "0 or more"),
+    "heads that are no groups": (lambda: sparsec.inputs(FULL, H=5, HKV=2), "attend", "H = 5, HKV = 2", "evenly"),
     "a form that is none": (formed, "form", "'vectr'", "vector"),
     "a dtype that is none": (
         lambda: sparsec.inputs(sparsec.preset("full"), dtype="floaty"),
