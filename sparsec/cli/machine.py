@@ -111,7 +111,7 @@ def _concerned(have: str) -> Finding:
 
 
 def cache() -> Finding:
-    """Whether the cache folder can be written."""
+    """Whether the cache folder can be written, and what it holds is what was written."""
     from sparsec.runtime.env import Env
 
     folder = Env().cache_dir
@@ -120,7 +120,20 @@ def cache() -> Finding:
         return Finding("cache", "warn", f"{folder} {problem}: kernels are built anew and tuning cannot be kept")
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
     size = sum(path.stat().st_size for path in files)
-    return Finding("cache", "ok", f"{folder}: {len(files)} files, {size / 2**20:.1f} MiB")
+    said = f"{folder}: {len(files)} files, {size / 2**20:.1f} MiB"
+    wrong = damage(folder)
+    return Finding("cache", "warn" if wrong else "ok", f"{said}, {wrong or 'intact'}")
+
+
+def damage(folder: Path) -> str:
+    """What `sparsec cache verify` finds wrong in a cache folder, "" if it is intact."""
+    from sparsec.cli.cached import entries
+
+    try:
+        count = sum(bool(entry.problem) for entry in entries(folder))
+    except OSError as error:
+        return f"not verified ({error.strerror})"
+    return f"{count} corrupt: `sparsec cache verify` names them, and they are rebuilt when used" if count else ""
 
 
 def unwritable(folder: Path) -> str | None:

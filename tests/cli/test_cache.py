@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sparsec.cli import main
+from sparsec.cli import machine, main
 from sparsec.runtime.records import Record, Records
 from sparsec.tile.schedule import Schedule
 
@@ -48,6 +48,7 @@ def test_list(folder: Path, capsys: Captured) -> None:
 
 def test_an_intact_cache_verifies(folder: Path, capsys: Captured) -> None:
     assert said(capsys, "verify") == {"checked": 4, "corrupt": []}
+    assert machine.cache().state == "ok" and machine.cache().finding.endswith("intact")
 
 
 SPOIL = {
@@ -66,6 +67,7 @@ def test_what_was_altered_is_found(folder: Path, capsys: Captured, kind: str) ->
     found = said(capsys, "verify", code=1)["corrupt"]
     assert [Path(entry["file"]).stem for entry in found] == [path.stem] and found[0]["problem"]
     assert main(["cache", "verify"]) == 1 and "3 of 4 entries are intact" in capsys.readouterr().out
+    assert machine.cache().state == "warn" and "1 corrupt: `sparsec cache verify`" in machine.cache().finding
 
 
 @pytest.mark.parametrize("kind", SPOIL)
