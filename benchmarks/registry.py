@@ -42,10 +42,10 @@ CASES |= {f"{name}_train": replace(CASES[name], name=f"{name}_train", train=True
 
 
 def cases_named(names: list[str] | tuple[str, ...]) -> list[Case]:
-    """The cases of these names; a name that is none is an error that lists all."""
+    """The cases of these names; a name that is none is an error with the nearest, or all."""
     unknown = [name for name in names if name not in CASES]
     if unknown:
-        raise InputError("case", repr(unknown[0]), f"the cases are {', '.join(CASES)}", did_you_mean(unknown[0], CASES))
+        raise InputError("case", repr(unknown[0]), "there is no such case", did_you_mean(unknown[0], CASES))
     return [CASES[name] for name in names]
 
 

@@ -109,7 +109,7 @@ def test_a_wrong_result_gets_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_case_is_named() -> None:
-    with pytest.raises(InputError, match=r"case: 'windw': the cases are window, .*did you mean `window`"):
+    with pytest.raises(InputError, match=r"case: 'windw': there is no such case.*did you mean `window`"):
         cases_named(["windw"])
 
 

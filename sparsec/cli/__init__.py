@@ -9,7 +9,7 @@ TRACEBACK = "--traceback"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 where all went well, 1 where a check failed, 2 where what was asked for is wrong.
+    """Run one command; 0 where all went well, 1 where a check failed, 2 where the request is wrong, 130 for Ctrl-C.
 
     A typed error becomes one message on the standard error; ``--traceback``, anywhere, shows where it comes from.
     """

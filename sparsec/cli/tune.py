@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ def tune(
     dtype: Dtype = "",
     trials: Annotated[int, typer.Option(help="Configurations per kernel, those of earlier runs counted.")] = 60,
     seconds: Annotated[float, typer.Option(help="Stop after this time; 0 for no limit.")] = 0.0,
+    gradients: Annotated[bool, typer.Option("--gradients", help="The backward kernels too, of every input.")] = False,
     kernel: Annotated[list[str], typer.Option(help="Only this kernel of the plan; may be repeated.")] = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     inputs: Annotated[str, typer.Option(help="An .npz file of real inputs by name; needs --out.")] = "",
@@ -32,11 +34,14 @@ def tune(
 
     Every trial is stored as it ends; stop with Ctrl-C and go on later. `sparsec.compile` uses the best from then on.
     With `--inputs` and `--out`, show every step, time the result beside dense attention and FlexAttention, check it
-    against the oracle and leave a report.
+    against the oracle and leave a report. Exit code 130 where it was interrupted.
     """
+    _check_seconds(seconds)
     if inputs or out:
         if seed:
             raise typer.BadParameter("--seed is for random inputs, and --inputs names real ones")
+        if gradients:
+            raise typer.BadParameter("--gradients does not go with --inputs and --out: leave it, or them, out")
         return _job(words, target, dtype, (trials, seconds or None, tuple(kernel)), _both(inputs, out), as_json)
     from sparsec.autotune import tune as search
     from sparsec.autotune.progress import bar
@@ -46,12 +51,32 @@ def tune(
     chosen = setting(words, target, dtype)
     available(chosen.compiled.target)
     limits: dict[str, Any] = {"trials": trials, "seconds": seconds or None, "kernels": kernel or None}
+    limits["gradients"] = gradients
     with nullcontext() if as_json else bar() as progress:
         report = search(chosen.compiled, chosen.inputs(seed), progress=progress, **limits)
     if as_json:
         print_json(report.to_dict())
     else:
         say(str(report))
+    if _interrupted(report.to_dict()):
+        raise typer.Exit(INTERRUPTED)
+
+
+INTERRUPTED = 130
+"""What a shell expects of a command that Ctrl-C ended."""
+
+
+def _check_seconds(seconds: float) -> None:
+    from sparsec.autotune.trial import TuneError
+
+    if not seconds >= 0:
+        raise TuneError(f"seconds = {seconds:g}: give the time in seconds, or 0 for no limit")
+
+
+def _interrupted(report: Mapping[str, Any]) -> bool:
+    """Whether Ctrl-C ended a tuning, within a kernel or before one."""
+    within = any(kernel["stopped"] == "interrupted" for kernel in report["kernels"])
+    return within or any(note.startswith("interrupted before") for note in report["notes"])
 
 
 def _both(inputs: str, out: str) -> tuple[Path, Path]:
@@ -87,7 +112,7 @@ def _job(
         print_json(asdict(outcome))
     else:
         say(f"{module}: the tuned kernels with a launcher, in one file that does not need sparsec")
-    raise typer.Exit(0 if outcome.right else 1)
+    raise typer.Exit(INTERRUPTED if _interrupted(outcome.tuning) else 0 if outcome.right else 1)
 
 
 def _module(variant: Variant, outcome: Outcome, path: Path) -> Path:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsec.autotune.report import KernelReport, Report
 from sparsec.benchmarks.cases import WindowCase
 from sparsec.cli import main
 from sparsec.cli.bench import ours
+from sparsec.tile.schedule import Schedule
 
 Captured = pytest.CaptureFixture[str]
 SMALL = ["streaming", "window=8", "sinks=2", "T=96", "H=2", "HKV=1", "D=16", "DV=16", "--target", "cpu"]
@@ -33,6 +35,32 @@ def test_tune_names_the_kernels_that_there_are(capsys: Captured) -> None:
     assert "attend_out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seconds", ["-3", "nan"])
+def test_tune_refuses_times_that_are_none(capsys: Captured, seconds: str) -> None:
+    assert main(["tune", *SMALL, "--trials", "1", "--seconds", seconds]) == 2
+    assert f"seconds = {seconds}: give the time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_tune_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, gradients: bool) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr("sparsec.autotune.tune", lambda *_, **options: asked.update(options) or Report("cpu", (), 0.0))
+    assert main(["tune", *SMALL, "--trials", "3", *(["--gradients"] if gradients else [])]) == 0
+    assert asked["gradients"] is gradients and asked["trials"] == 3
+
+
+def test_an_interrupted_tuning_exits_as_shells_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = Report("cpu", (KernelReport("attend", None, Schedule(), None, None, (), "interrupted"),), 0.0)
+    for report in (stopped, Report("cpu", (), 0.0, ("interrupted before attend was tuned",))):
+        monkeypatch.setattr("sparsec.autotune.tune", lambda *_, found=report, **__: found)
+        assert main(["tune", *SMALL]) == 130
+
+
+def test_real_tensors_go_without_gradients(capsys: Captured) -> None:
+    assert main(["tune", *SMALL, "--gradients", "--inputs", "x.npz", "--out", "there"]) == 2
+    assert "--gradients does not go with" in " ".join(capsys.readouterr().err.split())
+
+
 def test_bench_lists_cases(capsys: Captured) -> None:
     assert main(["bench", "--list"]) == 0
     assert "window_cpu (cpu)" in capsys.readouterr().out
@@ -43,6 +71,7 @@ def test_bench_lists_cases(capsys: Captured) -> None:
 def test_bench_refuses_cases_that_are_none(capsys: Captured) -> None:
     assert main(["bench", "windw"]) == 2
     assert "did you mean `window`" in capsys.readouterr().err
+    assert main(["bench", "nope"]) == 2 and capsys.readouterr().err.count("moba_k8") == 1
 
 
 def test_ours_computes_the_case() -> None:
