@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ def export(
     from sparsec.cli.setting import setting
     from sparsec.runtime.export import export as text_of
 
+    if out:
+        _check_folder(Path(out).parent)
     chosen = setting(words, target, dtype)
     text = text_of(chosen.compiled, chosen.dims, chosen.dtype, recorded(chosen))
     if out:
@@ -38,11 +41,24 @@ def export(
         print(text, end="")
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise InputError where the file's folder is none, before anything is compiled."""
+    from sparsec.ir.error import InputError
+
+    if not folder.is_dir():
+        rule = "it is no folder" if folder.exists() else "there is no such folder"
+        raise InputError("--out", str(folder), rule, f"make the folder, mkdir -p {folder}, or name another")
+
+
 def _write(path: Path, text: str) -> None:
-    """All of the file or none of it."""
-    draft = path.with_name(f".{path.name}.draft")
+    """All of the file or none of it; what a link points to, not the link; straight into devices and pipes."""
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+        return
+    whole = Path(os.path.realpath(path))
+    draft = whole.with_name(f".{whole.name}.draft")
     try:
         draft.write_text(text)
-        draft.replace(path)
+        draft.replace(whole)
     finally:
         draft.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,5 +90,24 @@ def _module(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look up what annotations mean
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        line = _line(path, error)
+        if line is None:
+            raise
+        said = f"{type(error).__name__}: {error}"
+        rule = "the file must run without an error"
+        raise DeclarationError(f"file {path}, line {line}", said, rule, "correct it; --traceback says more") from error
     return module
+
+
+def _line(path: Path, error: Exception) -> int | None:
+    """The line of a user's file where its own code, its syntax or an import fails; None for any other error."""
+    if isinstance(error, SyntaxError):
+        return error.lineno if error.filename == str(path) else None
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == str(path)]
+    if own and (isinstance(error, ImportError) or frames[-1] is own[-1]):
+        return own[-1].lineno
+    return None

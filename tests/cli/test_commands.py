@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparsec.cli import main
+from sparsec.ir.error import DeclarationError
 
 Captured = pytest.CaptureFixture[str]
 WINDOW = ["streaming", "window=8", "sinks=2"]
@@ -117,6 +120,55 @@ def test_compile_as_json_has_the_source(capsys: Captured, tmp_path: Path) -> Non
     assert said["file"] == str(tmp_path / "x.py") and "source" not in said
 
 
+def test_compile_writes_through_links_and_devices(capsys: Captured, tmp_path: Path) -> None:
+    words = ["compile", *WINDOW, "D=32", "DV=32", "--target", "tvm:llvm", "--out"]
+    target, link, pipe = tmp_path / "target.py", tmp_path / "link.py", tmp_path / "pipe"
+    link.symlink_to(target)
+    run(capsys, *words, str(link))
+    assert link.is_symlink() and "def self_check" in target.read_text()
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    run(capsys, *words, str(pipe))
+    assert reader.communicate(timeout=60)[0] == target.read_text() and pipe.is_fifo()
+
+
+def test_compile_into_no_folder_says_what_to_do(capsys: Captured, tmp_path: Path) -> None:
+    assert main(["compile", *WINDOW, "--target", "tvm:llvm", "--out", str(tmp_path / "no" / "x.py")]) == 2
+    err = capsys.readouterr().err
+    assert f"--out: {tmp_path}/no: there is no such folder" in err and f"mkdir -p {tmp_path}/no" in err
+
+
+@pytest.mark.parametrize("words", [["explain", *WINDOW], ["show", *WINDOW, "--level", "plan"], ["check", *WINDOW]])
+def test_heads_that_no_call_may_have(capsys: Captured, words: list[str]) -> None:
+    assert main([*words, "H=5", "HKV=2", "--target", "interpreter"]) == 2
+    assert "H must be divisible by HKV" in capsys.readouterr().err
+
+
+BROKEN = {
+    "import": ("import sparsec\nimport no_such_package\n", "line 2: ModuleNotFoundError: No module named"),
+    "name": ("import sparsec\n\nx = nothing\n", "line 3: NameError: name 'nothing' is not defined"),
+    "syntax": ("import sparsec\nx = = 1\n", "line 2: SyntaxError"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_file_that_does_not_run_is_a_sentence(capsys: Captured, tmp_path: Path, kind: str) -> None:
+    text, said = BROKEN[kind]
+    (tmp_path / "mine.py").write_text(text)
+    assert main(["show", f"{tmp_path}/mine.py"]) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path}/mine.py, {said}" in err and len(err.splitlines()) == 1
+    with pytest.raises(DeclarationError) as caught:
+        main(["show", f"{tmp_path}/mine.py", "--traceback"])
+    assert caught.value.__cause__ is not None
+
+
+def test_a_fault_beyond_the_file_keeps_its_traceback(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import json\njson.loads('{')\n")
+    with pytest.raises(json.JSONDecodeError):
+        main(["show", f"{tmp_path}/mine.py"])
+
+
 def test_check_agrees_and_says_what_was_compared(capsys: Captured) -> None:
     out = run(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16")
     assert "is right on interpreter" in out and "graph = text" in out and "attend_out" in out
@@ -194,7 +246,6 @@ def test_variants_from_files(capsys: Captured, tmp_path: Path) -> None:
 
 
 def test_module_runs() -> None:
-    import subprocess
     import sys
 
     done = subprocess.run([sys.executable, "-m", "sparsec", "list", "nsaa"], capture_output=True, text=True)
