@@ -9,6 +9,8 @@ from sparsec.plan.gradient_tiled import Source
 from sparsec.plan.planner import Planner
 from sparsec.plan.specs import Selector
 
+WAYS = "Declare selector_gradient = none on the topk, or choose by scores without softmax and pool."
+
 
 def summary_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> None:
     """Plan the spread of a summary's gradient over its tokens."""
@@ -33,7 +35,8 @@ def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> N
     topk, of = weights.src[0].src[1], vjp["of"]
     forward = planner.specs.get(topk)
     if not isinstance(forward, Selector) or forward.softmax or forward.pool is not None:
-        raise planner.refuse(vjp, "only scores that are chosen without a softmax or a pool before have a gradient")
+        said = "only scores that are chosen without a softmax or a pool before have a gradient"
+        raise planner.refuse(vjp, f"{said}. {WAYS}")
     if not forward.batched:
         raise planner.refuse(vjp, "learned keys that every batch entry shares have no gradient kernel yet")
     if forward.weights == "softmax_all":
@@ -83,5 +86,6 @@ def _weights_below(planner: Planner, vjp: Node) -> tuple[Node, list[Node]]:
         covers.append(node)
         node = node.positional[1]
     if node.op is not Op.VJP or node.src[0].op is not Op.WEIGHTS:
-        raise planner.refuse(vjp, "scores have a gradient through the weights of what was chosen, and no other yet")
+        said = "scores have a gradient through the weights of what was chosen, and no other yet"
+        raise planner.refuse(vjp, f"{said}. {WAYS}")
     return node, [*covers, node]

@@ -58,9 +58,8 @@ def joint(graph: Variant, wrt: Sequence[str], static: Mapping[str, int], dtype: 
         _lowered(plan)
     except (DeclarationError, PlanError) as error:
         way = "call it under torch.no_grad(), or detach these inputs"
-        raise PlanError(
-            f"{graph.name} has no backward for {', '.join(wrt)}: {error} Without gradients: {way}"
-        ) from error
+        said = f"{str(error).rstrip('.')}. Without gradients: {way}"
+        raise PlanError(f"{graph.name} has no backward for {', '.join(wrt)}: {said}") from error
     count = len(graph.outputs)
     cut = split(plan, plan.outputs[:count])
     reads = {b.name for b in cut.backward.buffers if b.role == "input"} | {*plan.outputs[count:]}

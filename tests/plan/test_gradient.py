@@ -113,3 +113,31 @@ variant pooled(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV]) {
     static = {n: HEADS.get(n, 32) for n in static_names(made.variant.parameters)}
     with pytest.raises(PlanError, match="no kernel computes the gradient of summaries with fn = max yet"):
         build_plan("pooled", made.variant.outputs, made.variant.names, static, "bfloat16")
+
+
+CHOSEN_BY = {
+    "softmax": ("reduce(score(q, marks)) {over = group, pre = softmax}", "without a softmax or a pool before"),
+    "pool": (
+        "reduce(reduce(score(q, marks)) {over = group}) {over = overlap, size = 8, stride = 8, block = 16}",
+        "through the weights of what was chosen, and no other yet",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHOSEN_BY)
+def test_scores_without_a_gradient_kernel_say_what_to_declare(case: str) -> None:
+    scores, said = CHOSEN_BY[case]
+    text = f"""
+variant shares(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV]) {{
+  memory = tokens(k, v) {{chunk = 16}}
+  marks = summary(memory) {{size = {16 if case == "softmax" else 8}, stride = {16 if case == "softmax" else 8}}}
+  scores = {scores}
+  chosen = topk(scores) {{k = 2, size = 16, eligible = 16 * c <= i, selector_gradient = through_weights}}
+  w = weights(scores, chosen) {{fn = sigmoid}}
+  return attend(q, memory, chosen, weights=w) {{per = chunk}}
+}}
+"""
+    made = differentiate(run(sparsec.parse(text)))
+    static = {n: HEADS.get(n, 32) for n in static_names(made.variant.parameters)}
+    with pytest.raises(PlanError, match=rf"{said}.*\. Declare selector_gradient = none on the topk, or .*\.$"):
+        build_plan("shares", made.variant.outputs, made.variant.names, static, "bfloat16")
