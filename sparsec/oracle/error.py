@@ -46,12 +46,14 @@ def check(actual: Tensor, truth: Tensor, dtype: torch.dtype | str, kind: Quantit
 
     A tile is 64 consecutive tokens of one batch entry and head. A tile whose truth is below a thousandth of the
     tensor's is held to the tensor's absolute error. Where the truth is not finite the result must be the same. Raises
-    KeyError for a dtype without bounds and ValueError where the shapes differ.
+    ValueError for a dtype or kind without bounds and where the shapes differ.
     """
     if actual.shape != truth.shape:
         shapes = f"{tuple(actual.shape)}, the truth {tuple(truth.shape)}"
         raise ValueError(f"the result has shape {shapes}: compare like with like")
     name = str(dtype).removeprefix("torch.")
+    if kind not in BOUNDS.get(name, {}):
+        raise ValueError(f"no bounds for {name} {kind}: dtypes are {', '.join(BOUNDS)}, kinds are o and grad")
     whole_bound, tile_bound = BOUNDS[name][kind]
     actual, truth = actual.detach().double(), truth.detach().double()
     strange = _disagreement(actual, truth)

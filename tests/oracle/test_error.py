@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -68,3 +70,9 @@ def test_other_shapes_are_refused() -> None:
     assert check(torch.ones(5), torch.ones(5), "float32")
     assert check(torch.ones(70, 4), torch.ones(70, 4), "float32")
     assert check(torch.ones(2, 0, 4, 8), torch.ones(2, 0, 4, 8), "float32")
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float23", "o"), (torch.int32, "o"), ("float16", "gradient")])
+def test_what_has_no_bounds_is_refused(dtype: torch.dtype | str, kind: Literal["o", "grad"]) -> None:
+    with pytest.raises(ValueError, match=f"no bounds for .*{kind}: dtypes are bfloat16, float16, float32, float64"):
+        check(truth(), truth(), dtype, kind)
