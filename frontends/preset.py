@@ -86,13 +86,13 @@ def _declared(name: str, knobs: dict[str, object]) -> Variant:
     for key, value in knobs.items():
         if key not in known:
             raise DeclarationError(f"preset {name}", key, "it has no such knob", did_you_mean(key, known))
-        _check(name, known[key], value)
+        _check(found, known[key], value)
     settings = {key: knob.default for key, knob in known.items()} | knobs
     return variant(name, found.declare(**settings), knobs=settings)
 
 
-def _check(name: str, knob: Knob, value: object) -> None:
-    where, said = f"preset {name}", f"{knob.name} = {value!r}"
+def _check(preset: Preset, knob: Knob, value: object) -> None:
+    where, said = f"preset {preset.name}", f"{knob.name} = {value!r}"
     if knob.choices and value not in knob.choices:
         fix = did_you_mean(str(value), knob.choices)
         raise DeclarationError(where, said, f"it is one of {', '.join(knob.choices)}", fix)
@@ -100,7 +100,16 @@ def _check(name: str, knob: Knob, value: object) -> None:
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise DeclarationError(where, said, f"it is of type {kind.__name__}", f"such as {knob.default!r}")
     if isinstance(value, int | float) and value < 0:
-        raise DeclarationError(where, said, "it is not negative", f"such as {knob.default!r}")
+        raise DeclarationError(where, said, f"it is at least {_least(preset, knob)}", f"such as {knob.default!r}")
+
+
+def _least(preset: Preset, knob: Knob) -> int:
+    """0 where that is legal beside the defaults of the other knobs, else 1."""
+    try:
+        preset.declare(**{k.name: k.default for k in preset.knobs} | {knob.name: 0})
+    except (DeclarationError, ArithmeticError):
+        return 1
+    return 0
 
 
 def parse_knobs(name: str, words: list[str]) -> dict[str, int | float | bool | str]:
