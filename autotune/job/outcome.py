@@ -108,6 +108,11 @@ class Outcome:
         return found
 
     @property
+    def defaults_stay(self) -> bool:
+        """Whether tuning found nothing better than the default schedules."""
+        return not any(k.changed for k in self.kernels)
+
+    @property
     def off_by(self) -> float:
         """By what factor the prediction misses the measured time, 1 or more."""
         return max(self.predicted_s / self.seconds, self.seconds / self.predicted_s)

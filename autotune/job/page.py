@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from sparsec.autotune.job import plots
 from sparsec.autotune.job.machine import busy
-from sparsec.autotune.job.outcome import Outcome
+from sparsec.autotune.job.outcome import Contender, Outcome
 from sparsec.autotune.job.rows import rows
 from sparsec.autotune.job.style import STYLE
 
@@ -47,7 +48,7 @@ def _table(outcomes: Sequence[Outcome]) -> str:
 def _section(o: Outcome, folder: Path) -> str:
     return "".join([
         f"<h2>{escape(o.name)}</h2><p class=where><code>{escape(o.command)}</code></p>",
-        _figure("Time of one call, all taken in turn.", plots.times(o.contenders), _reasons(o)),
+        _figure("Time of one call, all taken in turn.", plots.times(_labelled(o)), _reasons(o)),
         _notes(busy(o.load)),
         '<div class="row">', *(_figure(p.caption, p.svg) for p in o.pictures), "</div>",
         "<h3>Tuning</h3>", f"<p>{escape(_tuning(o))}</p>", *_trials(o),
@@ -61,6 +62,12 @@ def _section(o: Outcome, folder: Path) -> str:
 
 def _figure(caption: str, svg: str, more: str = "") -> str:
     return f"<figure>{svg}<figcaption>{escape(caption)}{more}</figcaption></figure>"
+
+
+def _labelled(o: Outcome) -> list[Contender]:
+    """The contenders; the tuned plan says where its schedules are the defaults."""
+    *others, tuned = o.contenders
+    return [*others, replace(tuned, name=f"{tuned.name} (the defaults stay)") if o.defaults_stay else tuned]
 
 
 def _reasons(o: Outcome) -> str:

@@ -87,7 +87,7 @@ def run_job(
     every = keep(folder, outcome)
     (folder / "report.html").write_text(page(every, folder))
     job.screen.table(every, outcome)
-    job.screen.files(folder, outcome.key)
+    job.screen.files(folder, every, outcome.key)
     return outcome
 
 

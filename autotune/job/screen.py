@@ -100,7 +100,10 @@ class Screen:
             made.add_row(*row)
         self.console.print(made)
 
-    def files(self, folder: Path, key: str) -> None:
-        """Where to look."""
+    def files(self, folder: Path, outcomes: Sequence[Outcome], key: str) -> None:
+        """Where to look: the report, the last outcome's folder, and the exported file of every earlier one."""
         self.heading("files")
         self.text(f"{folder / 'report.html'}: pictures, trials, sources; {folder / key}: declaration, plan, kernels")
+        for path in (folder / o.key / f"{o.name}.py" for o in outcomes if o.key != key):
+            if path.is_file():
+                self.text(f"{path}: the tuned kernels with a launcher")

@@ -120,6 +120,13 @@ def test_the_table_answers_every_question() -> None:
     assert rows([replace(outcome(), right=False)])[5][1].endswith("WRONG")
 
 
+def test_tuning_that_finds_nothing_says_that_the_defaults_stay(tmp_path: Path) -> None:
+    kept = replace(outcome(), kernels=[replace(outcome().kernels[0], changed={})])
+    assert dict(rows([kept]))["sparsec, tuned"] == "20 ms, 5.00 times dense (the defaults stay)"
+    assert "sparsec, tuned (the defaults stay)" in page([kept], tmp_path)
+    assert "the defaults stay" not in page([outcome()], tmp_path)
+
+
 def test_coarse_tiles_average_what_exists() -> None:
     x = torch.zeros(130, 3)
     x[128:] = 1.0

@@ -45,6 +45,7 @@ def test_the_job_leaves_what_it_promises(
     shown = capsys.readouterr().out
     assert "topk(" in shown and "plan hsa" in shown and "dense mass kept" in shown
     first, second = outcomes(out)
+    assert shown.count(f"{out / first.key / 'hsa.py'}: ") == 2 and f"{out / second.key / 'msa.py'}: " in shown
     assert (first.name, second.name) == ("hsa", "msa") and first.right and second.right
     assert "softmax inside each chosen chunk" in first.contenders[1].reason
     assert "C++ compiler" in second.contenders[1].reason
