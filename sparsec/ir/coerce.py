@@ -145,7 +145,7 @@ INDEX = frozenset({"b", "h", "i", "j", "c", "score"}) | MAPPED.keys()
 
 
 def _names_are_known(attr: Attr, found: Expr, captures: Captures) -> None:
-    """Index variables that mean something here, elements of tensors that are captured, divisors other than 0."""
+    """Index variables that mean something here, elements of tensors that are captured, no divisor 0."""
     for name in variables(found):
         if name in INDEX and name not in attr.index:
             may = ", ".join(attr.index) or "only dims"
@@ -153,6 +153,12 @@ def _names_are_known(attr: Attr, found: Expr, captures: Captures) -> None:
     for part in postorder(found):
         if part.head == "element":
             _element_is_there(part, str(part.value), captures)
+    divides(found)
+
+
+def divides(found: Expr) -> None:
+    """Refuses // and % by a constant 0."""
+    for part in postorder(found):
         if part.head in (Fn.FLOORDIV, Fn.MOD) and part.args[1].head == "const" and not part.args[1].value:
             raise Refused(part, "the divisor is 0", "divide by another number")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.ir.coerce import Refused
+from sparsec.ir.coerce import Refused, divides
 from sparsec.ir.node import Shape
 from sparsec.scalar.expr import Expr, constant, var
 
@@ -40,6 +40,7 @@ def _dim(piece: str | int | Expr) -> Expr:
     dim = _read(piece)
     if dim.kind != "int":
         raise Refused(piece, "a dim is a whole number", "such as TK or (TK + 63) // 64")
+    divides(dim)
     if dim.head == "const" and int(dim.value or 0) < 0:
         raise Refused(piece, "a dim is not negative", "0 or more")
     return dim

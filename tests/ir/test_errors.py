@@ -128,6 +128,7 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
     "divided by what is 0": (lambda: lang.mask(mem(), where="j <= i // (TK - TK)"), "where = i // 0", "divisor"),
     "numbers divided by 0": (lambda: lang.mask(mem(), where=lambda j: j <= 5 // 0), "where = ", "zero"),
     "a bias divided by 0": (lambda: lang.attend(q(), mem(), bias="score + j // 0"), "bias = j // 0", "divisor is 0"),
+    "a dim divided by 0": (lambda: lang.input("x", "[B, TK // 0]"), "TK // 0", "the divisor is 0"),
     "gated without gates": (lambda: lang.merge(*two(), fn="gated"), "2 branches, 0 gates", "per branch: 2 missing"),
     "gated with one gate": (lambda: lang.merge(*two(), fn="gated", gates=[gate()]), "2 branches, 1 gates", "1 missing"),
     "convex without a gate": (lambda: lang.merge(*two(), fn="convex"), "2 branches, 0 gates", "in all: 1 missing"),
