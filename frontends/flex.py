@@ -9,6 +9,7 @@ from sparsec.frontends.activations import keys_values, queries
 from sparsec.ir import build as lang
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node
+from sparsec.ir.origin import caller
 from sparsec.ir.schema import PAIR
 from sparsec.ir.variant import Variant, variant
 from sparsec.scalar.closure import captured_tensors
@@ -35,6 +36,18 @@ def from_flex(
     Raises:
         DeclarationError: a function that cannot be traced, or a captured tensor of another dtype.
     """
+    try:
+        return _declared(score_mod, mask_mod, captures, name)
+    except DeclarationError as error:
+        raise DeclarationError(error.node, error.value, error.rule, error.fix, caller()) from error
+
+
+def _declared(
+    score_mod: Callable[..., Any] | None,
+    mask_mod: Callable[..., Any] | None,
+    captures: Mapping[str, Any] | None,
+    name: str,
+) -> Variant:
     functions = [fn for fn in (score_mod, mask_mod) if fn is not None]
     tensors = dict(captures) if captures is not None else _found(functions)
     inputs: dict[str, Any] = {key: _input(key, tensor) for key, tensor in tensors.items()}

@@ -112,3 +112,10 @@ def test_what_flex_functions_may_not_do(score_mod: Callable[..., Any], said: str
 def test_a_mistake_of_the_functions_own_stays_what_it_is() -> None:
     with pytest.raises(AttributeError, match="nothing_like_it"):
         sparsec.from_flex(lambda s, b, h, q, kv: s * torch.nothing_like_it)
+
+
+@pytest.mark.parametrize("score_mod", [lambda s, b, h, q: s, lambda s, b, h, q, kv: s + q % 0])
+def test_what_is_refused_is_refused_where_it_was_asked_for(score_mod: Callable[..., Any]) -> None:
+    with pytest.raises(sparsec.DeclarationError) as caught:
+        sparsec.from_flex(score_mod)
+    assert caught.value.origin is not None and caught.value.origin.file == __file__
