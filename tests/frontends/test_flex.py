@@ -111,7 +111,7 @@ def test_what_flex_functions_may_not_do(score_mod: Callable[..., Any], said: str
 
 def test_a_mistake_of_the_functions_own_stays_what_it_is() -> None:
     with pytest.raises(AttributeError, match="nothing_like_it"):
-        sparsec.from_flex(lambda s, b, h, q, kv: s * torch.nothing_like_it)
+        sparsec.from_flex(lambda s, b, h, q, kv: s * torch.nothing_like_it)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("score_mod", [lambda s, b, h, q: s, lambda s, b, h, q, kv: s + q % 0])

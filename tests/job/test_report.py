@@ -122,7 +122,7 @@ def test_the_table_answers_every_question() -> None:
 
 def test_tuning_that_finds_nothing_says_that_the_defaults_stay(tmp_path: Path) -> None:
     kept = replace(outcome(), kernels=[replace(outcome().kernels[0], changed={})])
-    assert dict(rows([kept]))["sparsec, tuned"] == "20 ms, 5.00 times dense (the defaults stay)"
+    assert {row[0]: row[1] for row in rows([kept])}["sparsec, tuned"] == "20 ms, 5.00 times dense (the defaults stay)"
     assert "sparsec, tuned (the defaults stay)" in page([kept], tmp_path)
     assert "the defaults stay" not in page([outcome()], tmp_path)
 
