@@ -50,7 +50,7 @@ def _frame(builder: tile.Builder, spec: GatheredAttention, schedule: Schedule) -
     return chunks.frame(builder, spec, schedule, rows, tile.program_id(2), at, base)
 
 
-def _count(f: Frame) -> Node:
+def count(f: Frame) -> Node:
     """How many slots of the list are to be read."""
     slots = tile.const(f.spec.slots)
     if f.spec.counts is None:
@@ -62,41 +62,44 @@ def _joint(f: Frame) -> tuple[list[Node], Node]:
     """One softmax over all chosen chunks; several chunks share a tile of keys where they are small."""
     state, per_step = chunks.start(f), f.schedule.block // f.spec.chunk
     if per_step > 1 and f.schedule.block % f.spec.chunk == 0:
-        steps = ceil_div(_count(f), per_step)
-        state = tile.loop(0, steps, 1, state, lambda n, *c: _packed_step(f, n, c), f.schedule.stages)
+        steps = ceil_div(count(f), per_step)
+        state = tile.loop(
+            0, steps, 1, state, lambda n, *c: chunks.joint_step(f, c, *packed_scores(f, n)), f.schedule.stages
+        )
     else:
         parts = chunks.parts(f)
 
         def visit(n: Node, *carried: Node) -> Sequence[Node]:
-            chunk = _chunk(f, tile.apply(Fn.TRUNCDIV, n, parts))
+            chunk = chunk_at(f, tile.apply(Fn.TRUNCDIV, n, parts))
             part = tile.apply(Fn.TRUNCMOD, n, parts) if parts > 1 else tile.const(0)
-            return chunks.joint_step(f, carried, *_scores(f, chunk, part))
+            return chunks.joint_step(f, carried, *scores_at(f, chunk, part))
 
-        state = tile.loop(0, mul(_count(f), parts), 1, state, visit, f.schedule.stages)
+        state = tile.loop(0, mul(count(f), parts), 1, state, visit, f.schedule.stages)
     return softmax.finish(state, f.sink)
 
 
-def _chunk(f: Frame, slot: Node) -> Node:
+def chunk_at(f: Frame, slot: Node) -> Node:
+    """The chunk in a slot of the token's list; -1 for none."""
     return tile.load(f.tensors[f.spec.indices], f.batch, f.rows.token, f.listed, slot)
 
 
-def _scores(f: Frame, chunk: Node, part: Node) -> tuple[Node, Node, float]:
+def scores_at(f: Frame, chunk: Node, part: Node) -> tuple[Node, Node, float]:
     """Keys and masked scores of one part of a chunk; an id of -1 reads chunk 0 and hides all of it."""
     return chunks.part_scores(f, most(chunk, 0), part, tile.apply(Fn.LE, 0, chunk))
 
 
-def _packed_step(f: Frame, n: Node, state: Sequence[Node]) -> Sequence[Node]:
-    """A tile of keys from several small chunks."""
+def packed_scores(f: Frame, n: Node) -> tuple[Node, Node, float]:
+    """Keys and masked scores of a tile of keys from several small chunks."""
     spec, lane = f.spec, tile.iota(f.keys)
     slot = add(mul(n, f.schedule.block // spec.chunk), tile.apply(Fn.TRUNCDIV, lane, spec.chunk))
     place = (f.batch, f.rows.token, f.listed, slot)
-    chunk = tile.load(f.tensors[spec.indices], *place, bounds={3: _count(f)}, other=-1)
+    chunk = tile.load(f.tensors[spec.indices], *place, bounds={3: count(f)}, other=-1)
     key = mul(most(chunk, 0), spec.chunk)
     if spec.chunk > 1:
         key = add(key, tile.apply(Fn.TRUNCMOD, lane, spec.chunk))
     scores, scale = chunks.logits(f, key)
     mask = both(chunks.visible(f, key), tile.apply(Fn.LE, 0, chunk))
-    return chunks.joint_step(f, state, key, chunks.hide(scores, mask, None), scale)
+    return key, chunks.hide(scores, mask, None), scale
 
 
 def _per_chunk(f: Frame) -> list[Node]:
@@ -104,10 +107,10 @@ def _per_chunk(f: Frame) -> list[Node]:
 
     def visit(slot: Node, *accs: Node) -> Sequence[Node]:
         assert f.spec.weights is not None, "a softmax per chunk needs weights"
-        chunk = _chunk(f, slot)
+        chunk = chunk_at(f, slot)
         weight = tile.load(f.tensors[f.spec.weights], f.batch, f.rows.token, f.listed, slot)
         weight = tile.apply(Fn.WHERE, tile.apply(Fn.LE, 0, chunk), weight, 0.0)
-        return chunks.weigh_chunk(f, accs, weight, lambda part: _scores(f, chunk, part))
+        return chunks.weigh_chunk(f, accs, weight, lambda part: scores_at(f, chunk, part))
 
     inits = [tile.full(0.0, f.rows.axis, e.axis) for e in f.values]
-    return tile.loop(0, _count(f), 1, inits, visit, f.schedule.stages if chunks.parts(f) == 1 else None)
+    return tile.loop(0, count(f), 1, inits, visit, f.schedule.stages if chunks.parts(f) == 1 else None)

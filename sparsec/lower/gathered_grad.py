@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from sparsec.lower import chunk_grad, chunks
 from sparsec.lower.chunk_grad import Arrived, Scored
 from sparsec.lower.chunks import Frame, Unit
+from sparsec.lower.gathered import chunk_at, count, packed_scores, scores_at
 from sparsec.lower.rows import Rows, one_token
-from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
+from sparsec.lower.scalars import add, both, ceil_div, mul
 from sparsec.plan.grad_specs import GatheredGradQ
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.fn import Fn
@@ -93,36 +94,6 @@ def inputs(spec: GatheredGradQ, found: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _count(f: Frame) -> Node:
-    """How many slots of the list are to be read."""
-    slots = tile.const(f.spec.slots)
-    if f.spec.counts is None:
-        return slots
-    return least(tile.load(f.tensors[f.spec.counts], f.batch, f.rows.token, f.listed), slots)
-
-
-def _chunk(f: Frame, slot: Node) -> Node:
-    return tile.load(f.tensors[f.spec.indices], f.batch, f.rows.token, f.listed, slot)
-
-
-def _scores(f: Frame, chunk: Node, part: Node) -> Scored:
-    """Keys and masked scores of one part of a chunk; an id of -1 reads chunk 0 and hides all of it."""
-    return chunks.part_scores(f, most(chunk, 0), part, tile.apply(Fn.LE, 0, chunk))
-
-
-def _packed(f: Frame, n: Node) -> Scored:
-    """Keys and masked scores of a tile of keys from several small chunks."""
-    spec, lane = f.spec, tile.iota(f.keys)
-    slot = add(mul(n, f.schedule.block // spec.chunk), tile.apply(Fn.TRUNCDIV, lane, spec.chunk))
-    place = (f.batch, f.rows.token, f.listed, slot)
-    chunk = tile.load(f.tensors[spec.indices], *place, bounds={3: _count(f)}, other=-1)
-    key = mul(most(chunk, 0), spec.chunk)
-    if spec.chunk > 1:
-        key = add(key, tile.apply(Fn.TRUNCMOD, lane, spec.chunk))
-    scores, scale = chunks.logits(f, key)
-    return key, chunks.hide(scores, both(chunks.visible(f, key), tile.apply(Fn.LE, 0, chunk)), None), scale
-
-
 def start(pull: Pull) -> list[Node]:
     """The queries' gradients before any key; none where they are not asked for."""
     return [tile.full(0.0, pull.f.rows.axis, d.axis) for d in pull.f.dims] if pull.wanted else []
@@ -135,15 +106,15 @@ def _joint(pull: Pull) -> list[Node]:
 
     def score(n: Node) -> Scored:
         if packed:
-            return _packed(f, n)
+            return packed_scores(f, n)
         part = tile.apply(Fn.TRUNCMOD, n, parts) if parts > 1 else tile.const(0)
-        return _scores(f, _chunk(f, tile.apply(Fn.TRUNCDIV, n, parts)), part)
+        return scores_at(f, chunk_at(f, tile.apply(Fn.TRUNCDIV, n, parts)), part)
 
     def visit(n: Node, *grads: Node) -> Sequence[Node]:
         scored = score(n)
         return add_keys(pull, grads, scored[0], chunk_grad.joint(f, pull.a, scored)[1])
 
-    steps = ceil_div(_count(f), f.schedule.block // f.spec.chunk) if packed else mul(_count(f), parts)
+    steps = ceil_div(count(f), f.schedule.block // f.spec.chunk) if packed else mul(count(f), parts)
     return tile.loop(0, steps, 1, start(pull), visit, f.schedule.stages)
 
 
@@ -165,16 +136,16 @@ def _per_chunk(pull: Pull) -> list[Node]:
     weights = f.tensors[f.spec.weights]
 
     def visit(slot: Node, shares: Node, *grads: Node) -> Sequence[Node]:
-        chunk = _chunk(f, slot)
+        chunk = chunk_at(f, slot)
         used = tile.apply(Fn.LE, 0, chunk)
         weight = tile.apply(Fn.WHERE, used, tile.load(weights, f.batch, f.rows.token, f.listed, slot), 0.0)
-        found = chunk_grad.own_softmax(f, pull.a, lambda part: _scores(f, chunk, part))
+        found = chunk_grad.own_softmax(f, pull.a, lambda part: scores_at(f, chunk, part))
         mean = tile.apply(Fn.WHERE, _real(f, used), found.mean, 0.0)
         here = tile.apply(Fn.EQ, tile.iota(pull.slots), slot)
         shares = add(shares, tile.apply(Fn.WHERE, here, tile.reduce("sum", mean, f.rows.axis), 0.0))
 
         def part_step(part: Node, *inner: Node) -> Sequence[Node]:
-            scored = _scores(f, chunk, part)
+            scored = scores_at(f, chunk, part)
             return add_keys(pull, inner, scored[0], chunk_grad.own(f, pull.a, found, scored, weight)[1])
 
         if not pull.wanted:
@@ -184,7 +155,7 @@ def _per_chunk(pull: Pull) -> list[Node]:
         return [shares, *tile.loop(0, chunks.parts(f), 1, list(grads), part_step, f.schedule.stages)]
 
     stages = f.schedule.stages if chunks.parts(f) == 1 else None
-    return tile.loop(0, _count(f), 1, [tile.full(0.0, pull.slots), *start(pull)], visit, stages)
+    return tile.loop(0, count(f), 1, [tile.full(0.0, pull.slots), *start(pull)], visit, stages)
 
 
 def _real(f: Frame, used: Node) -> Node:

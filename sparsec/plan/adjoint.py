@@ -8,7 +8,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.attend import joinable, lists
 from sparsec.plan.merge import branches_of
-from sparsec.plan.pull import Pull
+from sparsec.plan.pull import Pull, own_pull
 from sparsec.scalar.expr import Expr, var
 
 
@@ -19,10 +19,10 @@ def fused(merge: Node) -> bool:
 
 def pull(vjp: Node) -> Pull:
     """What an adjoint of an attend or a merge pulls back; through branches of one softmax, that softmax's own."""
-    owner, grad, lse_grad = vjp.src[0], vjp.positional[1], vjp.operands.get("lse_grad")
-    while grad.op is Op.VJP and fused(grad.src[0]):
-        owner, lse_grad, grad = grad.src[0], grad.operands.get("lse_grad"), grad.positional[1]
-    return Pull(owner, grad, lse_grad)
+    found = own_pull(vjp)
+    while found.grad.op is Op.VJP and fused(found.grad.src[0]):
+        found = own_pull(found.grad)
+    return found
 
 
 def branches(owner: Node) -> list[Node]:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.grad_specs import CombineGrad
-from sparsec.plan.gradient_tiled import Source
 from sparsec.plan.merge import branches_of
 from sparsec.plan.planner import Planner
-from sparsec.plan.pull import Pull
+from sparsec.plan.pull import own_pull
+from sparsec.plan.row_dot import Source
 from sparsec.plan.specs import Combine
 
 
 def merge_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     """Plan the kernel that computes all asked adjoints of one merge; each gets its buffer."""
-    merge, at = vjp.src[0], _pull(vjp)
+    merge, at = vjp.src[0], own_pull(vjp)
     forward = planner.specs.get(merge)
     if not isinstance(forward, Combine):
         raise planner.refuse(vjp, "this merge has no kernel of its own, so that its branches have no gradient alone")
     grad = source(at.grad, planner.sizes.dtype)
     lse_grad = source(at.lse_grad, "float32") if at.lse_grad is not None else None
-    asked = {str(v["of"]): v for v in planner.vjps if v.src[0] is merge and _pull(v) == at}
+    asked = {str(v["of"]): v for v in planner.vjps if v.src[0] is merge and own_pull(v) == at}
     count, dtype = len(branches_of(merge)), planner.sizes.dtype
     outs = tuple(_buffer(planner, asked.get(f"x{k}"), dtype) for k in range(count))
     gates = tuple(_gate(planner, asked.get(f"x{count + k}")) for k in range(len(forward.gates)))
@@ -49,11 +49,6 @@ def gate_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     if inner.op is not Op.VJP or inner.src[0].op is not Op.MERGE or inner["of"] not in _gates_of(inner.src[0]):
         raise planner.refuse(vjp, "only gates of a merge go through a function; compute others outside")
     merge_gradient(planner, inner, source)
-
-
-def _pull(vjp: Node) -> Pull:
-    """What an adjoint of a merge pulls back."""
-    return Pull(vjp.src[0], vjp.positional[1], vjp.operands.get("lse_grad"))
 
 
 def _gates_of(merge: Node) -> set[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.grad_specs import SelectorGradKeys, SelectorGradQ, SummariseGrad
-from sparsec.plan.gradient_tiled import Source
 from sparsec.plan.planner import Planner
+from sparsec.plan.row_dot import Source
 from sparsec.plan.specs import Selector
 
 WAYS = "Declare selector_gradient = none on the topk, or choose by scores without softmax and pool."

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from sparsec.ir.node import Node
 from sparsec.plan.adjoint import branches, pull
-from sparsec.plan.grad_specs import RowDot, TiledGradCapture, TiledGradKV, TiledGradQ
+from sparsec.plan.grad_specs import TiledGradCapture, TiledGradKV, TiledGradQ
 from sparsec.plan.planner import Planner
 from sparsec.plan.pull import Pull
+from sparsec.plan.row_dot import Source, asked, row_dot
 from sparsec.plan.specs import BlockList, TiledAttention
 from sparsec.scalar.expr import constant
-
-Source = Callable[[Node, str], str]
-"""Plans a cotangent in a dtype, and gives its buffer."""
 
 
 def tiled_gradient(planner: Planner, vjp: Node, result: Node, dtype: str, source: Source) -> None:
@@ -39,35 +36,6 @@ def tiled_gradient(planner: Planner, vjp: Node, result: Node, dtype: str, source
         raise planner.refuse(vjp, f"no kernel computes the gradient of an attend's {of} yet")
 
 
-def row_dot(planner: Planner, at: Pull, forward: TiledAttention, grad: str, source: Source) -> str:
-    """The buffer of delta, planned once for all adjoints of one pull; with it the gradient of sink logits."""
-    if at in planner.deltas:
-        return planner.deltas[at]
-    lse_grad = source(at.lse_grad, "float32") if at.lse_grad is not None else None
-    sink = next((v for v in planner.vjps if v["of"] == "sink" and pull(v) == at), None)
-    delta = planner.temporary(at.owner, "delta", at.owner.shape[:3], "float32")
-    sink_grad = planner.temporary(sink, "tensor", sink.shape, "float32") if sink is not None else None
-    spec = RowDot(
-        name=f"rowdot_{delta}",
-        out=forward.out,
-        grad=grad,
-        delta=delta,
-        heads=forward.heads,
-        value_dim=forward.value_dim,
-        out_dtype=forward.out_dtype or forward.dtype,
-        grad_dtype=planner.buffers[grad].dtype,
-        lse_grad=lse_grad,
-        sink=forward.sink if sink is not None else None,
-        lse=forward.lse if sink is not None else None,
-        sink_grad=sink_grad,
-    )
-    read = [forward.out, grad, *(b for b in (lse_grad, spec.sink, spec.lse) if b)]
-    written = [delta, *([sink_grad] if sink_grad else [])]
-    planner.follow(at.owner, spec, read, written, [sink] if sink is not None else [])
-    planner.deltas[at] = delta
-    return delta
-
-
 def reads(forward: TiledAttention, grad: str, delta: str) -> list[str]:
     """What a backward kernel reads beside its lists: the forward's inputs, its log-sum-exp, grad and delta."""
     assert forward.lse is not None
@@ -80,16 +48,9 @@ def _keys_values(
     planner: Planner, vjp: Node, at: Pull, forward: TiledAttention, given: tuple[str, str], dtype: str
 ) -> None:
     """One kernel for the keys and the values of a piece, as far as they are asked for."""
-    attend, (grad, delta) = vjp.src[0], given
-    found = {
-        str(v["of"]): planner.temporary(v, "tensor", v.shape, planner.precision(v, dtype))
-        for v in planner.vjps
-        if v.src[0] is attend and v["of"] in ("k", "v") and pull(v) == at
-    }
-    number = branches(at.owner).index(attend)
-    dtypes = {planner.buffers[b].dtype for b in found.values()}
-    out_dtype = "float32" if "float32" in dtypes else dtypes.pop()
-    planner.retype(found.values(), out_dtype)
+    grad, delta = given
+    found, out_dtype = asked(planner, vjp, ("k", "v"), dtype)
+    number = branches(at.owner).index(vjp.src[0])
     listed = _transposed(planner, vjp, at, forward, number)
     label = found.get("k") or found["v"]
     spec = TiledGradKV(

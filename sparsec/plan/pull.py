@@ -20,3 +20,8 @@ class Pull:
     owner: Node
     grad: Node
     lse_grad: Node | None
+
+
+def own_pull(vjp: Node) -> Pull:
+    """What an adjoint pulls back through its own primal."""
+    return Pull(vjp.src[0], vjp.positional[1], vjp.operands.get("lse_grad"))

@@ -1,0 +1,62 @@
+"""What backward kernels of a softmax share: the rowdot of an output and its gradient, buffers of what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from sparsec.ir.node import Node
+from sparsec.plan.adjoint import pull
+from sparsec.plan.grad_specs import RowDot
+from sparsec.plan.planner import Planner
+from sparsec.plan.pull import Pull
+from sparsec.plan.specs import GatheredAttention, TiledAttention
+
+Source = Callable[[Node, str], str]
+"""Plans a cotangent in a dtype, and gives its buffer."""
+
+
+def row_dot(planner: Planner, at: Pull, forward: TiledAttention | GatheredAttention, grad: str, source: Source) -> str:
+    """The buffer of delta, planned once for all adjoints of one pull; with it a dense softmax's gradient of sinks."""
+    if at in planner.deltas:
+        return planner.deltas[at]
+    lse_grad = source(at.lse_grad, "float32") if at.lse_grad is not None else None
+    dense = isinstance(forward, TiledAttention)
+    sink = next((v for v in planner.vjps if dense and v["of"] == "sink" and pull(v) == at), None)
+    delta = planner.temporary(at.owner, "delta", at.owner.shape[:3], "float32")
+    sink_grad = planner.temporary(sink, "tensor", sink.shape, "float32") if sink is not None else None
+    spec = RowDot(
+        name=f"rowdot_{delta}",
+        out=forward.out,
+        grad=grad,
+        delta=delta,
+        heads=forward.heads,
+        value_dim=forward.value_dim,
+        out_dtype=forward.out_dtype or forward.dtype,
+        grad_dtype=planner.buffers[grad].dtype,
+        lse_grad=lse_grad,
+        sink=forward.sink if sink is not None else None,
+        lse=forward.lse if sink is not None else None,
+        sink_grad=sink_grad,
+    )
+    read = [forward.out, grad, *(b for b in (lse_grad, spec.sink, spec.lse) if b)]
+    written = [delta, *([sink_grad] if sink_grad else [])]
+    planner.follow(at.owner, spec, read, written, [sink] if sink is not None else [])
+    planner.deltas[at] = delta
+    return delta
+
+
+def asked(planner: Planner, vjp: Node, fields: Collection[str], dtype: str) -> tuple[dict[str, str], str]:
+    """Buffers for the adjoints that one kernel computes with ``vjp``, by ``of``, and the dtype of all but weights.
+
+    Weights' are fp32; the others are so where one of them goes on into other kernels.
+    """
+    at, found = pull(vjp), {}
+    for v in planner.vjps:
+        if v.src[0] is vjp.src[0] and v["of"] in fields and pull(v) == at:
+            kind = "float32" if v["of"] == "weights" else planner.precision(v, dtype)
+            found[str(v["of"])] = planner.temporary(v, "tensor", v.shape, kind)
+    own = [name for of, name in found.items() if of != "weights"]
+    dtypes = {planner.buffers[name].dtype for name in own} or {dtype}
+    common = "float32" if "float32" in dtypes else dtypes.pop()
+    planner.retype(own, common)
+    return found, common
