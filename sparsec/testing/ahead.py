@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sparsec.backends.triton.arguments import signature
-from sparsec.backends.triton.compile import Job
+from sparsec.backends.triton.compile import CompileError, Job, compile_all
 from sparsec.backends.triton.emit import emit
 from sparsec.frontends.preset import preset
 from sparsec.lower.registry import default, lower_kernel
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.runtime.compiled import compile
+from sparsec.runtime.target import GPUS
 from sparsec.tile.build import reachable
 from sparsec.tile.language import Program, TileOp
 from sparsec.tile.schedule import Schedule
@@ -56,3 +58,16 @@ def wide_dots(program: Program) -> bool:
     """Whether a program multiplies half-precision tiles of 64 rows or more, as Hopper's warp groups do."""
     dots = [node for node in reachable(program.effects) if node.op is TileOp.DOT]
     return any(d.axes[0].size >= 64 and d.args[0].dtype != "float32" for d in dots)
+
+
+def misfits(wanted: Sequence[tuple[str, bool, Job]], arch: str, folder: Path) -> dict[str, object]:
+    """What is wrong with programs (name, whether Hopper multiplies it by warp groups, job): errors, spills, memory."""
+    wrong: dict[str, object] = {}
+    for (name, wide, _), made in zip(wanted, compile_all([job for _, _, job in wanted], folder), strict=True):
+        if isinstance(made, CompileError):
+            wrong[name] = made
+        elif made.resources.spills or made.resources.shared > GPUS[arch].shared:
+            wrong[name] = made.resources
+        elif wide and arch == "sm_90" and not made.resources.wgmma:
+            wrong[name] = "no wgmma"
+    return wrong

@@ -17,21 +17,16 @@ from sparsec.backends.triton.build import arguments, launch, load
 from sparsec.backends.triton.emit import emit
 from sparsec.lower.registry import default, lower_kernel
 from sparsec.plan.grad_specs import AnySpec
-from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import var
 from sparsec.testing.gathered_case import Sizes, attention, draw, grad_kv, grad_q, truth
+from sparsec.testing.scratch import with_scratch
 from sparsec.tile.scalars import grid_of
 
 
 def run(spec: AnySpec, tensors: dict[str, torch.Tensor], params: dict[str, int], folder: Path) -> None:
     """All programs of a kernel under its default schedule for an H100."""
     lowered = lower_kernel(spec, default(spec, "triton:sm_90"))
-    dims = params | {name: int(evaluate(value, params)) for name, value in lowered.params}
-    every = dict(tensors)
-    for b in lowered.scratch:
-        fill = -(10**9) if b.dtype == "int32" else math.nan
-        shape = [int(evaluate(extent, dims)) for extent in b.shape]
-        every[b.name] = torch.full(shape, fill, dtype=getattr(torch, b.dtype))
+    every, dims = with_scratch(lowered, tensors, params)
     for step in lowered.steps:
         kernel = load(emit(step.program, step.schedule), step.program.name, folder)
         args = arguments(step.program, step.schedule, every, dims)

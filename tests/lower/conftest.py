@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from sparsec.lower.lowered import Lowered
-from sparsec.scalar.evaluate import evaluate
+from sparsec.testing.scratch import with_scratch
 from sparsec.tile.interpreter import interpret
 
 Run = Callable[..., None]
@@ -26,14 +25,7 @@ def run() -> Run:
         params: Mapping[str, int],
         mode: Literal["exact", "storage"] = "storage",
     ) -> None:
-        dims = {"TK": 1, "q_offset": 0, **params}
-        dims |= {name: int(evaluate(value, dims)) for name, value in lowered.params}
-        every = dict(tensors)
-        for buffer in lowered.scratch:
-            fill = -(10**9) if buffer.dtype.startswith("int") else math.nan
-            shape = [int(evaluate(extent, dims)) for extent in buffer.shape]
-            dtype = "float64" if (buffer.dtype, mode) == ("float32", "exact") else buffer.dtype
-            every[buffer.name] = torch.full(shape, fill, dtype=getattr(torch, dtype))
+        every, dims = with_scratch(lowered, tensors, {"TK": 1, "q_offset": 0, **params}, mode)
         for step in lowered.steps:
             interpret(step.program, every, dims, mode=mode)
 

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sparsec.backends.triton.arguments import signature
-from sparsec.backends.triton.compile import Compiled, CompileError, Job, compile_all
-from sparsec.backends.triton.emit import emit
-from sparsec.lower.registry import default, lower_kernel
+from sparsec.backends.triton.compile import Compiled, CompileError, compile_all
 from sparsec.plan.specs import Combine, GatheredAttention, Pool, Selector, Spec, Summarise
 from sparsec.scalar.expr import var
+from sparsec.testing.ahead import jobs
 
 ROW, KEY, CHUNK = var("i"), var("j"), var("c")
-TARGET = "triton:sm_90"
 
 NSA = GatheredAttention(
     "nsa", "q", "k", "v", "ids", None, "out", "lse", "kv_head", 16, 64, 64, 4, 128, 128, 128**-0.5, "bfloat16",
@@ -59,22 +56,10 @@ SPECS: dict[str, Spec] = {
 DENSE = ("nsa", "hsa", "hsa of three heads", "moba")
 
 
-def jobs(spec: Spec) -> list[Job]:
-    """The programs of a spec under its default schedule."""
-    lowered = lower_kernel(spec, default(spec, TARGET))
-    found = []
-    for step in lowered.steps:
-        types, schedule = signature(step.program, step.schedule), step.schedule
-        source = emit(step.program, schedule)
-        name = step.program.name
-        found.append(Job(source, name, types, "sm_90", schedule.warps, schedule.stages, schedule.registers))
-    return found
-
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Compiled | CompileError]]:
     """Every program of every spec, compiled in one process."""
-    wanted = {name: jobs(spec) for name, spec in SPECS.items()}
+    wanted = {name: [job for _, job in jobs(spec, "sm_90")] for name, spec in SPECS.items()}
     made = iter(
         compile_all([job for found in wanted.values() for job in found], Path(tmp_path_factory.mktemp("compiled")))
     )

@@ -14,17 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.backends.triton.compile import CompileError, compile_all
 from sparsec.backends.tvm.build import compile
-from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import default, lower_kernel
 from sparsec.plan.specs import Capture, GatheredAttention
-from sparsec.runtime.target import GPUS
-from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import element, var
 from sparsec.scalar.functions import tanh
-from sparsec.testing.ahead import jobs, wide_dots
+from sparsec.testing.ahead import jobs, misfits, wide_dots
 from sparsec.testing.gathered_case import Sizes, attention, draw, grad_kv, grad_q, truth
+from sparsec.testing.scratch import with_scratch
 
 H, ROW, KEY, SCORE = var("h"), var("i"), var("j"), var("score", "float")
 BIAS = SCORE + tanh(SCORE) - element("slopes", H) * (ROW - KEY)
@@ -59,16 +56,6 @@ def causal(i: Tensor, j: Tensor, h: Tensor) -> Tensor:
     return j <= i
 
 
-def buffers(lowered: Lowered, dims: dict[str, int]) -> dict[str, Tensor]:
-    """Scratch, full of NaN or nonsense."""
-    found = {}
-    for b in lowered.scratch:
-        shape = [int(evaluate(extent, dims)) for extent in b.shape]
-        fill = -(10**9) if b.dtype == "int32" else math.nan
-        found[b.name] = torch.full(shape, fill, dtype=getattr(torch, b.dtype))
-    return found
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_the_cpu_agrees_with_autograd(name: str, tmp_path: Path) -> None:
     s, rule = CASES[name], causal if CASES[name].where is not None else None
@@ -78,8 +65,7 @@ def test_the_cpu_agrees_with_autograd(name: str, tmp_path: Path) -> None:
     given = {n: want[n].float() for n in ("lse", "delta")}
     for spec in (grad_q(s), grad_kv(s)):
         lowered = lower_kernel(spec, default(spec, "tvm:llvm"))
-        dims = {**SIZES.params, **{key: int(evaluate(value, SIZES.params)) for key, value in lowered.params}}
-        every = {**x, **given, **out, **buffers(lowered, dims)}
+        every, dims = with_scratch(lowered, {**x, **given, **out}, SIZES.params)
         for step in lowered.steps:
             compile(step.program, step.schedule, tmp_path)([every[t.name] for t in step.program.tensors], dims)
     for n in ("dq", "dk", "dv", *(("dw",) if s.per == "chunk" else ())):
@@ -108,12 +94,4 @@ def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
         for spec in (grad_q(layer), grad_kv(layer))
         for program, job in jobs(spec, arch)
     ]
-    wrong: dict[str, object] = {}
-    for (name, wide, _), made in zip(wanted, compile_all([job for _, _, job in wanted], tmp_path), strict=True):
-        if isinstance(made, CompileError):
-            wrong[name] = made
-        elif made.resources.spills or made.resources.shared > GPUS[arch].shared:
-            wrong[name] = made.resources
-        elif wide and arch == "sm_90" and not made.resources.wgmma:
-            wrong[name] = "no wgmma"
-    assert wrong == {}
+    assert misfits(wanted, arch, tmp_path) == {}

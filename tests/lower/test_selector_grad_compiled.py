@@ -13,15 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.backends.triton.compile import CompileError, compile_all
 from sparsec.backends.tvm.build import compile
 from sparsec.lower.registry import default, lower_kernel
 from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import AnySpec, SummariseGrad
 from sparsec.plan.specs import Selector, Summarise
-from sparsec.runtime.target import GPUS
-from sparsec.scalar.evaluate import evaluate
-from sparsec.testing.ahead import jobs
+from sparsec.testing.ahead import jobs, misfits
+from sparsec.testing.scratch import with_scratch
 from sparsec.testing.selector_case import OUTPUTS, Sizes, draw, grads, selector, truth
 
 CASES: dict[str, Selector] = {
@@ -57,12 +55,7 @@ LAYERS: dict[str, tuple[AnySpec, ...]] = {
 def run_on_cpu(spec: AnySpec, tensors: dict[str, Tensor], params: dict[str, int], folder: Path) -> None:
     """All programs of a kernel from TVM; scratch is full of NaN or nonsense before."""
     lowered = lower_kernel(spec, default(spec, "tvm:llvm"))
-    dims = params | {name: int(evaluate(value, params)) for name, value in lowered.params}
-    every = dict(tensors)
-    for b in lowered.scratch:
-        fill = -(10**9) if b.dtype == "int32" else math.nan
-        shape = [int(evaluate(extent, dims)) for extent in b.shape]
-        every[b.name] = torch.full(shape, fill, dtype=getattr(torch, b.dtype))
+    every, dims = with_scratch(lowered, tensors, params)
     for step in lowered.steps:
         compile(step.program, step.schedule, folder)([every[t.name] for t in step.program.tensors], dims)
 
@@ -102,15 +95,9 @@ def test_triton_agrees_with_autograd(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
     wanted = [
-        (f"{name}: {program.name}", job)
+        (f"{name}: {program.name}", False, job)
         for name, specs in LAYERS.items()
         for spec in specs
         for program, job in jobs(spec, arch)
     ]
-    wrong: dict[str, object] = {}
-    for (name, _), made in zip(wanted, compile_all([job for _, job in wanted], tmp_path), strict=True):
-        if isinstance(made, CompileError):
-            wrong[name] = made
-        elif made.resources.spills or made.resources.shared > GPUS[arch].shared:
-            wrong[name] = made.resources
-    assert wrong == {}
+    assert misfits(wanted, arch, tmp_path) == {}
