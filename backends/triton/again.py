@@ -94,9 +94,14 @@ def current_stream() -> Callable[[int], int]:
     return found
 
 
-def watched() -> bool:
+def watched() -> Callable[[], bool]:
     """Whether somebody (a profiler) wants to hear of each launch, which only Triton's own launch tells them."""
     from triton import knobs
 
-    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
-    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+    runtime = knobs.runtime
+
+    def found() -> bool:
+        enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+        return bool(getattr(enter, "calls", enter)) or bool(getattr(leave, "calls", leave))
+
+    return found

@@ -56,12 +56,13 @@ def sizes(axes: tuple[Axis, ...]) -> str:
 
 
 def wrapped(line: str) -> list[str]:
-    """A long call as one argument a line; anything else as it is."""
+    """A long call as one argument a line, and what long brackets hold as a line of its own; anything else as it is."""
     indent = line[: len(line) - len(line.lstrip())]
     opening = line.find("(")
     if len(line) <= _WIDTH or opening < 0 or closing(line, opening) != len(line) - 1:
         return [line]
-    arguments = [f"{indent}    {a}," for a in split_arguments(line[opening + 1 : -1])]
+    comma = "," if line[opening - 1].isidentifier() or line[opening - 1].isdigit() else ""  # else it makes a tuple
+    arguments = [f"{indent}    {a}{comma}" for a in split_arguments(line[opening + 1 : -1])]
     return [line[: opening + 1], *arguments, f"{indent})"]
 
 

@@ -122,7 +122,10 @@ class Compiled:
 
     def ready(self, tensors: Sequence[Tensor], q_offset: int | None = None, wrt: tuple[str, ...] = ()) -> Ready:
         """The call of these inputs, in the declared order, worked out and checked; saving for gradients of ``wrt``."""
-        key = (q_offset, wrt, Records.generation, *[(x.shape, x.stride(), x.dtype, x.device) for x in tensors])
+        described: list[object] = [q_offset, wrt, Records.generation]
+        for x in tensors:
+            described += (x.shape, x.stride(), x.dtype, x.device)
+        key = tuple(described)
         call = self._calls.get(key)
         if call is None or call.schedules != self.schedules:
             call = self._work_out(key, tensors, q_offset, wrt)

@@ -65,7 +65,7 @@ def _cuda() -> Device:
 
     from sparsec.backends.triton.again import current_stream, watched
 
-    return Device(torch.cuda.current_device, current_stream(), watched)
+    return Device(torch._C._cuda_getDevice, current_stream(), watched())  # CUDA is up: inputs are on it
 
 
 _ODD = 15
@@ -96,16 +96,17 @@ def on_gpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor], gpu: Device
 
     offsets, total = arena(ready.plan, ready.dims, ready.fixed)
     steps, starts = _steps(learned, (*ready.names, *ready.outputs, *offsets)), list(offsets.values())
-    sizes = [(size, getattr(torch, dtype)) for size, dtype in ready.outputs.values()]
-    device, index, empty, byte = inputs[0].device, inputs[0].get_device(), torch.empty, torch.uint8
+    device, index, like = inputs[0].device, inputs[0].get_device(), torch.empty_like
+    shapes = [_shape(size, getattr(torch, dtype), device) for size, dtype in ready.outputs.values()]
+    scratch = _shape((total,), torch.uint8, device)
     current, stream_of, watched = gpu.current, gpu.stream, gpu.watched
 
     def placed(addresses: list[int]) -> Placed:
-        outputs = [empty(size, dtype=dtype, device=device) for size, dtype in sizes]
+        outputs = [like(shape) for shape in shapes]
         addresses += [x.data_ptr() for x in outputs]
         if not total:
             return outputs, addresses, None
-        block = empty(total, dtype=byte, device=device)
+        block = like(scratch)
         base = block.data_ptr()
         addresses += [base + start for start in starts]
         return outputs, addresses, block
@@ -126,6 +127,13 @@ def on_gpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor], gpu: Device
         return outputs
 
     return Quick(run, steps, lambda tensors: placed([x.data_ptr() for x in tensors]))
+
+
+def _shape(size: Sequence[int], dtype: Any, device: Any) -> Tensor:
+    """What ``empty_like`` makes contiguous tensors from in half the time of ``empty``; holds one element."""
+    import torch
+
+    return torch.empty(1, dtype=dtype, device=device).expand(size)
 
 
 def on_cpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor]) -> Quick:

@@ -10,6 +10,7 @@ import pytest
 
 from sparsec.backends.triton.emit import emit
 from sparsec.backends.triton.names import merge
+from sparsec.backends.triton.text import wrapped
 from sparsec.scalar.fn import Fn
 from sparsec.testing.tile_attention import window, window_program
 from sparsec.testing.tile_cases import CASES
@@ -140,3 +141,10 @@ def test_a_value_called_dot_leaves_the_function_dot_alone() -> None:
     lines = ["acc = fill", "for i in tl.range(0, n):", "    dot = tl.dot(p, v, acc)", "    use(dot)"]
     assert merge(lines, 1, "dot", "acc")
     assert lines[2:] == ["    acc = tl.dot(p, v, acc)", "    use(acc)"]
+
+
+def test_a_long_bracketed_operand_is_no_tuple() -> None:
+    long = " - ".join(f"name_of_a_value_{n}" for n in range(8))
+    call, product = wrapped(f"    x = f({long}, 1)"), wrapped(f"    x = y * ({long})")
+    assert call[-2] == "        1," and len(call) == 4
+    assert product == ["    x = y * (", f"        {long}", "    )"]
