@@ -21,10 +21,7 @@ def traced(tensors: Sequence[Tensor]) -> bool:
     """Whether somebody records or transforms this call instead of merely making it."""
     if _compiling() or _modes() or _transform() is not None:
         return True
-    for x in tensors:
-        if x.__class__ not in PLAIN:
-            return True
-    return False
+    return not PLAIN.issuperset([x.__class__ for x in tensors])
 
 
 def differentiated(tensors: Sequence[Tensor]) -> bool:

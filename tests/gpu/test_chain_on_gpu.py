@@ -24,7 +24,8 @@ SHAPES = [((3, 1), (32, 32)), ((4, 2), (64, 64)), ((8, 2), (96, 128)), ((5, 1), 
           ((2, 2), (192, 64)), ((2, 1), (256, 256))]  # fmt: skip
 DTYPES = ["bfloat16", "float16", "float32"]
 LENGTHS: list[tuple[int, int, int | None]] = [(1, 1, None), (67, 67, None), (131, 131, None), (23, 97, None)]
-SINKS = ("hsa-softmax-sink", "hsa-window-sum", "head-weights")  # beside a sink, low scores give outputs below the least fp16
+# Beside a sink, low scores give outputs below the least normal number of fp16.
+SINKS = ("hsa-softmax-sink", "hsa-window-sum", "head-weights")
 
 
 def cases() -> list[list[WholeCase]]:
