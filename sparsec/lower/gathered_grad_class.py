@@ -56,7 +56,7 @@ def lower_q(spec: GatheredGradQ, schedule: Schedule) -> Lowered:
 
 def lower_kv(spec: GatheredGradKV, schedule: Schedule) -> Lowered:
     """Gradients of keys and values; ScheduleError in one sentence where the schedule is illegal."""
-    check(spec.forward, schedule, ("key_outer",))
+    check(spec.forward, schedule, ("key_outer", "apart"))
     share = chunks.sharing(spec.forward)
     if schedule.rows < share:
         raise ScheduleError(f"{schedule.rows} rows do not hold the {share} heads that share a list of chunks")
@@ -66,10 +66,11 @@ def lower_kv(spec: GatheredGradKV, schedule: Schedule) -> Lowered:
     wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
     narrow = replace(wide, warps=1)
     index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow), Step(shares.lower(own, found), wide))
-    steps = (*index, Step(gathered_grad_kv.lower(spec, schedule), schedule), Step(share_sum.lower(spec, wide), wide))
+    main = [Step(program, schedule) for program in gathered_grad_kv.programs(spec, schedule)]
+    steps = (*index, *main, Step(share_sum.lower(spec, wide), wide))
     parts = tuple(as_scratch(goal.partial) for goal in gathered_grad_kv.targets(spec, schedule))
     buffers = (*inverse.scratch(own, schedule, complete=True), *shares.scratch(own, found), *parts)
-    cut = shares.params(found, own.chunk, schedule.rows // share)
+    cut = shares.params(found, own.chunk, schedule.rows // share, schedule.splits)
     known = tuple((name, value) for name, value in inverse.params(own, schedule, complete=True) if name != "WT")
     return Lowered(steps, buffers, (*known, *cut))
 
@@ -147,10 +148,12 @@ def space_kv(spec: GatheredGradKV, target: str) -> Choices:
         }
     even = tuple(b for b in (16, 32, 64, 128) if forward.chunk % b == 0)
     return {
+        "order": ("key_outer", "apart") if spec.grad_k and spec.grad_v else ("key_outer",),
         "rows": tuple(r for r in (16, 32, 64, 128) if r >= share) or (default_kv(spec, target).rows,),
         "block": even or (whole_block(forward),),
-        "warps": (1, 2, 4, 8),
-        "stages": (1, 2, 3, 4),
+        "warps": (4, 8),
+        "stages": (1, 2, 3),
+        "splits": (1, 2, 4, 8) if forward.kv_heads < 8 else (1,),
     }
 
 

@@ -94,7 +94,15 @@ def sources(spec: GatheredGradKV) -> dict[str, Tensor]:
     return found
 
 
-def lower(spec: GatheredGradKV, schedule: Schedule) -> Program:
+def programs(spec: GatheredGradKV, schedule: Schedule) -> list[Program]:
+    """Both gradients at once; under the order ``apart`` one after the other, with half the accumulators each."""
+    if schedule.order != "apart" or not (spec.grad_k and spec.grad_v):
+        return [lower(spec, schedule, spec.name)]
+    halves = {"k": replace(spec, grad_v=None), "v": replace(spec, grad_k=None)}
+    return [lower(half, schedule, f"{spec.name}_{letter}") for letter, half in halves.items()]
+
+
+def lower(spec: GatheredGradKV, schedule: Schedule, name: str) -> Program:
     """The kernel of one (share and part of a chunk, key/value head, batch) per grid point."""
     with tile.Builder() as builder:
         own, parts = forward(spec), -(-spec.forward.chunk // schedule.block)
@@ -112,7 +120,7 @@ def lower(spec: GatheredGradKV, schedule: Schedule) -> Program:
             _write(walk, goal, spread, [sums.pop(0) for _ in spread])
         tensors = [*read.values(), found.entries, listed, *(t for w in wanted for t in (w.out, w.partial))]
         grid = (mul(tile.param("WT"), parts), tile.const(own.kv_heads), tile.param("B"))
-        return builder.program(spec.name, tensors, [(name, "int32") for name in shares.PARAMS], grid)
+        return builder.program(name, tensors, [(name, "int32") for name in shares.PARAMS], grid)
 
 
 def _spreads(walk: Walk) -> list[list[Span]]:

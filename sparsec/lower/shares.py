@@ -1,8 +1,8 @@
 """The entries of a complete inverse cut into shares of bounded length, so that a popular chunk is no single long loop.
 
 Every chunk has a share, chunks that nobody chose an empty one. What the shares of a cut chunk give are partial sums,
-kept apart and added up afterwards. A share may be ``SPREAD`` times as long as the entries of a mean chunk, so that
-there are at most as many partial sums as chunks, plus one.
+kept apart and added up afterwards. A share may be ``SPREAD / splits`` times as long as the entries of a mean chunk, so
+that there are at most ``splits`` times as many partial sums as chunks, plus one.
 """
 
 from __future__ import annotations
@@ -58,10 +58,13 @@ def read(shares: Tensor, at: tuple[Node, Node], number: Node) -> Share:
     return Share(*(tile.load(shares, *at, number, tile.const(k)) for k in range(FIELDS)))
 
 
-def params(found: Inverse, chunk: int, step: int) -> tuple[tuple[str, Expr], ...]:
-    """Of shares LT long, a multiple of ``step``: at most WT, of which XT have a partial sum."""
+def params(found: Inverse, chunk: int, step: int, splits: int = 1) -> tuple[tuple[str, Expr], ...]:
+    """Of shares LT long, a multiple of ``step``: at most WT, of which XT have a partial sum.
+
+    Where there are few chunks and heads, shares that are ``splits`` times shorter give every processor one.
+    """
     choices, count = var("TQ") * found.per_token, (var("TK") + (chunk - 1)) // chunk
-    length = (choices * SPREAD // (maximum(count, 1) * step) + 1) * step
+    length = (choices * SPREAD // (maximum(count, 1) * (step * splits)) + 1) * step
     return ("LT", length), ("WT", choices // length + count), ("XT", choices * 2 // length + 1)
 
 

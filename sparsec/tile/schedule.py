@@ -10,7 +10,8 @@ class Schedule:
     """One point of the tuner's space; a lowering reads what concerns it and refuses what is illegal.
 
     Attributes:
-        order: the loop order: "query_outer", "tile_union" (gathered), "one_pass" or "two_pass" (selector).
+        order: the loop order: "query_outer", "tile_union", "key_outer" (gathered), "one_pass" or "two_pass" (selector);
+            "apart" (backward): gradients of keys and of values in programs of their own.
         rows: query rows of a tile (tokens x heads of the group that share keys).
         block: keys of a tile.
         value_block: columns of the output per program; 0 means all.

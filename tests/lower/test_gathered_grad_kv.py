@@ -143,6 +143,16 @@ def test_a_chunk_that_everybody_chose_is_cut(run: Run, scope: str, per: str) -> 
     assert bool((out["dk"][:, 48:80] == 0).all())
 
 
+@pytest.mark.parametrize("per", ["joint", "chunk"])
+@pytest.mark.parametrize("schedule", [replace(KEY_OUTER, order="apart"), replace(KEY_OUTER, order="apart", splits=4)])
+def test_orders_and_shorter_shares(run: Run, schedule: Schedule, per: str) -> None:
+    check(run, attention(3, 2, per=per, where=CAUSAL), schedule, Sizes(40, 160, 120), causal)
+    shorter = dict(gathered_grad_class.lower_kv(grad_kv(attention()), replace(schedule, splits=8)).params)
+    longer = dict(gathered_grad_class.lower_kv(grad_kv(attention()), replace(schedule, splits=1)).params)
+    lengths = [int(evaluate(x["LT"], {"TQ": 4096, "TK": 4096})) for x in (shorter, longer)]
+    assert lengths[0] * 8 <= lengths[1] + 8 * KEY_OUTER.rows
+
+
 @pytest.mark.parametrize("group,dtype", [(4, "float32"), (16, "bfloat16"), (4, "float16")])
 @pytest.mark.parametrize("per", ["joint", "chunk"])
 def test_storage_rounding(run: Run, per: str, dtype: str, group: int) -> None:
