@@ -20,6 +20,7 @@ def explain(
     resources: Annotated[
         bool, typer.Option(help="Compile GPU kernels to read registers, spills and shared memory.")
     ] = True,
+    gradients: Annotated[bool, typer.Option(help="The backward too: its kernels, and the memory of both.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Formulas and numbers for FLOPs, bytes, tiles and peak memory; compiled resources; predicted time on a target.
@@ -28,9 +29,11 @@ def explain(
     """
     from sparsec.cli.setting import setting
     from sparsec.runtime.explain import explain as explained
+    from sparsec.runtime.peak import float_inputs
 
     chosen = setting(words, target, dtype)
-    found = explained(chosen.compiled, chosen.dims, chosen.dtype, resources)
+    floats = float_inputs(chosen.compiled.variant)
+    found = explained(chosen.compiled, chosen.dims, chosen.dtype, resources, floats if gradients else ())
     if as_json:
         print_json(found.to_dict())
     else:
@@ -44,6 +47,13 @@ def _show(found: Explanation) -> None:
         _show_kernel(kernel)
     say("memory", style="bold")
     say(f"  inputs {amount(found.inputs, 'B')}, peak of all else {amount(found.peak, 'B')}")
+    if found.training:
+        held = found.training
+        say(
+            f"  forward {amount(held.forward, 'B')}, backward {amount(held.backward, 'B')} beside what the forward kept"
+        )
+        say(f"  kept for the backward: {held.kept_formula} bytes = {amount(held.kept, 'B')}")
+        say(f"  every buffer of the backward: {held.backward_formula} bytes")
     say(f"  every buffer of the plan: {found.peak_formula} bytes")
     for extent in found.offsets:
         say(f"  {extent}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
 from sparsec.passes.ranges import Extent, extents
 from sparsec.plan.cost import cost
-from sparsec.plan.memory import peak_bytes
-from sparsec.plan.plan import ITEM_BYTES, Kernel
+from sparsec.plan.plan import Kernel, Plan
+from sparsec.runtime.peak import TrainingPeak, call_bytes, formula, training_peak
 from sparsec.runtime.predict import predict
 from sparsec.runtime.reading import factored, grid, ranges
 from sparsec.scalar.evaluate import evaluate
@@ -54,8 +54,10 @@ class Explanation:
     """A plan at given dims on a target.
 
     Attributes:
-        peak: bytes of temporaries, outputs and scratch alive at once; ``peak_formula`` sums every buffer of the plan.
+        peak: bytes that a call holds beyond its inputs; of forward and backward where gradients were asked for.
+        peak_formula: every buffer of the plan, without scratch.
         notes: what the planner decided, in sentences.
+        training: what ``peak`` is made of with gradients; ``kernels`` are then those of both halves.
     """
 
     variant: str
@@ -68,6 +70,7 @@ class Explanation:
     inputs: int
     offsets: tuple[Extent, ...]
     notes: tuple[str, ...]
+    training: TrainingPeak | None = None
 
     @property
     def seconds(self) -> float:
@@ -79,21 +82,38 @@ class Explanation:
         return {**asdict(self), "offsets": [str(e) for e in self.offsets], "seconds": self.seconds}
 
 
-def explain(compiled: Compiled, dims: Mapping[str, int], dtype: str, resources: bool = False) -> Explanation:
-    """Explain a compiled variant at dims (with ``q_offset``); needs no GPU. ``resources`` compiles GPU kernels."""
-    plan, found, scratch = compiled.plan(dims, dtype), [], {}
+def explain(
+    compiled: Compiled,
+    dims: Mapping[str, int],
+    dtype: str,
+    resources: bool = False,
+    gradients: Sequence[str] = (),
+) -> Explanation:
+    """Explain a compiled variant at dims (with ``q_offset``); needs no GPU. ``resources`` compiles GPU kernels.
+
+    ``gradients`` are the inputs whose gradients a backward computes; without any, the forward alone is explained.
+    """
+    halves = compiled.training.joint(dims, dtype, gradients).split if gradients else None
+    plans = (halves.forward, halves.backward) if halves else (compiled.plan(dims, dtype),)
+    training = training_peak(compiled, dims, dtype, gradients) if gradients else None
+    inputs = sum(b.nbytes(dims) for b in plans[0].buffers if b.role == "input")
+    return Explanation(
+        compiled.variant.name, compiled.target.name, dtype, dict(dims),
+        tuple(k for plan in plans for k in _kernels(compiled, plan, dims, resources)),
+        training.peak if training else call_bytes(compiled, plans[0], dims),
+        formula({b.name: b for plan in plans for b in plan.buffers if b.role != "input"}.values()), inputs,
+        tuple(extents(compiled.variant, dims)), plans[0].notes, training,
+    )  # fmt: skip
+
+
+def _kernels(compiled: Compiled, plan: Plan, dims: Mapping[str, int], resources: bool) -> list[KernelExplanation]:
+    found = []
     for kernel in plan.kernels:
         schedule = compiled.schedule(kernel, dims)
         lowered = lower_kernel(kernel.spec, schedule)
         needs = _resources(lowered, compiled) if resources else {}
         found.append(_kernel(compiled, kernel, lowered, schedule, dims, needs))
-        scratch[kernel.name] = _scratch_bytes(kernel, lowered, dims)
-    sizes = {b.name: b.nbytes(dims) for b in plan.buffers if b.role == "input"}
-    return Explanation(
-        compiled.variant.name, compiled.target.name, dtype, dict(dims), tuple(found),
-        peak_bytes(plan, dims, scratch=scratch), _peak_formula(plan.buffers), sum(sizes.values()),
-        tuple(extents(compiled.variant, dims)), plan.notes,
-    )  # fmt: skip
+    return found
 
 
 def _kernel(
@@ -108,28 +128,6 @@ def _kernel(
         {step.program.name: grid(step.program) for step in lowered.steps}, round(time.work.steps),
         ranges(kernel.spec), time.seconds, time.floor, dict(time.parts), time.occupancy, needs,
     )  # fmt: skip
-
-
-def _scratch_bytes(kernel: Kernel, lowered: Lowered, dims: Mapping[str, int]) -> int:
-    params = {name: int(evaluate(value, dims)) for name, value in kernel.params}
-    params |= {name: int(evaluate(value, params)) for name, value in lowered.params}
-    total = 0
-    for s in lowered.scratch:
-        count = ITEM_BYTES[s.dtype]
-        for extent in s.shape:
-            count *= int(evaluate(extent, params))
-        total += count
-    return total
-
-
-def _peak_formula(buffers: Any) -> str:
-    """The bytes of every temporary and output; an upper bound where lifetimes do not overlap."""
-    from functools import reduce
-
-    from sparsec.scalar.expr import constant
-
-    sizes = [reduce(lambda a, b: a * b, b.shape, constant(ITEM_BYTES[b.dtype])) for b in buffers if b.role != "input"]
-    return factored(reduce(lambda a, b: a + b, sizes, constant(0)))
 
 
 def _resources(lowered: Lowered, compiled: Compiled) -> dict[str, Any]:
