@@ -77,6 +77,10 @@ class Builder:
         """Append an effect to the innermost open region."""
         self._effects[-1].append(node)
 
+    def last_effect(self) -> Node:
+        """The effect that was appended last to the innermost open region."""
+        return self._effects[-1][-1]
+
     def program(
         self, name: str, tensors: Sequence[Tensor], params: Sequence[tuple[str, str]], grid: Sequence[Value]
     ) -> Program:
