@@ -15,7 +15,9 @@ from sparsec.ir.origin import caller
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant, variant
 
-NAMES = ("full", "streaming", "msa", "longformer", "bigbird", "hsa", "nsa", "moba", "infllm2", "gdn", "sse", "rsa")
+NAMES = (
+    "full", "streaming", "fox", "msa", "longformer", "bigbird", "hsa", "nsa", "moba", "infllm2", "gdn", "sse", "rsa"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

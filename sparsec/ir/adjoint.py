@@ -74,7 +74,16 @@ def _operands(primal: Node) -> dict[str, Target]:
 
 
 def _attend(node: Node) -> dict[str, Target]:
-    return {"q": _value(node, 0), "k": _field(node, 1, "k"), "v": _field(node, 1, "v"), **_operands(node)}
+    found = {"q": _value(node, 0), "k": _field(node, 1, "k"), "v": _field(node, 1, "v"), **_operands(node)}
+    chosen = next((n for n, s in enumerate(node.positional) if passes_straight(s) and node["per"] == "joint"), None)
+    if chosen is not None:
+        found["list"] = Target(chosen, "value", node.src[chosen].shape, "float32")
+    return found
+
+
+def passes_straight(selection: Node) -> bool:
+    """Whether a choice passes the gradient of what it lets through to the scores of the chosen."""
+    return selection.op is Op.TOPK and selection.word("selector_gradient") == "straight_through"
 
 
 def _summary(node: Node) -> dict[str, Target]:
@@ -105,8 +114,17 @@ def _scores(node: Node) -> dict[str, Target]:
     return {"scores": _value(node, 0)}
 
 
+def _topk(node: Node) -> dict[str, Target]:
+    return _scores(node) if passes_straight(node) else {}
+
+
+def _aux(node: Node) -> dict[str, Target]:
+    return _scores(node) if node["fn"] == "kl" else {}
+
+
 TARGETS: dict[Op, Callable[[Node], dict[str, Target]]] = {
     Op.MAP: _by_place,
+    Op.PREFIX: lambda node: {"x": _value(node, 0)},
     Op.SUMMARY: _summary,
     Op.SCORE: _score,
     Op.BIAS: _scores,
@@ -114,5 +132,7 @@ TARGETS: dict[Op, Callable[[Node], dict[str, Target]]] = {
     Op.WEIGHTS: _scores,
     Op.ATTEND: _attend,
     Op.MERGE: _merge,
+    Op.TOPK: _topk,
+    Op.AUX: _aux,
 }
 """The ops with an adjoint; gates are among a merge's x0, x1, …"""

@@ -28,6 +28,11 @@ def map(*x: Node, fn: Expression | None = None, row: str = "none") -> Node:
     return make(Op.MAP, x, fn=fn, row=row)
 
 
+def prefix(x: Node, *, fn: Expression | None = None) -> Node:
+    """The sum of ``fn`` of x0 over the tokens up to each one: ``[B,T,H]`` -> ``[B,T,H]`` fp32. FoX, 2503.02130."""
+    return make(Op.PREFIX, (x,), fn=fn)
+
+
 def tokens(k: Node, v: Node | None = None, *, chunk: int | None = None) -> Node:
     """Keys and values of a sequence -> memory; ``chunk`` is the tokens per chunk that selections refer to."""
     return make(Op.TOKENS, (k,) if v is None else (k, v), chunk=chunk)
@@ -179,8 +184,9 @@ def vjp(primal: Node, cotangent: Node, *, of: str, capture: str | None = None, l
     """The gradient of one source of ``primal``, given that of its result: shaped like the source.
 
     ``of``: q, k, v, weights, sink of an attend; k, v, given of a summary (its memory's fields); q, keys, head_weights
-    of a score; scores of a bias, reduce or weights; x0, x1, … of a map or merge, gates included, and lse0, lse1, … of a
-    merge by lse. ``of = capture`` is a tensor that a bias captures, by name. ``lse_grad`` ``[B,TQ,H]`` belongs to the
-    primal's log-sum-exp.
+    of a score; scores of a bias, reduce, weights, aux or straight-through topk, and ``list`` of an attend that reads
+    one: the gradient of a factor of 1 on every chosen unit; x of a prefix; x0, x1, … of a map or merge, gates included,
+    and lse0, lse1, … of a merge by lse. ``of = capture`` is a tensor that a bias captures, by name. ``lse_grad``
+    ``[B,TQ,H]`` belongs to the primal's log-sum-exp.
     """
     return make(Op.VJP, (primal, cotangent), {"lse_grad": lse_grad}, of=of, capture=capture)

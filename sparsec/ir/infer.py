@@ -36,6 +36,11 @@ def _broadcast(one: Shape, other: Shape) -> Shape:
     return (*longer[:ahead], *(b if a is ONE else a for a, b in zip(longer[ahead:], shorter, strict=True)))
 
 
+def _aux(node: Node) -> Result:
+    """KL has one number per list, so that the caller weighs queries; other signals are scalars."""
+    return (node.src[0].shape[:3] if node["fn"] == "kl" else ()), "tensor", "float32"
+
+
 def _memory(node: Node) -> Result:
     k = node.src[0]
     batched = k.shape if len(k.shape) == 4 else (ONE, *k.shape)
@@ -105,6 +110,7 @@ def _second(node: Node) -> Result:
 INFER: dict[Op, Callable[[Node], Result]] = {
     Op.INPUT: _input,
     Op.MAP: _map,
+    Op.PREFIX: lambda node: (node.src[0].shape, "tensor", "float32"),
     Op.TOKENS: _memory,
     Op.SLOTS: _memory,
     Op.SUMMARY: _summary,
@@ -123,7 +129,7 @@ INFER: dict[Op, Callable[[Node], Result]] = {
     Op.RECALL: _recall,
     Op.LSE: lambda node: (node.src[0].shape[:3], "tensor", "float32"),
     Op.MERGE: _first,
-    Op.AUX: lambda node: ((), "tensor", "float32"),
+    Op.AUX: _aux,
     Op.VJP: _vjp,
 }
 """Called on a node whose sources and attributes are already checked."""

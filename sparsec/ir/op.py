@@ -8,6 +8,7 @@ class Op(Enum):
 
     INPUT = "input"  # () -> tensor; name, shape, dtype
     MAP = "map"  # (x0, x1…) -> tensor; row function applied to each x, then a traced function of all
+    PREFIX = "prefix"  # (x) -> running sum over tokens of a traced function, fp32; fn
     TOKENS = "tokens"  # (k[, v]) -> memory; chunk
     SLOTS = "slots"  # (k, v) -> memory of persistent vectors; origin
     SUMMARY = "summary"  # (memory[, given]) -> memory of window summaries; fn, size, stride, fields
@@ -26,5 +27,5 @@ class Op(Enum):
     RECALL = "recall"  # (q, state…; kappa, level_bias, level_gate) -> output read from states; mode, when, read, top
     LSE = "lse"  # (attend or merge) -> its log-sum-exp
     MERGE = "merge"  # (output…, gate…) -> output; fn
-    AUX = "aux"  # (scores, selection or target) -> scalar training signal; fn, coefficient
+    AUX = "aux"  # (scores, selection; target) -> training signal, a scalar or one number per list; fn, coefficient
     VJP = "vjp"  # (primal, cotangent; lse_grad) -> gradient of one of the primal's sources; of, capture

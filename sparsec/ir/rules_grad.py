@@ -1,11 +1,12 @@
-"""The rule of adjoints: what is wrong with a ``vjp`` node, or None."""
+"""The rules of adjoints and training signals: what is wrong with a ``vjp`` or ``aux`` node, or None."""
 
 from __future__ import annotations
 
 from sparsec.ir.adjoint import cotangent_shape, key_of, targets
 from sparsec.ir.node import Node, Shape
+from sparsec.ir.op import Op
 from sparsec.ir.rules_select import Problem, dims
-from sparsec.ir.scores import clash, has_lse
+from sparsec.ir.scores import clash, has_lse, is_list, unit_size
 from sparsec.ir.suggest import did_you_mean
 
 
@@ -46,3 +47,42 @@ def _shaped(cotangent: Node, shape: Shape) -> Problem | None:
         return None
     wanted = f"[{', '.join(str(dim) for dim in shape)}]"
     return Problem(dims(cotangent), "a cotangent is shaped like what it belongs to", f"give floats {wanted}")
+
+
+def aux(node: Node) -> Problem | None:
+    """A signal has what it compares with."""
+    needs = "selection" if node["fn"] == "balance" else "target"
+    there = len(node.positional) == 2 if needs == "selection" else "target" in node.operands
+    if not there:
+        return Problem(f"fn = {node['fn']}", f"it needs a {needs}", f"add the {needs}")
+    return _kl(node) if node["fn"] == "kl" else None
+
+
+def _kl(node: Node) -> Problem | None:
+    """Scores of keys against the attention that a joint softmax gives them."""
+    scores, target = node.src[0], node.operands["target"]
+    if target.op is not Op.ATTEND or not has_lse(target):
+        rule = "the target of kl is an attend with one softmax, whose attention the scores should have"
+        return Problem(f"target is {target.op.value}", rule, "target = the attend that reads the selection")
+    columns, row = unit_size(scores), target.src[1]
+    if len(node.positional) == 1:
+        return _dense(columns, row, target)
+    selection = node.src[1]
+    if not is_list(selection):
+        return Problem(selection.op.value, "the chosen of kl are a list", "leave the mask out: the target has it")
+    size = selection.integer("size")
+    if columns not in (None, 1, size):
+        value = f"columns of {columns} tokens, chosen units of {size}"
+        return Problem(value, "a column is a token or a chosen unit", "score tokens, or the units that are chosen")
+    if clash(scores.shape[2], selection.shape[2]):
+        value = f"scores of {scores.shape[2]} heads, a selection of {selection.shape[2]}"
+        return Problem(value, "both have one scope", "use the scores that were selected from")
+    return None
+
+
+def _dense(columns: int | None, memory: Node, target: Node) -> Problem | None:
+    """Without a list the columns are the keys of a dense attend."""
+    if memory.op is not Op.TOKENS or columns not in (None, 1) or any(is_list(s) for s in target.positional[2:]):
+        rule = "without a selection kl compares all tokens that the target's masks show"
+        return Problem(f"columns of {columns} tokens", rule, "score single tokens, target = a dense attend")
+    return None

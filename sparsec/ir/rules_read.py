@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rules_select import Problem, dims, grouped, rank
-from sparsec.ir.scores import ONE, clash, has_lse, is_list
+from sparsec.ir.scores import ONE, clash, has_lse, is_list, stride
 
 
 def memory(node: Node) -> Problem | None:
@@ -48,6 +48,11 @@ def mapped(node: Node) -> Problem | None:
     return None
 
 
+def prefix(node: Node) -> Problem | None:
+    """One number per token and head."""
+    return rank(node.src[0], 3)
+
+
 def attend(node: Node) -> Problem | None:
     """Queries, keys and selections fit together; what an attribute asks for is there."""
     q, mem, *selections = node.positional
@@ -83,10 +88,26 @@ def _fits(selection: Node, mem: Node, q: Node) -> Problem | None:
         return None
     if selection["unit"] == "part":
         return Problem("unit = part", "parts belong to states", "recall reads states")
+    if mem.op is Op.SUMMARY:
+        return _whole_rows(selection, mem)
     chunk = mem["chunk"] if mem.op is Op.TOKENS else None
     if selection["unit"] == "chunk" and chunk != selection["size"]:
         value = f"chunks of {selection['size']} tokens chosen, chunk = {chunk} in {mem.op.value}"
         return Problem(value, "chosen chunks are the memory's chunks", f"tokens(k, v) {{chunk = {selection['size']}}}")
+    return _shared(selection, mem, q)
+
+
+def _whole_rows(selection: Node, mem: Node) -> Problem | None:
+    """A chosen unit of tokens is a whole number of summaries."""
+    size, each = selection.integer("size"), stride(mem)
+    if size % each == 0:
+        return None
+    value = f"units of {size} tokens chosen, a summary every {each}"
+    return Problem(value, "a chosen unit holds whole summaries", f"size = {each * -(-size // each)}")
+
+
+def _shared(selection: Node, mem: Node, q: Node) -> Problem | None:
+    """A list belongs to a query head, a key/value head or all of them."""
     heads = selection.shape[2]
     if all(clash(heads, dim) for dim in (q.shape[2], mem.shape[2])) and heads is not ONE:
         return Problem(

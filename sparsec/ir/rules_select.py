@@ -77,10 +77,9 @@ def reduce(node: Node) -> Problem | None:
         return Problem(", ".join(sorted(stated - may)), f"means nothing for over = {over}", "leave it out")
     if over == "overlap" and node["op"] != "sum":
         return Problem(f"op = {node['op']}", "over = overlap is a sum over the summaries of a block", "op = sum")
-    if node["visible"] is not None and node["pre"] != "softmax":
-        return Problem(
-            f"visible = {node['visible']}", "it says what the softmax before the reduction sees", "pre = softmax"
-        )
+    if node["visible"] is not None and node["pre"] != "softmax" and over != "blocks":
+        rule = "it says what the softmax before the reduction sees, or a pool of blocks"
+        return Problem(f"visible = {node['visible']}", rule, "pre = softmax")
     return _whole_strides(node) if over == "overlap" else None
 
 
@@ -128,7 +127,7 @@ def _scope(node: Node) -> Problem | None:
         return Problem(
             f"scope = {scope}", f"the scores still have {scores.shape[1]} queries", "reduce them over = queries first"
         )
-    if scope == "kv_head" and clash(heads, key_heads(scores)):
+    if scope == "kv_head" and key_heads(scores) is not ONE and clash(heads, key_heads(scores)):
         value = f"scope = {scope}, scores of {heads} heads, keys of {key_heads(scores)}"
         return Problem(value, "a key/value head has one list", "reduce the scores over = group, or scope = head")
     return None

@@ -93,10 +93,3 @@ def _slots(q: Node, states: list[Node]) -> Problem | None:
             value = f"{dims(q)}, {dims(values)} and {dims(keys)}"
             return Problem(value, "keys have the queries' dim as columns, values as many parts and rows", "match them")
     return None
-
-
-def aux(node: Node) -> Problem | None:
-    """A signal has what it compares with."""
-    needs = "selection" if node["fn"] == "balance" else "target"
-    there = len(node.positional) == 2 if needs == "selection" else "target" in node.operands
-    return None if there else Problem(f"fn = {node['fn']}", f"it needs a {needs}", f"add the {needs}")

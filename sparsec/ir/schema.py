@@ -85,6 +85,7 @@ SCHEMA: dict[Op, Schema] = {
         (("x+", _TENSOR),),
         attrs={"fn": _number(MAPPED), "row": _choice("none", "softmax", "l2norm")},
     ),
+    Op.PREFIX: Schema((("x", _TENSOR),), attrs={"fn": _number(MAPPED)}),
     Op.TOKENS: Schema((("k", _TENSOR), ("v?", _TENSOR)), attrs={"chunk": _count(None)}),
     Op.SLOTS: Schema((("k", _TENSOR), ("v", _TENSOR)), attrs={"origin": _choice("learned", "carried")}),
     Op.SUMMARY: Schema(
@@ -238,7 +239,7 @@ SCHEMA: dict[Op, Schema] = {
         },
     ),
     Op.VJP: Schema(
-        (("primal", ("tensor", "memory", "scores")), ("cotangent", _TENSOR)),
+        (("primal", ("tensor", "memory", "scores", "selection")), ("cotangent", _TENSOR)),
         ("lse_grad",),
         attrs={"of": Attr("name"), "capture": Attr("name", None, optional=True)},
     ),

@@ -21,6 +21,7 @@ def _anything(node: Node) -> Problem | None:
 RULES: dict[Op, Callable[[Node], Problem | None]] = {
     Op.INPUT: _anything,
     Op.MAP: rules_read.mapped,
+    Op.PREFIX: rules_read.prefix,
     Op.TOKENS: rules_read.memory,
     Op.SLOTS: rules_read.memory,
     Op.SUMMARY: rules_read.summary,
@@ -39,7 +40,7 @@ RULES: dict[Op, Callable[[Node], Problem | None]] = {
     Op.RECALL: rules_state.recall,
     Op.LSE: rules_read.lse,
     Op.MERGE: rules_read.merge,
-    Op.AUX: rules_state.aux,
+    Op.AUX: rules_grad.aux,
     Op.VJP: rules_grad.vjp,
 }
 

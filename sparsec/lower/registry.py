@@ -13,6 +13,7 @@ from sparsec.lower import (
     gathered_class,
     gathered_grad_class,
     row_dot,
+    running,
     selector,
     selector_grad_keys,
     selector_grad_q,
@@ -33,6 +34,7 @@ from sparsec.plan.grad_specs import (
     CombineGrad,
     GatheredGradKV,
     GatheredGradQ,
+    PrefixGrad,
     RowDot,
     SelectorGradKeys,
     SelectorGradQ,
@@ -42,7 +44,7 @@ from sparsec.plan.grad_specs import (
     TiledGradQ,
     Total,
 )
-from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Summarise, TiledAttention
+from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Summarise, TiledAttention
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
@@ -81,6 +83,8 @@ CLASSES: dict[type, ScheduleClass] = {
     TiledGradCapture: ScheduleClass(tiled_grad_capture.lower, tiled_grad_space.default_capture, tiled_grad_space.space),
     SummariseGrad: ScheduleClass(_single(summarise_grad.lower), summarise_grad.default, summarise_grad.space),
     SelectorGradQ: ScheduleClass(
+    Prefix: ScheduleClass(running.lower, running.default, running.space),
+    PrefixGrad: ScheduleClass(running.lower_grad, running.default, running.space),
         _single(selector_grad_q.lower), selector_grad_space.default_q, selector_grad_space.space_q
     ),
     SelectorGradKeys: ScheduleClass(

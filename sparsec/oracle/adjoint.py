@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sparsec.ir.adjoint import Key, Part, key_of, targets
 from sparsec.ir.node import Node
-from sparsec.oracle.values import Memory, Output, Value, plain, take
+from sparsec.ir.op import Op
+from sparsec.oracle.values import Chosen, Memory, Output, Value, plain, take
 
 if TYPE_CHECKING:
     from sparsec.oracle.evaluate import Evaluation
@@ -22,6 +23,8 @@ def vjp(ev: Evaluation, node: Node) -> Tensor:
 
     The primal is computed anew from its sources, even where its own value was given.
     """
+    if node.src[0].op is Op.TOPK:
+        return _to_columns(ev, node)
     key = key_of(node)
     group = node.src, key[0] if node.src[0].kind == "memory" else ""
     if group not in ev.adjoints:
@@ -30,16 +33,29 @@ def vjp(ev: Evaluation, node: Node) -> Tensor:
     return found[0] if found.ndim > len(node.shape) else found  # learned slots have no batch
 
 
+def _to_columns(ev: Evaluation, node: Node) -> Tensor:
+    """A straight-through choice hands what each slot is worth to the score that was chosen."""
+    chosen, grad = ev.whole(node.src[0]), ev.tensor(node.src[1]).double()
+    assert isinstance(chosen, Chosen)
+    count = ev.dim(node.shape[-1])
+    table = grad.new_zeros(*grad.shape[:-1], count + 1)
+    return table.scatter_add(-1, torch.where(chosen.ids < 0, count, chosen.ids), grad)[..., :count]
+
+
 def _gradients(ev: Evaluation, node: Node) -> dict[Key, Tensor]:
     """The gradients of everything that a node's primal reads, under the node's cotangents.
 
     The primal is recorded block by block of rows, so that no more than a block is ever held.
     """
     primal, grads = node.src[0], [ev.tensor(source).double() for source in node.src[1:]]
-    values = [ev.whole(source) for source in primal.src]
-    again = torch.is_grad_enabled() and any(x.requires_grad for value in (*values, *grads) for x in _tensors(value))
+    # A mask is evaluated where it is read: as a value it would have a number for every pair of all rows.
+    values = {n: ev.whole(source) for n, source in enumerate(primal.src) if source.op is not Op.MASK}
+    read = (*values.values(), *grads)
+    again = torch.is_grad_enabled() and any(x.requires_grad for value in read for x in _tensors(value))
     with torch.enable_grad():
-        leaves = [_each(value, _leaf) for value in values]
+        leaves = {n: _each(value, _leaf) for n, value in values.items()}
+        for target in targets(primal).values():
+            leaves[target.place] = _passing(leaves[target.place])
         wanted = {key: _part(leaves[t.place], t.part) for key, t in targets(primal).items()}
         totals = {key: torch.zeros_like(leaf) for key, leaf in wanted.items()}
         for result, rows in _computed(ev, primal, leaves, None if again else _reached(grads)):
@@ -68,12 +84,21 @@ def _reached(grads: Sequence[Tensor]) -> Tensor | None:
 
 
 def _computed(
-    ev: Evaluation, primal: Node, leaves: list[Value], rows: Tensor | None
+    ev: Evaluation, primal: Node, leaves: Mapping[int, Value], rows: Tensor | None
 ) -> Iterator[tuple[Value, Tensor | None]]:
     """The primal of new values. Its sources are copied nodes: what it reads twice has a gradient in each place."""
-    copies = tuple(replace(source) for source in primal.src)
-    inner = type(ev)(dict(zip(copies, leaves, strict=True)), ev.dims, ev.form_name, ev.q_offset, ev.device, ev.queries)
+    copies = tuple(replace(source) if n in leaves else source for n, source in enumerate(primal.src))
+    known = {**{copies[n]: leaf for n, leaf in leaves.items()}, **_behind(ev, primal)}
+    inner = type(ev)(known, ev.dims, ev.form_name, ev.q_offset, ev.device, ev.queries)
     return inner.pieces(replace(primal, src=copies), rows)
+
+
+def _behind(ev: Evaluation, primal: Node) -> dict[Node, Value]:
+    """What is read beside the values of sources: by masks, and by a training signal of its target's own sources."""
+    target = primal.operands.get("target") if primal.op is Op.AUX else None
+    sources = [*(target.src if target is not None else ()), *(x for x in primal.src if x.op is Op.MASK)]
+    nodes = [x for source in sources for x in (source.src if source.op is Op.MASK else (source,))]
+    return {node: ev.whole(node) for node in nodes}
 
 
 def _differentiated(result: Value, of: str, with_lse: bool) -> list[Tensor]:
@@ -81,6 +106,14 @@ def _differentiated(result: Value, of: str, with_lse: bool) -> list[Tensor]:
     if isinstance(result, Memory):
         return [_part(result, "v" if of == "v" else "k")]
     return [_part(result, "value"), _part(result, "lse")] if with_lse else [_part(result, "value")]
+
+
+def _passing(value: Value) -> Value:
+    """A list with factors of 1 to differentiate by; anything else as it is."""
+    if not isinstance(value, Chosen):
+        return value
+    ones = torch.ones(value.ids.shape, dtype=torch.float64, device=value.ids.device)
+    return replace(value, passed=ones.requires_grad_())
 
 
 def _part(value: Value, part: Part) -> Tensor:
@@ -91,7 +124,7 @@ def _part(value: Value, part: Part) -> Tensor:
         assert isinstance(value, Output)
         found = value.lse
     else:
-        found = plain(value)
+        found = value.passed if isinstance(value, Chosen) else plain(value)
     assert found is not None, part
     return found
 

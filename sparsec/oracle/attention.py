@@ -50,3 +50,13 @@ def members_query(chunks: Tensor, size: int, keys: int) -> Tensor:
         if chunk >= 0:
             inside[chunk * size : (chunk + 1) * size] = True
     return inside
+
+
+def of_members_query(value: Tensor, chunks: Tensor, size: int, keys: int) -> Tensor:
+    """The number of the chunk that each key lies in: ``[K]`` of chunks int ``[K]`` -> ``[keys]``, 0 in none of them."""
+    found = value.new_zeros(keys)
+    for slot, chunk in enumerate(chunks.tolist()):
+        if chunk >= 0:
+            inside = torch.arange(keys, device=value.device) // size == chunk
+            found = torch.where(inside, value[slot], found)
+    return found

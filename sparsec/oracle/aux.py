@@ -24,7 +24,7 @@ def balance(probability: Tensor, ids: Tensor) -> Tensor:
 def aux(ev: Evaluation, node: Node) -> Tensor:
     """A scalar: the load balance of a selection."""
     if node.word("fn") != "balance":
-        raise OracleError(f"aux fn = {node['fn']}: the oracle has no meaning for it yet; use balance")
+        raise OracleError(f"aux fn = {node['fn']}: the oracle has no meaning for it yet; use balance or kl")
     chosen, coefficient = ev.whole(node.src[1]), node["coefficient"]
     assert isinstance(chosen, Chosen) and isinstance(coefficient, float | int)
     return coefficient * balance(torch.softmax(ev.tensor(node.src[0]), dim=-1), chosen.ids)

@@ -172,4 +172,4 @@ def by_row(node: Node) -> bool:
         return any(by_row(source) for source in node.src)
     if node.op in (Op.BIAS, Op.REDUCE, Op.TOPK, Op.WEIGHTS):
         return by_row(node.src[0]) and not (node.op is Op.REDUCE and node.word("over") == "queries")
-    return node.op in ROWS
+    return node.op in ROWS and (node.op is not Op.AUX or node.word("fn") == "kl")

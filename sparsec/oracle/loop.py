@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsec.oracle import attention, selection, weights
+from sparsec.oracle import divergence as aux
 from sparsec.oracle.selection import Choice, Reduction
 
 
@@ -77,6 +78,23 @@ def members(chunks: Tensor, size: int, keys: int, heads: int) -> Tensor:
     """Lists ``[B,R,HS,K]`` -> which keys each head may see, bool ``[B,R,H,keys]``."""
     lists, rule = chunks.shape[2], (size, keys)
     return _each(chunks, heads, lambda b, r, h: attention.members_query(chunks[b, r, _shared(h, heads, lists)], *rule))
+
+
+def of_members(value: Tensor, chunks: Tensor, size: int, keys: int, heads: int) -> Tensor:
+    """Numbers ``[B,R,HS,K]`` of listed chunks -> of the keys in them for each head, 0 elsewhere ``[B,R,H,keys]``."""
+    lists = chunks.shape[2]
+
+    def one(b: int, r: int, h: int) -> Tensor:
+        place = b, r, _shared(h, heads, lists)
+        return attention.of_members_query(value[place], chunks[place], size, keys)
+
+    return _each(chunks, heads, one)
+
+
+def divergence(target: Tensor, score: Tensor, present: Tensor) -> Tensor:
+    """Masses and scores ``[B,R,HS,N]`` of what is present -> KL of the one to the softmax of the other ``[B,R,HS]``."""
+    rows = (target, score, present)
+    return _each(score, score.shape[2], lambda b, r, s: aux.divergence_query(*(x[b, r, s] for x in rows)))
 
 
 def softmax(score: Tensor, visible: Tensor) -> Tensor:

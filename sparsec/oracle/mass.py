@@ -11,8 +11,8 @@ from torch import Tensor
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant
+from sparsec.oracle.attends import admitted, logits, read
 from sparsec.oracle.evaluate import Evaluation
-from sparsec.oracle.rows import admitted, logits, read
 from sparsec.oracle.truth import Inputs, evaluation
 from sparsec.oracle.values import OracleError
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from sparsec.ir.adjoint import passes_straight
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle import merge
+from sparsec.oracle.attends import attend, kl, lse, modified
 from sparsec.oracle.selection import Choice, Order, Reduction, reduce_queries
 from sparsec.oracle.values import Chosen, Mask, Memory, OracleError, Output, Value
 from sparsec.oracle.weights import WeightFn
@@ -49,16 +51,6 @@ def bias(ev: Evaluation, node: Node) -> Tensor:
     return modified(ev, node, "fn", ev.rows(node.src[0]))
 
 
-def modified(ev: Evaluation, node: Node, attr: str, value: Tensor) -> Tensor:
-    """The attribute's expression of scores ``[B,R,H,N]``, or the scores where it is None."""
-    expr = node.expr(attr)
-    if expr is None:
-        return value
-    places = ev.places(value.shape[2], value.shape[3], value.shape[0])
-    found = ev.expression(expr, {"score": value, **places, **ev.captured(node)})
-    return found.to(value.dtype).expand(value.shape)
-
-
 def reduce(ev: Evaluation, node: Node) -> Tensor:
     """Fewer heads or fewer columns, after a softmax per head where the node asks for it."""
     if node.word("over") == "queries":
@@ -73,6 +65,8 @@ def reduce(ev: Evaluation, node: Node) -> Tensor:
         size, stride, block = (node.integer(name) for name in ("size", "stride", "block"))
         return ev.form.overlap(value, columns, size, stride, block, node.word("importance") == "paper_literal")
     if node.word("over") == "blocks":
+        if node["pre"] == "none":
+            value = torch.where(ev.predicate(node, "visible", value.shape, True), value, -torch.inf)
         padding = node.integer("padding") if node["padding"] is not None else 0
         return ev.form.pool(value, columns, node.integer("kernel"), node.integer("stride"), padding, op)
     raise AssertionError(node.word("over"))
@@ -114,7 +108,16 @@ def topk(ev: Evaluation, node: Node) -> Chosen:
     forced = ev.predicate(node, "forced", value.shape, False) & eligible
     rule = node.flag("count_forced"), cast(Order, node["order"])
     ids = ev.form.choose(value, eligible, forced, Choice(node.integer("k"), node.integer("slots"), *rule))
-    return Chosen(ids, node.integer("size"), value, eligible, forced)
+    passed = _straight(ev.rows(node.src[0]), ids) if passes_straight(node) else None
+    return Chosen(ids, node.integer("size"), value, eligible, forced, passed)
+
+
+def _straight(score: Tensor, ids: Tensor) -> Tensor:
+    """1 for every slot, with the slope of the slot's score (the straight-through estimator, arXiv 1308.3432)."""
+    if not score.shape[-1]:
+        return score.new_ones(ids.shape)
+    own = torch.where(ids < 0, 0.0, score.gather(-1, ids.clamp(min=0)))
+    return 1 + torch.where(own.detach().isfinite(), own - own.detach(), 0.0)
 
 
 def _children(ev: Evaluation, node: Node, count: int) -> Tensor:
@@ -141,10 +144,8 @@ def weights(ev: Evaluation, node: Node) -> Tensor:
     """Weights ``[B,R,HS,K]`` of the chosen; the selection says whether their gradient reaches the scores."""
     value, chosen = ev.rows(node.src[0]), ev.part(node.src[1])
     assert isinstance(chosen, Chosen)
-    gradient = dict(node.src[1].attrs).get("selector_gradient", "through_weights")
-    if gradient == "straight_through":
-        raise OracleError("selector_gradient = straight_through: the oracle has no meaning for it yet")
-    if gradient != "through_weights":
+    straight = passes_straight(node.src[1])
+    if not straight and dict(node.src[1].attrs).get("selector_gradient", "through_weights") != "through_weights":
         value = value.detach()
     fn = cast(WeightFn, node.word("fn"))
     if fn.startswith("softmax") and not node.flag("renormalise"):
@@ -152,74 +153,8 @@ def weights(ev: Evaluation, node: Node) -> Tensor:
             "only a softmax over what could be chosen has no sum of its own"
         )
         value, fn = ev.form.softmax(value, ev.predicate(node.src[1], "eligible", value.shape, True)), "raw"
-    return ev.form.weigh(value, chosen.ids, fn)
-
-
-def attend(ev: Evaluation, node: Node) -> Output:
-    """Softmax attention over what every selection admits: jointly, or per chunk with weights."""
-    q, (k, v) = ev.rows(node.src[0]), read(ev, node)
-    logit, sink = logits(ev, node, q, k), _sink(ev, node, q)
-    visible, chosen = admitted(ev, node, k.shape[1])
-    if node.word("per") == "joint":
-        return Output(*ev.form.attend(logit, v, visible, sink))
-    assert chosen is not None
-    given_weights = ev.rows(node.operands["weights"])
-    return Output(ev.form.attend_chunks(logit, v, visible, chosen.ids, given_weights, chosen.size, sink), None)
-
-
-def read(ev: Evaluation, node: Node) -> tuple[Tensor, Tensor]:
-    """The keys and values of an attend, for every batch entry."""
-    memory = ev.whole(node.src[1])
-    assert isinstance(memory, Memory) and memory.v is not None
-    return memory.k.expand(ev.batch, *memory.k.shape[1:]), memory.v.expand(ev.batch, *memory.v.shape[1:])
-
-
-def logits(ev: Evaluation, node: Node, q: Tensor, k: Tensor) -> Tensor:
-    """An attend's scores ``[B,R,H,N]``: scaled, capped, biased."""
-    logit = ev.form.dot(q, k) * ev.number(node.expr("scale"))
-    cap = node["softcap"]
-    if isinstance(cap, float | int):
-        logit = cap * torch.tanh(logit / cap)
-    return modified(ev, node, "bias", logit)
-
-
-def _sink(ev: Evaluation, node: Node, q: Tensor) -> Tensor | None:
-    if node.word("sink") == "none":
-        return None
-    return q.new_zeros(q.shape[2]) if node.word("sink") == "zero" else ev.tensor(node.operands["sink"])
-
-
-def admitted(ev: Evaluation, node: Node, keys: int) -> tuple[Tensor, Chosen | None]:
-    """The keys that each query of an attend may see, bool ``[B,R,H,N]``, and its list if it has one."""
-    heads, chosen = ev.dim(node.shape[2]), None
-    visible = torch.ones(ev.batch, ev.positions.shape[0], heads, keys, dtype=torch.bool, device=ev.device)
-    for source in node.positional[2:]:
-        selection = ev.part(source)
-        if isinstance(selection, Mask):
-            visible = visible & selection.visible(heads)
-            continue
-        assert isinstance(selection, Chosen) and chosen is None
-        chosen = selection
-        _check_range(ev, source, chosen, keys)
-        visible = visible & ev.form.members(chosen.ids, chosen.size, keys, heads)
-    return visible, chosen
-
-
-def _check_range(ev: Evaluation, node: Node, chosen: Chosen, keys: int) -> None:
-    limit = -(-keys // chosen.size)
-    wrong = (chosen.ids < -1) | (chosen.ids >= limit)
-    if bool(wrong.any()):
-        value, name = int(chosen.ids[wrong][0]), ev.name(node.src[0])
-        raise OracleError(
-            f"{name}: index {value} is out of range: there are {limit} units; use 0 … {limit - 1}, or −1 for none"
-        )
-
-
-def lse(ev: Evaluation, node: Node) -> Tensor:
-    """The log-sum-exp of an attend or of a merge by lse."""
-    output = ev.part(node.src[0])
-    assert isinstance(output, Output) and output.lse is not None
-    return output.lse
+    found = ev.form.weigh(value, chosen.ids, fn)
+    return (chosen.ids >= 0) + (found - found.detach()) if straight else found
 
 
 def merged(ev: Evaluation, node: Node) -> Output:
@@ -264,4 +199,5 @@ ROWS: dict[Op, Callable[[Evaluation, Node], Value]] = {
     Op.LSE: lse,
     Op.MERGE: merged,
     Op.MAP: mapped,
+    Op.AUX: kl,
 }

@@ -40,6 +40,8 @@ class Chosen:
         score: what they were ranked by, fp64 ``[B,TQ,HS,N]``; None for given indices.
         eligible: bool ``[B,TQ,HS,N]``; None for given indices.
         forced: bool ``[B,TQ,HS,N]``, within the eligible; None for given indices.
+        passed: factors of 1 ``[B,TQ,HS,K]`` on what the chosen let through, whose slopes are those of the scores; None
+            unless the choice is straight-through.
     """
 
     ids: Tensor
@@ -47,6 +49,7 @@ class Chosen:
     score: Tensor | None = None
     eligible: Tensor | None = None
     forced: Tensor | None = None
+    passed: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,4 +118,4 @@ def _each_field(
         return Output(act([plain(value) for value in values]), field("lse"))
     ids = field("ids")
     assert ids is not None
-    return Chosen(ids, like.size, field("score"), field("eligible"), field("forced"))
+    return Chosen(ids, like.size, field("score"), field("eligible"), field("forced"), field("passed"))

@@ -58,6 +58,28 @@ def members(chunks: Tensor, size: int, keys: int, heads: int) -> Tensor:
     return spread(chosen.repeat_interleave(size, dim=-1)[..., :keys], heads)
 
 
+def of_members(value: Tensor, chunks: Tensor, size: int, keys: int, heads: int) -> Tensor:
+    """Numbers ``[B,R,HS,K]`` of listed chunks -> of the keys in them for each head, 0 elsewhere ``[B,R,H,keys]``."""
+    by_chunk = _by_chunk(chunks, value, -(-keys // size))
+    return spread(by_chunk.repeat_interleave(size, dim=-1)[..., :keys], heads)
+
+
+def divergence(target: Tensor, score: Tensor, present: Tensor) -> Tensor:
+    """Masses and scores ``[B,R,HS,N]`` of what is present -> KL of the one to the softmax of the other ``[B,R,HS]``."""
+    mass = torch.where(present, target, 0.0)
+    total = mass.sum(-1, keepdim=True)
+    p = mass / torch.where(total == 0, 1.0, total)
+    some = p > 0
+    gap = torch.log(torch.where(some, p, 1.0)) - torch.where(present, score, 0.0) + _log_sum(score, present)
+    return torch.where(some, p * gap, 0.0).sum(-1)
+
+
+def _log_sum(score: Tensor, present: Tensor) -> Tensor:
+    """The log-sum-exp of the present ``[…,1]``; 0 where nothing is."""
+    _, top, total = _exponentials(score, present, None)
+    return torch.where(total == 0, 0.0, top + torch.log(torch.where(total == 0, 1.0, total)))
+
+
 def softmax(score: Tensor, visible: Tensor) -> Tensor:
     """Probabilities over the visible -> ``[B,R,H,N]``."""
     power, _, total = _exponentials(score, visible, None)

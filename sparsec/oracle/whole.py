@@ -65,6 +65,14 @@ def map_function(ev: Evaluation, node: Node, sources: Sequence[Tensor]) -> Tenso
     return ev.expression(fn, env).expand(shape)
 
 
+def prefix(ev: Evaluation, node: Node) -> Tensor:
+    """The running sum over tokens of a traced function."""
+    fn = node.expr("fn")
+    assert fn is not None
+    x = ev.tensor(node.src[0])
+    return ev.expression(fn, {"x0": x}).expand(x.shape).cumsum(1)
+
+
 _ROW: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "softmax": lambda x: torch.softmax(x, dim=-1),
@@ -77,6 +85,7 @@ WHOLE: dict[Op, Callable[[Evaluation, Node], Value]] = {
     Op.SLOTS: slots,
     Op.SUMMARY: summary,
     Op.MAP: mapped,
+    Op.PREFIX: prefix,
     **STATES,
     Op.TRANSFER: transfer,
     Op.AUX: aux,

@@ -15,7 +15,6 @@ from sparsec.passes.vjp_rules import FLOWS
 Place = tuple[Node, Part]
 """A node and which of its tensors."""
 
-LATER = ("straight_through", "kl")
 PARTS: tuple[Part, ...] = ("value", "k", "v", "lse")
 
 
@@ -44,13 +43,20 @@ def _refuse(variant: Variant, node: Node, sources: list[Node]) -> None:
     """An error where something that is differentiated by reaches an op, or a selector, that passes no gradient yet."""
     what = " and ".join(variant.names[source] for source in sources)
     fix = f"leave what leads to {what} out of `wrt`, or differentiate the oracle by autograd"
-    if node.op not in FLOWS or (node.op in TARGETS and not targets(node)):
+    if node.op not in FLOWS or (node.op in TARGETS and node.op is not Op.TOPK and not targets(node)):
         raise _error(variant, node, node.op.value, "its gradient is not derived yet", fix)
-    selector = {Op.TOPK: node, Op.WEIGHTS: node.src[-1]}.get(node.op)
-    gradient = dict(selector.attrs).get("selector_gradient") if selector is not None else None
-    if selector is not None and gradient in LATER:
-        rule = "only none and through_weights are differentiated yet"
-        raise _error(variant, selector, f"selector_gradient = {gradient}", rule, f"through_weights or none; {fix}")
+    if node.op is Op.TOPK and node["selector_gradient"] == "kl" and not _compared(variant, node):
+        rule = "kl trains scores by an auxiliary loss, and no aux of this choice is among the results"
+        raise _error(
+            variant, node, "selector_gradient = kl", rule,
+            "return aux(scores, selection, target = the attend) {fn = kl} too",
+        )  # fmt: skip
+
+
+def _compared(variant: Variant, selection: Node) -> bool:
+    """Whether an auxiliary loss compares the scores of a choice with the attention that it got."""
+    losses = (node for node in variant.nodes if node.op is Op.AUX and node["fn"] == "kl")
+    return any(selection in node.positional for node in losses)
 
 
 def _error(variant: Variant, node: Node, value: str, rule: str, fix: str) -> DeclarationError:

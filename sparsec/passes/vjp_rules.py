@@ -74,9 +74,12 @@ def score(node: Node) -> list[Flow]:
 
 
 def weights(node: Node) -> list[Flow]:
-    """{selector_gradient = none} of the selection  ->  nothing; a given list has no such attribute and lets it pass."""
-    passes = dict(node.src[1].attrs).get("selector_gradient", "through_weights") == "through_weights"
-    return adjoint(node) if passes else []
+    """{selector_gradient = none or kl} of the selection  ->  nothing
+
+    A given list has no such attribute and lets it pass.
+    """
+    passes = dict(node.src[1].attrs).get("selector_gradient", "through_weights")
+    return adjoint(node) if passes in ("through_weights", "straight_through") else []
 
 
 def lse(node: Node) -> list[Flow]:
@@ -94,6 +97,7 @@ def map_(node: Node) -> list[Flow]:
 FLOWS: dict[Op, Callable[[Node], list[Flow]]] = {
     Op.INPUT: nothing,
     Op.MAP: map_,
+    Op.PREFIX: adjoint,
     Op.TOKENS: memory,
     Op.SLOTS: memory,
     Op.SUMMARY: summary,
@@ -101,11 +105,12 @@ FLOWS: dict[Op, Callable[[Node], list[Flow]]] = {
     Op.BIAS: adjoint,
     Op.REDUCE: adjoint,
     Op.MASK: nothing,
-    Op.TOPK: nothing,
+    Op.TOPK: adjoint,
     Op.GIVEN: nothing,
     Op.WEIGHTS: weights,
     Op.ATTEND: adjoint,
     Op.LSE: lse,
     Op.MERGE: adjoint,
+    Op.AUX: adjoint,
 }
 """The ops that can be differentiated; the others are refused where a gradient would have to pass."""

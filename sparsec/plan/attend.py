@@ -10,6 +10,7 @@ from sparsec.ir.op import Op
 from sparsec.plan.honours import honours
 from sparsec.plan.memories import hold
 from sparsec.plan.planner import Planner
+from sparsec.plan.prefix import prefix
 from sparsec.plan.select import select
 from sparsec.plan.specs import BlockList, Capture, GatheredAttention, Piece, TiledAttention
 from sparsec.scalar.bounds import Bounded, key_ranges
@@ -114,7 +115,10 @@ def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr
 
 def _captures(planner: Planner, attend: Node, params: dict[str, Expr]) -> tuple[Capture, ...]:
     """The tensors that an attend's bias and masks read."""
-    found = [c for n in (attend, *attend.positional[2:]) for c in planner.captures(n, params)]
+    nodes = (attend, *attend.positional[2:])
+    for source in (s for n in nodes for s in n.captures.values() if s.op is Op.PREFIX):
+        prefix(planner, source)
+    found = [c for n in nodes for c in planner.captures(n, params)]
     return tuple({c.name: c for c in found}.values())
 
 

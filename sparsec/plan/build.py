@@ -15,6 +15,7 @@ from sparsec.plan.memory import ordered
 from sparsec.plan.merge import merge
 from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
+from sparsec.plan.prefix import prefix
 from sparsec.plan.select import select
 from sparsec.plan.sizes import Sizes
 from sparsec.scalar.expr import Expr, var
@@ -59,6 +60,8 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
     if node.op is Op.LSE:
         _value(planner, node.src[0], True, planner.sizes.dtype)
         return planner.places[node.src[0], "lse"]
+    if node.op is Op.PREFIX:
+        return prefix(planner, node)
     if node.op is Op.VJP or is_sum(node):
         return gradient(planner, node, dtype)
     if node.op in (Op.TOPK, Op.GIVEN):

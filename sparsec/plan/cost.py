@@ -13,7 +13,7 @@ from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, held, 
 from sparsec.plan.grad_cost import GRAD_COSTS
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.reach import keys_seen
-from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Summarise, TiledAttention
+from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Summarise, TiledAttention
 from sparsec.scalar.expr import constant, var
 from sparsec.scalar.functions import minimum
 
@@ -70,6 +70,11 @@ def _combine(spec: Combine) -> Cost:
     return Cost(2 * count * rows * DV, moved + extra, sizes={"H": spec.heads, "DV": spec.value_dim})
 
 
+def _prefix(spec: Prefix) -> Cost:
+    elements = B * var(spec.length) * H
+    return Cost(2 * elements, elements * (item(spec.dtype) + 4), sizes={"H": spec.heads})
+
+
 def _block_list(spec: BlockList) -> Cost:
     entries = (B if spec.per_batch else constant(1)) * H
     length = var(spec.length)
@@ -83,6 +88,7 @@ _COSTS: dict[type, Callable[..., Cost]] = {
     Selector: _selector,
     Summarise: _summarise,
     Combine: _combine,
+    Prefix: _prefix,
     BlockList: _block_list,
     **GRAD_COSTS,
 }

@@ -9,6 +9,7 @@ from sparsec.plan.grad_specs import (
     CombineGrad,
     GatheredGradKV,
     GatheredGradQ,
+    PrefixGrad,
     RowDot,
     SelectorGradKeys,
     SelectorGradQ,
@@ -90,6 +91,12 @@ def _summarise(spec: SummariseGrad) -> Cost:
     return Cost(2 * B * TK * H * D * -(-f.size // f.stride), moved, sizes={"H": f.heads, "D": f.dim})
 
 
+def _prefix(spec: PrefixGrad) -> Cost:
+    f = spec.forward
+    elements = B * var(f.length) * H
+    return Cost(2 * elements, elements * (4 + item(f.dtype) + item(spec.out_dtype)), sizes={"H": f.heads})
+
+
 def _selector_sizes(f: Selector) -> tuple[Expr, dict[str, int]]:
     """(entries of the lists, the numbers behind H, HKV and D) of a selector."""
     return B * TQ * (HKV if f.group else H) * f.slots, {"H": f.heads, "HKV": f.kv_heads, "D": f.dim}
@@ -132,6 +139,7 @@ GRAD_COSTS: dict[type, Callable[..., Cost]] = {
     GatheredGradQ: _gathered_q,
     GatheredGradKV: _gathered_kv,
     SummariseGrad: _summarise,
+    PrefixGrad: _prefix,
     SelectorGradQ: _selector_q,
     SelectorGradKeys: _selector_keys,
     CombineGrad: _combine,

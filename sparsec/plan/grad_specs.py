@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
+from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Spec, Summarise, TiledAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,17 @@ class SummariseGrad:
 
 @dataclass(frozen=True, slots=True)
 class SelectorGradQ:
+@dataclass(frozen=True, slots=True)
+class PrefixGrad:
+    """grad_x ``[B,N,heads]`` = fn'(x) * the sum of grad (fp32) over all tokens from each one on; rounded once."""
+
+    name: str
+    forward: Prefix
+    grad: str
+    grad_x: str
+    out_dtype: str
+
+
     """From the gradient of the chosen units' weights to that of their scores, and on to the queries.
 
     scores_grad ``[B,TQ,HS,K]`` fp32, 0 where the index is -1: with s the chosen scores and w their weights, softmax
@@ -249,6 +260,7 @@ GradSpec = (
     | SummariseGrad
     | SelectorGradQ
     | SelectorGradKeys
+    | PrefixGrad
     | CombineGrad
     | Total
 )

@@ -8,6 +8,7 @@ from sparsec.plan.adjoint import alike, branches, pull, shared, terms, through_l
 from sparsec.plan.grad_specs import Total
 from sparsec.plan.gradient_gathered import gathered_gradient
 from sparsec.plan.gradient_merge import gate_gradient, merge_gradient
+from sparsec.plan.gradient_prefix import prefix_gradient
 from sparsec.plan.gradient_select import score_gradient, summary_gradient
 from sparsec.plan.gradient_tiled import tiled_gradient
 from sparsec.plan.planner import Planner
@@ -69,6 +70,8 @@ def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
         gate_gradient(planner, vjp, source)
     elif vjp.src[0].op is Op.SUMMARY:
         summary_gradient(planner, vjp, dtype, source)
+    elif vjp.src[0].op is Op.PREFIX:
+        prefix_gradient(planner, vjp, dtype, source)
     elif vjp.src[0].op is Op.SCORE:
         score_gradient(planner, vjp, dtype, source)
     else:

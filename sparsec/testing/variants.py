@@ -19,6 +19,8 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
     "full-everywhere": ("full", {"causal": False}),
     "full-softcap-sink": ("full", {"softcap": 5.0, "sink": "given"}),
     "streaming": ("streaming", {"window": 24, "sinks": 3}),
+    "fox": ("fox", {}),
+    "fox-window": ("fox", {"window": 24, "gates": "log"}),
     "msa-window": ("msa", {**_MSA, "pattern": "window", "sinks": 2}),
     "msa-dilated-carried": ("msa", {**_MSA, "pattern": "dilated", "window": 9, "slot_origin": "carried"}),
     "msa-strided-gated": ("msa", {**_MSA, "pattern": "strided", "stride": 7, "slot_softmax": "gated"}),

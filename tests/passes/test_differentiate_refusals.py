@@ -135,15 +135,10 @@ def test_inputs_without_a_gradient_are_refused(name: str, value: str, fix: str) 
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str, str]] = {
-    "straight through": (
-        lambda: differentiate(parse(ROUTED.replace("GRADIENT", "straight_through"))),
-        "topk `chosen`: selector_gradient = straight_through",
-        "through_weights or none",
-    ),
-    "kl": (
+    "kl without a loss": (
         lambda: training(parse(ROUTED.replace("GRADIENT", "kl"))),
         "topk `chosen`: selector_gradient = kl",
-        "leave what leads to scores out of `wrt`",
+        "aux(scores, selection, target = the attend) {fn = kl}",
     ),
     "states": (lambda: training(preset("gdn")), "write ", "its gradient is not derived yet"),
     "a training signal": (lambda: training(preset("sse")), "its gradient is not derived yet", "leave what leads to"),

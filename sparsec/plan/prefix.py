@@ -1,0 +1,24 @@
+"""Running sums: a kernel where something reads one."""
+
+from __future__ import annotations
+
+from sparsec.ir.node import Node
+from sparsec.plan.honours import honours
+from sparsec.plan.planner import Planner
+from sparsec.plan.specs import Prefix
+
+
+def prefix(planner: Planner, node: Node) -> str:
+    """The buffer of a running sum, planned on first use."""
+    if (node, "tensor") in planner.places:
+        return planner.places[node, "tensor"]
+    honours(planner, node, "fn")
+    x, (b, length, heads) = planner.input(node.src[0]), node.shape
+    dims = {"N": length, "TQ": length, "TK": planner.token_length}
+    fn = planner.close(node.expr("fn"), dims)
+    assert fn is not None
+    out = planner.temporary(node, "tensor", (b, length, heads), "float32")
+    spec = Prefix(f"prefix_{out}", x, out, planner.sizes.value(heads), "N", planner.buffers[x].dtype, fn)
+    planner.specs[node] = spec
+    planner.add(spec, [x], [out], [node], dims)
+    return out
