@@ -65,6 +65,11 @@ def _single(lower: Callable[[Any, Schedule], Program]) -> Callable[[Any, Schedul
     return lambda spec, schedule: Lowered((Step(lower(spec, schedule), schedule),))
 
 
+def _rowwise(lower: Callable[[Any, Schedule], Program]) -> Callable[[Any, Schedule], Lowered]:
+    """A lowering to one program whose rows know of no others."""
+    return lambda spec, schedule: Lowered((Step(lower(spec, schedule), schedule, flat=True),))
+
+
 def _fixed(spec: object, target: str) -> Choices:
     """Nothing to choose."""
     return {}
@@ -78,13 +83,13 @@ CLASSES: dict[type, ScheduleClass] = {
     Combine: ScheduleClass(_single(combine.lower), combine.default, combine.space),
     BlockList: ScheduleClass(_single(block_list.lower), block_list.default, _fixed),
     RowDot: ScheduleClass(row_dot.lower, row_dot.default, row_dot.space),
+    Prefix: ScheduleClass(running.lower, running.default, running.space),
+    PrefixGrad: ScheduleClass(running.lower_grad, running.default, running.space),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),
     TiledGradCapture: ScheduleClass(tiled_grad_capture.lower, tiled_grad_space.default_capture, tiled_grad_space.space),
     SummariseGrad: ScheduleClass(_single(summarise_grad.lower), summarise_grad.default, summarise_grad.space),
     SelectorGradQ: ScheduleClass(
-    Prefix: ScheduleClass(running.lower, running.default, running.space),
-    PrefixGrad: ScheduleClass(running.lower_grad, running.default, running.space),
         _single(selector_grad_q.lower), selector_grad_space.default_q, selector_grad_space.space_q
     ),
     SelectorGradKeys: ScheduleClass(

@@ -157,8 +157,6 @@ class SummariseGrad:
 
 
 @dataclass(frozen=True, slots=True)
-class SelectorGradQ:
-@dataclass(frozen=True, slots=True)
 class PrefixGrad:
     """grad_x ``[B,N,heads]`` = fn'(x) * the sum of grad (fp32) over all tokens from each one on; rounded once."""
 
@@ -169,6 +167,8 @@ class PrefixGrad:
     out_dtype: str
 
 
+@dataclass(frozen=True, slots=True)
+class SelectorGradQ:
     """From the gradient of the chosen units' weights to that of their scores, and on to the queries.
 
     scores_grad ``[B,TQ,HS,K]`` fp32, 0 where the index is -1: with s the chosen scores and w their weights, softmax
@@ -258,9 +258,9 @@ GradSpec = (
     | GatheredGradQ
     | GatheredGradKV
     | SummariseGrad
+    | PrefixGrad
     | SelectorGradQ
     | SelectorGradKeys
-    | PrefixGrad
     | CombineGrad
     | Total
 )

@@ -242,9 +242,6 @@ class Combine:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockList:
-    """For a predicate that cannot be bounded: per query tile, the key tiles with any visible pair.
-@dataclass(frozen=True, slots=True)
 class Prefix:
     """The running sum over tokens of ``fn`` (of x0): x ``[B,N,heads]`` of ``dtype`` -> out ``[B,N,heads]`` fp32.
 
@@ -261,6 +258,9 @@ class Prefix:
     fn: Expr
 
 
+@dataclass(frozen=True, slots=True)
+class BlockList:
+    """For a predicate that cannot be bounded: per query tile, the key tiles with any visible pair.
 
     Writes ids ``[B', H', query_tiles, key_tiles]`` int32 (first ``count`` valid, ascending) and counts ``[B', H',
     query_tiles]``; B' and H' are 1 where the predicate does not read b or h.
