@@ -9,6 +9,7 @@ from sparsec.lower import (
     descriptors,
     gathered_grad,
     gathered_grad_kv,
+    gathered_grad_q_keys,
     gathered_grad_union,
     inverse,
     inverse_steps,
@@ -30,7 +31,9 @@ Choices = dict[str, tuple[object, ...]]
 
 def lower_q(spec: GatheredGradQ, schedule: Schedule) -> Lowered:
     """Gradients of queries and weights; ScheduleError in one sentence where the schedule is illegal."""
-    check(spec.forward, schedule, ("query_outer", "tile_union"))
+    check(spec.forward, schedule, ("query_outer", "tile_union", "key_outer"))
+    if schedule.order == "key_outer":
+        return gathered_grad_q_keys.lower(spec, schedule)
     united = schedule.order == "tile_union"
     small = replace(schedule, rows=16, warps=4, stages=1, registers=0, descriptors=False)
     steps: list[Step] = []
@@ -72,7 +75,7 @@ def lower_kv(spec: GatheredGradKV, schedule: Schedule) -> Lowered:
     buffers = (*inverse.scratch(own, schedule, complete=True), *shares.scratch(own, found), *parts)
     cut = shares.params(found, own.chunk, schedule.rows // share, schedule.splits)
     known = tuple((name, value) for name, value in inverse.params(own, schedule, complete=True) if name != "WT")
-    return Lowered(steps, buffers, (*known, *cut))
+    return Lowered(steps, buffers, (*known, *cut), shares.limits(own.chunk, schedule.splits))
 
 
 def check(forward: GatheredAttention, schedule: Schedule, orders: tuple[str, ...]) -> None:
@@ -182,8 +185,10 @@ def space_q(spec: GatheredGradQ, target: str) -> Choices:
         return {"rows": (share,), "block": blocks or (key_block(spec.forward),)}
     even = tuple(b for b in (16, 32, 64, 128) if spec.forward.chunk % b == 0)
     least = min(64, max(16, 1 << (share - 1).bit_length()))
+    orders = ("query_outer", "tile_union") if spec.forward.chunk >= 16 else ("query_outer",)
+    from_keys = spec.forward.per == "joint" and spec.grad_q is not None and spec.forward.chunk >= 16
     return {
-        "order": ("query_outer", "tile_union") if spec.forward.chunk >= 16 else ("query_outer",),
+        "order": (*orders, "key_outer") if from_keys else orders,
         "rows": tuple(sorted({least, 32, 64, 128})) if spec.forward.chunk >= 16 else (least,),
         "block": even or (tensor_block(spec.forward),),
         "descriptors": (False, True),

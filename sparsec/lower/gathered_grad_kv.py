@@ -105,22 +105,33 @@ def programs(spec: GatheredGradKV, schedule: Schedule) -> list[Program]:
 def lower(spec: GatheredGradKV, schedule: Schedule, name: str) -> Program:
     """The kernel of one (share and part of a chunk, key/value head, batch) per grid point."""
     with tile.Builder() as builder:
-        own, parts = forward(spec), -(-spec.forward.chunk // schedule.block)
-        found = inverse.inverse(own, schedule, complete=True)
-        listed, key_head = shares.buffer(own, found), tile.program_id(1)
-        at = (tile.program_id(2), key_head if found.sets > 1 else tile.const(0))
-        share = shares.read(listed, at, tile.apply(Fn.TRUNCDIV, tile.program_id(0), parts))
-        part = tile.apply(Fn.TRUNCMOD, tile.program_id(0), parts) if parts > 1 else tile.const(0)
-        keys, rows = builder.axis("n", schedule.block), builder.axis("m", schedule.rows)
-        dims, values = spans(builder, "d", own.head_dim, schedule), spans(builder, "e", own.value_dim, schedule)
-        read = sources(spec)
-        walk = Walk(spec, own, schedule, found, at, key_head, share, part, keys, rows, dims, values, read)
+        walk = begin(builder, spec, schedule)
         wanted, sums = targets(spec, schedule), _sums(walk)
         for goal, spread in zip(wanted, _spreads(walk), strict=True):
             _write(walk, goal, spread, [sums.pop(0) for _ in spread])
-        tensors = [*read.values(), found.entries, listed, *(t for w in wanted for t in (w.out, w.partial))]
-        grid = (mul(tile.param("WT"), parts), tile.const(own.kv_heads), tile.param("B"))
-        return builder.program(name, tensors, [(name, "int32") for name in shares.PARAMS], grid)
+        listed, outs = shares.buffer(walk.spec, walk.found), [t for w in wanted for t in (w.out, w.partial)]
+        tensors, params = [*walk.sources.values(), walk.found.entries, listed, *outs], shares.PARAMS
+        return builder.program(name, tensors, [(param, "int32") for param in params], grid(walk))
+
+
+def begin(builder: tile.Builder, spec: GatheredGradKV, schedule: Schedule, rows: Axis | None = None) -> Walk:
+    """A program's keys and share; an axis of rows that is given was made before that of the keys."""
+    own, parts = forward(spec), -(-spec.forward.chunk // schedule.block)
+    found = inverse.inverse(own, schedule, complete=True)
+    listed, key_head = shares.buffer(own, found), tile.program_id(1)
+    at = (tile.program_id(2), key_head if found.sets > 1 else tile.const(0))
+    share = shares.read(listed, at, tile.apply(Fn.TRUNCDIV, tile.program_id(0), parts))
+    part = tile.apply(Fn.TRUNCMOD, tile.program_id(0), parts) if parts > 1 else tile.const(0)
+    keys = builder.axis("n", schedule.block)
+    rows = builder.axis("m", schedule.rows) if rows is None else rows
+    dims, values = spans(builder, "d", own.head_dim, schedule), spans(builder, "e", own.value_dim, schedule)
+    return Walk(spec, own, schedule, found, at, key_head, share, part, keys, rows, dims, values, sources(spec))
+
+
+def grid(walk: Walk) -> tuple[Node, Node, Node]:
+    """(share and part of a chunk, key/value head, batch)."""
+    parts = -(-walk.spec.chunk // walk.schedule.block)
+    return mul(tile.param("WT"), parts), tile.const(walk.spec.kv_heads), tile.param("B")
 
 
 def _spreads(walk: Walk) -> list[list[Span]]:
@@ -133,7 +144,7 @@ def _sums(walk: Walk) -> list[Node]:
     """The gradients of the key tile, by columns, over all queries of the share."""
 
     def visit(n: Node, *carried: Node) -> Sequence[Node]:
-        return _step(walk, _frame(walk, n), n, list(carried))
+        return _step(walk, frame(walk, n), n, list(carried))
 
     inits = [tile.full(0.0, walk.keys, span.axis) for columns in _spreads(walk) for span in columns]
     return tile.loop(0, ceil_div(walk.share.count, walk.step), 1, inits, visit, walk.schedule.stages)
@@ -167,8 +178,8 @@ def _rows(walk: Walk, n: Node) -> tuple[Rows, Node, Node]:
     return rows, listed, slot
 
 
-def _frame(walk: Walk, n: Node) -> Frame:
-    """What the rows of a turn read; keys come before rows in every tile."""
+def frame(walk: Walk, n: Node) -> Frame:
+    """What the rows of a turn read."""
     spec, batch = walk.spec, walk.at[0]
     rows, listed, _ = _rows(walk, n)
     place = rows.place(batch)
@@ -191,7 +202,7 @@ def _step(walk: Walk, f: Frame, n: Node, sums: list[Node]) -> list[Node]:
     grad, delta = walk.sources[walk.grad.grad], walk.grad.delta
     a = chunk_grad.arrived(f, grad, None if delta is None else walk.sources[delta])
     if walk.spec.per == "joint":
-        scored = _visible(walk, f)
+        scored = visible(walk, f)
         p, ds = chunk_grad.joint(f, a, scored)
     else:
         scored = _part(walk, f, walk.part)
@@ -222,7 +233,7 @@ def _part(walk: Walk, f: Frame, part: Node) -> Scored:
     return chunks.part_scores(f, _chunk(walk), part)
 
 
-def _visible(walk: Walk, f: Frame) -> Scored:
+def visible(walk: Walk, f: Frame) -> Scored:
     """Scores of the tile under the predicate alone: keys that are not the chunk's are computed and never stored."""
     key, spec = _key(walk), walk.spec
     scores, scale = chunks.logits(f, key)

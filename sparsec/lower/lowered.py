@@ -20,10 +20,15 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One program and the schedule under which it is printed."""
+    """One program and the schedule under which it is printed.
+
+    Attributes:
+        flat: whether its rows know of no others and of no position, so that the rows of all documents may be one batch.
+    """
 
     program: Program
     schedule: Schedule
+    flat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +37,10 @@ class Lowered:
 
     Attributes:
         params: launch parameters that the steps need beyond the spec's, as expressions over the spec's.
+        limits: of params that may be larger for shorter lengths, something that is not, and never smaller.
     """
 
     steps: tuple[Step, ...]
     scratch: tuple[Scratch, ...] = ()
     params: tuple[tuple[str, Expr], ...] = ()
+    limits: tuple[tuple[str, Expr], ...] = ()

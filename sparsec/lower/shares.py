@@ -68,6 +68,13 @@ def params(found: Inverse, chunk: int, step: int, splits: int = 1) -> tuple[tupl
     return ("LT", length), ("WT", choices // length + count), ("XT", choices * 2 // length + 1)
 
 
+def limits(chunk: int, splits: int = 1) -> tuple[tuple[str, Expr], ...]:
+    """What WT and XT never exceed, however long the lists of these chunks are."""
+    count = (var("TK") + (chunk - 1)) // chunk
+    most = maximum(count, 1) * splits
+    return ("WT", count + most // SPREAD), ("XT", most)
+
+
 def scratch(spec: GatheredAttention, found: Inverse) -> tuple[Scratch, ...]:
     """The buffer to allocate."""
     return (as_scratch(buffer(spec, found)),)

@@ -1,0 +1,100 @@
+"""Gradients of queries of gathered attention, key-outer, in the tile interpreter against autograd in fp64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsec.lower import gathered_grad_class, gathered_grad_q_keys, shares
+from sparsec.lower.scalars import sub
+from sparsec.plan.specs import Capture, GatheredAttention
+from sparsec.scalar.expr import element, var
+from sparsec.scalar.functions import tanh
+from sparsec.testing.gathered_case import Rule, Sizes, attention, draw, grad_q, truth
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+H, ROW, KEY, SCORE = var("h"), var("i"), var("j"), var("score", "float")
+Run = Callable[..., None]
+KEY_OUTER = Schedule(order="key_outer", rows=32, block=16)
+CAUSAL = KEY <= ROW
+
+
+def causal(i: Tensor, j: Tensor, h: Tensor) -> Tensor:
+    return j <= i
+
+
+def error(
+    run: Run, s: GatheredAttention, schedule: Schedule = KEY_OUTER, n: Sizes | None = None, rule: Rule | None = None
+) -> float:
+    """The largest error of an exact run."""
+    n = Sizes() if n is None else n
+    x = draw(s, n, torch.float64)
+    want = truth(s, x, n.offset, rule)
+    out = {"dq": torch.full_like(x["q"], math.nan)}
+    given = {"lse": want["lse"], "delta": want["delta"]}
+    lowered = gathered_grad_class.lower_q(replace(grad_q(s), grad_weights=None), schedule)
+    run(lowered, {**x, **given, **out}, n.params, mode="exact")
+    return float((out["dq"] - want["dq"].detach()).abs().nan_to_num(nan=math.inf).max())
+
+
+@pytest.mark.parametrize("group", [1, 3, 4, 5, 16])
+def test_groups(run: Run, group: int) -> None:
+    assert error(run, attention(group, 1)) < 1e-9
+
+
+@pytest.mark.parametrize("scope", ["head", "kv_head", "token"])
+def test_scopes(run: Run, scope: str) -> None:
+    assert error(run, attention(3, 2, scope=scope), n=Sizes(batch=2)) < 1e-9
+
+
+@pytest.mark.parametrize("chunk,block", [(16, 16), (32, 16), (24, 32), (48, 16)])
+def test_chunks(run: Run, chunk: int, block: int) -> None:
+    schedule = replace(KEY_OUTER, block=block, splits=4)
+    assert error(run, attention(3, 1, chunk=chunk, slots=3, where=CAUSAL), schedule, Sizes(7, 120, 113), causal) < 1e-9
+
+
+@pytest.mark.parametrize("tq,tk,offset", [(1, 1, 0), (15, 15, 0), (3, 61, 58), (21, 19, 0)])
+def test_lengths(run: Run, tq: int, tk: int, offset: int) -> None:
+    s = attention(3, 1, (48, 80), slots=5, where=CAUSAL)
+    assert error(run, s, n=Sizes(tq, tk, offset), rule=causal) < 1e-9
+
+
+def test_score_functions(run: Run) -> None:
+    bias = SCORE + tanh(SCORE) - element("slopes", H) * (ROW - KEY)
+    assert error(run, attention(3, 1, bias=bias, captures=(Capture("slopes", "float32", 1),))) < 1e-9
+    assert error(run, attention(2, 1, softcap=0.5, sink="sinks")) < 1e-9
+
+
+@pytest.mark.parametrize("dtype,bound", [("float32", 1e-5), ("bfloat16", 0.008), ("float16", 0.001)])
+def test_storage_rounding(run: Run, dtype: str, bound: float) -> None:
+    s, n = attention(4, 1, (64, 64), dtype=dtype, where=CAUSAL), Sizes(17, 128, 111)
+    kind = getattr(torch, dtype)
+    x = {name: t.to(kind) if name in ("q", "k", "v", "do") else t for name, t in draw(s, n, torch.float32).items()}
+    want, out = truth(s, x, n.offset, causal), {"dq": torch.full_like(x["q"], math.nan, dtype=kind)}
+    given = {name: want[name].float() for name in ("lse", "delta")}
+    lowered = gathered_grad_class.lower_q(replace(grad_q(s), grad_weights=None), replace(KEY_OUTER, rows=64))
+    run(lowered, {**x, **given, **out}, n.params)
+    found = (out["dq"].double() - want["dq"]).pow(2).mean().sqrt() / want["dq"].pow(2).mean().sqrt()
+    assert float(found) <= bound
+
+
+def test_mistakes_are_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    s, share = attention(3, 1, slots=6), shares.read
+    for name, mistake in (("_clear", lambda *args: None), ("_add", lambda *args: None)):
+        monkeypatch.setattr(gathered_grad_q_keys, name, mistake)
+        assert not error(run, s) < 1e-3, name
+        monkeypatch.undo()
+    monkeypatch.setattr(shares, "read", lambda *args: replace(found := share(*args), count=sub(found.count, 1)))
+    assert error(run, s) > 1e-3  # the last entry left out
+
+
+def test_refusals_name_the_numbers() -> None:
+    with pytest.raises(ScheduleError, match="17 heads"):
+        gathered_grad_class.lower_q(replace(grad_q(attention(17, 1)), grad_weights=None), replace(KEY_OUTER, rows=16))
+    with pytest.raises(ScheduleError, match="under one softmax"):
+        gathered_grad_class.lower_q(grad_q(attention(per="chunk")), KEY_OUTER)
