@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 
-from sparsec.benchmarks.gradients import GradientReferee
+from sparsec.benchmarks.forms import judges_of, time_forms
 from sparsec.benchmarks.hardware import hardware
 from sparsec.benchmarks.registry import CASES, cases_named, cases_on
-from sparsec.benchmarks.run import time_forms
-from sparsec.benchmarks.verdict import Referee
 
 
 def main() -> None:
@@ -29,8 +27,7 @@ def main() -> None:
         started = time.perf_counter()
         with torch.no_grad():
             inputs = case.inputs()
-            gradients = GradientReferee(case, inputs) if case.train else None
-            times = time_forms(case, inputs, Referee(case, inputs), arguments.skip, gradients=gradients)
+            times = time_forms(case, inputs, judges_of(case, inputs), arguments.skip)
         seconds = round(time.perf_counter() - started, 1)
         rows[case.name] = {"forms": {name: asdict(t) for name, t in times.items()}, "seconds": seconds}
         if arguments.json:

@@ -6,10 +6,14 @@ with every query taken as attending its full set, as the published figures of th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
 from sparsec.benchmarks.draws import causal_block_choice, normal, smooth_normal
+
+TIE = 1e-5
+"""Scores nearer than this, relative to the best, may be chosen either way: fp32 and fp64 may differ."""
 
 Inputs = dict[str, torch.Tensor]
 Knobs = Mapping[str, int | float | str]
@@ -21,7 +25,9 @@ class Case:
 
     Attributes:
         span: makes the queries that select alike between neighbours (1: independent).
-        train: one forward and one backward, for gradients of q, k and v.
+        train: one forward and one backward, for gradients of what is ``learned``.
+        tie, peer_tie: how near scores must be for a row to be left open; peers may round what they choose by.
+        per_query_head: the inputs that have H heads; all others have HKV.
     """
 
     name: str
@@ -36,6 +42,10 @@ class Case:
     train: bool = field(default=False, kw_only=True)
 
     preset = "full"
+    tie = TIE
+    peer_tie = TIE
+    learned: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+    per_query_head = ("q", "g_cmp", "g_slc")
 
     @property
     def group(self) -> int:
@@ -75,6 +85,15 @@ class Case:
         key_shape = (self.B, self.T, self.HKV, self.D)
         q = smooth_normal((self.B, self.T, self.H, self.D), self.span, self.dtype, generator)
         return {"q": q, "k": normal(key_shape, self.dtype, generator), "v": normal(key_shape, self.dtype, generator)}
+
+
+@dataclass(frozen=True)
+class FullCase(Case):
+    """Every earlier key: dense causal attention, written as a variant like any other."""
+
+    @property
+    def attended(self) -> int:
+        return (self.T + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -124,14 +143,17 @@ class SelectedCase(Case):
 class HsaCase(Case):
     """HSA whole: retrieval queries `r` score `landmarks`, top-k complete past chunks, stick-breaking chunk weights.
 
-    `span` smooths r over the tokens; q stays independent.
+    `span` smooths r over the tokens; q stays independent. `beside` says who is timed beside it: compositions of torch
+    operators, or sparsec's own NSA that reads as many tokens.
     """
 
     chunk: int = 64
     k: int = 8
     retrieval: int = 64
+    beside: str = field(default="torch", kw_only=True)
 
     preset = "hsa"
+    learned = ("q", "k", "v", "r", "l")
 
     @property
     def knobs(self) -> Knobs:

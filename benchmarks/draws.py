@@ -23,12 +23,13 @@ def smooth_normal(shape: tuple[int, ...], span: int, dtype: torch.dtype, generat
 
 
 def causal_block_choice(
-    shape: tuple[int, int, int], chosen: int, block: int, keep: float, generator: Generator
+    shape: tuple[int, int, int], chosen: int, block: int, keep: float, generator: Generator, own: bool = True
 ) -> torch.Tensor:
     """Started blocks per token and key/value head, ascending, int32 [B, T, HKV, chosen], -1 where too few exist.
 
     keep = 0 draws every token's blocks afresh: the worst case, in which neighbours share nothing. Otherwise a block's
     score changes at a token with probability 1 - keep, so that neighbours share most blocks, as trained models do.
+    Without `own` the block that a token lies in is left out.
     """
     batch, tokens, heads = shape
     blocks = math.ceil(tokens / block)
@@ -39,7 +40,8 @@ def causal_block_choice(
         fresh[:, 0] = True
         position = torch.arange(tokens, device=device)[None, :, None, None]
         scores = scores.gather(1, torch.where(fresh, position, 0).cummax(1).values)
-    started = torch.arange(blocks, device=device) <= (torch.arange(tokens, device=device) // block)[:, None]
+    last = torch.arange(tokens, device=device) // block - (0 if own else 1)
+    started = torch.arange(blocks, device=device) <= last[:, None]
     best, index = scores.masked_fill(~started[None, :, None, :], -1).topk(min(chosen, blocks), -1)
     index = torch.nn.functional.pad(index.masked_fill(best < 0, -1), (chosen - index.shape[-1], 0), value=-1)
     return index.sort(-1).values.int().contiguous()

@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def prepared(compiled: Compiled, given: dict[str, Tensor]) -> tuple[Ready, Quick]:
     """What the call of these inputs was worked out to; a stubbed GPU's where there is none."""
-    compiled(None, **given)
+    compiled(None, **dict[str, Any](given))
     ready = compiled.ready(list(given.values()))
     if ready.quick is not None and next(iter(given.values())).is_cuda:
         return ready, ready.quick
@@ -74,7 +75,7 @@ def measure(name: str, target: str, dtype: str) -> str:
     """One case as a line: the whole call, the launches, and the difference."""
     compiled = compile(preset(name, **CASES[name]), target)
     device = compiled.target.device
-    given = inputs(compiled.variant, T=64, H=4, HKV=1, D=64, DV=64, dtype=dtype, device=device)
+    given: dict[str, Any] = dict(inputs(compiled.variant, T=64, H=4, HKV=1, D=64, DV=64, dtype=dtype, device=device))
     with torch.no_grad():
         _, quick = prepared(compiled, given)
         stream = torch.cuda.current_stream().cuda_stream if device == "cuda" else 0

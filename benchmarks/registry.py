@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from sparsec.benchmarks.cases import Case, HsaCase, MobaCase, SelectedCase, WindowCase
+from sparsec.benchmarks.cases import Case, FullCase, HsaCase, MobaCase, SelectedCase, WindowCase
+from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
 from sparsec.ir.error import InputError
 from sparsec.ir.suggest import did_you_mean
 
@@ -25,20 +26,32 @@ def _selected() -> list[Case]:
 
 _CASES: tuple[Case, ...] = (
     WindowCase("window", 1, 32, 8, 32768, 128),
+    BlocksCase("blocks", 1, 32, 8, 32768, 128),
     *_selected(),
+    NsaCase("nsa_t32768", 1, 64, 4, 32768, 128),
+    NsaCase("nsa_t8192", 1, 32, 1, 8192, 128),
+    SelectorCase("selector_128k", 1, 64, 4, 131072, 128),
+    SelectorCase("selector_128k_32_16", 1, 64, 4, 131072, 128, size=32, stride=16),
+    FullCase("full", 1, 32, 32, 16384, 128),
     HsaCase("hsa", 8, 16, 1, 16384, 64),
     HsaCase("hsa_correlated", 8, 16, 1, 16384, 64, span=128),
+    HsaCase("hsa_beside_nsa", 8, 16, 1, 16384, 64, beside="nsa"),
+    HsaCase("hsa_beside_nsa_correlated", 8, 16, 1, 16384, 64, span=128, beside="nsa"),
     MobaCase("moba", 1, 32, 8, 16384, 128),
     MobaCase("moba_correlated", 1, 32, 8, 16384, 128, span=128),
     MobaCase("moba_k8", 1, 32, 8, 16384, 128, k=8),
     WindowCase("window_cpu", 1, 8, 8, 4096, 64, 512, 64, device="cpu", dtype=torch.float32),
 )
 
-_TRAINED = ("window", *(case.name for case in _selected()))
+_TRAINED = ("window", "blocks", *(case.name for case in _selected()), "nsa_t32768", "nsa_t8192")
 """The cases with a row for one forward and one backward, named after them."""
+
+_HSA_TRAINED = {"hsa_train": "hsa_beside_nsa", "hsa_correlated_train": "hsa_beside_nsa_correlated"}
+"""HSA forward and backward is timed beside NSA alone: the compositions of torch operators keep every chunk's scores."""
 
 CASES: dict[str, Case] = {case.name: case for case in _CASES}
 CASES |= {f"{name}_train": replace(CASES[name], name=f"{name}_train", train=True) for name in _TRAINED}
+CASES |= {name: replace(CASES[base], name=name, train=True) for name, base in _HSA_TRAINED.items()}
 
 
 def cases_named(names: list[str] | tuple[str, ...]) -> list[Case]:

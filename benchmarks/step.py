@@ -1,4 +1,4 @@
-"""One forward and one backward of a case, the unit that training rows time."""
+"""What a row times: a call that was made ready, or one forward and one backward of a case."""
 
 from __future__ import annotations
 
@@ -10,32 +10,45 @@ from torch import Tensor
 from sparsec.benchmarks.cases import Case, Inputs
 from sparsec.benchmarks.draws import normal
 
-LEARNED = ("q", "k", "v")
-"""What training rows differentiate by."""
+
+class Call:
+    """A call without arguments, and the bytes that it was predicted to hold beyond its inputs, where that is known."""
+
+    def __init__(self, run: Callable[[], Tensor], predicted_peak_bytes: int | None = None) -> None:
+        self.run, self.predicted_peak_bytes = run, predicted_peak_bytes
+
+    def __call__(self) -> Tensor:
+        return self.run()
 
 
-class Step:
-    """A call gives the output ``[B,T,H,D]`` after gradients for q, k and v were computed too.
+class Step(Call):
+    """A call gives the output ``[B,T,H,D]`` after gradients for what the case learns were computed too.
 
     Args:
         forward: gives the output in the form's own layout.
-        leaves: q, k and v in that layout, as the form holds them.
+        leaves: what to differentiate by in that layout, as the form holds it.
         heads_first: whether that layout is ``[B,H,T,D]``.
     """
 
     def __init__(
-        self, case: Case, forward: Callable[[], Tensor], leaves: Mapping[str, Tensor], heads_first: bool = False
+        self,
+        case: Case,
+        forward: Callable[[], Tensor],
+        leaves: Mapping[str, Tensor],
+        heads_first: bool = False,
+        predicted_peak_bytes: int | None = None,
     ) -> None:
+        super().__init__(self._step, predicted_peak_bytes)
         self.forward, self.leaves, self.heads_first = forward, leaves, heads_first
         shape = (case.B, case.T, case.H, case.D)
         self.grad = self._own(normal(shape, case.dtype, case.generator(99)))
 
-    def __call__(self) -> Tensor:
+    def _step(self) -> Tensor:
         out, _ = self._both(self.grad)
         return self._common(out.detach())
 
     def gradients(self, grad: Tensor) -> Inputs:
-        """The gradients of q, k and v ``[B,T,heads,D]`` under a gradient of the output ``[B,T,H,D]``."""
+        """The gradients of the leaves ``[B,T,heads,D]`` under a gradient of the output ``[B,T,H,D]``."""
         _, found = self._both(self._own(grad))
         return {name: self._common(x) for name, x in zip(self.leaves, found, strict=True)}
 
@@ -52,7 +65,7 @@ class Step:
 
 
 def leaves_of(case: Case, inputs: Inputs, heads_first: bool = False) -> Inputs:
-    """q, k and v as tensors of their own in a layout; leaves to differentiate by where the case trains."""
-    own = {name: inputs[name].transpose(1, 2) if heads_first else inputs[name] for name in LEARNED}
+    """What the case learns as tensors of their own in a layout; leaves to differentiate by where the case trains."""
+    own = {name: inputs[name].transpose(1, 2) if heads_first else inputs[name] for name in case.learned}
     copies = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in own.items()}
     return {name: x.requires_grad_(case.train) for name, x in copies.items()}

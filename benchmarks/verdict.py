@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsec.benchmarks.attention_fp64 import members_of
 from sparsec.benchmarks.cases import Case, Inputs
+from sparsec.benchmarks.cases_nsa import SelectorCase
 from sparsec.benchmarks.reference import TILE, Truth, sampled_rows, truth
 
 LIMITS = {torch.float32: 2e-5, torch.float16: 0.003 / 8, torch.bfloat16: 0.003}
@@ -15,7 +17,10 @@ TILE_SLACK = 4 / 3
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Root-mean-square error over root-mean-square truth; `rows` checked, of which `undecided` hung on a near tie."""
+    """Root-mean-square error over root-mean-square truth; `rows` checked, `undecided` heads of rows hung on a near tie.
+
+    Of a selector alone, `error` and `worst_tile` are the shares of decided lists that differ.
+    """
 
     passed: bool
     error: float
@@ -34,17 +39,34 @@ class Referee:
 
     def __call__(self, output: Tensor, slack: float = 1.0) -> Verdict:
         """Judge an output [B, T, H, D]; slack > 1 admits a peer that rounds more often than sparsec may."""
+        if isinstance(self.case, SelectorCase):
+            return self._of_lists(self.case, output)
         expected, rows = self.truth.output, self.truth.rows
         shape = (self.case.B, self.case.T, self.case.H, expected.shape[-1])
         if tuple(output.shape) != shape:
             return Verdict(False, math.inf, math.inf, len(rows), 0, f"shape {tuple(output.shape)}, expected {shape}")
-        decided = self.truth.decided[..., None]
+        decided = self.truth.decided(self.case.tie if slack <= 1 else self.case.peer_tie)[..., None]
         wrong = torch.where(decided, output[:, rows].double() - expected, 0.0)
         error, worst = _relative(wrong, expected, (0, 1, 2, 3)).item(), _worst_tile(wrong, expected)
         limit = LIMITS[self.case.dtype] * slack
         passed = error <= limit and worst <= limit * TILE_SLACK
         reason = "" if passed else f"error {error:.2e}, worst tile {worst:.2e}; the limit is {limit:.2e}"
         return Verdict(passed, error, worst, len(rows), int((~decided).sum()), reason)
+
+    def _of_lists(self, case: SelectorCase, lists: Tensor) -> Verdict:
+        """Lists [B, T, HKV, slots] are sets that must be the reference's wherever no near tie decides."""
+        truth, decided = self.truth, self.truth.decided(case.tie)
+        wanted = (case.B, case.T, case.HKV, case.slots)
+        if tuple(lists.shape) != wanted:
+            reason = f"shape {tuple(lists.shape)}, expected {wanted}"
+            return Verdict(False, math.inf, math.inf, len(truth.rows), 0, reason)
+        found = members_of(lists[:, truth.rows].flatten(0, 2), truth.output.shape[-1]).view(truth.output.shape)
+        wrong = ((found != truth.output).any(-1) & decided).double()
+        worst = max(tile.mean((1,)).max().item() for tile in torch.split(wrong, TILE, 1))
+        count = int(wrong.sum())
+        reason = f"{count} of {int(decided.sum())} lists are not the best {case.slots}" if count else ""
+        share = count / max(int(decided.sum()), 1)
+        return Verdict(not count, share, worst, len(truth.rows), int((~decided).sum()), reason)
 
 
 def _relative(wrong: Tensor, expected: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsec.benchmarks.cases import Case, HsaCase, Inputs, MobaCase, SelectedCase, WindowCase
+from sparsec.benchmarks.cases import Case, FullCase, HsaCase, Inputs, MobaCase, SelectedCase, WindowCase
+from sparsec.benchmarks.cases_nsa import BlocksCase
 from sparsec.benchmarks.gradients import GradientReferee, gradients
 from sparsec.benchmarks.peers.flex_lookup import block_lists
-from sparsec.benchmarks.peers.form import Form, Run, eager
+from sparsec.benchmarks.peers.form import Form, Run, compile_static, eager
 from sparsec.benchmarks.peers.table import forms_for
-from sparsec.benchmarks.reference import head_output, of_head, truth
+from sparsec.benchmarks.reference import head_inputs, head_output, truth
 from sparsec.benchmarks.registry import CASES, cases_named
-from sparsec.benchmarks.run import run_cases, write_rows
+from sparsec.benchmarks.row import write_rows
+from sparsec.benchmarks.run import run_cases
 from sparsec.benchmarks.step import Step, leaves_of
 from sparsec.benchmarks.verdict import Referee
 from sparsec.ir.error import InputError
@@ -22,8 +24,11 @@ from sparsec.ir.error import InputError
 torch.set_num_threads(2)
 WINDOW = WindowCase("window", 1, 4, 2, 256, 16, 48, 8, device="cpu", dtype=torch.float32)
 SELECTED = SelectedCase("selected", 2, 4, 2, 192, 16, 4, 16, device="cpu", dtype=torch.float32)
+BLOCKS = BlocksCase("blocks", 2, 4, 2, 192, 16, 4, 16, device="cpu", dtype=torch.float32)
+LISTED = BlocksCase("listed", 1, 4, 2, 256, 16, 4, 32, device="cpu", dtype=torch.float32)
 SMALL: list[Case] = [
     WINDOW,
+    FullCase("full", 2, 4, 2, 192, 16, device="cpu", dtype=torch.float32),
     HsaCase("hsa", 2, 4, 2, 256, 16, 16, 3, 8, device="cpu", dtype=torch.float32),
     HsaCase("hsa_smooth", 1, 6, 2, 256, 16, 32, 4, 8, device="cpu", dtype=torch.float32, span=16),
     MobaCase("moba", 2, 4, 2, 256, 16, 32, 3, device="cpu", dtype=torch.float32),
@@ -36,9 +41,21 @@ EVERY_FORM = [pytest.param(case, form, id=f"{case.name}-{form}") for case in SMA
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_peer_agrees_with_fp64(case: Case, form: Form) -> None:
     inputs = case.inputs(seed=1)
+    assert form.build is not None
     with torch.no_grad():
         output = form.build(case, inputs, eager)()
     verdict = Referee(case, inputs, torch.arange(case.T))(output)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("form", forms_for(LISTED)[:2], ids=str)
+def test_listed_blocks_agree_with_fp64(form: Form) -> None:
+    """Compiled: FlexAttention reads block lists only then."""
+    inputs = LISTED.inputs(seed=1)
+    assert form.build is not None
+    with torch.no_grad():
+        output = form.build(LISTED, inputs, compile_static)()
+    verdict = Referee(LISTED, inputs, torch.arange(LISTED.T))(output)
     assert verdict.passed, verdict
 
 
@@ -84,7 +101,9 @@ def test_block_lists_are_ascending_and_counted() -> None:
 
 def _ours(case: Case, inputs: Inputs) -> Run:
     """Stands in for sparsec: a peer under another name."""
-    return forms_for(case)[0].build(case, inputs, eager)
+    build = forms_for(case)[0].build
+    assert build is not None
+    return build(case, inputs, eager)
 
 
 def _broken(case: Case, inputs: Inputs) -> Run:
@@ -113,7 +132,7 @@ def test_an_unknown_case_is_named() -> None:
         cases_named(["windw"])
 
 
-TRAINED = [replace(case, name=f"{case.name}_train", train=True) for case in (WINDOW, SELECTED)]
+TRAINED = [replace(case, name=f"{case.name}_train", train=True) for case in (WINDOW, SELECTED, BLOCKS)]
 
 
 def test_reference_gradients_are_those_of_dense_attention() -> None:
@@ -150,7 +169,7 @@ def _dense_step(case: Case, inputs: Inputs, _compiler: object = None, factor: fl
 
 
 def _slices(case: Case, inputs: Inputs, b: int, h: int) -> Inputs:
-    return {name: of_head(case, name, x[b], h) for name, x in inputs.items()}
+    return head_inputs(case, {name: x[b] for name, x in inputs.items()}, h)
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=lambda case: case.name)
@@ -166,9 +185,10 @@ def test_wrong_gradients_are_refused(case: Case) -> None:
 @pytest.mark.parametrize("case", TRAINED, ids=lambda case: case.name)
 def test_a_training_row_has_checked_gradients_on_both_sides(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CASES, case.name, case)
-    monkeypatch.setattr("sparsec.benchmarks.run.forms_for", lambda _: [Form("dense", "eager", _dense_step)])
+    monkeypatch.setattr("sparsec.benchmarks.forms.forms_for", lambda _: [Form("dense", "eager", _dense_step)])
     (row,) = run_cases([case.name], _dense_step, rounds=1, report=lambda text: None)
     assert set(row.gradient_errors) == {"q", "k", "v"} and all(0 < e < 1e-5 for e in row.gradient_errors.values())
     wrong = [Form("dense", "scaled", lambda c, x, _: _dense_step(c, x, factor=1.0001))]
-    monkeypatch.setattr("sparsec.benchmarks.run.forms_for", lambda _: wrong)
-    assert run_cases([case.name], _dense_step, rounds=1, report=lambda text: None) == []
+    monkeypatch.setattr("sparsec.benchmarks.forms.forms_for", lambda _: wrong)
+    (row,) = run_cases([case.name], _dense_step, rounds=1, report=lambda text: None)
+    assert row.pair is None and row.forms["dense/scaled"].refused.startswith("error 1.00e-04")

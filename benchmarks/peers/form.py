@@ -15,11 +15,16 @@ Build = Callable[[Case, Inputs, Compiler], Run]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A named form of a peer. `build` may copy inputs into its own layout; data-dependent work belongs to the run."""
+    """A named form of a peer. `build` may copy inputs into its own layout; data-dependent work belongs to the run.
+
+    Attributes:
+        case: what it computes and is judged by, where that is another case; sparsec's own kernels build it then.
+    """
 
     peer: str
     name: str
-    build: Build
+    build: Build | None = None
+    case: Case | None = None
 
     def __str__(self) -> str:
         return f"{self.peer}/{self.name}"

@@ -1,20 +1,31 @@
 """Which forms count for which kind of case."""
 
-from sparsec.benchmarks.cases import Case, HsaCase, MobaCase, SelectedCase, WindowCase
-from sparsec.benchmarks.peers import compositions, fla_nsa, flex_window
+from sparsec.benchmarks.cases import Case, FullCase, HsaCase, MobaCase, SelectedCase, WindowCase
+from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
+from sparsec.benchmarks.peers import compositions, fla_nsa, flex_blocks, flex_window, own_nsa, sdpa
 from sparsec.benchmarks.peers.form import Form
 
 
 def forms_for(case: Case) -> list[Form]:
-    """Every form of every peer that can compute the case."""
+    """Every form of every peer that can compute the case; none for a part that no peer has by itself."""
     match case:
+        case FullCase():
+            return sdpa.forms(case)
         case WindowCase():
             return flex_window.forms(case)
+        case BlocksCase():
+            return flex_blocks.forms(case)
         case SelectedCase():
             return fla_nsa.forms(case)
+        case HsaCase(beside="nsa"):
+            return own_nsa.forms(case)
         case HsaCase():
             return compositions.hsa_forms(case)
         case MobaCase():
             return compositions.moba_forms(case)
+        case SelectorCase():
+            return []
+        case NsaCase():
+            return fla_nsa.whole_forms(case)
         case _:
             raise TypeError(f"no peer for {type(case).__name__}")

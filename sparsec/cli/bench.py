@@ -4,71 +4,107 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparsec.cli.options import AsJson
-from sparsec.cli.output import print_json, say
+from sparsec.cli.output import print_json, say, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor
-
-    from sparsec.benchmarks.cases import Case
-
-Cases = Annotated[list[str], typer.Argument(metavar="[CASE]…", help="Cases; by default all that this machine can run.")]
+Cases = Annotated[
+    list[str],
+    typer.Argument(metavar="[CASE]…", help="Cases (presets with --crossover); by default all."),
+]
 Path_ = Annotated[str, typer.Option("--out", help="Write the rows to this file as JSON.")]
+Trials = Annotated[int, typer.Option(help="Tune each kernel with so many trials first; 0: default or records.")]
+Skip = Annotated[list[str], typer.Option(help="Leave out a form of a peer, such as flex/tuned.")]
+Apart = Annotated[bool, typer.Option(help="A process per case, so that one that crashes stops no other.")]
+Crossover = Annotated[bool, typer.Option("--crossover", help="Where each preset beats dense attention.")]
+Limit = Annotated[float, typer.Option(help="Seconds after which a case that runs apart is given up; 0: none.")]
 
 
 def bench(
     cases: Cases = [],  # noqa: B006
     list_cases: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,
+    crossover: Crossover = False,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds per case.")] = 5,
-    trials: Annotated[int, typer.Option(help="Tune each kernel with so many trials first; 0: default or records.")] = 0,
-    skip: Annotated[list[str], typer.Option(help="Leave out a form of a peer, such as flex/tuned.")] = [],  # noqa: B006
+    trials: Trials = 0,
+    skip: Skip = [],  # noqa: B006
+    apart: Apart = True,
+    limit: Limit = 0.0,
     out: Path_ = "",
     as_json: AsJson = False,
 ) -> None:
-    """Time sparsec beside the fastest form of each peer; a row only where the check against the oracle passed."""
+    """Time sparsec beside the fastest form of each peer; a row only where the check against the oracle passed.
+
+    `--crossover`: the shortest length, doubling from 1K, at which forward and backward of each preset are quicker than
+    dense causal attention (cuDNN on a GPU).
+    """
+    if list_cases:
+        return _list(as_json)
+    report: Callable[[str], None] = (lambda text: None) if as_json else say
+    names = _presets(cases) if crossover else _names(cases)
+    rows: Sequence[dict[str, object]]
+    if apart and len(names) > 1:
+        from sparsec.benchmarks.apart import rows_apart
+
+        options = [f"--rounds={rounds}", f"--trials={trials}", *(f"--skip={name}" for name in skip)]
+        rows = rows_apart(names, [*options, *(["--crossover"] if crossover else [])], limit, report)
+    elif crossover:
+        from sparsec.benchmarks.crossover import crossovers
+
+        rows = [asdict(found) for found in crossovers(names, rounds=rounds, trials=trials, report=report)]
+    else:
+        from sparsec.benchmarks.own import own
+        from sparsec.benchmarks.run import run_cases
+
+        made = run_cases(names, lambda c, x: own(c, x, trials), rounds=rounds, skip=skip, report=report)
+        rows = [asdict(row) for row in made]
+    _show(rows, names, crossover, out, as_json)
+
+
+def _list(as_json: bool) -> None:
+    from sparsec.benchmarks.registry import CASES
+
+    if as_json:
+        return print_json([*CASES])
+    return say("\n".join(f"{name} ({case.device})" for name, case in CASES.items()))
+
+
+def _names(cases: Sequence[str]) -> list[str]:
+    """The cases that were asked for, or all of the device that is here."""
     import torch
 
-    from sparsec.benchmarks.registry import CASES, cases_named, cases_on
-    from sparsec.benchmarks.run import run_cases, write_rows
+    from sparsec.benchmarks.registry import cases_named, cases_on
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    names = cases or [case.name for case in cases_on(here)]
-    if list_cases:
-        return print_json([*CASES]) if as_json else say("\n".join(f"{n} ({c.device})" for n, c in CASES.items()))
-    cases_named(names)
-    report = (lambda text: None) if as_json else say
-    rows = run_cases(names, lambda case, inputs: ours(case, inputs, trials), rounds=rounds, skip=skip, report=report)
+    cases_named(tuple(cases))
+    return list(cases) or [case.name for case in cases_on(here)]
+
+
+def _presets(names: Sequence[str]) -> list[str]:
+    """The presets that were asked for, each known to exist, or all that are sparse."""
+    from sparsec.benchmarks.crossover import default_presets
+    from sparsec.frontends.preset import preset
+
+    for name in names:
+        preset(name)
+    return list(names) or default_presets()
+
+
+def _show(rows: Sequence[Mapping[str, object]], names: Sequence[str], crossover: bool, out: str, as_json: bool) -> None:
+    from sparsec.benchmarks import crossover as crossing
+    from sparsec.benchmarks.row import HEAD, table_of, write_json
+
     if out:
-        write_rows(rows, Path(out))
+        write_json(rows, Path(out))
     if as_json:
-        print_json([asdict(row) for row in rows])
+        print_json(rows)
+    elif rows:
+        say("")
+        table(*((crossing.HEAD, map(crossing.line, rows)) if crossover else (HEAD, table_of(rows))))
     if len(rows) < len(names):
         raise typer.Exit(1)
-
-
-def ours(case: Case, inputs: dict[str, Tensor], trials: int) -> Callable[[], Tensor]:
-    """The case's variant compiled on the case's device, tuned if asked: a call without arguments."""
-    from sparsec.autotune import tune
-    from sparsec.benchmarks.step import LEARNED, Step, leaves_of
-    from sparsec.frontends.preset import preset
-    from sparsec.runtime.compiled import compile
-
-    knobs: dict[str, Any] = dict(case.knobs)
-    compiled = compile(preset(case.preset, **knobs), "cuda" if case.device == "cuda" else "cpu")
-    if trials:
-        tune(compiled, inputs, trials=trials, gradients=LEARNED if case.train else False)
-    leaves = leaves_of(case, inputs) if case.train else {}
-    given = inputs | leaves
-
-    def run() -> Tensor:
-        result = compiled(None, **given)
-        assert not isinstance(result, tuple), "cases have one output"
-        return result
-
-    return Step(case, run, leaves) if case.train else run

@@ -1,0 +1,172 @@
+"""Where sparse attention pays: the shortest length at which a preset's forward and backward beat dense attention's."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsec.benchmarks.cases import FullCase
+from sparsec.benchmarks.peers import sdpa
+from sparsec.benchmarks.peers.form import Run, eager
+from sparsec.benchmarks.timing import time_pair
+from sparsec.frontends.preset import preset, presets
+from sparsec.ir.variant import Variant
+from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.inputs import inputs
+
+Report = Callable[[str], None]
+TOP, BLOCK, CHECKED = 16, 64, 512
+"""What presets that choose blocks choose; and the length at which each is checked before it is timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Shape and lengths on a device; the same for all presets."""
+
+    device: str
+    dtype: str
+    heads: tuple[int, int]
+    dim: int
+    lengths: tuple[int, ...]
+
+
+GPU = Setting("cuda", "bfloat16", (64, 4), 128, tuple(1024 << n for n in range(7)))
+CPU = Setting("cpu", "float32", (8, 2), 64, tuple(1024 << n for n in range(4)))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One length: milliseconds of a forward and backward of ours and of dense attention."""
+
+    length: int
+    ours_ms: float
+    dense_ms: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Crossover:
+    """A preset's shortest winning length; None where none of the lengths wins, and ``refused`` says why if none ran."""
+
+    preset: str
+    knobs: dict[str, object]
+    shape: str
+    dense: str
+    length: int | None
+    points: tuple[Point, ...]
+    refused: str = ""
+
+
+HEAD = ("preset", "knobs", "beats dense from", "ratio there", "lengths that ran")
+
+
+def line(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """A crossover as JSON -> its line under ``HEAD``."""
+    knobs = " ".join(f"{name}={value}" for name, value in found["knobs"].items()) or "as published"
+    ratios = ", ".join(f"{p['length']}: {p['ratio']:.2f}" for p in found["points"])
+    if found["refused"]:
+        ratios = f"{ratios}; {found['refused']}" if ratios else found["refused"]
+    won = found["length"] is not None
+    best = f"{found['points'][-1]['ratio']:.2f}" if won else ""
+    return found["preset"], knobs, f"T = {found['length']}" if won else "–", best, ratios
+
+
+def default_presets() -> list[str]:
+    """Every preset that is sparse."""
+    return [p.name for p in presets() if p.name != "full"]
+
+
+def knobs_of(name: str) -> dict[str, object]:
+    """The top 16 blocks of 64 where a preset chooses blocks by a count; else what it has by default."""
+    known = {knob.name for p in presets() if p.name == name for knob in p.knobs}
+    unit = next((word for word in ("chunk", "block") if word in known), None)
+    return {unit: BLOCK, "k": TOP} if unit and "k" in known else {}
+
+
+def crossovers(
+    names: Sequence[str], setting: Setting | None = None, *, rounds: int = 3, trials: int = 0, report: Report = print
+) -> Iterator[Crossover]:
+    """One per preset; lengths double until one wins. A preset that cannot run, or is wrong, says so.
+
+    Args:
+        trials: tune each kernel at each length with so many trials first; 0 for default schedules or records.
+    """
+    here = setting or (GPU if torch.cuda.is_available() else CPU)
+    made = [(name, preset(name, **knobs_of(name))) for name in names or default_presets()]
+    for name, variant in made:
+        points: list[Point] = []
+        refused = ""
+        try:
+            _search(variant, here, points, rounds, trials)
+        except Exception as error:  # the presets after it are worth having
+            refused = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        won = bool(points) and points[-1].ratio > 1
+        heads, kv_heads = here.heads
+        shape = f"B1 H{heads} HKV{kv_heads} D{here.dim} {here.dtype} on {here.device}"
+        dense = "SDPA cuDNN" if here.device == "cuda" else "SDPA"
+        length = points[-1].length if won else None
+        found = Crossover(name, knobs_of(name), shape, dense, length, tuple(points), refused)
+        report(f"{name}: {f'beats {dense} from {found.length}' if won else refused or f'{dense} is quicker'}")
+        yield found
+
+
+def _search(variant: Variant, here: Setting, points: list[Point], rounds: int, trials: int) -> None:
+    """Fill in points up to the first that wins."""
+    compiled = compile(variant, "cuda" if here.device == "cuda" else "cpu")
+    _check(compiled, here)
+    for length in here.lengths:
+        given = _inputs(variant, here, length)
+        if trials:
+            compiled.tune(given, trials=trials, gradients=True)
+        pair = time_pair(_step(compiled, given), _dense(here, length), rounds, here.device)
+        points.append(Point(length, pair.ours_ms, pair.peer_ms, pair.ratio))
+        if pair.ratio > 1:
+            return
+
+
+def _check(compiled: Compiled, here: Setting) -> None:
+    """Raises where the output or a gradient is not the oracle's."""
+    from sparsec.testing.trained import wrong_on
+
+    wrong = wrong_on(compiled, _inputs(compiled.variant, here, min(CHECKED, here.lengths[0])), here.dtype)
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _inputs(variant: Variant, here: Setting, length: int) -> dict[str, Tensor]:
+    known = {str(d) for spec in variant.inputs.values() for d in spec.shape if d.head == "var"}
+    heads, kv_heads = here.heads
+    wanted = {"B": 1, "H": heads, "HKV": kv_heads, "D": here.dim, "DV": here.dim, "DR": here.dim}
+    dims = {name: size for name, size in wanted.items() if name in known}
+    return inputs(variant, dtype=here.dtype, device=here.device, T=length, **dims)
+
+
+def _step(compiled: Compiled, given: dict[str, Tensor]) -> Run:
+    """A forward, and a backward for every input that can have a gradient."""
+    leaves: dict[str, Any] = {name: x.requires_grad_(x.is_floating_point()) for name, x in given.items()}
+    learned = [x for x in leaves.values() if x.requires_grad]
+
+    def forward() -> Tensor:
+        out = compiled(None, **leaves)
+        assert isinstance(out, Tensor), "presets have one output"
+        return out
+
+    grad = torch.randn_like(forward())
+
+    def run() -> Tensor:
+        out = forward()
+        torch.autograd.grad(out, learned, grad, allow_unused=True)
+        return out
+
+    return run
+
+
+def _dense(here: Setting, length: int) -> Run:
+    """Dense causal attention, forward and backward, with queries, keys and values of the same shape."""
+    dtype = getattr(torch, here.dtype)
+    case = FullCase("dense", 1, *here.heads, length, here.dim, device=here.device, dtype=dtype, train=True)
+    form = sdpa.forms(case)[0]
+    assert form.build is not None
+    return form.build(case, case.inputs(), eager)
