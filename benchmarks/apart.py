@@ -49,7 +49,7 @@ def _run(words: Sequence[str], limit: float, report: Report) -> None:
         errors.seek(0)
         last = (errors.read().strip().splitlines() or [""])[-1]
     if late.is_set():
-        report(f"{words[0]}: given up after {limit:.0f} s")
+        report(f"{words[0]}: given up after {limit:g} s")
     elif child.returncode not in (0, 1):
         report(f"{words[0]}: the process ended with {child.returncode}: {last}")
 

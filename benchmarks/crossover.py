@@ -67,7 +67,7 @@ def line(found: Mapping[str, Any]) -> tuple[str, ...]:
     knobs = " ".join(f"{name}={value}" for name, value in found["knobs"].items()) or "as published"
     ratios = ", ".join(f"{p['length']}: {p['ratio']:.2f}" for p in found["points"])
     if found["refused"]:
-        ratios = f"{ratios}; {found['refused']}" if ratios else found["refused"]
+        ratios = "; ".join(said for said in (ratios, found["refused"][:100]) if said)
     won = found["length"] is not None
     best = f"{found['points'][-1]['ratio']:.2f}" if won else ""
     return found["preset"], knobs, f"T = {found['length']}" if won else "–", best, ratios

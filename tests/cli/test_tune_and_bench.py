@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from sparsec.autotune.report import KernelReport, Report
+from sparsec.benchmarks import crossover
+from sparsec.benchmarks.apart import rows_apart
 from sparsec.benchmarks.cases import WindowCase
+from sparsec.benchmarks.own import own
+from sparsec.benchmarks.timing import Pair
 from sparsec.cli import main
-from sparsec.cli.bench import ours
 from sparsec.tile.schedule import Schedule
 
 Captured = pytest.CaptureFixture[str]
@@ -81,4 +84,44 @@ def test_ours_computes_the_case() -> None:
     seen = (j <= i) & ((i - j < 8) | (j < 2))
     q, k, v = (inputs[n].transpose(1, 2).expand(1, 2, 64, 16) for n in "qkv")
     truth = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-    torch.testing.assert_close(ours(case, inputs, 0)(), truth.transpose(1, 2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own(case, inputs, 0)(), truth.transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+TINY = crossover.Setting("cpu", "float32", (2, 1), 16, (64, 128))
+
+
+def test_crossover_finds_the_first_length_that_wins(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    ratios = iter([0.5, 1.5])
+    monkeypatch.setattr(crossover, "CPU", TINY)
+    monkeypatch.setattr(crossover, "time_pair", lambda *_: Pair(1.0, r := next(ratios), r, r, r, 1))
+    assert main(["bench", "streaming", "--crossover", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["length"] == 128 and [p["ratio"] for p in found["points"]] == [0.5, 1.5] and not found["refused"]
+
+
+def test_crossover_times_and_says_what_has_no_backward(tmp_path: Path, capsys: Captured) -> None:
+    (moba,) = crossover.crossovers(["moba"], TINY, rounds=1, report=lambda text: None)
+    assert moba.points and all(p.ours_ms > 0 and p.dense_ms > 0 for p in moba.points)
+    assert moba.knobs == {"block": 64, "k": 16} and not moba.refused
+    out = tmp_path / "found" / "rows.json"
+    assert main(["bench", "gdn", "--crossover", "--out", str(out)]) == 0
+    assert "no backward" in json.loads(out.read_text())[0]["refused"] and "gdn" in capsys.readouterr().out
+    assert main(["bench", "nope", "--crossover"]) == 2
+
+
+def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsec.testing.trained.wrong_on", lambda *_: ["gradient of k is off"])
+    (found,) = crossover.crossovers(["streaming"], TINY, rounds=1, report=lambda text: None)
+    assert found.length is None and found.points == () and "gradient of k is off" in found.refused
+
+
+def test_cases_apart_do_not_stop_one_another() -> None:
+    said: list[str] = []
+    assert (
+        rows_apart(["nope", *([] if torch.cuda.is_available() else ["window"])], ["--rounds=1"], 60, said.append) == []
+    )
+    assert any(line.startswith("nope: the process ended with 2") for line in said)
+    if not torch.cuda.is_available():
+        assert any(line.startswith("window: failed, ") for line in said)
+    assert rows_apart(["window_cpu"], [], 0.2, said.append) == []
+    assert said[-1] == "window_cpu: given up after 0.2 s"
