@@ -38,15 +38,11 @@ ALL, NONE = Reach(None), Reach(0)
 
 def reach(variant: Variant, name: str) -> Reach:
     """Which rows of an input with a row per token some later query may still read."""
-    captured = any(str(s["name"]) == name for n in variant.nodes for s in n.captures.values() if s.op is Op.INPUT)
-    users = [user for node in variant.nodes for user in _users(variant, node, name)]
-    return reduce(lambda a, b: a | b, map(_read_by, users), ALL if captured else NONE)
-
-
-def _users(variant: Variant, memory: Node, name: str) -> list[Node]:
-    """Who reads a memory that is made of the input."""
-    own = [str(s["name"]) for s in memory.src if s.op is Op.INPUT] if memory.op is Op.TOKENS else []
-    return [n for n in variant.nodes if memory in n.src] if name in own else []
+    memories = [n for n in variant.nodes for s in n.src if s.op is Op.INPUT and s["name"] == name]
+    if any(m.op is not Op.TOKENS for m in memories):
+        return ALL  # captured, scored or mapped
+    users = [user for user in variant.nodes if any(m in user.src for m in memories)]
+    return reduce(lambda a, b: a | b, map(_read_by, users), NONE)
 
 
 def _read_by(user: Node) -> Reach:

@@ -1,0 +1,149 @@
+"""Decoding: a step writes new rows into the cache, brings summaries up to date and runs the plan's kernels on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsec.lower.decode_pages import LENGTHS
+from sparsec.passes.stream import stream
+from sparsec.plan.plan import Plan
+from sparsec.plan.specs import BlockList
+from sparsec.runtime import bind, decode_check
+from sparsec.runtime.cache_layout import page_size, places
+from sparsec.runtime.cache_state import Cache
+from sparsec.runtime.decode_kernels import AppendKernel, DecodeKernel, appends, over_pages
+from sparsec.runtime.decode_space import for_steps
+from sparsec.runtime.pages import PAGE, Pool
+from sparsec.runtime.target import available
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparsec.runtime.compiled import Compiled
+
+STEP = 1024
+"""Tokens of one pass over the kernels where a cache has rings, whose pages grow with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a cache's kernels were built into, and the dims of a full cache."""
+
+    plan: Plan
+    appends: list[AppendKernel]
+    kernels: list[DecodeKernel]
+
+
+class Decoder:
+    """The decode step of a compiled variant; kernels are built once for all lengths.
+
+    Attributes:
+        spec: what a cache keeps.
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        from sparsec.runtime.compiled import compile
+
+        found = stream(compiled.graph)
+        apart = found.variant is not compiled.graph
+        self.step = compile(found.variant, compiled.target, compiled.records.folder.parent) if apart else compiled
+        self.streamed = stream(self.step.graph) if apart else found
+        self.spec = self.streamed.spec
+        self._built: dict[tuple[object, ...], Built] = {}
+
+    def new(
+        self, batch: int, max_length: int, page: int = PAGE, step: int = STEP, pool: Pool | None = None,
+        deterministic: bool | None = None,
+    ) -> Cache:  # fmt: skip
+        """An empty cache; memory is taken when the first tokens come. See ``Compiled.init_cache``."""
+        import torch
+
+        decode_check.sizes(batch=batch, max_length=max_length, page=page, step=step)
+        size = page_size(self.spec, page if pool is None else pool.page)
+        if pool is not None:
+            decode_check.pool(pool.page, size)
+        exact = torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic
+        return Cache(batch, max_length, size, min(step, max_length), pool, exact)
+
+    def __call__(self, cache: Cache, tokens: Mapping[str, Tensor | None]) -> list[Tensor]:
+        """The outputs of new tokens, whose keys and values join the cache."""
+        import torch
+
+        given = decode_check.given(self.streamed, cache, tokens)
+        count = decode_check.count(self.streamed, given)
+        if not any(k.window is not None for k in self.spec.kept) or count <= cache.step:
+            return self._pass(cache, given, count)
+        parts = [self._pass(cache, *part) for part in decode_check.parts(self.streamed, cache, given, count)]
+        return [torch.cat(found, dim=1) for found in zip(*parts, strict=True)]
+
+    def _pass(self, cache: Cache, given: Mapping[str, Tensor], count: int) -> list[Tensor]:
+        dims, dtype = decode_check.dims(self.streamed, cache, given, count)
+        built = self.built(cache, dims, dtype)
+        first = next(iter(given.values()))
+        if cache.lengths is None:
+            available(self.step.target)
+            bind.check_devices(given, self.step.target.device)
+            cache.allocate(places(self.spec, built.plan, dims, cache.page), first.device)
+        cache.reserve(count)
+        outputs, launches = self.launches(cache, built, given, dims, count)
+        for launch in launches:
+            launch()
+        lengths = cache.lengths
+        assert lengths is not None
+        lengths += count
+        cache.replayed(count)
+        return outputs
+
+    def launches(
+        self, cache: Cache, built: Built, given: Mapping[str, Tensor], dims: Mapping[str, int], count: int
+    ) -> tuple[list[Tensor], list[Callable[[], None]]]:
+        """The outputs, and what fills them."""
+        assert cache.lengths is not None
+        held = {**cache.tensors, **cache.tables, LENGTHS: cache.lengths}
+        new = {k.name: given[k.name] for k in self.spec.kept if k.name in given}
+        found = [a.launch(new, held, count) for a in built.appends if a.spec.parts[0][0] in new]
+        buffers = {**{n: x for n, x in given.items() if n not in new}, **held}
+        buffers |= _temporaries(built.plan, dims, cache)
+        outputs = [buffers[name] for name in built.plan.outputs]
+        if count and cache.batch and all(x.numel() for x in outputs):
+            found += [launch for kernel in built.kernels for launch in kernel.launches(buffers, dims, count)]
+        return outputs, [launch for launch in found if launch is not None]
+
+    def built(self, cache: Cache, dims: Mapping[str, int], dtype: str) -> Built:
+        """Kernels for these heads and head dims, this page size and these schedules."""
+        compiled = self.step
+        plan = compiled.plan(dims, dtype)
+        exact = cache.deterministic
+        schedules = [compiled.schedule(kernel, dims) for kernel in plan.kernels]
+        if not exact:
+            schedules = [
+                s if k.name in compiled.schedules else for_steps(k.spec, s, compiled.target, dims)
+                for k, s in zip(plan.kernels, schedules, strict=True)
+            ]
+        key = (id(plan), cache.page, *schedules)
+        if key not in self._built:
+            found = places(self.spec, plan, dims, cache.page)
+            kept = [(k.name, k.unit) for k in self.spec.kept if k.name in found]
+            lengths = (self.streamed.queries, self.streamed.keys)
+            where = (compiled.target, compiled.cache_dir)
+            kernels = [over_pages(k, s, found, lengths, *where) for k, s in zip(plan.kernels, schedules, strict=True)]
+            self._built[key] = Built(plan, appends(kept, found, *where), kernels)
+            compiled.builds += len(kernels)
+        return self._built[key]
+
+
+def _temporaries(plan: Plan, dims: Mapping[str, int], cache: Cache) -> dict[str, Tensor]:
+    """Room for what kernels write beside the cache; block lists are each sequence's own."""
+    import torch
+
+    assert cache.lengths is not None
+    lists = {n for k in plan.kernels if isinstance(k.spec, BlockList) for n in k.writes}
+    found = {}
+    for b in plan.buffers:
+        if b.role != "input" and b.name not in cache.tensors:
+            first, *rest = b.size(dims)
+            shape = (cache.batch if b.name in lists else first, *rest)
+            found[b.name] = torch.empty(shape, dtype=getattr(torch, b.dtype), device=cache.lengths.device)
+    return found
