@@ -17,6 +17,7 @@ from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.sizes import static_names
 from sparsec.runtime import bind
 from sparsec.runtime.cache import usable
+from sparsec.runtime.decode_face import Decoding
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.ready import Ready
@@ -27,8 +28,6 @@ from sparsec.tile.schedule import Schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sparsec.runtime.cache_state import Cache
-    from sparsec.runtime.decode import Decoder
     from sparsec.runtime.explain import Explanation
     from sparsec.runtime.joint import Joint
     from sparsec.runtime.training import Training
@@ -49,7 +48,7 @@ class Call:
     rules: tuple[tuple[bind.IndexRule, tuple[int, ...]], ...]
 
 
-class Compiled:
+class Compiled(Decoding):
     """What ``sparsec.compile`` returns.
 
     Attributes:
@@ -115,44 +114,6 @@ class Compiled:
         from sparsec.runtime.training import Training
 
         return Training(self)
-
-    @cached_property
-    def decoder(self) -> Decoder:
-        """The variant's decode step. Raises DeclarationError where it has none."""
-        from sparsec.runtime.decode import Decoder
-
-        return Decoder(self)
-
-    def init_cache(self, batch: int, max_length: int, **options: Any) -> Cache:
-        """An empty decode cache for sequences of up to ``max_length`` tokens; see ``Decoder.new`` for the options.
-
-        Raises DeclarationError where the variant has no decode step, with what reads the future.
-        """
-        return self.decoder.new(batch, max_length, **options)
-
-    def decode(self, cache: Cache, **tokens: Tensor | None) -> Tensor | tuple[Tensor, ...]:
-        """The outputs of the next tokens of every sequence, whose keys and values join the cache.
-
-        Inputs are those of a call, with rows for the new tokens only; what has a row per chunk is given the rows of
-        the chunks that these tokens complete. Raises InputError where something does not fit.
-        """
-        outputs = self.decoder(cache, tokens)
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-    @cached_property
-    def packed(self) -> PackedCalls:
-        """The variant over packed documents. Raises PlanError for a declaration that cannot be packed."""
-        from sparsec.runtime.packed import PackedCalls
-
-        return PackedCalls(self)
-
-    def _packed(self, tensors: Sequence[Tensor], given: Mapping[str, Any], q_offset: Any) -> Sequence[Tensor]:
-        """A packed call."""
-        if self._route.traced(tensors):
-            rule = "packed calls are not traced yet"
-            raise InputError("cu_seqlens", "under tracing", rule, "wrap the call in torch.compiler.disable")
-        documents = self.packed.documents(tensors, given, q_offset)
-        return self.packed(tensors, documents, self._route.differentiated(tensors))
 
     def forward(self, tensors: Sequence[Tensor], q_offset: int | None = None) -> Sequence[Tensor]:
         """The variant's outputs for inputs in the declared order, without a thought of gradients or tracing."""
