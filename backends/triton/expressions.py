@@ -102,20 +102,29 @@ def _cast(speaker: Speaker, node: Node) -> str:
 
 
 def _top_insert(speaker: Speaker, node: Node) -> str:
-    """The helper's call: slots and candidates last, few candidates widened to the number of slots."""
+    """The helper's call: slots and candidates last, a few candidates sorted before they are as many as the slots."""
     slots, candidates = cast(tuple[Axis, Axis], node.attrs)
     rows = tuple(axis for axis in node.axes if axis != slots)
     kept, new = (
         _matrix_last(speaker, x, (*rows, last)) for x, last in zip(node.args, (slots, candidates), strict=True)
     )
-    speaker.helpers.add("top_insert")
-    size = candidates.size
-    while size < slots.size:
-        speaker.helpers.add("widen")
-        new, size = f"widen({new})", size * 2
-    text = f"top_insert({kept}, {new}, {slots.size}, {size}, {len(rows)})"
+    text = _top_few(speaker, kept, new, slots.size // candidates.size, len(rows))
+    if not text:
+        speaker.helpers.add("top_insert")
+        text = f"top_insert({kept}, {new}, {slots.size}, {candidates.size}, {len(rows)})"
     wanted = (*rows, slots)
     return text if wanted == node.axes else f"tl.permute({text}, {[wanted.index(a) for a in node.axes]})"
+
+
+def _top_few(speaker: Speaker, kept: str, new: str, times: int, axis: int) -> str:
+    """The call where there are fewer candidates than slots."""
+    if times <= 1:
+        return ""
+    speaker.helpers.update(("behind", "top_few"))
+    text = f"tl.sort({new})"
+    for _ in range(times.bit_length() - 1):
+        text = f"behind({text}, {axis})"
+    return f"top_few({kept}, {text})"
 
 
 def _matrix_last(speaker: Speaker, node: Node, wanted: tuple[Axis, ...]) -> str:

@@ -52,11 +52,19 @@ def rank_score(key):
     bits = (key >> 31).to(tl.int32)
     return (bits ^ ((~bits >> 31) | -2147483648)).to(tl.float32, bitcast=True)
 ''',
-    "widen": '''
+    "behind": '''
 @triton.jit
-def widen(keys):
-    """Twice as many keys, the new ones empty."""
-    return tl.interleave(keys, tl.full(keys.shape, -9223372036854775808, tl.int64))
+def behind(keys, AXIS: tl.constexpr):
+    """Twice as many ascending keys along the last axis: as many empty ones first."""
+    both = tl.join(tl.full(keys.shape, -9223372036854775808, tl.int64), keys)
+    order: tl.constexpr = (1, 0) if AXIS == 0 else (0, 2, 1)
+    return tl.reshape(tl.permute(both, order), keys.shape[:AXIS] + [2 * keys.shape[AXIS]])
+''',
+    "top_few": '''
+@triton.jit
+def top_few(kept, new):
+    """The largest keys along the last axis, descending, of descending ones and as many ascending ones."""
+    return tl.bitonic_merge(tl.maximum(kept, new), descending=True)
 ''',
     "top_insert": '''
 @triton.jit

@@ -47,6 +47,8 @@ def score(node: Node) -> Problem | None:
         return Problem(
             f"fn = {node['fn']}", "fn = indexer, and it alone, sums heads by `head_weights`", "add or drop them"
         )
+    if node["fn"] == "indexer" and key_heads(node) is not ONE:
+        return Problem(f"keys of {key_heads(node)} heads", "an indexer has one key per token", "keys [B,N,1,D]")
     return None
 
 

@@ -50,6 +50,8 @@ Scores = Callable[[Node], Node]
 
 def sharing(spec: Selector) -> int:
     """The number of query heads that share a selection."""
+    if spec.head_weights is not None:
+        return spec.heads
     return spec.heads // spec.kv_heads if spec.group is not None else 1
 
 

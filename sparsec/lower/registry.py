@@ -14,7 +14,7 @@ from sparsec.lower import (
     gathered_grad_class,
     row_dot,
     running,
-    selector,
+    selector_class,
     selector_grad_keys,
     selector_grad_q,
     selector_grad_space,
@@ -78,7 +78,7 @@ def _fixed(spec: object, target: str) -> Choices:
 CLASSES: dict[type, ScheduleClass] = {
     TiledAttention: ScheduleClass(_single(tiled.lower), tiled_space.default, tiled_space.space),
     GatheredAttention: ScheduleClass(gathered_class.lower, gathered_class.default, gathered_class.space),
-    Selector: ScheduleClass(_single(selector.lower), selector.default, selector.space),
+    Selector: ScheduleClass(selector_class.lower, selector_class.default, selector_class.space),
     Summarise: ScheduleClass(_single(summarise.lower), summarise.default, summarise.space),
     Combine: ScheduleClass(_single(combine.lower), combine.default, combine.space),
     BlockList: ScheduleClass(_single(block_list.lower), block_list.default, _fixed),

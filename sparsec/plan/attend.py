@@ -165,6 +165,18 @@ def _listed(planner: Planner, attend: Node, piece: Piece, params: dict[str, Expr
     return replace(piece, listed=spec)
 
 
+def memory_of_units(attend: Node) -> Op:
+    """What kind of memory a list of units is read from."""
+    return attend.src[1].op
+
+
+def scope_of(selection: Node, q: Node, memory: Node) -> str:
+    """Who shares a list: all heads of a token, those of a key/value head, or nobody."""
+    heads = selection.shape[2]
+    found = {q.shape[2]: "head", memory.shape[2]: "kv_head", constant(1): "token"}
+    return found.get(heads, str(selection["scope"]))
+
+
 def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) -> None:
     """One kernel for an attend over lists of chunks, after the selector that makes the lists."""
     sizes, (selection, *more) = planner.sizes, lists(attend)
@@ -172,8 +184,8 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
         raise planner.refuse(
             attend, "reads two lists of chunks at once; attend to each and merge by log-sum-exp if disjoint"
         )
-    if selection["unit"] != "chunk":
-        raise planner.refuse(attend, "lists of single tokens have no kernel yet; choose chunks")
+    if selection["scope"] == "query_set" or memory_of_units(attend) is not Op.TOKENS:
+        raise planner.refuse(attend, "lists of chunks and tokens are read; one list for all queries has no kernel yet")
     honours(planner, attend, "per", "scale", "softcap", "sink", "bias")
     q, memory = attend.src[:2]
     held = hold(planner, memory)
@@ -182,7 +194,7 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
     out = planner.temporary(attend, "o", attend.shape, out_dtype)
     lse = planner.temporary(attend, "lse", attend.shape[:3], "float32") if wants_lse else None
     counts = selection.operands.get("counts") if selection.op is Op.GIVEN else None
-    softcap, scope = attend["softcap"], str(selection["scope"])
+    softcap, scope = attend["softcap"], scope_of(selection, q, memory)
     dims = {"TQ": q.shape[1], "TK": held.length}
     captures = _captures(planner, attend, dims)
     spec = GatheredAttention(

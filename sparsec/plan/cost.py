@@ -52,7 +52,8 @@ def _selector(spec: Selector) -> Cost:
     over = spec.eligible if spec.pool is None else spec.visible
     where = substitute(over, {"c": var("j")}) if over is not None else None
     pairs = B * heads * keys_seen(where, keys if spec.pool else blocks)
-    lists = B * TQ * (HKV if spec.group else H) * spec.slots * (8 if spec.weights else 4)
+    shared = HKV if spec.group or spec.head_weights else H
+    lists = B * TQ * shared * spec.slots * (8 if spec.weights else 4)
     known = {"H": spec.heads, "HKV": spec.kv_heads, "D": spec.dim}
     return Cost(2 * pairs * D, size * B * D * (TQ * H + keys * HKV) + lists, pairs, known)
 

@@ -45,10 +45,12 @@ def follow(planner: Planner, topk: Node) -> Chain:
         node = node.src[0]
     if pool is not None and group is not None and pool.word("pre") == "softmax":
         raise planner.refuse(pool, "pre = softmax is carried out per head: write it at the reduction over the group")
-    if node["fn"] != "dot":
-        raise planner.refuse(node, f"the selector scores by dot products; fn = {node['fn']} has no kernel yet")
-    if topk["scope"] in ("token", "query_set") or topk.operands:
-        raise planner.refuse(topk, "the selector lists chunks per token and head; other scopes have no kernel yet")
+    if node["fn"] not in ("dot", "indexer"):
+        raise planner.refuse(node, f"the selector scores by dots, or as an indexer; fn = {node['fn']} has no kernel yet")
+    if node["fn"] == "indexer" and (group is not None or pool is not None):
+        raise planner.refuse(topk, "an indexer's scores are chosen from as they are; pools of them have no kernel yet")
+    if topk["scope"] == "query_set" or topk.operands:
+        raise planner.refuse(topk, "the selector lists units per token; other scopes have no kernel here yet")
     honours(planner, node, "fn", "scale", "detach")
     honours(planner, topk, *_CHOSEN)
     return Chain(node, group, pool, (*covers, node))
@@ -94,6 +96,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     indices = planner.temporary(topk, "indices", (b, tq, heads, slots), "int32")
     out = planner.temporary(weights, "weights", (b, tq, heads, slots), "float32") if weights is not None else None
     key_heads = keys.shape[2] if keys.kind == "memory" else keys.shape[-2]
+    head_weights = chain.score.operands.get("head_weights")
     scale = chain.score.expr("scale")
     tokens = held.tokens if held and held.tokens is not None else planner.token_length
     group = chain.group
@@ -126,10 +129,12 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         weights=_weighed(planner, weights) if weights is not None else None,
         batched=held.batched if held else len(keys.shape) == 4,
         key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
+        head_weights=planner.input(head_weights) if head_weights is not None else None,
     )
     planner.specs[topk] = spec
     covers = (*chain.covers, *([weights] if weights is not None else []))
-    planner.add(spec, [spec.q, key_buffer], [indices, *([out] if out else [])], covers, dims)
+    read = [spec.q, key_buffer, *([spec.head_weights] if spec.head_weights else [])]
+    planner.add(spec, read, [indices, *([out] if out else [])], covers, dims)
 
 
 def _weighed(planner: Planner, weights: Node) -> str:

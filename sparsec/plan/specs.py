@@ -159,7 +159,8 @@ class Selector:
 
     Attributes:
         key_length: the launch parameter with the number of summaries; ``block_length`` with the number of blocks.
-        visible, eligible, forced: over i and c (c counts summaries in ``visible``, blocks in the others).
+        visible, eligible, forced: over i and c (c counts summaries in ``visible``, blocks in the others). Without
+            ``softmax``, summaries that are not visible do not exist for the pool.
         weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores, or
             "softmax_all": their share of a softmax over all that is eligible; fp32, 0 where id is -1.
         batched: false for learned keys ``[N, HKV, D]``, the same for every batch entry.
@@ -168,6 +169,8 @@ class Selector:
         scope: "kv_head" when ``group`` reduces, "head" when it does not.
         count_forced: whether forced members use up k; if not, k is the number of free slots and ``slots`` the list's
             length.
+        head_weights: of an indexer, ``[B,TQ,H]`` of ``dtype``: scores are scale * sum over the heads of weight *
+            max(q[h] . keys[n], 0), one list for all heads; ``group`` and ``softmax`` are not set then.
     """
 
     name: str
@@ -195,6 +198,7 @@ class Selector:
     weights: str | None = None
     key_dtype: str | None = None
     batched: bool = True
+    head_weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

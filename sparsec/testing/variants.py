@@ -43,6 +43,7 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
     "nsa-given": ("nsa", {**_NSA, "selection": "given"}),
     "nsa-selected": ("nsa", {**_NSA, "branches": "slc"}),
     "moba": ("moba", {"block": CHUNK, "k": 3}),
+    "dsa": ("dsa", {"k": 11}),
     "infllm2": ("infllm2", {**_INFLLM, "k": 5}),
     "infllm2-free": ("infllm2", {**_INFLLM, "k": 2, "count_forced": False}),
 }
