@@ -110,6 +110,26 @@ def _concerned(have: str) -> Finding:
     )
 
 
+def patterns() -> Finding:
+    """What minimal cases of the known miscompiles compute on this machine's GPU."""
+    import torch
+
+    from sparsec.cli.faults import PATTERNS, faults, settings
+
+    known = "; ".join(f"{name}: {what}" for name, what in PATTERNS.items())
+    if installed("triton") is None:
+        return Finding("miscompiles", "note", f"not run, Triton is not installed: {known}")
+    if not torch.cuda.is_available() or torch.version.hip:
+        return Finding("miscompiles", "note", f"not run, there is no NVIDIA GPU here: {known}")
+    wanted = settings()
+    wrong = faults(wanted)
+    if not wrong:
+        return Finding("miscompiles", "ok", f"{len(PATTERNS)} known patterns in {len(wanted)} settings: all right")
+    said = "; ".join(map(str, wrong[:8])) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+    advice = "tuned schedules are admitted only after their gradients were checked here"
+    return Finding("miscompiles", "warn", f"this machine is affected, {len(wrong)} of {len(wanted)}: {said}. {advice}")
+
+
 def cache() -> Finding:
     """Whether the cache folder can be written, and what it holds is what was written."""
     from sparsec.runtime.env import Env
@@ -149,5 +169,5 @@ def unwritable(folder: Path) -> str | None:
 
 
 SUBJECTS: tuple[Callable[[], Finding], ...] = (
-    python, packages, gpu, targets, cpu_compiler, miscompiles, cache,
+    python, packages, gpu, targets, cpu_compiler, miscompiles, patterns, cache,
 )  # fmt: skip

@@ -207,7 +207,7 @@ def test_explain_has_formulas_and_numbers(capsys: Captured) -> None:
 
 def test_doctor(capsys: Captured) -> None:
     found = {f["subject"]: f for f in value(capsys, "doctor")}
-    assert {"machine", "packages", "GPU", "targets", "CPU kernels", "Triton", "cache"} == set(found)
+    assert {"machine", "packages", "GPU", "targets", "CPU kernels", "Triton", "miscompiles", "cache"} == set(found)
     assert found["cache"]["state"] == "ok"
     assert "torch" in run(capsys, "doctor")
 
