@@ -111,7 +111,8 @@ def default_kv(spec: GatheredGradKV, target: str) -> Schedule:
     """32 rows, or as many as hold the heads that share a list, and a chunk's keys up to 64 at a time.
 
     With 64 rows head dims of 128 spilled, and those of 64 left room for fewer programs. Eight warps share 256 registers
-    a lane on AMD, and did not hold what four do.
+    a lane on AMD, and did not hold what four do. On Hopper four warps of 255 registers took 7.1 ms where eight took
+    18.5, the more programs at a time; few heads of keys need shorter shares (4.7 ms became 0.8).
     """
     share, forward = chunks.sharing(spec.forward), spec.forward
     if not target.startswith("triton"):
@@ -121,9 +122,11 @@ def default_kv(spec: GatheredGradKV, target: str) -> Schedule:
     if forward.dtype == "float32":
         return _single(spec)
     rows, block = max(32, 1 << (share - 1).bit_length()), whole_block(forward)
-    wide = max(forward.head_dim, forward.value_dim, block) > 64 or target == "triton:sm_100"
-    warps = 8 if wide and not target.startswith("triton:gfx") else 4
-    return Schedule("key_outer", rows=rows, block=block, warps=warps, stages=2)
+    widest = max(forward.head_dim, forward.value_dim, block)
+    narrow = forward.per == "joint" and rows == 32 and widest <= 128 and target == "triton:sm_90"
+    wide = widest > 64 or target == "triton:sm_100"
+    warps = 8 if wide and not narrow and not target.startswith("triton:gfx") else 4
+    return Schedule("key_outer", rows=rows, block=block, warps=warps, stages=2, splits=max(1, 4 // forward.kv_heads))
 
 
 def _single(spec: GatheredGradKV) -> Schedule:
