@@ -18,6 +18,7 @@ from sparsec.plan.sizes import static_names
 from sparsec.runtime import bind
 from sparsec.runtime.cache import usable
 from sparsec.runtime.decode_face import Decoding
+from sparsec.runtime.deterministic import in_order
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.ready import Ready
@@ -123,7 +124,7 @@ class Compiled(Decoding):
 
     def ready(self, tensors: Sequence[Tensor], q_offset: int | None = None, wrt: tuple[str, ...] = ()) -> Ready:
         """The call of these inputs, in the declared order, worked out and checked; saving for gradients of ``wrt``."""
-        described: list[object] = [q_offset, wrt, Records.generation]
+        described: list[object] = [q_offset, wrt, Records.generation, self._route.deterministic()]
         for x in tensors:
             described += (x.shape, x.stride(), x.dtype, x.device)
         key = tuple(described)
@@ -151,7 +152,7 @@ class Compiled(Decoding):
     def backward(self, halves: Joint, tensors: Sequence[Tensor], dims: Mapping[str, int]) -> Ready:
         """The backward half of a joint plan worked out for what it reads, in the order of its names."""
         described = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
-        key = (id(halves), Records.generation, *dims.values(), *described)
+        key = (id(halves), Records.generation, self._route.deterministic(), *dims.values(), *described)
         call = self._calls.get(key)
         if call is None or call.schedules != self.schedules:
             call = self._keep(key, halves.split.backward, dims, halves.names)
@@ -221,13 +222,13 @@ class Compiled(Decoding):
         return tune(self, inputs, **options)
 
     def schedule(self, kernel: Kernel, dims: Mapping[str, int]) -> Schedule:
-        """The schedule of a kernel: set by hand, else the best record, else the default."""
+        """The schedule of a kernel: set by hand, else the best record, else the default; deterministic where torch is."""
         from sparsec.lower.registry import default
 
-        if kernel.name in self.schedules:
-            return self.schedules[kernel.name]
-        best = self.records.best(kernel.spec, self.target, bucket(self.lengths.longest(dims)))
-        return best or default(kernel.spec, self.target.name)
+        found = self.schedules.get(kernel.name)
+        found = found or self.records.best(kernel.spec, self.target, bucket(self.lengths.longest(dims)))
+        found = found or default(kernel.spec, self.target.name)
+        return in_order(kernel.spec, found, self.target.name) if self._route.deterministic() else found
 
     def built(self, kernel: Kernel, dims: Mapping[str, int], schedule: Schedule | None = None) -> BuiltKernel:
         """A kernel built under its schedule (or under the one given), from memory where it was built before."""

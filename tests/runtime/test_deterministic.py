@@ -1,0 +1,71 @@
+"""Under ``torch.use_deterministic_algorithms`` no kernel adds atomically: another schedule, a refusal, or a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sparsec.plan.grad_specs import GatheredGradQ, TiledGradCapture
+from sparsec.plan.plan import Kernel
+from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.deterministic import OrderError, ordered
+from sparsec.testing.variants import small
+from sparsec.testing.whole_case import WholeCase
+from sparsec.tile.schedule import Schedule
+
+DIMS = {"H": 4, "HKV": 2, "D": 32, "DV": 32}
+SUMS = Schedule("key_outer", rows=32, block=16, stages=2)
+
+
+@pytest.fixture
+def strict() -> Iterator[None]:
+    """Torch told so, and afterwards as before."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def backward(compiled: Compiled, kind: type, *wrt: str) -> Kernel:
+    """The kernel of a class in the backward half."""
+    kernels = compiled.training.joint(DIMS, "float32", wrt).split.backward.kernels
+    return next(kernel for kernel in kernels if isinstance(kernel.spec, kind))
+
+
+def test_atomic_sums_give_way_to_the_default(strict: None) -> None:
+    compiled = compile(small("nsa-selected"), "interpreter")
+    kernel = backward(compiled, GatheredGradQ, "q")
+    compiled.schedules[kernel.name] = SUMS
+    assert not ordered(kernel.spec, SUMS)
+    assert ordered(kernel.spec, compiled.schedule(kernel, DIMS))
+    torch.use_deterministic_algorithms(False)
+    assert compiled.schedule(kernel, DIMS) == SUMS
+
+
+def test_a_call_made_before_is_worked_out_anew() -> None:
+    compiled = compile(small("nsa-selected"), "interpreter")
+    kernel = backward(compiled, GatheredGradQ, "q", "k", "v")
+    compiled.schedules[kernel.name] = SUMS
+    case, builds = WholeCase("nsa-selected", (35, 35, None)), []
+    for wanted in (False, True, False):
+        torch.use_deterministic_algorithms(wanted)
+        try:
+            inputs = {n: x.requires_grad_(n in ("q", "k", "v")) for n, x in case.inputs().items()}
+            out = compiled(None, **inputs)
+            assert isinstance(out, torch.Tensor)
+            out.sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        builds.append(compiled.builds)
+    assert builds[0] < builds[1] == builds[2]
+
+
+def test_a_kernel_without_such_a_schedule_says_so(strict: None) -> None:
+    compiled = compile(small("alibi-lse"), "interpreter")
+    kernel = backward(compiled, TiledGradCapture, "slopes")
+    with pytest.raises(OrderError, match="captured tensors are summed by atomic additions"):
+        compiled.schedule(kernel, DIMS)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with pytest.warns(UserWarning, match=kernel.name):
+        assert not ordered(kernel.spec, compiled.schedule(kernel, DIMS))
