@@ -121,6 +121,17 @@ def _equalities(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
             yield one, other, what
 
 
+def fixed(variant: Variant) -> dict[str, Expr]:
+    """Dims that the graph makes equal to an expression of others, such as the number of landmarks: TK // 64."""
+    found: dict[str, Expr] = {}
+    for node in variant.nodes:
+        for one, other, _ in _equalities(node):
+            for dim, expr in ((one, other), (other, one)):
+                if dim.head == "var" and expr.head != "const" and str(dim.value) not in variables(expr):
+                    found.setdefault(str(dim.value), expr)
+    return found
+
+
 def _pairs(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
     if node.op in (Op.TOKENS, Op.SLOTS) and len(node.src) == 2:
         yield from (

@@ -38,6 +38,7 @@ class KeyTile:
     key_head: Node
     k: list[Node]
     v: list[Node]
+    ragged: bool = False
 
     @property
     def group(self) -> int:
@@ -61,7 +62,7 @@ def begin(builder: tile.Builder, spec: TiledGradKV, schedule: Schedule, number: 
     bounds: dict[int, tile.Value] = {int(piece.batched): tile.param(piece.length)}
     k = [tile.load(tensors[piece.k], *lead, d.index(), bounds=bounds) for d in dims]
     v = [tile.load(tensors[piece.v], *lead, e.index(), bounds=bounds) for e in values] if spec.grad_k else []
-    return KeyTile(w, piece, spec.listed, first, key, batch, key_head, k, v)
+    return KeyTile(w, piece, spec.listed, first, key, batch, key_head, k, v, spec.ragged)
 
 
 def walk(at: KeyTile, share: Shares, state: list[Node], consume: Consume) -> list[Node]:
@@ -86,6 +87,8 @@ def walk(at: KeyTile, share: Shares, state: list[Node], consume: Consume) -> lis
 
 def _alike(at: KeyTile) -> bool:
     """Whether the visits are the same for all heads of the group and every batch that these keys serve."""
+    if at.ragged and not at.piece.batched:
+        return False
     if at.listed is not None:
         return (at.group == 1 or at.listed.heads == 1) and (at.piece.batched or not at.listed.per_batch)
     differing = [*(["h"] if at.group > 1 else []), *([] if at.piece.batched else ["b"])]

@@ -80,7 +80,7 @@ CLASSES: dict[type, ScheduleClass] = {
     GatheredAttention: ScheduleClass(gathered_class.lower, gathered_class.default, gathered_class.space),
     Selector: ScheduleClass(selector_class.lower, selector_class.default, selector_class.space),
     Summarise: ScheduleClass(_single(summarise.lower), summarise.default, summarise.space),
-    Combine: ScheduleClass(_single(combine.lower), combine.default, combine.space),
+    Combine: ScheduleClass(_rowwise(combine.lower), combine.default, combine.space),
     BlockList: ScheduleClass(_single(block_list.lower), block_list.default, _fixed),
     RowDot: ScheduleClass(row_dot.lower, row_dot.default, row_dot.space),
     Prefix: ScheduleClass(running.lower, running.default, running.space),
@@ -101,8 +101,8 @@ CLASSES: dict[type, ScheduleClass] = {
     GatheredGradKV: ScheduleClass(
         gathered_grad_class.lower_kv, gathered_grad_class.default_kv, gathered_grad_class.space_kv
     ),
-    CombineGrad: ScheduleClass(_single(combine_grad.lower), combine_grad.default, combine_grad.space),
-    Total: ScheduleClass(_single(total.lower), total.default, total.space),
+    CombineGrad: ScheduleClass(_rowwise(combine_grad.lower), combine_grad.default, combine_grad.space),
+    Total: ScheduleClass(_rowwise(total.lower), total.default, total.space),
 }
 
 

@@ -22,10 +22,10 @@ PARTS = 128
 
 def lower(spec: RowDot, schedule: Schedule) -> Lowered:
     """delta ``[B,TQ,H]``; with sinks also their sums per tile of rows, and a program that adds those up."""
-    steps = [Step(_rows(spec, schedule), schedule)]
+    steps = [Step(_rows(spec, schedule), schedule, flat=True)]
     if spec.sink_grad is None:
         return Lowered(tuple(steps))
-    steps.append(Step(_sinks(spec, schedule.rows), schedule))
+    steps.append(Step(_sinks(spec, schedule.rows), schedule, flat=True))
     tiles = (var("TQ") + (schedule.rows - 1)) // schedule.rows
     shape = (constant(spec.heads), var("B"), tiles)
     return Lowered(tuple(steps), (Scratch(_shares(spec).name, shape, "float32"),))

@@ -41,7 +41,8 @@ def lower(spec: SelectorGradKeys, schedule: Schedule) -> Lowered:
     buffers = (*inverse.scratch(lists, schedule, complete=True), *shares.scratch(lists, found))
     own = [(n, value) for n, value in inverse.params(lists, schedule, complete=True) if n != "WT"]
     params = (*own, *shares.params(found, 1, schedule.rows // sharing(spec.forward)))
-    return Lowered(steps, (*buffers, as_scratch(_parts(spec))), (("TK", _units(spec)), *_over_units(spec, params)))
+    own_params = (("TK", _units(spec)), *_over_units(spec, params))
+    return Lowered(steps, (*buffers, as_scratch(_parts(spec))), own_params, _over_units(spec, shares.limits(1)))
 
 
 def _units(spec: SelectorGradKeys) -> Expr:

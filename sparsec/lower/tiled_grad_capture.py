@@ -46,7 +46,7 @@ def lower(spec: TiledGradCapture, schedule: Schedule) -> Lowered:
     """Zeros, then one (query tile, head, batch) per grid point."""
     out = Tensor(spec.grad_capture, "float32", spec.shape)
     cleared = zeros.program(f"{spec.name}_zeros", out, _params(spec))
-    return Lowered((Step(cleared, schedule), Step(_main(spec, schedule, out), schedule)))
+    return Lowered((Step(cleared, schedule, flat=True), Step(_main(spec, schedule, out), schedule)))
 
 
 def _params(spec: TiledGradCapture) -> list[tuple[str, str]]:

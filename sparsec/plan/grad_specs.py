@@ -9,7 +9,7 @@ delta)``. It goes through the derivative of bias and soft cap to ``dr``, the gra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Spec, Summarise, TiledAttention
 
@@ -65,6 +65,7 @@ class TiledGradKV:
         piece: its number in ``forward.pieces``.
         grad_k, grad_v: None where that gradient is not asked for; one of them is.
         listed: where the forward piece has a block list: the query tiles of each key tile (``transposed``).
+        ragged: whether batches have lengths of their own, so that keys without a batch must visit them one by one.
     """
 
     name: str
@@ -77,6 +78,7 @@ class TiledGradKV:
     grad_dtype: str
     out_dtype: str
     listed: BlockList | None = None
+    ragged: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparsec.ir.node import Node
 from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.packing import Packed
 from sparsec.scalar.expr import Expr
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8}
@@ -48,6 +49,7 @@ class Kernel:
         covers: the graph nodes (as the printer names them) that the kernel computes.
         params: the launch parameters as expressions over the declaration's dims and ``q_offset``.
         sources, results: (buffer, node, part) of what is read and written, so that the oracle can run this piece alone.
+        packed: how documents lie in its buffers, in the plan of a packed call.
     """
 
     spec: AnySpec
@@ -57,6 +59,7 @@ class Kernel:
     params: tuple[tuple[str, Expr], ...]
     sources: tuple[tuple[str, Node, str], ...]
     results: tuple[tuple[str, Node, str], ...]
+    packed: Packed | None = None
 
     @property
     def name(self) -> str:

@@ -21,6 +21,7 @@ from sparsec.runtime.decode_face import Decoding
 from sparsec.runtime.deterministic import in_order
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.packed_documents import Given
 from sparsec.runtime.ready import Ready
 from sparsec.runtime.records import Records, bucket
 from sparsec.runtime.target import Target, available, find
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from sparsec.runtime.explain import Explanation
     from sparsec.runtime.joint import Joint
+    from sparsec.runtime.packed import PackedCalls
     from sparsec.runtime.training import Training
 
 
@@ -80,10 +82,15 @@ class Compiled(Decoding):
         self._floats = [spec.dtype == "float" for spec in variant.inputs.values()]
         self._route, self.operator = route, register(self)
 
-    def __call__(self, q_offset: int | None = None, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def __call__(
+        self, q_offset: Any = None, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+        max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, **inputs: Tensor,
+    ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
         """Run forward on tensors by input name; one output, or a tuple where the variant returns several.
 
-        ``q_offset`` is the position of the first query; by default queries end where the keys end.
+        ``q_offset`` is the position of the first query; by default queries end where the keys end. With ``cu_seqlens``
+        (int32: 0, then the end of every document) inputs are packed, ``[tokens, heads, dim]``, and ``q_offset`` may be
+        a tensor of one position per document; see "Packed sequences" in docs/reference.md.
         Raises InputError where a name, shape, dtype, device, stride or given index does not fit.
         """
         try:
@@ -93,6 +100,9 @@ class Compiled(Decoding):
         if len(tensors) != len(inputs):
             bind.check_names(self.variant, inputs)
         tensors = self._route.autocast(tensors, self._floats)
+        if cu_seqlens is not None or cu_seqlens_k is not None:
+            bind.check_names(self.variant, inputs)
+            return self.packed(tensors, Given(cu_seqlens, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q_offset))
         if self._route.traced(tensors):
             bind.check_names(self.variant, inputs)
             found = self.operator(*tensors, q_offset)
@@ -115,6 +125,13 @@ class Compiled(Decoding):
         from sparsec.runtime.training import Training
 
         return Training(self)
+
+    @cached_property
+    def packed(self) -> PackedCalls:
+        """The variant over packed documents. Raises PlanError for a declaration that cannot be packed."""
+        from sparsec.runtime.packed import PackedCalls
+
+        return PackedCalls(self)
 
     def forward(self, tensors: Sequence[Tensor], q_offset: int | None = None) -> Sequence[Tensor]:
         """The variant's outputs for inputs in the declared order, without a thought of gradients or tracing."""
@@ -233,7 +250,7 @@ class Compiled(Decoding):
     def built(self, kernel: Kernel, dims: Mapping[str, int], schedule: Schedule | None = None) -> BuiltKernel:
         """A kernel built under its schedule (or under the one given), from memory where it was built before."""
         chosen = schedule or self.schedule(kernel, dims)
-        key = (kernel.spec, chosen)
+        key = (kernel.spec, chosen, kernel.packed)
         if key not in self._built:
             _room(self._built, MOST_PLANS)
             self._built[key] = BuiltKernel(kernel, chosen, self.target, self.cache_dir)

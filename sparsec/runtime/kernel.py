@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsec.lower.registry import lower_kernel
+from sparsec.lower.segments import packed
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.launch import Again, build
 from sparsec.runtime.target import Target
@@ -32,6 +33,8 @@ class BuiltKernel:
     def __init__(self, kernel: Kernel, schedule: Schedule, target: Target, cache_dir: Path) -> None:
         self.kernel, self.schedule, self.target = kernel, schedule, target
         self.lowered = lower_kernel(kernel.spec, schedule)
+        if kernel.packed is not None:
+            self.kernel, self.lowered = packed(kernel, self.lowered)
         self._binds = [(step.program, build(step, target, cache_dir)) for step in self.lowered.steps]
 
     @property

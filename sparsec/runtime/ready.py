@@ -31,8 +31,7 @@ class Ready:
         self.plan, self.dims, self.names = plan, dims, tuple(names)
         self._made = {b.name: (b.size(dims), b.dtype) for b in plan.buffers if b.role != "input"}
         self.outputs = {name: self._made[name] for name in dict.fromkeys(plan.outputs)}
-        runs = all(0 not in size for size, _ in self.outputs.values())
-        self._kernels = list(kernels) if runs else []
+        self._kernels = [k for k in kernels if any(0 not in self._made[name][0] for name in k.kernel.writes)]
         self.fixed = {kernel.kernel.name: kernel.fixed(dims) for kernel in self._kernels}
         self.order = [list(self.outputs).index(name) for name in plan.outputs]
         self.distinct = len(self.order) == len(self.outputs)

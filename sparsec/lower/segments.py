@@ -1,0 +1,218 @@
+"""Packed documents: the programs of a kernel rewritten so that every length is that of the program's own document.
+
+The batch index of a program becomes the number of a document. Its lengths and its ``q_offset`` are loaded from a table
+on the device, indices into packed buffers are shifted to where the document begins, and grid points past the end of
+their document do nothing. Grids are sized for the longest document, so that a call's lengths are never read back.
+A program whose rows know of no neighbours (``Step.flat``) runs once over the rows of all documents instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sparsec.lower.lowered import Lowered, Scratch, Step
+from sparsec.lower.scalars import add, both, emit
+from sparsec.plan.packing import (
+    ALL,
+    FIELDS,
+    LENGTHS,
+    MOST,
+    TABLE,
+    TOTAL,
+    Layout,
+    Packed,
+    by_document,
+    hosts,
+    layout,
+    parameters,
+    room,
+    total,
+)
+from sparsec.plan.plan import Kernel
+from sparsec.plan.specs import DIM
+from sparsec.scalar.expr import Expr, constant, var
+from sparsec.scalar.fn import Fn
+from sparsec.scalar.walk import substitute
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program, Tensor, TileOp
+from sparsec.tile.rewrite import Mapper, access_of, accessed, accesses, copies, rebuilt, rewrite
+
+
+def packed(kernel: Kernel, lowered: Lowered) -> tuple[Kernel, Lowered]:
+    """A kernel of a packed plan, with its launch parameters over the call's dims, and its rewritten programs."""
+    assert kernel.packed is not None
+    packing = kernel.packed.packing
+    exact = parameters(dict(kernel.params), dict(lowered.params), packing)
+    bounds = {**exact, **parameters(dict(kernel.params), {**dict(lowered.params), **dict(lowered.limits)}, packing)}
+    shapes = dict(kernel.packed.shapes) | {
+        s.name: tuple(substitute(d, bounds) for d in s.shape) for s in lowered.scratch
+    }
+    layouts = {name: layout(shape, packing) for name, shape in shapes.items()}
+    columns = len(FIELDS) + len(packing.visible)
+    table = Tensor(TABLE, "int32", ("B", columns))
+    steps = tuple(replace(_step(s, exact, layouts, table), flat=False) for s in lowered.steps)
+    scratch = tuple(
+        Scratch(s.name, tuple(_scratch(d) for d in room(shapes[s.name], packing)), s.dtype) for s in lowered.scratch
+    )
+    params = _params(kernel.packed, [name for name, _ in kernel.params], exact, bounds)
+    return replace(kernel, params=params), Lowered(steps, scratch)
+
+
+def _scratch(extent: Expr) -> Expr:
+    """An extent over launch parameters."""
+    return substitute(extent, {name: var(MOST + name) for name in LENGTHS})
+
+
+def _params(
+    found: Packed, names: Sequence[str], exact: Mapping[str, Expr], bounds: Mapping[str, Expr]
+) -> tuple[tuple[str, Expr], ...]:
+    """Over the call's dims: those of the longest document, those of all, and what expressions on the device read."""
+    packing, read = found.packing, [*exact.values(), *(e for _, shape in found.shapes for e in shape)]
+    known = {f"{DIM}{name}": var(name) for name in hosts(read)}
+    known |= {f"{MOST}{name}": var(name) for name in LENGTHS}
+    known |= {f"{TOTAL}{n}": var(f"{TOTAL}{n}") for n in (*LENGTHS, *range(len(packing.visible)))}
+    own = {name: bounds[name] for name in names if name not in ("B", "q_offset")}
+    every = {f"{ALL}{n}": total(value, packing) if by_document(value) else value for n, value in own.items()}
+    return tuple({**known, **every, f"{ALL}B": constant(1), f"{ALL}q_offset": constant(0), **bounds}.items())
+
+
+def _step(step: Step, params: Mapping[str, Expr], layouts: Mapping[str, Layout | None], table: Tensor) -> Step:
+    """The step on packed buffers, without descriptors: a box of one would reach into the next document."""
+    program, schedule = step.program, replace(step.schedule, descriptors=False)
+    held = [layouts.get(t.name) for t in program.tensors]
+    if all(found is None or found.along is None for found in held):
+        return replace(step, program=program)
+    if step.flat and all(found is None or found.along is not None for found in held):
+        return Step(_flat(program), schedule)
+    return Step(_Segmented(program, params, layouts, table).program(), schedule)
+
+
+def _flat(program: Program) -> Program:
+    """The program over the rows of all documents."""
+
+    def rule(node: Node, args: tuple[Node, ...]) -> Node | None:
+        return tile.param(f"{ALL}{node.attrs[0]}", node.dtype) if node.op is TileOp.PARAM else None
+
+    params = [(f"{ALL}{name}", dtype) for name, dtype in program.params]
+    return rewrite(program, rule, program.tensors, params, rule)
+
+
+class _Segmented:
+    """One program on its way to its packed form."""
+
+    def __init__(
+        self, program: Program, params: Mapping[str, Expr], layouts: Mapping[str, Layout | None], table: Tensor
+    ) -> None:
+        self.old, self.params, self.layouts, self.table = program, params, layouts, table
+        self.document = self._document()
+        self.mapper = Mapper(program, self.rule, self.document.free)
+        self.index: Node | None = None
+
+    def _placed(self) -> list[tuple[Node, Layout]]:
+        """The loads and stores of buffers that documents do not share."""
+        found = [(node, self.layouts.get(access.tensor.name)) for node, access in accesses(self.old)]
+        return [(node, at) for node, at in found if at is not None]
+
+    def _document(self) -> Node:
+        """The one batch index of the program; captured tensors are read at the nearest index that exists."""
+        found = {_unclamped(n.args[at.batch]) for n, at in self._placed()}
+        varying = [n for n in found if n.op is not TileOp.CONST]
+        assert len(varying) == 1, f"{self.old.name} works on several batches at once: {varying}"
+        return varying[0]
+
+    def program(self) -> Program:
+        """The packed program: under a condition, unless its grid is the same for every document."""
+        with tile.Builder() as builder:
+            alive = self._alive()
+            if alive is None:
+                self.mapper.region()
+            else:
+                tile.loop(0, alive, 1, [], self._guarded)
+            tensors = [*(self._tensor(t) for t in self.old.tensors), self.table]
+            return builder.program(self.old.name, tensors, self.old.params, copies(self.old.grid))
+
+    def _guarded(self, index: Node) -> Sequence[Node]:
+        """Everything depends on the guard's variable, which is 0, so that nothing is moved out of it."""
+        self.index = index
+        self.mapper.region()
+        return []
+
+    def _alive(self) -> Node | None:
+        """Whether a grid point lies inside the grid that its document would have alone; None where all do."""
+        inside: Node | None = None
+        for d, extent in enumerate(self.old.grid):
+            if any(self._differs(n) for n in tile.reachable([extent])):
+                assert self.document.op is TileOp.PROGRAM_ID, f"{self.old.name}: its grid differs by document"
+                number = tile.program_id(int(str(self.document.attrs[0])))
+                here = tile.apply(Fn.LT, tile.program_id(d), self._device(extent, number))
+                inside = both(here, inside)
+        return inside
+
+    def _differs(self, node: Node) -> bool:
+        return node.op is TileOp.PARAM and by_document(self.params[str(node.attrs[0])])
+
+    def _device(self, node: Node, document: Node) -> Node:
+        """An extent of the grid as it is for one document."""
+        if self._differs(node):
+            return self._length(self.params[str(node.attrs[0])], document)
+        return rebuilt(node, [self._device(a, document) for a in node.args])
+
+    def rule(self, node: Node, args: tuple[Node, ...]) -> Node | None:
+        """What takes a node's place."""
+        if node.op is TileOp.PROGRAM_ID and self.index is not None:
+            return add(rebuilt(node, ()), self.index)
+        if node.op is TileOp.PARAM and self._differs(node) and self.document.free <= self.mapper.open:
+            return self._length(self.params[str(node.attrs[0])], self.mapper(self.document))
+        if node.op in (TileOp.LOAD, TileOp.STORE):
+            return self._access(node, args)
+        return None
+
+    def _access(self, node: Node, args: tuple[Node, ...]) -> Node | None:
+        """A load or store of a packed buffer, shifted to where the document begins."""
+        access = access_of(node)
+        at, rank = self.layouts.get(access.tensor.name), access.tensor.rank
+        if at is None or at.along is None:
+            return None
+        start, moved = self._start(at, args[at.batch]), list(args)
+        moved[at.batch] = tile.const(0)
+        moved[at.along] = add(args[at.along], start)
+        if at.along in access.bounded:
+            place = rank + access.bounded.index(at.along)
+            moved[place] = add(args[place], start)
+        return accessed(node, moved, self._tensor(access.tensor))
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        """The tensor with the extent of all documents, which no launch parameter of the program has."""
+        at = self.layouts.get(tensor.name)
+        if at is None or at.along is None:
+            return tensor
+        shape = list(tensor.shape)
+        shape[at.batch], shape[at.along] = 1, f"{tensor.name}_rows"
+        return replace(tensor, shape=tuple(shape))
+
+    def _field(self, document: Node, column: int) -> Node:
+        return tile.load(self.table, document, tile.const(column))
+
+    def _length(self, expr: Expr, document: Node) -> Node:
+        """A length of one document."""
+        return self._emitted(expr, document, {"TQ": 1, "TK": 3, "q_offset": 4}, tile.param("B"))
+
+    def _start(self, at: Layout, document: Node) -> Node:
+        """Where a document begins."""
+        if isinstance(at.start, int):
+            return self._field(document, len(FIELDS) + at.start)
+        assert at.start is not None
+        return self._emitted(at.start, document, {"TQ": 0, "TK": 2}, document)
+
+    def _emitted(self, expr: Expr, document: Node, columns: Mapping[str, int], count: Node) -> Node:
+        env = {name: self._field(document, column) for name, column in columns.items()} | {"B": count}
+        env |= {name: tile.param(f"{DIM}{name}", declare=True) for name in hosts([expr])}
+        return tile.cast(emit(expr, env), "int32")
+
+
+def _unclamped(index: Node) -> Node:
+    """An index before it is brought between 0 and an extent."""
+    while index.op is TileOp.MAP and index.attrs[0] in (Fn.MINIMUM, Fn.MAXIMUM):
+        index = index.args[0]
+    return index
