@@ -64,7 +64,7 @@ HEAD = ("preset", "knobs", "beats dense from", "ratio there", "lengths that ran"
 
 def line(found: Mapping[str, Any]) -> tuple[str, ...]:
     """A crossover as JSON -> its line under ``HEAD``."""
-    knobs = " ".join(f"{name}={value}" for name, value in found["knobs"].items()) or "as published"
+    knobs = " ".join(f"{name}={value}" for name, value in found["knobs"].items()) or "defaults"
     ratios = ", ".join(f"{p['length']}: {p['ratio']:.2f}" for p in found["points"])
     if found["refused"]:
         ratios = "; ".join(said for said in (ratios, found["refused"][:100]) if said)

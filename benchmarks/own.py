@@ -18,10 +18,14 @@ def own(case: Case, inputs: Inputs, trials: int) -> Call:
 
     knobs: dict[str, Any] = dict(case.knobs)
     compiled = compile(preset(case.preset, **knobs), "cuda" if case.device == "cuda" else "cpu")
-    if isinstance(case, SelectorCase):
-        return _selector(compiled, inputs, trials)
-    if trials:
-        compiled.tune(inputs, trials=trials, gradients=case.learned if case.train else False)
+    given = inputs if "v" in inputs else inputs | {"v": inputs["k"]}
+    seconds = _tuned(compiled, case, given, trials) if trials else None
+    made = selector_call(compiled, given) if isinstance(case, SelectorCase) else _call(compiled, case, given)
+    made.tuning_seconds = seconds
+    return made
+
+
+def _call(compiled: Compiled, case: Case, inputs: Inputs) -> Call:
     leaves = leaves_of(case, inputs) if case.train else {}
     given: dict[str, Any] = {**inputs, **leaves}
     dims, dtype = compiled.bind(inputs)
@@ -36,10 +40,10 @@ def own(case: Case, inputs: Inputs, trials: int) -> Call:
     return Call(run, call_bytes(compiled, compiled.plan(dims, dtype), dims))
 
 
-def _selector(compiled: Compiled, inputs: Inputs, trials: int) -> Call:
-    """Values are no part of it: the keys stand in where the layer's inputs are asked for."""
-    given = inputs | {"v": inputs["k"]}
-    if trials:
-        names = [kernel.name for kernel in selector_plan(compiled.plan(*compiled.bind(given))).kernels]
-        compiled.tune(given, trials=trials, kernels=names)
-    return selector_call(compiled, given)
+def _tuned(compiled: Compiled, case: Case, inputs: Inputs, trials: int) -> float:
+    """Tune what the case runs; the seconds it took."""
+    names = None
+    if isinstance(case, SelectorCase):
+        names = [kernel.name for kernel in selector_plan(compiled.plan(*compiled.bind(inputs))).kernels]
+    gradients = case.learned if case.train else False
+    return float(compiled.tune(inputs, trials=trials, kernels=names, gradients=gradients).seconds)

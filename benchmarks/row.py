@@ -30,6 +30,7 @@ class Row:
     Attributes:
         ms: of ours; the median of the interleaved rounds where there is a peer, whose times `pair` has.
         predicted_peak_bytes: what `sparsec explain` says that a call holds; `peak_agrees` with `peak_bytes` to 10 %.
+        tuning_seconds: that tuning took in this run; None where nothing was tuned.
         half_peak_bytes: at half the length, where growth with the length was asked for.
         gradient_errors: of ours, by input; empty where the case has no backward.
     """
@@ -47,6 +48,7 @@ class Row:
     forms: dict[str, FormTime]
     hardware: Record
     gradient_errors: dict[str, float]
+    tuning_seconds: float | None = field(default=None)
     half_peak_bytes: int | None = field(default=None)
 
 
@@ -76,6 +78,13 @@ def table_of(rows: Iterable[Mapping[str, object]]) -> list[tuple[str, ...]]:
     return [_line(row) for row in rows]
 
 
+def aligned(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table as text whose columns are as wide as they must be: a terminal's width cuts nothing off."""
+    every = [tuple(head), *map(tuple, lines)]
+    widths = [max(len(line[n]) for line in every) for n in range(len(head))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in every)
+
+
 def _line(row: Mapping[str, object]) -> tuple[str, ...]:
     pair, verdict = row["pair"], row["verdict"]
     assert isinstance(verdict, Mapping)
@@ -84,7 +93,7 @@ def _line(row: Mapping[str, object]) -> tuple[str, ...]:
         spread = f"{pair['ratio']:.2f} ({pair['ratio_low']:.2f} to {pair['ratio_high']:.2f})"
         beside = (str(row["peer"]), f"{pair['peer_ms']:.3f}", spread)
     off = "" if row["peak_agrees"] is not False else " OFF"
-    figures = (f"{row['tflops']:.0f}", f"{verdict['error']:.1e}", _megabytes(row["peak_bytes"]))
+    figures = (f"{row['tflops']:.3g}", f"{verdict['error']:.1e}", _megabytes(row["peak_bytes"]))
     return (str(row["case"]), f"{row['ms']:.3f}", *beside, *figures, _megabytes(row["predicted_peak_bytes"]) + off)
 
 

@@ -63,6 +63,7 @@ def _run_case(
         report(f"{case.name}: refused, {'; '.join(r for r in (verdict.reason, wrong) if r)}")
         return None
     peak, predicted = peak_bytes(run, case.device), run.predicted_peak_bytes if isinstance(run, Call) else None
+    tuning = run.tuning_seconds if isinstance(run, Call) else None
     runs: dict[str, Run] = {}
     forms = time_forms(case, inputs, judges, skip, compiler, report, runs, ours)
     if forms and not runs:
@@ -78,7 +79,7 @@ def _run_case(
         report(f"{case.name}: holds {peak} bytes, predicted were {predicted}")
     return Row(
         case.name, _shape(case), ms, fastest, pair, case.flops / ms / 1e9, peak, predicted, agrees(predicted, peak),
-        verdict, forms, hardware(case.device), errors, half,
+        verdict, forms, hardware(case.device), errors, tuning, half,
     )  # fmt: skip
 
 

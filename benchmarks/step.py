@@ -12,7 +12,14 @@ from sparsec.benchmarks.draws import normal
 
 
 class Call:
-    """A call without arguments, and the bytes that it was predicted to hold beyond its inputs, where that is known."""
+    """A call without arguments.
+
+    Attributes:
+        predicted_peak_bytes: that it was predicted to hold beyond its inputs, where that is known.
+        tuning_seconds: that went into its schedules; None where nothing was tuned.
+    """
+
+    tuning_seconds: float | None = None
 
     def __init__(self, run: Callable[[], Tensor], predicted_peak_bytes: int | None = None) -> None:
         self.run, self.predicted_peak_bytes = run, predicted_peak_bytes

@@ -15,7 +15,7 @@ from sparsec.benchmarks.gradients import GradientReferee, gradients
 from sparsec.benchmarks.own import own
 from sparsec.benchmarks.reference import truth
 from sparsec.benchmarks.registry import CASES
-from sparsec.benchmarks.row import HEAD, agrees, table_of, write_rows
+from sparsec.benchmarks.row import HEAD, agrees, aligned, table_of, write_rows
 from sparsec.benchmarks.run import run_cases
 from sparsec.benchmarks.step import Call, Step
 from sparsec.benchmarks.verdict import Referee
@@ -90,6 +90,7 @@ def test_a_selector_row_has_no_peer_and_grows_as_the_length_does(
     assert row.pair is None and row.peer == "" and row.half_peak_bytes == 500 and row.peak_agrees is False
     write_rows([row], tmp_path / "rows.json")
     (line,) = table_of(json.loads((tmp_path / "rows.json").read_text()))
+    assert aligned(HEAD, [line]).splitlines()[1].startswith("selector  ")
     assert len(line) == len(HEAD) and line[0] == "selector" and line[-1].endswith("OFF")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsec.cli.options import AsJson
-from sparsec.cli.output import print_json, say, table
+from sparsec.cli.output import print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +97,7 @@ def _presets(names: Sequence[str]) -> list[str]:
 
 def _show(rows: Sequence[Mapping[str, object]], names: Sequence[str], crossover: bool, out: str, as_json: bool) -> None:
     from sparsec.benchmarks import crossover as crossing
-    from sparsec.benchmarks.row import HEAD, table_of, write_json
+    from sparsec.benchmarks.row import HEAD, aligned, table_of, write_json
 
     if out:
         write_json(rows, Path(out))
@@ -105,6 +105,6 @@ def _show(rows: Sequence[Mapping[str, object]], names: Sequence[str], crossover:
         print_json(rows)
     elif rows:
         say("")
-        table(*((crossing.HEAD, map(crossing.line, rows)) if crossover else (HEAD, table_of(rows))))
+        say(aligned(crossing.HEAD, map(crossing.line, rows)) if crossover else aligned(HEAD, table_of(rows)))
     if len(rows) < len(names):
         raise typer.Exit(1)
