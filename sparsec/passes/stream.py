@@ -13,7 +13,7 @@ from sparsec.ir.op import Op
 from sparsec.ir.rewrite import rewrite
 from sparsec.ir.variant import Variant
 from sparsec.passes.stream_causal import check_causal, refusal, scored
-from sparsec.passes.stream_keep import reach
+from sparsec.passes.stream_keep import chosen_only, reach
 from sparsec.passes.stream_spec import CacheSpec, Kept, Running
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.walk import depends_on, substitute
@@ -123,7 +123,8 @@ def _kept(step: Variant, node: Node, name: str, unit: int) -> Kept:
     found = reach(step, name) if unit == 1 else None
     window = None if found is None else found.window
     sinks = found.sinks if found is not None and window is not None else 0
-    return Kept(name, unit, window, sinks, _product(node.shape[2:]), node.dtype)
+    chosen = unit == 1 and chosen_only(step, name)
+    return Kept(name, unit, window, sinks, _product(node.shape[2:]), node.dtype, chosen)
 
 
 def _running(step: Variant, summary: Node) -> Running:

@@ -45,6 +45,20 @@ def reach(variant: Variant, name: str) -> Reach:
     return reduce(lambda a, b: a | b, map(_read_by, users), NONE)
 
 
+def chosen_only(variant: Variant, name: str) -> bool:
+    """Whether an input is read through lists of chunks alone."""
+    memories = [n for n in variant.nodes for s in n.src if s.op is Op.INPUT and s["name"] == name]
+    users = [user for user in variant.nodes if any(m in user.src for m in memories)]
+    attends = [u for u in users if u.op is not Op.MASK and not _by_the_way(u)]
+    listed = all(u.op is Op.ATTEND and any(s.op is not Op.MASK for s in u.positional[2:]) for u in attends)
+    return bool(attends) and listed and all(m.op is Op.TOKENS for m in memories)
+
+
+def _by_the_way(user: Node) -> bool:
+    """A summary whose vectors are given reads no token."""
+    return user.op is Op.SUMMARY and user.word("fn") == "given"
+
+
 def _read_by(user: Node) -> Reach:
     if user.op is Op.SUMMARY:
         return NONE if user.word("fn") == "given" else Reach(user.integer("size"))

@@ -21,6 +21,7 @@ class Kept:
         sinks: so many rows at the start stay in any case; 0 where all stay.
         row: elements of a row, over heads and head dims.
         dtype: "float" (the call's), float32 or int32.
+        chosen: whether it is read through lists of chunks alone, so that most of it is cold.
     """
 
     name: str
@@ -29,17 +30,14 @@ class Kept:
     sinks: int
     row: Expr
     dtype: str
-
-    @property
-    def kind(self) -> str:
-        """ "pages" that grow, or a "ring" with pinned rows at the start."""
-        return "pages" if self.window is None else "ring"
+    chosen: bool = False
 
     def text(self) -> str:
         """One line."""
         per = "token" if self.unit == 1 else f"{self.unit} tokens"
         if self.window is None:
-            return f"{self.name}: pages, {self.row} {self.dtype} per {per}"
+            cold = ", read by chosen chunks alone" if self.chosen else ""
+            return f"{self.name}: pages, {self.row} {self.dtype} per {per}{cold}"
         pinned = f" and {self.sinks} pinned" if self.sinks else ""
         return f"{self.name}: ring of {self.window} rows{pinned}, {self.row} {self.dtype} per {per}"
 

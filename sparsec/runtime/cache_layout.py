@@ -22,12 +22,14 @@ class Place:
     Attributes:
         row: the extents of a row.
         ring: (window, sinks) where rows are dropped; None for pages of the pool.
+        cold: whether its pages live in the host's memory.
     """
 
     paged: Paged
     row: tuple[int, ...]
     dtype: str
     ring: tuple[int, int] | None = None
+    cold: bool = False
 
 
 def table_of(kept: Kept) -> str:
@@ -41,7 +43,7 @@ def page_size(spec: CacheSpec, wanted: int) -> int:
     return -(-wanted // unit) * unit
 
 
-def places(spec: CacheSpec, plan: Plan, dims: Mapping[str, int], page: int) -> dict[str, Place]:
+def places(spec: CacheSpec, plan: Plan, dims: Mapping[str, int], page: int, cold: bool = False) -> dict[str, Place]:
     """Every kept input and running summary by buffer name; ``page`` as ``page_size`` gives it."""
     found = {}
     for kept in spec.kept:
@@ -50,7 +52,9 @@ def places(spec: CacheSpec, plan: Plan, dims: Mapping[str, int], page: int) -> d
             continue  # declared, but no kernel reads it: keys and values behind given landmarks
         ring = None if kept.window is None else (kept.window, kept.sinks)
         row = buffer.size(dims)[2:]
-        found[kept.name] = Place(Paged(table_of(kept), page // kept.unit), row, buffer.dtype, ring)
+        found[kept.name] = Place(
+            Paged(table_of(kept), page // kept.unit), row, buffer.dtype, ring, cold and kept.chosen
+        )
     for kernel in plan.kernels:
         if isinstance(kernel.spec, Summarise):
             buffer = plan.buffer(kernel.spec.out)

@@ -43,13 +43,15 @@ class Cache:
         page: tokens of a page.
         step: the most tokens that one pass over the kernels adds where there are rings; longer calls make several.
         deterministic: whether steps run under the forward's schedules, so that results are its bit for bit.
+        cold: whether what is read by chosen chunks alone lives in the host's memory.
     """
 
     def __init__(
-        self, batch: int, max_length: int, page: int, step: int, pool: Pool | None, deterministic: bool
-    ) -> None:
+        self, batch: int, max_length: int, page: int, step: int, pool: Pool | None, deterministic: bool,
+        cold: bool = False,
+    ) -> None:  # fmt: skip
         self.batch, self.max_length, self.page, self.step = batch, max_length, page, step
-        self.deterministic = deterministic
+        self.deterministic, self.cold = deterministic, cold
         self.pool = pool or Pool(batch * -(-max_length // page), page)
         self.shared = pool is not None
         self.memory = Memory([0] * batch, [[] for _ in range(batch)])
@@ -60,7 +62,7 @@ class Cache:
         if first < 0 or count < 1 or first + count > self.batch:
             rule = f"the cache has {self.batch} sequences"
             raise InputError("sequences", f"{first} … {first + count - 1}", rule, "name some of them")
-        found = Cache(count, self.max_length, self.page, self.step, self.pool, self.deterministic)
+        found = Cache(count, self.max_length, self.page, self.step, self.pool, self.deterministic, self.cold)
         found.shared, found.memory, found._first = self.shared, self.memory, self._first + first
         return found
 
@@ -86,10 +88,15 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of pages, rings and tables, of all sequences; of a shared pool, all of it."""
-        rings = [x for name, x in self.memory.tensors.items() if self.memory.places[name].ring is not None]
-        own = [*rings, *self.memory.tables.values()]
-        return self.pool.nbytes + sum(x.numel() * x.element_size() for x in own)
+        """Bytes of pages, rings and tables where kernels run, of all sequences; of a shared pool, all of it."""
+        held = [x for name, x in self.tensors.items() if not self.memory.places[name].cold]
+        return sum(x.numel() * x.element_size() for x in (*held, *self.memory.tables.values()))
+
+    @property
+    def cold_nbytes(self) -> int:
+        """Bytes of pages in the host's memory."""
+        held = [x for name, x in self.tensors.items() if self.memory.places[name].cold]
+        return sum(x.numel() * x.element_size() for x in held)
 
     @property
     def _own(self) -> slice:
@@ -107,7 +114,8 @@ class Cache:
         for name, place in places.items():
             dtype = getattr(torch, place.dtype)
             if place.ring is None:
-                memory.tensors[name] = self.pool.tensor(name, place.paged.rows, place.row, dtype, device)
+                found = self.pool.tensor(name, place.paged.rows, place.row, dtype, device, place.cold)
+                memory.tensors[name] = found
             else:
                 self._ring(name, place, dtype, device)
         if not self.shared:
@@ -153,6 +161,20 @@ class Cache:
     def replayed(self, tokens: int) -> None:
         """Tell that every sequence has so many more tokens, as after the replay of a CUDA graph."""
         self.memory.known[self._own] = [n + tokens for n in self.known_lengths]
+
+    def rewind(self, tokens: int) -> None:
+        """Forget the last so many tokens of every sequence, as after a draft that was refused: at most ``step``.
+
+        Raises InputError where a sequence has fewer, or a ring may have dropped what they replaced.
+        """
+        least = min(self.known_lengths)
+        if not 0 <= tokens <= min(least, self.step):
+            rule = f"sequences have {least} tokens, and rings keep what {self.step} tokens replace"
+            raise InputError("cache", f"{tokens} tokens to forget", rule, "rewind fewer")
+        self.replayed(-tokens)
+        lengths = self.lengths
+        if lengths is not None:
+            lengths -= tokens
 
     def free(self) -> None:
         """End these sequences: their pages go back to the pool, and they begin anew at length 0."""

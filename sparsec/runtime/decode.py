@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparsec.ir.error import InputError
 from sparsec.lower.decode_pages import LENGTHS
 from sparsec.passes.stream import stream
 from sparsec.plan.plan import Plan
@@ -14,7 +15,7 @@ from sparsec.runtime import bind, decode_check
 from sparsec.runtime.cache_layout import page_size, places
 from sparsec.runtime.cache_state import Cache
 from sparsec.runtime.decode_kernels import AppendKernel, DecodeKernel, appends, over_pages
-from sparsec.runtime.decode_space import for_steps
+from sparsec.runtime.decode_space import by_tokens, for_steps
 from sparsec.runtime.pages import PAGE, Pool
 from sparsec.runtime.target import available
 
@@ -55,9 +56,18 @@ class Decoder:
 
     def new(
         self, batch: int, max_length: int, page: int = PAGE, step: int = STEP, pool: Pool | None = None,
-        deterministic: bool | None = None,
+        deterministic: bool | None = None, cold: bool = False,
     ) -> Cache:  # fmt: skip
-        """An empty cache; memory is taken when the first tokens come. See ``Compiled.init_cache``."""
+        """An empty cache; memory is taken when the first tokens come.
+
+        Args:
+            page: tokens of a page; a multiple of chunks and strides is taken.
+            step: the most tokens of one pass where there are rings, which are as much longer.
+            pool: pages shared with other caches; by default a cache has its own, for all its tokens.
+            deterministic: steps under the forward's schedules, bit for bit its results; by default what
+                ``torch.use_deterministic_algorithms`` says.
+            cold: what is read by chosen chunks alone lives in pinned host memory, of which a GPU reads those chunks.
+        """
         import torch
 
         decode_check.sizes(batch=batch, max_length=max_length, page=page, step=step)
@@ -65,41 +75,44 @@ class Decoder:
         if pool is not None:
             decode_check.pool(pool.page, size)
         exact = torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic
-        return Cache(batch, max_length, size, min(step, max_length), pool, exact)
+        if cold and not any(k.chosen for k in self.spec.kept):
+            rule = f"{self.step.variant.name} has no input that is read by chosen chunks alone"
+            raise InputError("cold", "True", rule, "keep the cache where the kernels run")
+        return Cache(batch, max_length, size, min(step, max_length), pool, exact, cold)
 
-    def __call__(self, cache: Cache, tokens: Mapping[str, Tensor | None]) -> list[Tensor]:
-        """The outputs of new tokens, whose keys and values join the cache."""
+    def __call__(self, cache: Cache, tokens: Mapping[str, Tensor | None], outputs: bool = True) -> list[Tensor]:
+        """The outputs of new tokens, whose keys and values join the cache; without ``outputs`` they only join it."""
         import torch
 
         given = decode_check.given(self.streamed, cache, tokens)
         count = decode_check.count(self.streamed, given)
         if not any(k.window is not None for k in self.spec.kept) or count <= cache.step:
-            return self._pass(cache, given, count)
-        parts = [self._pass(cache, *part) for part in decode_check.parts(self.streamed, cache, given, count)]
+            return self._pass(cache, given, count, outputs)
+        parts = [self._pass(cache, *part, outputs) for part in decode_check.parts(self.streamed, cache, given, count)]
         return [torch.cat(found, dim=1) for found in zip(*parts, strict=True)]
 
-    def _pass(self, cache: Cache, given: Mapping[str, Tensor], count: int) -> list[Tensor]:
+    def _pass(self, cache: Cache, given: Mapping[str, Tensor], count: int, outputs: bool) -> list[Tensor]:
         dims, dtype = decode_check.dims(self.streamed, cache, given, count)
-        built = self.built(cache, dims, dtype)
+        built = self.built(cache, dims, dtype, count)
         first = next(iter(given.values()))
         if cache.lengths is None:
             available(self.step.target)
             bind.check_devices(given, self.step.target.device)
-            cache.allocate(places(self.spec, built.plan, dims, cache.page), first.device)
+            cache.allocate(places(self.spec, built.plan, dims, cache.page, cache.cold), first.device)
         cache.reserve(count)
-        outputs, launches = self.launches(cache, built, given, dims, count)
+        found, launches = self.launches(cache, built, given, dims, count, outputs)
         for launch in launches:
             launch()
         lengths = cache.lengths
         assert lengths is not None
         lengths += count
         cache.replayed(count)
-        return outputs
+        return found
 
     def launches(
-        self, cache: Cache, built: Built, given: Mapping[str, Tensor], dims: Mapping[str, int], count: int
+        self, cache: Cache, built: Built, given: Mapping[str, Tensor], dims: Mapping[str, int], count: int, whole: bool
     ) -> tuple[list[Tensor], list[Callable[[], None]]]:
-        """The outputs, and what fills them."""
+        """The outputs, and what fills them; no more than the cache where not ``whole``."""
         assert cache.lengths is not None
         held = {**cache.tensors, **cache.tables, LENGTHS: cache.lengths}
         new = {k.name: given[k.name] for k in self.spec.kept if k.name in given}
@@ -108,18 +121,21 @@ class Decoder:
         buffers |= _temporaries(built.plan, dims, cache)
         outputs = [buffers[name] for name in built.plan.outputs]
         if count and cache.batch and all(x.numel() for x in outputs):
-            found += [launch for kernel in built.kernels for launch in kernel.launches(buffers, dims, count)]
+            kernels = [k for k in built.kernels if whole or k.windows is not None]
+            found += [launch for kernel in kernels for launch in kernel.launches(buffers, dims, count)]
         return outputs, [launch for launch in found if launch is not None]
 
-    def built(self, cache: Cache, dims: Mapping[str, int], dtype: str) -> Built:
+    def built(self, cache: Cache, dims: Mapping[str, int], dtype: str, tokens: int) -> Built:
         """Kernels for these heads and head dims, this page size and these schedules."""
         compiled = self.step
         plan = compiled.plan(dims, dtype)
         exact = cache.deterministic
         schedules = [compiled.schedule(kernel, dims) for kernel in plan.kernels]
-        if not exact:
+        if exact:
+            schedules = [by_tokens(k.spec, s) for k, s in zip(plan.kernels, schedules, strict=True)]
+        else:
             schedules = [
-                s if k.name in compiled.schedules else for_steps(k.spec, s, compiled.target, dims)
+                s if k.name in compiled.schedules else for_steps(k.spec, s, compiled.target, cache.batch, tokens)
                 for k, s in zip(plan.kernels, schedules, strict=True)
             ]
         key = (id(plan), cache.page, *schedules)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sparsec.runtime.cache_state import Cache
     from sparsec.runtime.compiled import Compiled
     from sparsec.runtime.decode import Decoder
+    from sparsec.runtime.decode_graph import StepGraph
 
 
 class Decoding:
@@ -38,3 +39,9 @@ class Decoding:
         """
         outputs = self.decoder(cache, tokens)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def decode_graph(self, cache: Cache, **tokens: Tensor | None) -> StepGraph:
+        """A CUDA graph of a step with tokens of these shapes, for every length of the cache; see ``StepGraph``."""
+        from sparsec.runtime.decode_graph import StepGraph
+
+        return StepGraph(self.decoder, cache, tokens)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsec.lower import decode_append
+from sparsec.lower.decode_class import SHARED, lower
 from sparsec.lower.decode_pages import LENGTHS, TOKENS, Growing, Windows, on_cache
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.registry import lower_kernel
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import BlockList, Summarise, TiledAttention
@@ -60,10 +60,13 @@ def over_pages(
 ) -> DecodeKernel:  # fmt: skip
     """A kernel of the forward plan built over a cache; ``lengths`` are the dims that count queries and keys."""
     spec = per_sequence(kernel.spec)
-    lowered = lower_kernel(spec, replace(schedule, descriptors=False))
+    lowered = lower(spec, replace(schedule, descriptors=False))
     windows = Windows(spec.size, spec.stride, spec.length) if isinstance(spec, Summarise) else None
     paged = {name: place.paged for name, place in places.items()}
-    growing = Growing(*lengths, dict(kernel.params))
+    params = dict(kernel.params)
+    if schedule.order == SHARED and isinstance(spec, TiledAttention):
+        params["TK"] = params[spec.pieces[0].length]
+    growing = Growing(*lengths, params)
     steps = [Step(on_cache(s.program, paged, growing, windows), s.schedule) for s in lowered.steps]
     return DecodeKernel(kernel, lowered, tuple((s.program, build(s, target, cache_dir)) for s in steps), windows)
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
+from sparsec.lower.chunks import sharing
+from sparsec.lower.decode_class import FEW, schedule
+from sparsec.lower.gathered_gpu import row_tile
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.specs import GatheredAttention
 from sparsec.runtime.target import Target
 from sparsec.tile.schedule import Schedule
 
 
-def for_steps(spec: AnySpec, schedule: Schedule, target: Target, dims: Mapping[str, int]) -> Schedule:
-    """A forward's schedule as one for a few new tokens."""
-    if isinstance(spec, GatheredAttention) and schedule.order != "query_outer":
-        return replace(schedule, order="query_outer")
-    return schedule
+def for_steps(spec: AnySpec, found: Schedule, target: Target, batch: int, tokens: int) -> Schedule:
+    """A forward's schedule as one for new tokens: with splits over the keys where they are few."""
+    return schedule(spec, found, target.processors, batch) if tokens <= FEW else by_tokens(spec, found)
+
+
+def by_tokens(spec: AnySpec, found: Schedule) -> Schedule:
+    """A forward's schedule, but for one with a program per chunk of keys, whose number a launch would have to know."""
+    if isinstance(spec, GatheredAttention) and found.order == "key_outer":
+        rows = row_tile(sharing(spec)) if found.split_dims else sharing(spec)
+        return replace(found, order="query_outer", rows=rows, value_block=0)
+    return found

@@ -50,23 +50,25 @@ class Pool:
         """Take pages back."""
         self._free.extend(reversed(pages))
 
-    def tensor(self, name: str, rows: int, row: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The memory ``[blocks, rows, …]`` of an input or summary, made at first use; zeros, so that no NaN is read."""
+    def tensor(
+        self, name: str, rows: int, row: Sequence[int], dtype: torch.dtype, device: torch.device, cold: bool = False
+    ) -> Tensor:
+        """The memory ``[blocks, rows, …]`` of an input or summary, made at first use; zeros, so that no NaN is read.
+
+        ``cold`` memory is the host's, pinned, so that a GPU reads and writes it in place.
+        """
         import torch
 
         shape = (self.blocks, rows, *row)
+        pinned = cold and device.type == "cuda"
+        device = torch.device("cpu") if cold else device
         if name not in self._tensors:
-            self._tensors[name] = torch.zeros(shape, dtype=dtype, device=device)
+            self._tensors[name] = torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
         found = self._tensors[name]
         if found.shape != shape or found.dtype is not dtype or found.device != device:
             rule = f"the pool holds {found.dtype} {tuple(found.shape)} on {found.device}"
             raise InputError(name, f"{dtype} {shape} on {device}", rule, "use a pool of its own")
         return found
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all pages."""
-        return sum(x.numel() * x.element_size() for x in self._tensors.values())
 
 
 def ring_table(length: int, page: int, window: int, sinks: int, step: int) -> tuple[list[int], int]:

@@ -13,7 +13,7 @@ import sparsec
 from sparsec.ir.error import DeclarationError, InputError
 from sparsec.ir.variant import Variant
 from sparsec.oracle.error import check
-from sparsec.oracle.truth import oracle
+from sparsec.oracle.truth import oracle, oracle_rows
 from sparsec.runtime.cache_state import Cache
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.pages import Pool, ring_table
@@ -77,7 +77,11 @@ def test_in_half_precision_too(name: str, dtype: str) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["streaming", "hsa", "nsa", "nsa-separate-literal", "msa-strided-gated", "joined"])
+@pytest.mark.parametrize(
+    "name",
+    ["streaming", "full-softcap-sink", "msa-window", "hsa", "hsa-softmax-sink", "nsa", "nsa-separate-literal", "moba",
+     "infllm2-free", "dsa", "fox", "msa-strided-gated", "joined", "alibi-lse", "documents", "given-weights"],
+)  # fmt: skip
 def test_steps_agree_with_the_oracle(name: str) -> None:
     """Under the schedules of steps, which need not be the forward's."""
     variant = small(name)
@@ -148,11 +152,12 @@ def test_a_sequence_that_ends_gives_its_pages_back() -> None:
 
 
 def test_new_lengths_build_no_kernel() -> None:
+    """There are two sets of kernels: for few new tokens and for many."""
     made, inputs = compile(small("nsa"), "interpreter"), draw(small("nsa"), LENGTH)
     cache = made.init_cache(2, 96)
-    decoded(made, cache, inputs, [1])
+    decoded(made, cache, inputs, [1, 20])
     before = made.builds
-    decoded(made, cache, inputs, [3, 40, 1, 20])
+    decoded(made, cache, inputs, [3, 30, 1, 12])
     assert made.builds == before
 
 
@@ -178,6 +183,54 @@ def test_only_touched_windows_are_written() -> None:
     marked[0, 0] = 7.0
     decoded(made, cache, inputs, [1, 5])
     assert bool((marked[0, 0] == 7.0).all())
+
+
+def test_tokens_can_be_taken_back() -> None:
+    """As after a draft that was refused."""
+    made, inputs = compile(small("nsa"), "interpreter"), draw(small("nsa"), LENGTH)
+    caches = [made.init_cache(2, 96, page=16, deterministic=True) for _ in range(2)]
+    for cache in caches:
+        decoded(made, cache, inputs, [40])
+    wrong = {n: x.flip(1) for n, x in inputs.items()}
+    decoded(made, caches[0], wrong, [5])
+    caches[0].rewind(5)
+    one, other = (decoded(made, cache, inputs, [1, 20]) for cache in caches)
+    assert torch.equal(one[0], other[0])
+    with pytest.raises(InputError, match="rewind fewer"):
+        caches[0].rewind(90)
+
+
+def test_cold_pages_change_nothing_but_where_they_are() -> None:
+    made, inputs = compile(small("hsa"), "interpreter"), draw(small("hsa"), LENGTH)
+    cold, warm = (made.init_cache(2, 96, cold=flag) for flag in (True, False))
+    assert torch.equal(decoded(made, cold, inputs, STEPS)[0], decoded(made, warm, inputs, STEPS)[0])
+    assert cold.cold_nbytes == 2 * 2 * 128 * 2 * 16 * 4 and cold.nbytes + cold.cold_nbytes == warm.nbytes
+    with pytest.raises(InputError, match="no input that is read by chosen chunks alone"):
+        compile(small("streaming"), "interpreter").init_cache(1, 64, cold=True)
+
+
+def test_a_million_tokens_need_no_more_than_their_landmarks() -> None:
+    """Near-constant memory where kernels run: a 64th of the tokens' landmarks; the rest is cold."""
+    length, variant = 2**20, sparsec.preset("hsa")
+    made, sizes = compile(variant, "interpreter"), {"H": 2, "HKV": 1, "D": 16, "DV": 16, "DR": 16}
+    inputs = draw(variant, 1, 1) | {"r": torch.randn(1, 1, 1, 16), "q": torch.randn(1, 1, 2, 16)}
+    inputs |= {"k": torch.randn(1, 1, 1, 16), "v": torch.randn(1, 1, 1, 16)}
+    cache = made.init_cache(1, length, cold=True, deterministic=False)
+    step = {n: x for n, x in inputs.items() if n != "l"}
+    made.decode(cache, **step, l=torch.zeros(1, 0, 1, 16))
+    for name, x in cache.tensors.items():
+        x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(len(name))))
+    cache.replayed(length - 2)
+    lengths = cache.lengths
+    assert lengths is not None
+    lengths += length - 2
+    out = made.decode(cache, **step, l=torch.randn(1, 1, 1, 16))
+    whole = {n: x.reshape(1, -1, 1, 16) for n, x in cache.tensors.items()}
+    truth = oracle_rows(variant, {"q": inputs["q"], "r": inputs["r"], **whole}, [0], q_offset=length - 1)
+    assert isinstance(out, torch.Tensor) and isinstance(truth, torch.Tensor)
+    verdict = check(out, truth, "float32", "o")
+    assert verdict, verdict.sentence
+    assert sizes["D"] * 4 * length // 64 <= cache.nbytes < 2 * sizes["D"] * 4 * length // 64 < cache.cold_nbytes // 50
 
 
 @pytest.mark.parametrize("name", REFUSED)
