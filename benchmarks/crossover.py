@@ -79,10 +79,14 @@ def default_presets() -> list[str]:
 
 
 def knobs_of(name: str) -> dict[str, object]:
-    """The top 16 blocks of 64 where a preset chooses blocks by a count; else what it has by default."""
+    """The top 16 blocks of 64 where a preset chooses blocks by a count; else what it has by default.
+
+    Blocks that are always read are counted among the 16 where they fit, else they come on top.
+    """
     known = {knob.name for p in presets() if p.name == name for knob in p.knobs}
     unit = next((word for word in ("chunk", "block") if word in known), None)
-    return {unit: BLOCK, "k": TOP} if unit and "k" in known else {}
+    top: dict[str, object] = {unit: BLOCK, "k": TOP} if unit and "k" in known else {}
+    return top | {"count_forced": False} if "count_forced" in known else top
 
 
 def crossovers(
@@ -94,12 +98,11 @@ def crossovers(
         trials: tune each kernel at each length with so many trials first; 0 for default schedules or records.
     """
     here = setting or (GPU if torch.cuda.is_available() else CPU)
-    made = [(name, preset(name, **knobs_of(name))) for name in names or default_presets()]
-    for name, variant in made:
+    for name in names or default_presets():
         points: list[Point] = []
         refused = ""
         try:
-            _search(variant, here, points, rounds, trials)
+            _search(preset(name, **knobs_of(name)), here, points, rounds, trials)
         except Exception as error:  # the presets after it are worth having
             refused = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         won = bool(points) and points[-1].ratio > 1

@@ -15,6 +15,7 @@ from sparsec.benchmarks.cases import WindowCase
 from sparsec.benchmarks.own import own
 from sparsec.benchmarks.timing import Pair
 from sparsec.cli import main
+from sparsec.frontends.preset import preset
 from sparsec.tile.schedule import Schedule
 
 Captured = pytest.CaptureFixture[str]
@@ -107,6 +108,12 @@ def test_crossover_times_and_says_what_has_no_backward(tmp_path: Path, capsys: C
     assert main(["bench", "gdn", "--crossover", "--out", str(out)]) == 0
     assert "no backward" in json.loads(out.read_text())[0]["refused"] and "gdn" in capsys.readouterr().out
     assert main(["bench", "nope", "--crossover"]) == 2
+
+
+def test_crossover_knobs_are_ones_that_presets_take() -> None:
+    named = {name: crossover.knobs_of(name) for name in crossover.default_presets()}
+    assert {preset(name, **knobs).name for name, knobs in named.items()} == set(named)
+    assert named["nsa"] == {"block": 64, "k": 16} and named["streaming"] == {} and named["infllm2"]["k"] == 16
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
