@@ -125,6 +125,10 @@ class Decoder:
             found += [launch for kernel in kernels for launch in kernel.launches(buffers, dims, count)]
         return outputs, [launch for launch in found if launch is not None]
 
+    def kept(self) -> tuple[Built, ...]:
+        """Everything that was built so far."""
+        return tuple(self._built.values())
+
     def built(self, cache: Cache, dims: Mapping[str, int], dtype: str, tokens: int) -> Built:
         """Kernels for these heads and head dims, this page size and these schedules."""
         compiled = self.step
