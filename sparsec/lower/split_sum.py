@@ -18,10 +18,11 @@ ROWS = 8
 """Keys per program: small, so that there are many programs."""
 
 
-def parts(spec: TiledGradKV, out: Tensor, schedule: Schedule, wide: int) -> Tensor:
+def parts(spec: TiledGradKV, out: Tensor, schedule: Schedule, wide: int | str) -> Tensor:
     """The scratch ``[splits, B, keys, HKV, D]`` of one gradient; one batch where the keys have none."""
     batched = spec.forward.pieces[spec.piece].batched
-    shape = (schedule.splits, "B" if batched else 1, wide * schedule.block, *out.shape[-2:])
+    keys = wide if isinstance(wide, str) else wide * schedule.block
+    shape = (schedule.splits, "B" if batched else 1, keys, *out.shape[-2:])
     return Tensor(f"{out.name}_parts", "float32", shape)
 
 
@@ -30,7 +31,12 @@ def scratch(part: Tensor, spec: TiledGradKV) -> Scratch:
     return Scratch(part.name, tuple(var(n) if isinstance(n, str) else constant(n) for n in part.shape), "float32")
 
 
-def program(spec: TiledGradKV, schedule: Schedule, wide: int, outs: Sequence[tuple[Tensor, Tensor]]) -> Program:
+def shared_keys(wide: int | str, schedule: Schedule) -> Node | int:
+    """How many of the first keys are shared out, in whole tiles."""
+    return tile.param(wide) if isinstance(wide, str) else wide * schedule.block
+
+
+def program(spec: TiledGradKV, schedule: Schedule, wide: int | str, outs: Sequence[tuple[Tensor, Tensor]]) -> Program:
     """One (some keys, key/value head, batch) per grid point."""
     forward = spec.forward
     piece = forward.pieces[spec.piece]
@@ -38,7 +44,7 @@ def program(spec: TiledGradKV, schedule: Schedule, wide: int, outs: Sequence[tup
         keys = builder.axis("n", ROWS)
         head, batch = tile.program_id(1), tile.program_id(2)
         key = add(mul(tile.program_id(0), ROWS), tile.iota(keys))
-        shared = least(tile.param(piece.length), wide * schedule.block)
+        shared = least(tile.param(piece.length), shared_keys(wide, schedule))
         for number, (out, part) in enumerate(outs):
             width = out.shape[-1]
             assert isinstance(width, int)

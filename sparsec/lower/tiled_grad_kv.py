@@ -13,7 +13,6 @@ from sparsec.lower.scalars import ceil_div, mul
 from sparsec.lower.tiled_grad import Queries
 from sparsec.lower.wide_keys import Shares, shares, wide_keys
 from sparsec.plan.grad_specs import TiledGradKV
-from sparsec.plan.specs import Piece
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -50,11 +49,12 @@ def _together(spec: TiledGradKV, schedule: Schedule) -> Lowered:
     return Lowered((main, total), tuple(split_sum.scratch(part, spec) for _, part in outs))
 
 
-def wide_tiles(spec: TiledGradKV, schedule: Schedule) -> int:
-    """The number of key tiles that several programs share; 0 where the schedule does not split."""
+def wide_tiles(spec: TiledGradKV, schedule: Schedule) -> int | str:
+    """The number of key tiles that several programs share, or the length all of whose tiles are; 0 without splits."""
     if schedule.splits == 1:
         return 0
-    return -(-wide_keys(spec.forward.pieces[spec.piece]) // schedule.block)
+    keys = wide_keys(spec.forward.pieces[spec.piece])
+    return keys if isinstance(keys, str) else -(-keys // schedule.block)
 
 
 def outputs(spec: TiledGradKV) -> list[Tensor]:
@@ -64,7 +64,7 @@ def outputs(spec: TiledGradKV) -> list[Tensor]:
     return [Tensor(name, spec.out_dtype, like.shape) for name, like in asked if name is not None]
 
 
-def _main(spec: TiledGradKV, schedule: Schedule, wide: int) -> Program:
+def _main(spec: TiledGradKV, schedule: Schedule, wide: int | str) -> Program:
     """One (key tile or share of one, key/value head, batch) per grid point."""
     piece = spec.forward.pieces[spec.piece]
     with tile.Builder() as builder:
@@ -80,13 +80,18 @@ def _main(spec: TiledGradKV, schedule: Schedule, wide: int) -> Program:
         totals = key_walk.walk(at, share, totals, consume)
         _write(at, targets, share, wide, totals)
         scratch = [t.parts for t in targets] if wide else []
-        known = wide * schedule.block >= (piece.size or 2**31)
-        buffers = [*at.w.tensors.values(), *([] if known else [t.tensor for t in targets]), *scratch]
+        outs = [] if _all_wide(wide, at) else [t.tensor for t in targets]
+        buffers = [*at.w.tensors.values(), *outs, *scratch]
         grid = (share.programs, tile.const(spec.forward.kv_heads), tile.param("B") if piece.batched else tile.const(1))
         return builder.program(spec.name, buffers, tiled_grad.params(spec.forward), grid)
 
 
-def _targets(spec: TiledGradKV, schedule: Schedule, wide: int, at: KeyTile) -> list[Target]:
+def _all_wide(wide: int | str, at: KeyTile) -> bool:
+    """Whether no tile has a program to itself, whatever the lengths."""
+    return isinstance(wide, str) or wide * at.w.schedule.block >= (at.piece.size or 2**31)
+
+
+def _targets(spec: TiledGradKV, schedule: Schedule, wide: int | str, at: KeyTile) -> list[Target]:
     found, outs = [], {t.name: t for t in outputs(spec)}
     for name, spans, scale in ((spec.grad_k, at.w.dims, spec.forward.scale), (spec.grad_v, at.w.values, 1.0)):
         if name is not None:
@@ -110,25 +115,25 @@ def _step(
     return [*tiled_grad.accumulate(found.change, queries.q, w.rows, keys, precision), *made]
 
 
-def _write(at: KeyTile, targets: list[Target], share: Shares, wide: int, totals: list[Node]) -> None:
+def _write(at: KeyTile, targets: list[Target], share: Shares, wide: int | str, totals: list[Node]) -> None:
     """Rounded to the outputs, or as they are to this program's place in the scratch."""
-    piece, rest = at.piece, iter(totals)
+    rest = iter(totals)
     for target in targets:
         for span in target.spans:
             value = next(rest)
             value = value if target.scale == 1.0 else mul(value, target.scale)
-            _write_span(at, target, span, value, share, wide, piece)
+            _write_span(at, target, span, value, share, wide)
 
 
-def _write_span(at: KeyTile, target: Target, span: Span, value: Node, share: Shares, wide: int, piece: Piece) -> None:
+def _write_span(at: KeyTile, target: Target, span: Span, value: Node, share: Shares, wide: int | str) -> None:
+    piece = at.piece
     batch = at.batch if piece.batched else tile.const(0)
     place, end = (at.key, at.key_head, span.index()), tile.param(piece.length)
     if share.is_wide is not None:
-        shared = wide * at.w.schedule.block
-        limit = tile.apply(Fn.WHERE, share.is_wide, shared, 0)
+        limit = tile.apply(Fn.WHERE, share.is_wide, split_sum.shared_keys(wide, at.w.schedule), 0)
         tile.store(target.parts, share.part, batch, *place, value=value, bounds={2: limit})
         end = tile.apply(Fn.WHERE, share.is_wide, 0, end)
-        if shared >= (piece.size or 2**31):
+        if _all_wide(wide, at):
             return
     value = tile.cast(value, target.tensor.dtype)
     lead = (batch,) if piece.batched else ()

@@ -22,6 +22,9 @@ CPU = Schedule(rows=32, block=32, phases="branch", lanes=("n", "d", "e", "m"), s
 PROGRAMS = 256
 """How many programs should share the keys that all queries see: about two for each processor of a large GPU."""
 
+FEW = 4
+"""Key tiles of summaries, whose number only the length tells: 256 summaries are those of 16K tokens by 64."""
+
 
 def default_q(spec: TiledGradQ, target: str) -> Schedule:
     """For the gradient of the queries."""
@@ -44,7 +47,8 @@ def default_kv(spec: TiledGradKV, target: str) -> Schedule:
 
 def _splits(spec: TiledGradKV, block: int, programs: int) -> int:
     """So many that wide key tiles have about that many programs; a power of two, at most 64."""
-    tiles = -(-wide_keys(spec.forward.pieces[spec.piece]) // block) * spec.forward.kv_heads
+    keys = wide_keys(spec.forward.pieces[spec.piece])
+    tiles = (FEW if isinstance(keys, str) else -(-keys // block)) * spec.forward.kv_heads
     share = programs // tiles if tiles else 1
     return min(1 << max(share.bit_length() - 1, 0), 64)
 

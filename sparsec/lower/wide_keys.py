@@ -1,4 +1,4 @@
-"""Keys that queries everywhere see (sinks, slots): their tiles are shared out among several programs."""
+"""Keys that queries everywhere see (sinks, slots, summaries): their tiles are shared out among several programs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Node
 
 
-def wide_keys(piece: Piece) -> int:
-    """How many of the first keys may be seen from everywhere: those below a constant edge of the mask, or all slots."""
+def wide_keys(piece: Piece) -> int | str:
+    """How many of the first keys may be seen from everywhere: those below a constant edge of the mask, or all slots.
+
+    The name of the length stands for all keys, where a memory's keys are few for many queries each: its summaries.
+    """
+    if piece.batched and piece.size is None and piece.length != "TK":
+        return piece.length
     if piece.where is None or not piece.batched:
         return piece.size or 0
     try:
@@ -59,12 +64,12 @@ class Shares:
         return start, least(tile.apply(Fn.ADD, start, each), visits)
 
 
-def shares(wide: int, splits: int, tiles: Node) -> Shares:
-    """The share of the program at ``program_id(0)``; wide tiles come first, since they take longest."""
+def shares(wide: int | str, splits: int, tiles: Node) -> Shares:
+    """The share of the program at ``program_id(0)``; wide tiles (so many, or all) come first: they take longest."""
     pid = tile.program_id(0)
     if not wide:
         return Shares(pid, tile.const(0), None, tiles, 1)
-    shared = least(tiles, wide)
+    shared = tiles if isinstance(wide, str) else least(tiles, wide)
     is_wide = tile.apply(Fn.LT, pid, mul(shared, splits))
     other = sub(pid, mul(shared, splits - 1))
     at = tile.apply(Fn.WHERE, is_wide, tile.apply(Fn.TRUNCDIV, pid, splits), other)

@@ -29,7 +29,7 @@ SINKS = CAUSAL & ((ROW - KEY < 20) | (KEY < 5))
 TOKENS = Piece("k", "v", "TK", CAUSAL)
 SLOTS = Piece("mk", "mv", "M", batched=False, size=21)
 FULL = TiledAttention("attend", "q", (Piece("k", "v", "TK"),), "out", "lse", 2, 1, 16, 16, 0.3, "float32")
-PARAMS = {"B": 2, "TQ": 37, "TK": 37, "q_offset": 0, "M": 21}
+PARAMS = {"B": 2, "TQ": 37, "TK": 37, "q_offset": 0, "M": 21, "N0": 18}
 
 
 def masked(where: object, **changes: object) -> TiledAttention:
@@ -55,6 +55,8 @@ SPECS: dict[str, TiledAttention] = {
     "slots of heads": replace(FULL, pieces=(SLOTS, replace(SLOTS, k="k", v="v", length="TK", batched=True, size=None))),
     "masked slots": replace(FULL, pieces=(TOKENS, replace(SLOTS, where=(KEY + ROW) % 3 < 1 + HEAD)), heads=4),
     "slots per batch": replace(FULL, pieces=(TOKENS, replace(SLOTS, where=KEY < 7 + BATCH * 9))),
+    "summaries": replace(FULL, pieces=(Piece("sk", "sv", "N0", KEY + KEY < ROW),)),
+    "summaries beside tokens": replace(FULL, pieces=(TOKENS, Piece("sk", "sv", "N0", KEY + KEY < ROW))),
     "softcap": masked(WINDOW, softcap=2.0),
     "negative scale": masked(WINDOW, scale=-0.3),
     "sink of zero": masked(WINDOW, sink="zero"),

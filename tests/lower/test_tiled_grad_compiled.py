@@ -108,5 +108,7 @@ def test_wide_keys_are_shared_out_and_others_are_not() -> None:
     assert default(keys(narrow), "triton:sm_90").splits == 1
     assert default(keys(attention(128)), "triton:sm_90").splits == 32
     assert default(keys(attention(128), 1), "triton:sm_90").splits == 32
+    few = replace(narrow, pieces=(Piece("k", "v", "N0", 64 * KEY + 63 <= ROW),))
+    assert default(keys(few), "triton:sm_90").splits == 8
     long = replace(narrow, pieces=(Piece("k", "v", "TK", size=1 << 16),))
     assert default(keys(long), "triton:sm_90").splits == 1
