@@ -12,14 +12,18 @@ from threading import Event, Timer
 from typing import Any
 
 Report = Callable[[str], None]
+Keep = Callable[[list[dict[str, Any]]], None]
 
 
-def rows_apart(names: Sequence[str], options: Sequence[str], limit: float, report: Report) -> list[dict[str, Any]]:
+def rows_apart(
+    names: Sequence[str], options: Sequence[str], limit: float, report: Report, keep: Keep = lambda rows: None
+) -> list[dict[str, Any]]:
     """The rows, as JSON values, of `sparsec bench NAME` for each name.
 
     Args:
         limit: seconds after which a case is given up; 0 for no limit.
         report: told each line that a process prints on its way.
+        keep: given all rows so far after each case, so that a run that is cut short leaves what it had.
     """
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -27,6 +31,7 @@ def rows_apart(names: Sequence[str], options: Sequence[str], limit: float, repor
             path = Path(folder) / f"{name}.json"
             _run([name, *options, f"--out={path}"], limit, report)
             rows += json.loads(path.read_text()) if path.exists() else []
+            keep(rows)
     return rows
 
 

@@ -52,7 +52,8 @@ def bench(
         from sparsec.benchmarks.apart import rows_apart
 
         options = [f"--rounds={rounds}", f"--trials={trials}", *(f"--skip={name}" for name in skip)]
-        rows = rows_apart(names, [*options, *(["--crossover"] if crossover else [])], limit, report)
+        options += ["--crossover"] if crossover else []
+        rows = rows_apart(names, options, limit, report, lambda rows: _write(rows, out))
     elif crossover:
         from sparsec.benchmarks.crossover import crossovers
 
@@ -97,10 +98,9 @@ def _presets(names: Sequence[str]) -> list[str]:
 
 def _show(rows: Sequence[Mapping[str, object]], names: Sequence[str], crossover: bool, out: str, as_json: bool) -> None:
     from sparsec.benchmarks import crossover as crossing
-    from sparsec.benchmarks.row import HEAD, aligned, table_of, write_json
+    from sparsec.benchmarks.row import HEAD, aligned, table_of
 
-    if out:
-        write_json(rows, Path(out))
+    _write(rows, out)
     if as_json:
         print_json(rows)
     elif rows:
@@ -108,3 +108,10 @@ def _show(rows: Sequence[Mapping[str, object]], names: Sequence[str], crossover:
         say(aligned(crossing.HEAD, map(crossing.line, rows)) if crossover else aligned(HEAD, table_of(rows)))
     if len(rows) < len(names):
         raise typer.Exit(1)
+
+
+def _write(rows: Sequence[Mapping[str, object]], out: str) -> None:
+    from sparsec.benchmarks.row import write_json
+
+    if out:
+        write_json(rows, Path(out))

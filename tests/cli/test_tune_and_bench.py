@@ -91,6 +91,26 @@ def test_ours_computes_the_case() -> None:
 TINY = crossover.Setting("cpu", "float32", (2, 1), 16, (64, 128))
 
 
+def test_rows_are_kept_case_by_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    def stub(words: list[str], limit: float, report: object) -> None:
+        if words[0] == "hsa":
+            raise KeyboardInterrupt
+        found: list[dict[str, object]] = [
+            {"preset": words[0], "knobs": {}, "length": None, "points": [], "refused": ""}
+        ]
+        Path(words[-1].removeprefix("--out=")).write_text(json.dumps(found))
+
+    monkeypatch.setattr("sparsec.benchmarks.apart._run", stub)
+    out = tmp_path / "rows.json"
+    assert main(["bench", "nsa", "moba", "--crossover", "--out", str(out)]) == 0
+    assert [row["preset"] for row in json.loads(out.read_text())] == [
+        "nsa",
+        "moba",
+    ] and "moba" in capsys.readouterr().out
+    main(["bench", "moba", "hsa", "--crossover", "--out", str(out)])
+    assert [row["preset"] for row in json.loads(out.read_text())] == ["moba"]
+
+
 def test_crossover_finds_the_first_length_that_wins(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     ratios = iter([0.5, 1.5])
     monkeypatch.setattr(crossover, "CPU", TINY)
