@@ -78,8 +78,13 @@ def _params(
 
 
 def _step(step: Step, params: Mapping[str, Expr], layouts: Mapping[str, Layout | None], table: Tensor) -> Step:
-    """The step on packed buffers, without descriptors: a box of one would reach into the next document."""
-    program, schedule = step.program, replace(step.schedule, descriptors=False)
+    """The step on packed buffers, without descriptors: a box of one would reach into the next document.
+
+    Pointers need more registers, so a limit that was chosen for descriptors is lifted.
+    """
+    program, schedule = step.program, step.schedule
+    if schedule.descriptors:
+        schedule = replace(schedule, descriptors=False, registers=0)
     held = [layouts.get(t.name) for t in program.tensors]
     if all(found is None or found.along is None for found in held):
         return replace(step, program=program)

@@ -13,9 +13,13 @@ from sparsec.plan.packing import FIELDS, TABLE, Packed, Packing, by_document, ro
 from sparsec.plan.plan import Buffer, Kernel, Plan, PlanError
 from sparsec.plan.specs import BlockList
 from sparsec.scalar.expr import Expr, constant, var
-from sparsec.scalar.walk import variables
+from sparsec.scalar.fn import Fn
+from sparsec.scalar.walk import postorder, variables
 
 Spec = TypeVar("Spec")
+
+COUNTED = (Fn.ADD, Fn.SUB, Fn.MUL, Fn.FLOORDIV)
+"""What the number of rows of an input may be made of."""
 
 
 def packing_of(variant: Variant, lengths: Lengths) -> Packing:
@@ -38,6 +42,9 @@ def packing_of(variant: Variant, lengths: Lengths) -> Packing:
             why = "several lengths" if len(own_lengths) > 1 else "a length but no batch B"
             raise PlanError(f"{variant.name} takes no packed documents: `{name}`, declared {spec}, has {why}.")
         visible += [e for e in own_lengths if e.head != "var" and e not in visible]
+    for length in visible:
+        if any(x.args and x.head not in COUNTED for x in postorder(length)):
+            raise PlanError(f"{variant.name} takes no packed documents: an input has {length} rows.")
     return replace(packing, visible=tuple(visible))
 
 

@@ -21,7 +21,6 @@ from sparsec.runtime.decode_face import Decoding
 from sparsec.runtime.deterministic import in_order
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
-from sparsec.runtime.packed_documents import Given
 from sparsec.runtime.ready import Ready
 from sparsec.runtime.records import Records, bucket
 from sparsec.runtime.target import Target, available, find
@@ -102,7 +101,9 @@ class Compiled(Decoding):
         tensors = self._route.autocast(tensors, self._floats)
         if cu_seqlens is not None or cu_seqlens_k is not None:
             bind.check_names(self.variant, inputs)
-            return self.packed(tensors, Given(cu_seqlens, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q_offset))
+            given = (cu_seqlens, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q_offset)
+            made: Tensor | tuple[Tensor, ...] = self._route.packed(self, tensors, given)
+            return made
         if self._route.traced(tensors):
             bind.check_names(self.variant, inputs)
             found = self.operator(*tensors, q_offset)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sparsec.runtime.compiled import Compiled
 
 PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
 """The classes of tensors that hold nothing but data; others (fake, functional, wrapped) go through the operator."""
@@ -43,3 +47,11 @@ def autocast(tensors: Sequence[Tensor], floats: Sequence[bool]) -> Sequence[Tens
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [x.to(dtype) if cast else x for x, cast in zip(tensors, floats, strict=True)]
+
+
+@torch.compiler.disable(reason="packed calls of sparsec layers are not traced yet")  # type: ignore[untyped-decorator]
+def packed(compiled: Compiled, tensors: Sequence[Tensor], given: Sequence[Any]) -> Tensor | tuple[Tensor, ...]:
+    """A packed call, at which ``torch.compile`` breaks its graph; ``given`` as in ``Given``."""
+    from sparsec.runtime.packed_documents import Given
+
+    return compiled.packed(tensors, Given(*given))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsec.ir.error import InputError
-from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr
+from sparsec.scalar.fn import Fn
+from sparsec.scalar.walk import transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,10 +58,27 @@ def check_values(name: str, cu: Tensor, rows: int, longest: tuple[str, int | Non
 def check_visible(table: Tensor, visible: Sequence[Expr], rows: Mapping[Expr, int]) -> None:
     """As many chunks as documents have. Reads the values. Raises InputError."""
     for length in visible:
-        wanted = int(evaluate(length, {"TQ": table[:, 1], "TK": table[:, 3]}).sum())
+        wanted = int(counted(length, {"TQ": table[:, 1], "TK": table[:, 3]}).sum())
         if wanted != rows[length]:
             rule = f"each document has {length} of them, {wanted} in all"
             raise InputError("cu_seqlens", f"inputs with {rows[length]} rows of chunks", rule, "pack them by document")
+
+
+_OPERATORS: dict[Fn, Callable[[Any, Any], Any]] = {
+    Fn.ADD: operator.add, Fn.SUB: operator.sub, Fn.MUL: operator.mul, Fn.FLOORDIV: operator.floordiv,
+}  # fmt: skip
+
+
+def counted(length: Expr, lengths: Mapping[str, Tensor]) -> Tensor:
+    """A length of every document. Numbers stay numbers: one made a tensor on a GPU would wait for it."""
+
+    def rule(x: Expr, args: tuple[Any, ...]) -> Any:
+        if x.head == "const":
+            return x.value
+        return lengths[str(x.value)] if x.head == "var" else _OPERATORS[x.head](*args)  # type: ignore[index]
+
+    found: Tensor = transform(length, rule)
+    return found
 
 
 def offsets(given: Tensor, cu: Tensor) -> Tensor:
@@ -88,6 +107,6 @@ def table(cu: Tensor, cu_k: Tensor, q_offset: int | Tensor | None, keys: bool, v
     offset = q_offset if isinstance(q_offset, torch.Tensor) else torch.full_like(q_len, q_offset)
     columns = [cu[:-1], q_len, cu_k[:-1], k_len, offset]
     for length in visible:
-        counted = evaluate(length, {"TQ": q_len, "TK": k_len})
-        columns.append(counted.cumsum(0) - counted)
+        counts = counted(length, {"TQ": q_len, "TK": k_len})
+        columns.append(counts.cumsum(0) - counts)
     return torch.stack([c.to(torch.int32) for c in columns], dim=1).contiguous()

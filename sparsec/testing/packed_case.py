@@ -158,5 +158,5 @@ def largest_error(found: Mapping[str, Tensor | None], wanted: Mapping[str, Tenso
             same = x == y
             difference = (x.double() - y.double()).abs().masked_fill(same, 0.0)
             scale = y.double().masked_fill(~y.isfinite(), 0.0).abs().max().clamp_min(1e-12)
-            worst = max(worst, float((difference / scale).nan_to_num(torch.inf).max()))
+            worst = max(worst, float((difference / scale).nan_to_num(torch.inf).detach().max()))
     return worst
