@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 class Level(StrEnum):
-    """The five representations, from what was declared to what runs."""
+    """The five representations, from what was declared to what runs, and the decode step with its cache."""
 
     GRAPH = "graph"
     PASSES = "passes"
     PLAN = "plan"
     TILE = "tile"
     SOURCE = "source"
+    STREAM = "stream"
 
 
 def show(
@@ -33,7 +34,7 @@ def show(
     dtype: Dtype = "",
     as_json: AsJson = False,
 ) -> None:
-    """Print a variant: its graph, the graph after passes, the plan, the tile programs or the source."""
+    """Print a variant: its graph, the graph after passes, the plan, the tile programs, the source or its decode step."""
     if passes:
         return _diffs(words, as_json)
     if level is Level.GRAPH:
@@ -68,6 +69,10 @@ def _parts(chosen: Setting, level: Level, kernel: str) -> dict[str, str]:
         return {"passes": chosen.compiled.graph.text()}
     if level is Level.PLAN:
         return {"plan": chosen.plan.text()}
+    if level is Level.STREAM:
+        from sparsec.runtime.decode_explain import describe
+
+        return {"stream": describe(chosen.compiled, chosen.dims, chosen.dtype)}
     return {name: text for name, text in _programs(chosen, level, kernel)}
 
 

@@ -56,10 +56,10 @@ def _copy(
     batch, there = tile.program_id(2), tile.apply(Fn.LT, row, end)
     block = tile.apply(Fn.WHERE, there, tile.apply(Fn.TRUNCDIV, row, paged.rows), 0)
     page, inside = tile.load(table, batch, block), tile.apply(Fn.TRUNCMOD, row, paged.rows)
-    limit = tile.apply(Fn.WHERE, there, paged.rows, 0)
+    limit = tile.apply(Fn.WHERE, there, width, 0)
     for span in _spans(builder, name, width, schedule):
         value = tile.load(new, batch, tile.program_id(0), span.index())
-        tile.store(pages, page, inside, span.index(), value=value, bounds={1: limit})
+        tile.store(pages, page, inside, span.index(), value=value, bounds={2: limit})
     return new, pages, table
 
 

@@ -138,8 +138,10 @@ class _Moved:
         block = tile.apply(Fn.WHERE, there, tile.apply(Fn.TRUNCDIV, window, paged.rows), 0)
         row = tile.apply(Fn.TRUNCMOD, window, paged.rows)
         page = tile.load(self.tables[paged.table], batch, block)
-        limit = tile.apply(Fn.WHERE, there, paged.rows, 0)
-        tile.store(_pool(access.tensor, paged), page, row, *rest, value=value, bounds={1: limit})
+        width = access.tensor.shape[-1]
+        assert isinstance(width, int)
+        limit = tile.apply(Fn.WHERE, there, width, 0)
+        tile.store(_pool(access.tensor, paged), page, row, *rest, value=value, bounds={access.tensor.rank - 1: limit})
         return stored()
 
 
