@@ -16,6 +16,7 @@ from sparsec.lower import (
     inverse,
     inverse_steps,
     key_outer,
+    partials,
     slot_merge,
     tile_union,
     union_list,
@@ -45,10 +46,10 @@ def _key_outer(spec: GatheredAttention, schedule: Schedule) -> Lowered:
     wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
     narrow = replace(wide, warps=1)
     index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow))
-    short = replace(schedule, stages=1) if schedule.descriptors else schedule
+    short = replace(schedule, stages=1) if schedule.descriptors and schedule.rows < 128 else schedule
     steps = (*index, Step(key_outer.lower(spec, schedule), schedule), Step(slot_merge.lower(spec, short), short))
-    buffers = (*inverse.scratch(spec, schedule), *key_outer.scratch(spec))
-    return Lowered(steps, buffers, (*inverse.params(spec, schedule), *key_outer.params(spec)))
+    buffers = (*inverse.scratch(spec, schedule), *partials.scratch(spec, schedule))
+    return Lowered(steps, buffers, (*inverse.params(spec, schedule), *partials.params(spec)))
 
 
 def check(spec: GatheredAttention, schedule: Schedule) -> None:

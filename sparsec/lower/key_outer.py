@@ -1,7 +1,8 @@
 """Attention over chosen chunks, key-outer: a program gathers queries that chose one chunk and reads the chunk once.
 
 Pays where neighbouring queries choose different chunks and few heads share a list. Every choice gives a partial output
-and log-sum-exp; ``sparsec.lower.inverse`` finds who chose a chunk, ``sparsec.lower.slot_merge`` puts partials together.
+and log-sum-exp (``sparsec.lower.partials``); ``sparsec.lower.inverse`` finds who chose a chunk,
+``sparsec.lower.slot_merge`` puts partials together.
 """
 
 from __future__ import annotations
@@ -9,32 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sparsec.lower import chunks, descriptors, inverse, softmax, stretch
+from sparsec.lower import chunks, descriptors, inverse, partials, stretch
 from sparsec.lower.chunks import Frame, Unit
-from sparsec.lower.inverse import Inverse, as_scratch
-from sparsec.lower.lowered import Scratch
+from sparsec.lower.inverse import Inverse
 from sparsec.lower.rows import Rows
 from sparsec.lower.scalars import add, both, least, mul, sub
 from sparsec.lower.stretch import Stretch
 from sparsec.plan.specs import GatheredAttention
-from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
-
-
-@dataclass(frozen=True, slots=True)
-class Partials:
-    """What every choice of every head gives: outputs ``[B, HKV, PT, DV]`` and fp32 log-sum-exps ``[B, HKV, PT]``,
-    both without the sink.
-
-    Row ``entry * share + r`` belongs to head r of those that share the list of an entry of the inverse. Rows of choices
-    that are none, and of a token's own chunk, are left as they are.
-    """
-
-    out: Tensor
-    lse: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +30,6 @@ class Item:
     chunk: Node
     first: Node
     count: Node
-
-
-def partials(spec: GatheredAttention) -> Partials:
-    """The buffers of one spec; outputs are rounded to its dtype, whose errors average out in the merge."""
-    lead: tuple[str | int, ...] = ("B", spec.kv_heads, "PT")
-    return Partials(
-        Tensor(f"{spec.name}_partial", spec.dtype, (*lead, spec.value_dim)),
-        Tensor(f"{spec.name}_partial_lse", "float32", lead),
-    )
-
-
-def partial_count(spec: GatheredAttention) -> Node:
-    """PT."""
-    return mul(tile.param("TQ"), spec.heads // spec.kv_heads * spec.slots)
-
-
-def params(spec: GatheredAttention) -> tuple[tuple[str, Expr], ...]:
-    """The number of partial outputs of a key/value head."""
-    return (("PT", var("TQ") * (spec.heads // spec.kv_heads * spec.slots)),)
-
-
-def scratch(spec: GatheredAttention) -> tuple[Scratch, ...]:
-    """The buffers to allocate."""
-    found = partials(spec)
-    return as_scratch(found.out), as_scratch(found.lse)
 
 
 def check(spec: GatheredAttention, schedule: Schedule) -> None:
@@ -82,7 +43,7 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
     """The kernel of one (tile of queries, key/value head, batch) per grid point."""
     alone = replace(spec, sink=None)  # it joins in the merge: beside a large one partials are too small to be stored
     with tile.Builder() as builder:
-        found, results = inverse.inverse(spec, schedule), partials(spec)
+        found, results = inverse.inverse(spec, schedule), partials.partials(spec, schedule)
         blocks = spec.value_dim // schedule.value_block if schedule.value_block else 1
         number, batch = tile.program_id(1), tile.program_id(2)
         base = mul(tile.apply(Fn.TRUNCMOD, number, blocks), schedule.value_block) if blocks > 1 else 0
@@ -94,12 +55,12 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
             item = _item(found, at, add(tile.program_id(0), n))
             rows, place = _rows(spec, found, at, item, key_head, builder.axis("m", schedule.rows))
             f = chunks.frame(builder, alone, schedule, rows, batch, Unit(tile.const(0), key_head, rows.head), base)
-            _write(f, results, place, softmax.finish(_read(f, item), None))
+            partials.write(f, results, place, _read(f, item))
             inputs.extend(_inputs(alone, f))
             return []
 
         tile.loop(0, tile.apply(Fn.LT, tile.program_id(0), tile.load(found.used, *at)), 1, [], visit)
-        tensors = [*inputs, found.entries, found.tiles, found.used, results.out, results.lse]
+        tensors = [*inputs, found.entries, found.tiles, found.used, *results.tensors]
         grid = (inverse.tile_count(spec, found), tile.const(spec.kv_heads * blocks), tile.param("B"))
         return builder.program(spec.name, tensors, [(name, "int32") for name in chunks.PARAMS], grid)
 
@@ -123,11 +84,10 @@ def _rows(
     share = chunks.sharing(spec)
     lane = tile.apply(Fn.TRUNCDIV, tile.iota(axis), share)
     there = tile.apply(Fn.LT, lane, item.count)
-    read = tile.load(found.entries, *at, add(item.first, least(lane, found.per_tile - 1)))
-    entry = tile.apply(Fn.WHERE, there, read, 0)
+    entry = tile.apply(Fn.WHERE, there, _entries(found, at, add(item.first, least(lane, found.per_tile - 1))), 0)
     token = tile.apply(Fn.TRUNCDIV, entry, found.per_token)
     local = tile.apply(Fn.TRUNCMOD, tile.iota(axis), share)
-    place = tile.apply(Fn.WHERE, there, add(mul(entry, share), local), partial_count(spec))
+    place = tile.apply(Fn.WHERE, there, add(mul(entry, share), local), partials.count(spec))
     if found.lists > 1:
         local = tile.apply(Fn.TRUNCDIV, sub(entry, mul(token, found.per_token)), spec.slots)
     head = add(mul(key_head, spec.heads // spec.kv_heads), local)
@@ -135,6 +95,17 @@ def _rows(
     ends = [tile.apply(Fn.TRUNCDIV, tile.load(found.entries, *at, x), found.per_token) for x in (item.first, last)]
     token = tile.apply(Fn.WHERE, there, token, tile.param("TQ"))
     return Rows(axis, token, head, tile.const(0), ends[0], 1, {1: tile.param("TQ")}, ends[1]), place
+
+
+def _entries(found: Inverse, at: tuple[Node, Node], number: Node) -> Node:
+    """Entries of a set, read by two threads each and then handed out.
+
+    A tile of fewer numbers than threads Triton loads again in every thread that needs one, with all that follows from
+    it, and keeps there: the addresses of eight rows a thread, which spilled at 128 registers.
+    """
+    twice = tile.Builder.current().axis("twice", 2)
+    place = add(number, tile.apply(Fn.TRUNCDIV, tile.iota(twice), twice.size))
+    return tile.reduce("max", tile.load(found.entries, *at, place), twice)
 
 
 def _read(f: Frame, item: Item) -> list[Node]:
@@ -153,21 +124,11 @@ def _read(f: Frame, item: Item) -> list[Node]:
     return stretch.read(f, Stretch(low, high, among, aligned=False), state)
 
 
-def _write(f: Frame, results: Partials, place: Node, found: tuple[list[Node], Node]) -> None:
-    """Round and store the partial outputs and their log-sum-exps."""
-    outs, lse = found
-    at, bounds = (f.batch, f.key_head, place), {2: partial_count(f.spec)}
-    for span, out in zip(f.values, outs, strict=True):
-        value = tile.cast(out, results.out.dtype)
-        tile.store(results.out, *at, span.index(f.value_base), value=value, bounds=dict(bounds))
-    tile.store(results.lse, *at, value=lse, bounds=dict(bounds))
-
-
 def default(spec: GatheredAttention, target: str) -> Schedule:
     """64 rows, or as many as hold a key/value head's heads, and a chunk's keys up to 64 at a time.
 
-    Where 128 registers do without spills, one stage and four programs per multiprocessor hide latency best; at head
-    dims of 128 they spill a little outside the loops, which a tuner may find worth it.
+    128 registers a thread hide latency best, by twice the warps. At head dims of 128 Hopper's kernels do with them
+    where the merge is small; there 128 rows read a chunk at a time, so that it comes from L2 half as often.
     """
     rows = max(64, 1 << (spec.heads // spec.kv_heads - 1).bit_length())
     even = [b for b in (16, 32, 64) if spec.chunk % b == 0]
@@ -176,6 +137,13 @@ def default(spec: GatheredAttention, target: str) -> Schedule:
     wide = max(spec.head_dim, spec.value_dim) > 64
     if not descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim):
         return replace(found, warps=8) if wide else found
+    if wide and target == "triton:sm_90" and _merges_little(spec):
+        return replace(found, descriptors=True, rows=max(rows, 128), warps=8, registers=128)
     if wide:
         return replace(found, descriptors=True, stages=3)
     return replace(found, descriptors=True, stages=1, registers=128)
+
+
+def _merges_little(spec: GatheredAttention) -> bool:
+    """Whether the merge adds at most two partial outputs, and no sink, to what is known to be a row's own chunk."""
+    return spec.own_first and spec.per == "joint" and spec.slots <= 3 and spec.sink is None and spec.out_dtype is None

@@ -11,7 +11,7 @@ from sparsec.plan.honours import honours
 from sparsec.plan.memories import hold
 from sparsec.plan.planner import Planner
 from sparsec.plan.prefix import prefix
-from sparsec.plan.select import select
+from sparsec.plan.select import own_first, select
 from sparsec.plan.specs import BlockList, Capture, GatheredAttention, Piece, TiledAttention
 from sparsec.scalar.bounds import Bounded, key_ranges
 from sparsec.scalar.expr import Expr, constant
@@ -223,6 +223,7 @@ def gathered(planner: Planner, attend: Node, wants_lse: bool, out_dtype: str) ->
         softcap=softcap if isinstance(softcap, float) else None,
         sink=sink_of(planner, attend),
         out_dtype=None if out_dtype == sizes.dtype else out_dtype,
+        own_first=own_first(selection, held.length),
     )
     planner.specs[attend] = spec
     reads = [spec.q, spec.k, spec.v, indices, *(b for b in (weights, spec.counts) if b), *(c.name for c in captures)]

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.ir.predicates import started
+from sparsec.ir.scores import ceil_div
 from sparsec.plan.honours import honours
 from sparsec.plan.memories import hold
 from sparsec.plan.planner import Planner
 from sparsec.plan.specs import Pool, Selector
+from sparsec.scalar.expr import Expr, call, var
+from sparsec.scalar.fn import Fn
 
 
 @dataclass(slots=True)
@@ -85,6 +89,20 @@ def select(planner: Planner, selection: Node, weights: Node | None) -> tuple[str
     if weights is None:
         return found, None
     return found, planner.places[weights, "weights"] if own else planner.input(weights)
+
+
+def own_first(selection: Node, tokens: Expr) -> bool:
+    """Whether the chunk at a query's own position comes first in its list, where there is one.
+
+    So it is where all chunks of the ``tokens`` are scored, just that one is forced, and those that have started are
+    chosen: none before position 0.
+    """
+    if selection.op is not Op.TOPK or selection["unit"] != "chunk" or selection["order"] != "score":
+        return False
+    size = selection.integer("size")
+    forced = call(Fn.EQ, var("c"), var("i") // size)
+    known = selection.expr("forced") is forced and selection.expr("eligible") is started(size)
+    return known and bool(selection["count_forced"]) and selection.src[0].shape[3] is ceil_div(tokens, size)
 
 
 def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:

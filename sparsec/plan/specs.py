@@ -100,6 +100,8 @@ class GatheredAttention:
         where: token predicate inside a chosen chunk, over b, h, i, j.
         out_dtype: the dtype of ``out`` where it is not ``dtype``.
         counts: an int32 tensor ``[B,TQ,HS]``: only the first so many slots count; None: all.
+        own_first: whether the chunk at a query's own position, where there is one, stands in the first slot; lists of
+            queries before position 0 are empty then.
     """
 
     name: str
@@ -127,6 +129,7 @@ class GatheredAttention:
     softcap: float | None = None
     sink: str | None = None
     out_dtype: str | None = None
+    own_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

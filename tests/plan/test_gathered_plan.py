@@ -1,0 +1,46 @@
+"""What the plan knows of lists that kernels read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sparsec.frontends.activations import keys_values, queries
+from sparsec.frontends.preset import preset
+from sparsec.ir import build as lang
+from sparsec.ir.node import Node
+from sparsec.ir.variant import Variant, variant
+from sparsec.plan.specs import GatheredAttention
+from sparsec.runtime.compiled import compile
+
+DIMS = {"H": 4, "HKV": 2, "D": 32, "DV": 32}
+
+
+def own_first(declared: Node | Variant) -> bool:
+    """What the one kernel of gathered attention is told."""
+    made = declared if isinstance(declared, Variant) else variant("lists", declared)
+    plan = compile(made, target="interpreter").plan(DIMS, "float32")
+    (spec,) = [k.spec for k in plan.kernels if isinstance(k.spec, GatheredAttention)]
+    return spec.own_first
+
+
+def test_mobas_own_block_comes_first() -> None:
+    assert own_first(preset("moba", block=32, k=3)) and own_first(preset("moba", block=64, k=1))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"forced": None}, {"forced": "c == 0"}, {"forced": "(c == i // 32) | (c == 0)"}, {"forced": "c == i // 16"},
+        {"eligible": None}, {"eligible": "complete_past"}, {"count_forced": False, "slots": 4},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_lists_may_begin_with_any(changed: dict[str, Any]) -> None:
+    chosen = {"eligible": "started", "forced": "c == i // 32", "k": 3, "scope": "head", **changed}
+    q, memory = queries(), keys_values(chunk=32)
+    scores = lang.score(q, lang.summary(memory, size=32, stride=32), detach=True)
+    assert not own_first(lang.attend(q, memory, lang.topk(scores, size=32, **chosen)))
+    chosen |= {"eligible": "started", "forced": "c == i // 32", "count_forced": True, "slots": None}
+    assert own_first(lang.attend(q, memory, lang.topk(scores, size=32, **chosen)))
