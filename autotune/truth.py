@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.oracle.attends import compared
 from sparsec.oracle.evaluate import Evaluation, by_row
 from sparsec.oracle.values import Chosen, Memory, Output, Value
 from sparsec.plan.plan import Kernel
@@ -37,6 +38,13 @@ class Truth:
         """One part of it as a tensor: "o", "lse", "k", "v" or "tensor"."""
         return part_of(self._values[node], part)
 
+    def comparison(self, node: Node) -> tuple[Tensor, Tensor, Tensor]:
+        """What a training signal compares, of all rows: scores, masses and which columns there are."""
+        ev = self._evaluation(self._known)
+        pieces = [compared(ev, node) for _ in ev.blocks(torch.arange(ev.row_count(node), device=self.device))]
+        score, mass, there = (torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True))
+        return score, mass, there
+
     def after(self, node: Node, replaced: Mapping[Node, Value]) -> Value:
         """A node's value where others are what the kernel made them: weights of the members that it chose."""
         return self._evaluate({**self._known, **replaced}, [node])[node]
@@ -64,13 +72,16 @@ class Truth:
         return x if self.rows is None or not by_row(node) else x.index_select(1, self.rows)
 
     def _evaluate(self, values: Mapping[Node, Value], nodes: list[Node]) -> dict[Node, Value]:
-        dims = {n: d for n, d in self.dims.items() if n != "q_offset"}
-        evaluation = Evaluation(values, dims, "vector", self.dims["q_offset"], self.device)
+        evaluation = self._evaluation(values)
         if self.rows is None:
             return {node: evaluation.whole(node) for node in nodes}
         in_rows = [node for node in nodes if by_row(node)]
         found = dict(zip(in_rows, evaluation.at(in_rows, self.rows), strict=True))
         return {node: found[node] if node in found else evaluation.whole(node) for node in nodes}
+
+    def _evaluation(self, values: Mapping[Node, Value]) -> Evaluation:
+        dims = {n: d for n, d in self.dims.items() if n != "q_offset"}
+        return Evaluation(values, dims, "vector", self.dims["q_offset"], self.device)
 
 
 def known(kernel: Kernel, buffers: Mapping[str, Tensor]) -> dict[Node, Value]:

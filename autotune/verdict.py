@@ -14,6 +14,7 @@ from sparsec.oracle.error import Quantity, check
 from sparsec.oracle.gap import same_selection, ulp
 from sparsec.oracle.values import Chosen
 from sparsec.plan.grad_specs import RowDot, SelectorGradQ
+from sparsec.plan.index_specs import IndexGradQ, ListSum
 from sparsec.plan.plan import Kernel
 
 ULPS = 4.0
@@ -24,7 +25,7 @@ ALIKE: Quantity = "grad"
 
 def dtype_of(kernel: Kernel) -> str:
     """The dtype whose bounds a kernel is held to: that of what it reads, even where it writes fp32."""
-    spec = getattr(kernel.spec, "forward", kernel.spec)
+    spec = getattr(kernel.spec, "forward", getattr(kernel.spec, "index", kernel.spec))
     return str(getattr(spec, "dtype", "float32"))
 
 
@@ -72,12 +73,46 @@ def _delta(truth: Truth, _: Node) -> Tensor:
 def _chosen_scores(truth: Truth, node: Node) -> Tensor:
     """The gradients of the scores of chosen units: those of all scores, at the kernel's lists."""
     spec = truth.kernel.spec
-    assert isinstance(spec, SelectorGradQ)
+    assert isinstance(spec, SelectorGradQ | IndexGradQ)
+    ids = truth.buffers[(spec.forward if isinstance(spec, SelectorGradQ) else spec.index).indices].long()
+    return at_columns(truth.tensor(node, "tensor"), ids, spec.columns if isinstance(spec, IndexGradQ) else 1)
+
+
+def at_columns(x: Tensor, ids: Tensor, columns: int, other: float = 0.0) -> Tensor:
+    """Numbers ``[B,TQ,HS,N]`` at the columns of lists ``[B,TQ,HS,K]`` -> ``[B,TQ,HS,K * columns]``."""
+    key = ids[..., None] * columns + torch.arange(columns, device=ids.device)
+    key = torch.where(ids[..., None] < 0, -1, key).flatten(-2)
+    inside = (key >= 0) & (key < x.shape[-1])
+    return torch.where(inside, x.gather(-1, torch.where(inside, key, 0)), other)
+
+
+def _mass(truth: Truth, node: Node) -> Tensor:
+    """The attention that each column of a list got; -1 for columns that are not there."""
+    spec = truth.kernel.spec
+    assert isinstance(spec, ListSum)
+    mass, there = truth.comparison(node)[1:]
     ids = truth.buffers[spec.forward.indices].long()
-    return torch.where(ids < 0, 0.0, truth.tensor(node, "tensor").gather(-1, ids.clamp(min=0)))
+    return at_columns(torch.where(there, mass, -1.0), ids, spec.columns, -1.0)
 
 
-INNER: dict[str, Callable[[Truth, Node], Tensor]] = {"delta": _delta, "chosen": _chosen_scores}
+def _total(truth: Truth, node: Node) -> Tensor:
+    return truth.comparison(node)[1].sum(-1)
+
+
+def _index_lse(truth: Truth, node: Node) -> Tensor:
+    """The log-sum-exp of the scores that are there; 0 where none is."""
+    score, _, there = truth.comparison(node)
+    found = torch.where(there, score, -torch.inf).logsumexp(-1)
+    return torch.where(there.any(-1), found, 0.0)
+
+
+INNER: dict[str, Callable[[Truth, Node], Tensor]] = {
+    "delta": _delta,
+    "chosen": _chosen_scores,
+    "mass": _mass,
+    "total": _total,
+    "index_lse": _index_lse,
+}
 """What kernels write that is no node's value."""
 
 

@@ -6,101 +6,35 @@ Every key is read once per token and serves all index heads in one product; the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from sparsec.lower import chosen
-from sparsec.lower.candidates import as_keys, split
-from sparsec.lower.pieces import Span, dot_over, spans
+from sparsec.lower import chosen, index_rows
+from sparsec.lower.candidates import as_keys
+from sparsec.lower.index_rows import Index
 from sparsec.lower.ranges import tile_ranges
-from sparsec.lower.scalars import add, both, emit, most, mul
+from sparsec.lower.scalars import add, both, emit, mul
 from sparsec.lower.softmax import HIDDEN
 from sparsec.plan.specs import Piece, Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import EMPTY_KEY, Axis, Node, Program, Tensor
-from sparsec.tile.schedule import Schedule, ScheduleError
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """The queries of one token, a row per index head, and how keys are scored with them.
-
-    Attributes:
-        weights: of the heads, fp32, times the scale; 0 in rows that are no heads.
-    """
-
-    spec: Selector
-    schedule: Schedule
-    rows: Axis
-    dims: list[Span]
-    batch: Node
-    queries: list[Node]
-    weights: Node
-    keys: Tensor
-
-    def products(self, key: Node) -> Node:
-        """q . key ``[rows, n]``; keys past the last are zeros."""
-        read = [self.key(key, d) for d in self.dims]
-        parts = [read] if self.keys.dtype == self.spec.dtype else split(read, self.spec.dtype)
-        total: Node | None = None
-        for part in parts:
-            found = dict(zip(self.dims, part, strict=True))
-            total = dot_over(self.dims, self.queries, found.__getitem__, self.schedule.precision, total)
-        assert total is not None
-        return total
-
-    def key(self, key: Node, d: Span) -> Node:
-        """Columns of keys ``[n, columns]``."""
-        place = (*([self.batch] if self.spec.batched else []), key, tile.const(0), d.index())
-        bounds: dict[int, tile.Value] = {int(self.spec.batched): tile.param(self.spec.key_length)}
-        return tile.load(self.keys, *place, bounds=bounds)
-
-    def scores(self, key: Node) -> Node:
-        """The scores of keys ``[n]``."""
-        return tile.reduce("sum", mul(most(self.products(key), 0.0), self.weights), self.rows)
-
-
-def index(builder: tile.Builder, spec: Selector, schedule: Schedule, batch: Node, token: Node) -> Index:
-    """The index queries of a token."""
-    heads = 1 << (spec.heads - 1).bit_length()
-    heads = max(heads, 16) if schedule.split_dims else spec.heads
-    rows, dims = builder.axis("m", heads), spans(builder, "d", spec.dim, schedule)
-    q, weights, keys = tensors(spec)
-    bounds: dict[int, tile.Value] = {2: spec.heads} if heads > spec.heads else {}
-    head = tile.iota(rows)
-    queries = [tile.load(q, batch, token, head, d.index(), bounds=dict(bounds)) for d in dims]
-    read = tile.cast(tile.load(weights, batch, token, head, bounds=dict(bounds)), "float32")
-    return Index(spec, schedule, rows, dims, batch, queries, mul(read, spec.scale), keys)
-
-
-def tensors(spec: Selector) -> tuple[Tensor, Tensor, Tensor]:
-    """Index queries, their weights and keys."""
-    assert spec.head_weights is not None
-    lead = ["B"] if spec.batched else []
-    return (
-        Tensor(spec.q, spec.dtype, ("B", "TQ", spec.heads, spec.dim)),
-        Tensor(spec.head_weights, spec.dtype, ("B", "TQ", spec.heads)),
-        Tensor(spec.keys, spec.key_dtype or spec.dtype, (*lead, spec.key_length, spec.kv_heads, spec.dim)),
-    )
+from sparsec.tile.schedule import Schedule
 
 
 def lower(spec: Selector, schedule: Schedule) -> Program:
-    """q ``[B,TQ,HI,D]``, weights ``[B,TQ,HI]``, keys ``[B,N,1,D]`` -> indices int32 ``[B,TQ,1,slots]`` (and weights)."""
-    if schedule.block & (schedule.block - 1) or (schedule.split_dims and schedule.block < 16):
-        raise ScheduleError(f"a tile of {schedule.block} keys is none: powers of two from 16 on are")
+    """q ``[B,TQ,HI,D]``, weights ``[B,TQ,HI]``, keys ``[B,N,1,D]`` -> indices int32 ``[B,TQ,1,slots]``, and weights."""
+    index_rows.check(schedule)
     with tile.Builder() as builder:
         token, batch = tile.program_id(0), tile.program_id(1)
         keys = builder.axis("n", schedule.block)  # keys are the rows of products: their scores lie apart, for the sort
-        own = index(builder, spec, schedule, batch, token)
+        own = index_rows.index(builder, spec, schedule, batch, token, tile.const(0))
         slots, spare = (builder.axis(name, 1 << (spec.slots - 1).bit_length()) for name in ("k", "kk"))
-        best, everything = _best(own, token, slots, keys)
+        best, everything = _best(own, slots, keys)
         ids, scores = chosen.listed(spec, best, slots, spare)
         listed: tuple[str | int, ...] = ("B", "TQ", 1, spec.slots)
-        indices = Tensor(spec.indices, "int32", listed)
+        touched = [*index_rows.tensors(spec), Tensor(spec.indices, "int32", listed)]
         place = (batch, token, tile.const(0), tile.iota(slots))
         bounds: dict[int, tile.Value] = {3: spec.slots} if slots.size > spec.slots else {}
-        tile.store(indices, *place, value=ids, bounds=dict(bounds))
-        touched = [*tensors(spec), indices]
+        tile.store(touched[-1], *place, value=ids, bounds=dict(bounds))
         if spec.weights is not None and spec.weights_out is not None:
             touched.append(Tensor(spec.weights_out, "float32", listed))
             value = chosen.weights(spec.weights, ids, scores, slots, everything)
@@ -110,10 +44,10 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
         return builder.program(spec.name, touched, [(name, "int32") for name in params], grid)
 
 
-def _best(own: Index, token: Node, slots: Axis, keys: Axis) -> tuple[Node, Node | None]:
+def _best(own: Index, slots: Axis, keys: Axis) -> tuple[Node, Node | None]:
     """The rank keys of the best, descending; the log-sum-exp of all eligible scores where weights need it."""
     spec, block, limit = own.spec, own.schedule.block, tile.param(own.spec.block_length)
-    position = add(token, tile.param("q_offset"))
+    position = add(own.token, tile.param("q_offset"))
     env = {name: tile.param(name) for name in ("B", "TQ", "TK", "q_offset", spec.key_length, spec.block_length)}
     env |= {"b": own.batch, "h": tile.const(0), "i": position, "i_lo": position, "i_hi": position}
     piece = Piece(spec.keys, spec.keys, spec.block_length, as_keys(spec.eligible))
@@ -134,7 +68,7 @@ def _best(own: Index, token: Node, slots: Axis, keys: Axis) -> tuple[Node, Node 
 
     inits = [tile.full(EMPTY_KEY, slots, dtype="int64")]
     if spec.weights == "softmax_all":
-        inits += [tile.cast(tile.const(HIDDEN), "float32"), tile.cast(tile.const(0.0), "float32")]
+        inits += [tile.const(HIDDEN), tile.const(0.0)]
     best, *sums = tile.loop(ranges[0].start, ranges[-1].stop, 1, inits, visit, own.schedule.stages)
     return best, add(sums[0], tile.apply(Fn.LOG, sums[1])) if sums else None
 

@@ -10,8 +10,12 @@ from sparsec.lower import (
     block_list,
     combine,
     combine_grad,
+    divergence,
     gathered_class,
     gathered_grad_class,
+    index_grad_keys,
+    index_grad_q,
+    list_sum,
     row_dot,
     running,
     selector_class,
@@ -44,6 +48,7 @@ from sparsec.plan.grad_specs import (
     TiledGradQ,
     Total,
 )
+from sparsec.plan.index_specs import Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Summarise, TiledAttention
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
@@ -83,6 +88,10 @@ CLASSES: dict[type, ScheduleClass] = {
     Combine: ScheduleClass(_rowwise(combine.lower), combine.default, combine.space),
     BlockList: ScheduleClass(_single(block_list.lower), block_list.default, _fixed),
     RowDot: ScheduleClass(row_dot.lower, row_dot.default, row_dot.space),
+    ListSum: ScheduleClass(list_sum.lower, list_sum.default, list_sum.space),
+    Divergence: ScheduleClass(_single(divergence.lower), divergence.default, divergence.space),
+    IndexGradQ: ScheduleClass(_single(index_grad_q.lower), index_grad_q.default, divergence.space),
+    IndexGradKeys: ScheduleClass(index_grad_keys.lower, index_grad_keys.default, index_grad_keys.space),
     Prefix: ScheduleClass(running.lower, running.default, running.space),
     PrefixGrad: ScheduleClass(running.lower_grad, running.default, running.space),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
-from sparsec.ir.scores import stride
+from sparsec.ir.scores import stride, unit_size
 from sparsec.oracle.values import Chosen, Mask, Memory, OracleError, Output
 
 if TYPE_CHECKING:
@@ -106,18 +106,26 @@ def kl(ev: Evaluation, node: Node) -> Tensor:
 
     Over what the target shows of the chosen, or of everything; a column is a key, or a chosen unit of keys.
     """
-    score, target, coefficient = ev.rows(node.src[0]), node.operands["target"], node["coefficient"]
+    score, mass, there = compared(ev, node)
+    coefficient = node["coefficient"]
     assert isinstance(coefficient, float | int)
+    return coefficient * ev.form.divergence(mass, score, there)
+
+
+def compared(ev: Evaluation, node: Node) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores, the attention that their columns got, and which columns there are: all ``[B,R,HS,N]``."""
+    score, target = ev.rows(node.src[0]), node.operands["target"]
     q, (k, v) = ev.rows(target.src[0]).detach(), (x.detach() for x in read(ev, target))
     logit, (visible, _) = logits(ev, target, q, k).detach(), admitted(ev, target, k.shape[1])
+    size = 1
     if len(node.positional) > 1:
         chosen = ev.part(node.src[1])
         assert isinstance(chosen, Chosen)
+        size = 1 if unit_size(node.src[0]) == 1 else chosen.size
         visible = visible & ev.form.members(chosen.ids, chosen.size, k.shape[1], logit.shape[2])
     visible = visible & (logit != -torch.inf)
     _, total = ev.form.attend(logit, v, visible, _sink(ev, target, q))
     share = torch.where(visible, torch.exp(logit - torch.where(total == -torch.inf, 0.0, total)[..., None]), 0.0)
     of_key = [ev.form.reduce_heads(x, score.shape[2], "sum").detach() for x in (share, visible.to(share.dtype))]
-    size = -(-k.shape[1] // score.shape[3]) if score.shape[3] else 1
     mass, there = (ev.form.pool(x, score.shape[3], size, size, 0, "sum") for x in of_key)
-    return coefficient * ev.form.divergence(mass, score, there > 0)
+    return score, mass, there > 0

@@ -17,6 +17,7 @@ from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
 from sparsec.plan.prefix import prefix
 from sparsec.plan.select import select
+from sparsec.plan.signal import signal
 from sparsec.plan.sizes import Sizes
 from sparsec.scalar.expr import Expr, var
 
@@ -33,7 +34,9 @@ def build_plan(
     """
     nodes = topological(outputs)
     vjps = tuple(n for n in nodes if n.op is Op.VJP)
+    targets = frozenset(n.operands["target"] for n in nodes if n.op is Op.AUX and "target" in n.operands)
     with_lse = frozenset(n.src[0] for n in nodes if n.op is Op.LSE) | {v.src[0] for v in vjps if has_lse(v.src[0])}
+    with_lse |= targets
     inner = frozenset(vjps) - frozenset(outputs)
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
     planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
@@ -60,6 +63,10 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
     if node.op is Op.LSE:
         _value(planner, node.src[0], True, planner.sizes.dtype)
         return planner.places[node.src[0], "lse"]
+    if node.op is Op.AUX:
+        if "target" in node.operands:
+            _value(planner, node.operands["target"], True, planner.sizes.dtype)
+        return signal(planner, node)
     if node.op is Op.PREFIX:
         return prefix(planner, node)
     if node.op is Op.VJP or is_sum(node):

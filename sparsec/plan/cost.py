@@ -12,6 +12,7 @@ from collections.abc import Callable
 from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, held, item, sizes, tiled_pairs, total
 from sparsec.plan.grad_cost import GRAD_COSTS
 from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.index_cost import INDEX_COSTS
 from sparsec.plan.reach import keys_seen
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Summarise, TiledAttention
 from sparsec.scalar.expr import constant, var
@@ -92,4 +93,5 @@ _COSTS: dict[type, Callable[..., Cost]] = {
     Prefix: _prefix,
     BlockList: _block_list,
     **GRAD_COSTS,
+    **INDEX_COSTS,
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sparsec.plan.index_specs import Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Spec, Summarise, TiledAttention
 
 
@@ -263,7 +264,9 @@ GradSpec = (
     | PrefixGrad
     | SelectorGradQ
     | SelectorGradKeys
+    | IndexGradQ
+    | IndexGradKeys
     | CombineGrad
     | Total
 )
-AnySpec = Spec | GradSpec
+AnySpec = Spec | ListSum | Divergence | GradSpec

@@ -10,6 +10,7 @@ from sparsec.plan.gradient_gathered import gathered_gradient
 from sparsec.plan.gradient_merge import gate_gradient, merge_gradient
 from sparsec.plan.gradient_prefix import prefix_gradient
 from sparsec.plan.gradient_select import score_gradient, summary_gradient
+from sparsec.plan.gradient_signal import list_gradient
 from sparsec.plan.gradient_tiled import tiled_gradient
 from sparsec.plan.planner import Planner
 
@@ -62,7 +63,9 @@ def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
     """Plan the adjoints of one group, whose buffer belongs to ``result``."""
     vjp = group[0]
     source = lambda node, kind: gradient(planner, node, kind)  # noqa: E731
-    if vjp.src[0].op is Op.ATTEND:
+    if vjp["of"] == "list":
+        list_gradient(planner, vjp, source)
+    elif vjp.src[0].op is Op.ATTEND:
         (gathered_gradient if through_lists(vjp) else tiled_gradient)(planner, vjp, result, dtype, source)
     elif vjp.src[0].op is Op.MERGE:
         merge_gradient(planner, vjp, source)

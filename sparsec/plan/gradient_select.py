@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.grad_specs import SelectorGradKeys, SelectorGradQ, SummariseGrad
+from sparsec.plan.gradient_signal import index_gradient
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
 from sparsec.plan.specs import Selector
@@ -31,7 +32,11 @@ def summary_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) ->
 
 def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> None:
     """Plan the gradient of a selector's queries or keys: from weights to scores once, then to either side."""
-    weights, covers = _weights_below(planner, vjp)
+    below, covers = _below(planner, vjp)
+    if below.src[0].op is not Op.WEIGHTS:
+        index_gradient(planner, vjp, below, covers, dtype, source)
+        return
+    weights, covers = below, [*covers, below]
     topk, of = weights.src[0].src[1], vjp["of"]
     forward = planner.specs.get(topk)
     if not isinstance(forward, Selector) or forward.softmax or forward.pool is not None:
@@ -77,15 +82,18 @@ def _through_weights(
     planner.score_grads[weights] = scores_grad
 
 
-def _weights_below(planner: Planner, vjp: Node) -> tuple[Node, list[Node]]:
-    """The adjoint of the weights that a score's adjoint comes from, and the adjoints between them."""
+def _below(planner: Planner, vjp: Node) -> tuple[Node, list[Node]]:
+    """The adjoint that a score's gradient comes from: of weights, a training signal or a straight-through choice.
+
+    With it the adjoints between them.
+    """
     node, covers = vjp.positional[1], []
     while node.op is Op.VJP and node.src[0].op is Op.REDUCE and node.src[0]["over"] == "group":
         if node.src[0]["op"] == "max":
             raise planner.refuse(vjp, "a maximum over the group has no gradient in a kernel; use its mean or sum")
         covers.append(node)
         node = node.positional[1]
-    if node.op is not Op.VJP or node.src[0].op is not Op.WEIGHTS:
-        said = "scores have a gradient through the weights of what was chosen, and no other yet"
+    if node.op is not Op.VJP or node.src[0].op not in (Op.WEIGHTS, Op.AUX, Op.TOPK):
+        said = "scores have a gradient through the weights of what was chosen, a loss or the choice itself"
         raise planner.refuse(vjp, f"{said}. {WAYS}")
-    return node, [*covers, node]
+    return node, covers

@@ -119,7 +119,7 @@ class Planner:
         for name, source in node.captures.items():
             buffer = self.places[source, "tensor"] if source.op is Op.PREFIX else self.input(source)
             if buffer != name:
-                raise self.refuse(node, f"captures `{buffer}` under another name `{name}`; use the input's own name")
+                raise self.refuse(node, f"captures `{buffer}` under another name `{name}`; use its own name")
             shape = tuple(self._extent(name, d, dim, params) for d, dim in enumerate(source.shape))
             found.append(Capture(name, self.sizes.dtype_of(source), len(shape), shape))
         return tuple(found)

@@ -50,7 +50,7 @@ def follow(planner: Planner, topk: Node) -> Chain:
     if pool is not None and group is not None and pool.word("pre") == "softmax":
         raise planner.refuse(pool, "pre = softmax is carried out per head: write it at the reduction over the group")
     if node["fn"] not in ("dot", "indexer"):
-        raise planner.refuse(node, f"the selector scores by dots, or as an indexer; fn = {node['fn']} has no kernel yet")
+        raise planner.refuse(node, f"the selector scores by dots or an indexer; fn = {node['fn']} has no kernel yet")
     if node["fn"] == "indexer" and (group is not None or pool is not None):
         raise planner.refuse(topk, "an indexer's scores are chosen from as they are; pools of them have no kernel yet")
     if topk["scope"] == "query_set" or topk.operands:

@@ -128,6 +128,39 @@ variant pooled_means(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) 
   return attend(q, memory, chosen, past)
 }
 """,
+    # Chosen as they are, trained as if the choice were the score: chunks by the mean of a group, beside a mask.
+    "straight": """
+variant straight(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], r: [B, TQ, H, DR],
+                 l: [B, (TK + 15) // 16, HKV, DR]) {
+  memory = tokens(k, v) {chunk = 16}
+  grouped = reduce(score(r, l)) {over = group, op = mean}
+  chosen = topk(grouped) {k = 3, size = 16, eligible = 16 * c <= i, selector_gradient = straight_through}
+  past = mask(memory) {where = j <= i}
+  return attend(q, memory, chosen, past)
+}
+""",
+    # The same of single tokens, by an indexer, read under a soft cap.
+    "straight-tokens": """
+variant straight_tokens(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], r: [B, TQ, HI, DI],
+                        l: [B, TK, 1, DI], w: [B, TQ, HI]) {
+  scores = score(r, tokens(l), head_weights=w) {fn = indexer}
+  chosen = topk(scores) {k = 9, unit = token, scope = token, eligible = c <= i, selector_gradient = straight_through}
+  return attend(q, tokens(k, v), chosen) {softcap = 4.0}
+}
+""",
+    # Scores of chunks that learn how much attention each chunk got, in a list per head; a sink takes some of it.
+    "kl-chunks": """
+variant kl_chunks(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], r: [B, TQ, H, DR],
+                  l: [B, (TK + 15) // 16, HKV, DR]) {
+  memory = tokens(k, v) {chunk = 16}
+  scores = score(r, l)
+  chosen = topk(scores) {k = 3, size = 16, scope = head, eligible = 16 * c <= i, selector_gradient = kl}
+  past = mask(memory) {where = j <= i}
+  o = attend(q, memory, chosen, past) {sink = zero}
+  loss = aux(scores, chosen, target=o) {fn = kl, coefficient = 0.5}
+  return o, loss
+}
+""",
 }
 """Name -> text."""
 

@@ -44,6 +44,7 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
     "nsa-selected": ("nsa", {**_NSA, "branches": "slc"}),
     "moba": ("moba", {"block": CHUNK, "k": 3}),
     "dsa": ("dsa", {"k": 11}),
+    "dsa-kl": ("dsa", {"k": 11, "training": "kl"}),
     "infllm2": ("infllm2", {**_INFLLM, "k": 5}),
     "infllm2-free": ("infllm2", {**_INFLLM, "k": 2, "count_forced": False}),
 }

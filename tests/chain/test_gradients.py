@@ -67,7 +67,7 @@ def joint(variant: str, heads: tuple[int, int], dims: tuple[int, int], dtype: st
     graph = run(small(variant))
     wrt = [str(n["name"]) for n in graph.parameters if n.dtype != "int32" and n["name"] != LEFT_OUT.get(variant)]
     made = differentiate(graph, wrt)
-    sizes = {"H": heads[0], "HKV": heads[1], "D": dims[0], "DV": dims[1], "DR": 32}
+    sizes = {"H": heads[0], "HKV": heads[1], "D": dims[0], "DV": dims[1], "DR": 32, "HI": 16, "DI": 16}
     static = {n: sizes[n] for n in static_names(made.variant.parameters) if n in sizes}
     return Joint(made, build_plan(variant, made.variant.outputs, made.variant.names, static, dtype))
 

@@ -119,7 +119,7 @@ CHOSEN_BY = {
     "softmax": ("reduce(score(q, marks)) {over = group, pre = softmax}", "without a softmax or a pool before"),
     "pool": (
         "reduce(reduce(score(q, marks)) {over = group}) {over = overlap, size = 8, stride = 8, block = 16}",
-        "through the weights of what was chosen, and no other yet",
+        "through the weights of what was chosen, a loss or the choice itself",
     ),
 }
 
