@@ -21,7 +21,7 @@ from sparsec.plan.packing import (
     TABLE,
     TOTAL,
     Layout,
-    Packed,
+    Packing,
     by_document,
     hosts,
     layout,
@@ -52,29 +52,25 @@ def packed(kernel: Kernel, lowered: Lowered) -> tuple[Kernel, Lowered]:
     columns = len(FIELDS) + len(packing.visible)
     table = Tensor(TABLE, "int32", ("B", columns))
     steps = tuple(replace(_step(s, exact, layouts, table), flat=False) for s in lowered.steps)
+    names = {name: var(MOST + name) for name in LENGTHS}
+    shared = hosts([*exact.values(), *bounds.values(), *(d for shape in shapes.values() for d in shape)])
+    names |= {name: var(DIM + name) for name in shared}
     scratch = tuple(
-        Scratch(s.name, tuple(_scratch(d) for d in room(shapes[s.name], packing)), s.dtype) for s in lowered.scratch
+        Scratch(s.name, tuple(substitute(d, names) for d in room(shapes[s.name], packing)), s.dtype)
+        for s in lowered.scratch
     )
-    params = _params(kernel.packed, [name for name, _ in kernel.params], exact, bounds)
+    own = {name: bounds[name] for name, _ in kernel.params if name not in ("B", "q_offset")}
+    known = {f"{DIM}{name}": var(name) for name in shared}
+    params = tuple({**known, **_params(packing, own), **bounds}.items())
     return replace(kernel, params=params), Lowered(steps, scratch)
 
 
-def _scratch(extent: Expr) -> Expr:
-    """An extent over launch parameters."""
-    return substitute(extent, {name: var(MOST + name) for name in LENGTHS})
-
-
-def _params(
-    found: Packed, names: Sequence[str], exact: Mapping[str, Expr], bounds: Mapping[str, Expr]
-) -> tuple[tuple[str, Expr], ...]:
-    """Over the call's dims: those of the longest document, those of all, and what expressions on the device read."""
-    packing, read = found.packing, [*exact.values(), *(e for _, shape in found.shapes for e in shape)]
-    known = {f"{DIM}{name}": var(name) for name in hosts(read)}
-    known |= {f"{MOST}{name}": var(name) for name in LENGTHS}
+def _params(packing: Packing, own: Mapping[str, Expr]) -> dict[str, Expr]:
+    """Over the call's dims: TQ and TK of the longest document, those of all, and the kernel's own over all as one."""
+    known = {f"{MOST}{name}": var(name) for name in LENGTHS}
     known |= {f"{TOTAL}{n}": var(f"{TOTAL}{n}") for n in (*LENGTHS, *range(len(packing.visible)))}
-    own = {name: bounds[name] for name in names if name not in ("B", "q_offset")}
     every = {f"{ALL}{n}": total(value, packing) if by_document(value) else value for n, value in own.items()}
-    return tuple({**known, **every, f"{ALL}B": constant(1), f"{ALL}q_offset": constant(0), **bounds}.items())
+    return {**known, **every, f"{ALL}B": constant(1), f"{ALL}q_offset": constant(0)}
 
 
 def _step(step: Step, params: Mapping[str, Expr], layouts: Mapping[str, Layout | None], table: Tensor) -> Step:

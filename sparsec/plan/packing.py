@@ -7,7 +7,7 @@ documents. ``spread`` turns the length f of a document into a place: with the to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsec.scalar.expr import Expr, constant, var
@@ -146,7 +146,7 @@ def parameters(kernel: Mapping[str, Expr], lowered: Mapping[str, Expr], packing:
     return {**own, **{name: substitute(value, own) for name, value in lowered.items()}}
 
 
-def hosts(expressions: Sequence[Expr]) -> list[str]:
-    """The dims that expressions by document read and that all documents have alike."""
+def hosts(expressions: Iterable[Expr]) -> list[str]:
+    """The dims that expressions read and that all documents have alike."""
     known = {*LENGTHS, "q_offset", "B"}
-    return sorted({n for e in expressions if by_document(e) for n in variables(e)} - known)
+    return sorted({n for e in expressions for n in variables(e)} - known)

@@ -78,7 +78,8 @@ class PackedCalls:
         """A call worked out; with the halves of the joint plan where gradients of ``wrt`` are wanted."""
         compiled = self.compiled
         described = [(x.shape, x.stride(), x.dtype, x.device) for x in views]
-        key = ("packed", documents.count, documents.most, wrt, Records.generation, *described)
+        modes = (Records.generation, compiled._route.deterministic())
+        key = ("packed", documents.count, documents.most, wrt, *modes, *described)
         call = compiled._calls.get(key)
         if call is None or call.schedules != compiled.schedules:
             inputs = dict(zip(compiled.names, views, strict=True))
@@ -99,7 +100,7 @@ class PackedCalls:
         """The backward half worked out for what it reads, in the order of its names, and the table."""
         compiled = self.compiled
         described = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
-        key = (id(halves), Records.generation, *dims.values(), *described)
+        key = (id(halves), Records.generation, compiled._route.deterministic(), *dims.values(), *described)
         call = compiled._calls.get(key)
         if call is None or call.schedules != compiled.schedules:
             call = compiled._keep(key, halves.split.backward, dims, (*halves.names, TABLE))

@@ -57,6 +57,20 @@ def test_queries_and_keys_may_have_lengths_of_their_own(name: str) -> None:
     _agrees(layer, _case(layer, QUERIES, KEYS), True)
 
 
+@pytest.mark.parametrize("name", ["msa-window", "full-softcap-sink", "hsa", "two-memories"])
+@pytest.mark.parametrize(("queries", "keys"), [((0, 0), (0, 0)), ((2, 3), (0, 0)), ((0, 0), (2, 3)), ((1,), (1,))])
+def test_all_documents_may_be_empty(name: str, queries: tuple[int, ...], keys: tuple[int, ...]) -> None:
+    layer = sparsec.compile(small(name), "interpreter")
+    _agrees(layer, _case(layer, queries, keys), True)
+
+
+def test_there_may_be_no_documents() -> None:
+    layer = sparsec.compile(small("streaming"), "interpreter")
+    nothing = {name: torch.zeros(0, 4 if name == "q" else 2, 16) for name in layer.names}
+    (output,) = results(layer, **nothing, cu_seqlens=torch.zeros(1, dtype=torch.int32))
+    assert output.shape == (0, 4, 16)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_kernels_pack_too(name: str) -> None:
