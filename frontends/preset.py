@@ -16,7 +16,7 @@ from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant, variant
 
 NAMES = (
-    "full", "streaming", "fox", "msa", "longformer", "bigbird", "hsa", "nsa", "moba", "infllm2", "dsa",
+    "full", "streaming", "fox", "msa", "longformer", "bigbird", "hsa", "nsa", "moba", "infllm2", "minimax", "dsa",
     "gdn", "sse", "rsa",
 )  # fmt: skip
 

@@ -202,19 +202,43 @@ def block_scores(f: Frame, scores: Scores, block: Node) -> Node:
     if pool is None:
         return scores(block)
     step, counts = offsets(pool)
-    nothing, merge = (-math.inf, Fn.MAXIMUM) if pool.kind == "max" else (0.0, Fn.ADD)
-    total: Node | None = None
-    present: Node = tile.const(0)
-    for offset, count in sorted(counts.items()):
-        number = add(mul(block, step), offset)
-        exists = tile.apply(Fn.LT, number, tile.param(f.spec.key_length))
-        exists = both(exists, tile.apply(Fn.LE, 0, number)) if offset < 0 else exists
-        found = tile.apply(Fn.WHERE, exists, scores(most(number, 0) if offset < 0 else number), nothing)
-        found = mul(found, float(count)) if merge is Fn.ADD and count > 1 else found
-        total = found if total is None else tile.apply(merge, total, found)
-        present = add(present, tile.apply(Fn.WHERE, exists, 1, 0))
-    assert total is not None, "a pool of no summaries"
+    if len(counts) > UNROLLED and set(counts.values()) == {1}:
+        first, start = min(counts), [_nothing(f, pool), tile.full(0, f.rows, f.keys, dtype="int32")]
+
+        def visit(n: Node, *state: Node) -> Sequence[Node]:
+            return _pooled(f, pool, scores, add(mul(block, step), add(n, first)), 1, state)
+
+        total, present = tile.loop(0, len(counts), 1, start, visit, f.schedule.stages)
+    else:
+        state: Sequence[Node] = ()
+        for offset, count in sorted(counts.items()):
+            state = _pooled(f, pool, scores, add(mul(block, step), offset), count, state, may_precede=offset < 0)
+        total, present = state
     return tile.apply(Fn.DIV, total, tile.cast(most(present, 1), "float32")) if pool.kind == "mean" else total
+
+
+UNROLLED = 16
+"""Summaries of a block that a program names one by one; more of them are walked."""
+
+
+def _nothing(f: Frame, pool: Pool) -> Node:
+    """What a block of no summaries scores."""
+    return tile.full(-math.inf if pool.kind == "max" else 0.0, f.rows, f.keys)
+
+
+def _pooled(
+    f: Frame, pool: Pool, scores: Scores, number: Node, count: int, state: Sequence[Node], may_precede: bool = True
+) -> list[Node]:
+    """The pool after one more summary of every block, and how many there were; the first where there is no state."""
+    exists = tile.apply(Fn.LT, number, tile.param(f.spec.key_length))
+    exists = both(exists, tile.apply(Fn.LE, 0, number)) if may_precede else exists
+    if f.spec.visible is not None and not f.spec.softmax:
+        exists = both(exists, emit(f.spec.visible, {**f.env, "c": number}))
+    nothing, merge = (-math.inf, Fn.MAXIMUM) if pool.kind == "max" else (0.0, Fn.ADD)
+    found = tile.apply(Fn.WHERE, exists, scores(most(number, 0) if may_precede else number), nothing)
+    found = mul(found, float(count)) if merge is Fn.ADD and count > 1 else found
+    one = tile.apply(Fn.WHERE, exists, 1, 0)
+    return [tile.apply(merge, state[0], found), add(state[1], one)] if state else [found, one]
 
 
 def as_keys(predicate: Expr | None) -> Expr | None:

@@ -1,7 +1,7 @@
 """Gradients of the keys that an index scored for lists, key-outer: a program walks the queries that chose its unit.
 
-The inverse of the lists (``sparsec.lower.inverse``) finds them, cut into shares. The rows of a product are choices, each
-with the index heads of its list; the gradients of a choice's scores are the same for all of them.
+The inverse of the lists (``sparsec.lower.inverse``) finds them, cut into shares. Rows of a product are choices, each
+with the index heads of its list, for all of which the gradients of its scores are the same.
 """
 
 from __future__ import annotations

@@ -45,6 +45,8 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
     "moba": ("moba", {"block": CHUNK, "k": 3}),
     "dsa": ("dsa", {"k": 11}),
     "dsa-kl": ("dsa", {"k": 11, "training": "kl"}),
+    "minimax": ("minimax", {"block": CHUNK, "k": 3}),
+    "minimax-kl": ("minimax", {"block": 32, "k": 2, "training": "kl"}),
     "infllm2": ("infllm2", {**_INFLLM, "k": 5}),
     "infllm2-free": ("infllm2", {**_INFLLM, "k": 2, "count_forced": False}),
 }
