@@ -26,6 +26,7 @@ def nsa(
     branches: str = "cmp+slc+swa",
     kv: Literal["shared", "separate"] = "shared",
     gates: Gates = "sigmoid",
+    rounding: Literal["none", "storage"] = "none",
 ) -> Node:
     """Three gated branches; blocks chosen by the compression's probabilities (NSA, arXiv 2502.11089).
 
@@ -42,6 +43,7 @@ def nsa(
         branches: which of cmp, slc, swa there are, joined by +; a single one has no gate.
         kv: one set of keys and values, or one per branch as in the paper.
         gates: sigmoid of the inputs g_cmp, g_slc, g_swa, or the inputs as given.
+        rounding: blocks are scored by summaries as they are, or rounded to the inputs' dtype as they are attended to.
     """
     wanted = branches.split("+")
     for word in wanted:
@@ -56,7 +58,7 @@ def nsa(
         complete = lang.mask(summaries, where=f"j * {stride} + {size - 1} <= i")
         outputs["cmp"] = lang.attend(q, summaries, complete)
     if "slc" in wanted:
-        indices = _given(k, block) if selection == "given" else _scored(q, summaries, k, block, importance)
+        indices = _given(k, block) if selection == "given" else _scored(q, summaries, k, block, importance, rounding)
         outputs["slc"] = lang.attend(q, memory["slc"], indices, lang.mask(memory["slc"], where="causal"))
     if "swa" in wanted:
         outputs["swa"] = lang.attend(q, memory["swa"], lang.mask(memory["swa"], where=patterns.window(window)))
@@ -69,12 +71,12 @@ def _given(k: int, block: int) -> Node:
     return lang.given(lang.input("indices", f"B TQ HKV {k}", "int32"), size=block)
 
 
-def _scored(q: Node, summaries: Node, k: int, block: int, importance: str) -> Node:
+def _scored(q: Node, summaries: Node, k: int, block: int, importance: str, rounding: str) -> Node:
     if k < 3:
         raise DeclarationError("preset nsa", f"k = {k}", "k counts the 3 forced blocks", "k = 3 or more")
     size, stride = summaries.integer("size"), summaries.integer("stride")
     seen = f"c * {stride} + {size - 1} <= i"
-    shares = lang.reduce(lang.score(q, summaries), over="group", pre="softmax", visible=seen)
+    shares = lang.reduce(lang.score(q, summaries, rounding=rounding), over="group", pre="softmax", visible=seen)
     worth = lang.reduce(shares, over="overlap", size=size, stride=stride, block=block, importance=importance)
     forced = f"(c == 0) | (c == i // {block} - 1) | (c == i // {block})"
     return lang.topk(worth, k=k, size=block, eligible="started", forced=forced)

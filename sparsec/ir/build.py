@@ -58,10 +58,15 @@ def score(
     fn: str = "dot",
     scale: Expression | None = None,
     detach: bool = False,
+    rounding: str = "none",
     head_weights: Node | None = None,
 ) -> Node:
-    """Queries against a memory's keys or a tensor ``[B,N,HKV,D]`` or ``[N,HKV,D]`` -> scores; scale D**-0.5."""
-    return make(Op.SCORE, (q, keys), {"head_weights": head_weights}, fn=fn, scale=scale, detach=detach)
+    """Queries against a memory's keys or a tensor ``[B,N,HKV,D]`` or ``[N,HKV,D]`` -> scores; scale D**-0.5.
+
+    ``rounding = storage`` reads summaries as an attention does, in the dtype of the inputs; ``none`` as they are.
+    """
+    attrs = {"fn": fn, "scale": scale, "detach": detach, "rounding": rounding}
+    return make(Op.SCORE, (q, keys), {"head_weights": head_weights}, **attrs)
 
 
 def bias(scores: Node, *, fn: Expression, **captures: Node) -> Node:

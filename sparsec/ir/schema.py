@@ -144,6 +144,7 @@ SCHEMA: dict[Op, Schema] = {
             "fn": _choice("dot", "cosine", "indexer", "router", "recall_error", "estimator"),
             "scale": _SCALE,
             "detach": _OFF,
+            "rounding": _choice("none", "storage"),
         },
     ),
     Op.BIAS: Schema((("scores", _SCORES),), captures=True, attrs={"fn": Attr("number", index=PAIR)}),

@@ -125,7 +125,7 @@ def _best(f: Frame, slots: Axis) -> tuple[Node, Node | None]:
 
 
 def default(spec: Selector, target: str) -> Schedule:
-    """Tiles of 64 tokens x 16 candidates; fewer tokens on a CPU and for fp32, more warps for long lists.
+    """Tiles of 64 tokens x 16 candidates or more; fewer tokens on a CPU and for fp32, more warps for long lists.
 
     sm_90 keeps such lists in the registers of 4 warps, and was measured.
     """
@@ -134,12 +134,23 @@ def default(spec: Selector, target: str) -> Schedule:
     order = "two_pass" if spec.softmax else "one_pass"
     rows = 32 if spec.dtype == "float32" else 64
     warps = 8 if spec.slots > 32 and target.startswith("triton:sm") and target != "triton:sm_90" else 4
-    return Schedule(order=order, rows=rows, block=16, warps=warps, stages=2 if spec.softmax else 3)
+    return Schedule(order, rows, _block(spec, target), warps=warps, stages=2 if spec.softmax else 3)
+
+
+def _block(spec: Selector, target: str) -> int:
+    """Every head's queries are read again for each tile of candidates: wide tiles, where registers hold them.
+
+    Summaries that are kept in fp32 take three products each, and the registers of their parts.
+    """
+    whole = spec.softmax and spec.dtype != "float32" and spec.key_dtype in (None, spec.dtype)
+    if not whole or target != "triton:sm_90" or spec.slots > 16 or spec.dim > 128:
+        return 16
+    return 64 if spec.pool is None else 32
 
 
 def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
     """Tile sizes, warps and stages."""
     if not target.startswith("triton"):
         return {"rows": (8, 16, 32), "block": (8, 16, 32)}
-    # Wider tiles of candidates compile for minutes and are slower.
-    return {"rows": (32, 64, 128), "block": (16, 32), "warps": (2, 4, 8), "stages": (1, 2, 3)}
+    blocks = tuple(sorted({16, 32, _block(spec, target)}))
+    return {"rows": (32, 64, 128), "block": blocks, "warps": (2, 4, 8), "stages": (1, 2, 3)}

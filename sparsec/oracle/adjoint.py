@@ -89,7 +89,7 @@ def _computed(
     """The primal of new values. Its sources are copied nodes: what it reads twice has a gradient in each place."""
     copies = tuple(replace(source) if n in leaves else source for n, source in enumerate(primal.src))
     known = {**{copies[n]: leaf for n, leaf in leaves.items()}, **_behind(ev, primal)}
-    inner = type(ev)(known, ev.dims, ev.form_name, ev.q_offset, ev.device, ev.queries)
+    inner = type(ev)(known, ev.dims, ev.form_name, ev.q_offset, ev.device, ev.queries, ev.storage)
     return inner.pieces(replace(primal, src=copies), rows)
 
 

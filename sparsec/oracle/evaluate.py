@@ -29,6 +29,7 @@ class Evaluation:
         dims: the numbers behind the symbolic dims.
         q_offset: the position of query row 0.
         queries: the rows of what has no shape of its own, which are those of the variant.
+        storage: the dtype in which the inputs came, to which scores round summaries that are declared so; None: fp64.
         adjoints: gradients found so far, by the sources of the ``vjp`` nodes that ask for them.
     """
 
@@ -40,7 +41,9 @@ class Evaluation:
         q_offset: int,
         device: torch.device,
         queries: int | None = None,
+        storage: torch.dtype | None = None,
     ) -> None:
+        self.storage = storage
         self.queries = dims.get("TQ", dims.get("T", 0)) if queries is None else queries
         self.dims, self.q_offset, self.device = dict(dims), q_offset, device
         self.batch = self.dims.get("B", 1)

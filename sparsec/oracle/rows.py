@@ -26,6 +26,8 @@ def score(ev: Evaluation, node: Node) -> Tensor:
     """scale · fn(q, key) -> ``[B,R,H,N]``."""
     q, fn = ev.rows(node.src[0]), node.word("fn")
     keys = _keys(ev, node.src[1], q.shape[0])
+    if node["rounding"] == "storage" and ev.storage is not None and node.src[1].op is Op.SUMMARY:
+        keys = keys.to(ev.storage).to(keys.dtype)
     if node.flag("detach"):
         q, keys = q.detach(), keys.detach()
     if fn == "cosine":

@@ -97,7 +97,13 @@ def evaluation(variant: Variant, inputs: Inputs, form: FormName, q_offset: int |
     known: dict[Node, Value] = {node: _exact(declared[str(node["name"])]) for node in variant.parameters}
     known |= {node: _given(node, x) for node, x in replaced.items()}
     device = next(iter(inputs.values())).device if inputs else torch.device("cpu")
-    return Evaluation(known, dims, form, offset, device, length.query_count(dims))
+    return Evaluation(known, dims, form, offset, device, length.query_count(dims), _storage(variant, declared))
+
+
+def _storage(variant: Variant, inputs: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The dtype of the inputs that are declared float; None where it is fp64, or there is no one dtype."""
+    found = {x.dtype for name, x in inputs.items() if variant.inputs[name].dtype == "float"}
+    return found.pop() if len(found) == 1 and torch.float64 not in found else None
 
 
 def _check_kinds(variant: Variant, inputs: Mapping[str, object]) -> None:

@@ -132,9 +132,11 @@ def _running(step: Variant, summary: Node) -> Running:
     if memory.op is not Op.TOKENS:
         raise refusal(step, summary, "is a summary of a summary, which has no decode step yet", "summarise tokens")
     heads, d, dv = summary.shape[2:]
-    users = {user.op for user in step.nodes if summary in user.src}
-    row = heads * (d + dv) if Op.ATTEND in users else constant(0)
-    exact = heads * d if Op.SCORE in users else constant(0)
+    users = [user for user in step.nodes if summary in user.src]
+    scores = {user["rounding"] for user in users if user.op is Op.SCORE}
+    attended = any(user.op is Op.ATTEND for user in users)
+    row = heads * (d + dv) if attended else heads * d if "storage" in scores else constant(0)
+    exact = heads * d if "none" in scores else constant(0)
     return Running(step.names[summary], summary.integer("size"), summary.integer("stride"), row, exact)
 
 

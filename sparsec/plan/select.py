@@ -55,7 +55,7 @@ def follow(planner: Planner, topk: Node) -> Chain:
         raise planner.refuse(topk, "an indexer's scores are chosen from as they are; pools of them have no kernel yet")
     if topk["scope"] == "query_set" or topk.operands:
         raise planner.refuse(topk, "the selector lists units per token; other scopes have no kernel here yet")
-    honours(planner, node, "fn", "scale", "detach")
+    honours(planner, node, "fn", "scale", "detach", "rounding")
     honours(planner, topk, *_CHOSEN)
     return Chain(node, group, pool, (*covers, node))
 
@@ -108,7 +108,7 @@ def own_first(selection: Node, tokens: Expr) -> bool:
 def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     chain, sizes = follow(planner, topk), planner.sizes
     q, keys = chain.score.src[:2]
-    held = hold(planner, keys, exact=True) if keys.kind == "memory" else None
+    held = hold(planner, keys, exact=chain.score["rounding"] == "none") if keys.kind == "memory" else None
     key_buffer = held.k if held else planner.input(keys)
     b, tq, heads, slots = topk.shape
     indices = planner.temporary(topk, "indices", (b, tq, heads, slots), "int32")
