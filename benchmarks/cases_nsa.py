@@ -38,7 +38,8 @@ class BlocksCase(SelectedCase):
 class NsaCase(Case):
     """NSA's compression and selection under given gates: windows of `size` tokens every `stride`, `slots` blocks.
 
-    Peers round the pooled keys that they choose by, sparsec does not: rows that hang on less are left open for them.
+    Pooled keys are rounded to the inputs' dtype before blocks are chosen by them, as peers do; rows that hang on the
+    rounding of a mean are left open.
     """
 
     slots: int = 16
@@ -47,13 +48,14 @@ class NsaCase(Case):
     stride: int = 64
 
     preset = "nsa"
+    tie = 1e-4
     peer_tie = 5e-4
     learned = ("q", "k", "v", "g_cmp", "g_slc")
 
     @property
     def knobs(self) -> Knobs:
         shape: Knobs = {"block": self.block, "k": self.slots, "size": self.size, "stride": self.stride}
-        return {**shape, "branches": "cmp+slc", "gates": "given"}
+        return {**shape, "branches": "cmp+slc", "gates": "given", "rounding": "storage"}
 
     @property
     def attended(self) -> int:
@@ -73,7 +75,7 @@ class SelectorCase(NsaCase):
     @property
     def knobs(self) -> Knobs:
         shape: Knobs = {"block": self.block, "k": self.slots, "size": self.size, "stride": self.stride}
-        return {**shape, "branches": "slc"}
+        return {**shape, "branches": "slc", "rounding": "storage"}
 
     @property
     def flops(self) -> int:

@@ -22,7 +22,7 @@ def nsa_output(case: NsaCase, x: Inputs, scores: Tensor, rows: Tensor) -> tuple[
 
 def nsa_lists(case: NsaCase, x: Inputs, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Chosen blocks of a group as bools [R, blocks], and how decided the choice among those not forced is."""
-    queries, keys = x["group"].detach()[rows].double(), _windows(case, x["k"].detach())
+    queries, keys = x["group"].detach()[rows].double(), _windows(case, x["k"].detach()).to(case.dtype).double()
     logits = torch.einsum("rgd,nd->rgn", queries, keys) / math.sqrt(case.D)
     shares = softmax_over(logits, _complete(case, rows)[:, None]).sum(1)
     blocks = torch.arange(math.ceil(case.T / case.block), device=rows.device)
