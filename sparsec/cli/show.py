@@ -34,7 +34,7 @@ def show(
     dtype: Dtype = "",
     as_json: AsJson = False,
 ) -> None:
-    """Print a variant: its graph, the graph after passes, the plan, the tile programs, the source or its decode step."""
+    """Print a variant: its graph, the graph after passes, the plan, the tile programs, the source, the decode step."""
     if passes:
         return _diffs(words, as_json)
     if level is Level.GRAPH:

@@ -50,7 +50,9 @@ def schedule(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Sch
     if isinstance(spec, Selector) and decode_select.fits(spec) is None:
         units = spec.heads // (spec.heads // spec.kv_heads if spec.group else 1)
         wide = replace(found, stages=3) if found.split_dims else found
-        return _shared(wide, 1, 64 if found.split_dims else found.block, _splits(processors, batch * units, MOST))
+        exact = spec.key_dtype is not None and spec.key_dtype != spec.dtype  # a key is then several tiles
+        block = found.block if not found.split_dims else 32 if exact else 64
+        return _shared(wide, 1, block, _splits(processors, batch * units, MOST))
     if isinstance(spec, GatheredAttention) and found.order != "query_outer":
         rows = row_tile(chunks.sharing(spec)) if found.split_dims else chunks.sharing(spec)
         return replace(found, order="query_outer", rows=rows)

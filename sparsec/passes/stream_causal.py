@@ -22,7 +22,11 @@ from sparsec.scalar.prove import at_most
 from sparsec.scalar.walk import depends_on, substitute, variables
 
 LAST = var("i_hi")
-STATEFUL = (Op.STATE, Op.WRITE, Op.RESIDUAL, Op.RECALL, Op.TRANSFER, Op.AUX, Op.VJP)
+STREAMED = frozenset({
+    Op.INPUT, Op.MAP, Op.PREFIX, Op.TOKENS, Op.SLOTS, Op.SUMMARY, Op.SCORE, Op.BIAS, Op.REDUCE, Op.MASK, Op.TOPK,
+    Op.GIVEN, Op.WEIGHTS, Op.ATTEND, Op.LSE, Op.MERGE,
+})  # fmt: skip
+"""The ops whose meaning a step shares with the forward."""
 
 
 def check_causal(variant: Variant) -> None:
@@ -30,7 +34,9 @@ def check_causal(variant: Variant) -> None:
     growing = lengths(variant).key_names
     for node in variant.nodes:
         _check_lengths(variant, node)
-        if node.op in STATEFUL:
+        if node.op is Op.AUX:
+            raise refusal(variant, node, "is a training signal", "decode the variant without it")
+        if node.op not in STREAMED:
             raise refusal(variant, node, "has no decode step yet", "decode tokens, slots and summaries")
         if node.op is Op.ATTEND and depends_on(node.src[1].shape[1], *growing):
             _check_attend(variant, node)
@@ -80,18 +86,18 @@ def _check_scores(variant: Variant, topk: Node, within_forced: bool) -> None:
     """What is ranked (or weighed: then the forced too) has been complete by then."""
     if topk.op is not Op.TOPK:
         return
-    node, softmax, pooled = topk.src[0], False, False
+    node, settled, pooled = topk.src[0], False, False
     while node.op in (Op.REDUCE, Op.BIAS):
         if node.op is Op.REDUCE:
             if node.word("over") == "blocks" and node.word("op") == "mean":
                 why = "is a mean over the windows that exist, which later tokens add to"
                 raise refusal(variant, node, why, "pool by max or sum")
             pooled = pooled or node.word("over") in ("overlap", "blocks")
-            softmax = softmax or _settled_softmax(node)
+            settled = settled or _only_settled(node)
         node = node.src[0]
     if node.op is not Op.SCORE:
         raise refusal(variant, topk, "ranks something that is no score of keys", "rank scores")
-    if softmax:
+    if settled:
         return
     if pooled:
         raise refusal(variant, topk, "pools scores of windows that are not complete", "add pre = softmax with visible")
@@ -102,12 +108,13 @@ def _check_scores(variant: Variant, topk: Node, within_forced: bool) -> None:
         raise refusal(variant, topk, f"{what} chunks that are not complete by their keys so far", fix)
 
 
-def _settled_softmax(reduced: Node) -> bool:
-    """Whether a softmax gives summaries that are not complete a probability of 0."""
+def _only_settled(reduced: Node) -> bool:
+    """Whether a softmax or a pool leaves out what is not complete."""
     visible, node = reduced.expr("visible"), reduced.src[0]
     while node.op in (Op.REDUCE, Op.BIAS):
         node = node.src[0]
-    if reduced.word("pre") != "softmax" or visible is None or node.op is not Op.SCORE or node.src[1].kind != "memory":
+    leaves_out = reduced.word("pre") == "softmax" or reduced.word("over") == "blocks"
+    if not leaves_out or visible is None or node.op is not Op.SCORE or node.src[1].kind != "memory":
         return False
     return ends_before(as_keys(visible), *window(node.src[1]))
 

@@ -11,9 +11,12 @@ import torch
 
 import sparsec
 from sparsec.ir.error import DeclarationError, InputError
+from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant
 from sparsec.oracle.error import check
+from sparsec.oracle.gap import same_selection
 from sparsec.oracle.truth import oracle, oracle_rows
+from sparsec.oracle.values import Chosen
 from sparsec.runtime.cache_state import Cache
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.pages import Pool, ring_table
@@ -21,7 +24,7 @@ from sparsec.testing.variants import EVERY, small
 
 REFUSED = (
     "full-everywhere", "longformer-dilated", "bigbird-everywhere", "open", "open-chunks", "head-weights", "mixed",
-    "other-names", "pooled-means", "shares-of-all",
+    "other-names", "pooled-means", "shares-of-all", "straight", "kl-chunks", "dsa-kl", "minimax-kl",
 )  # fmt: skip
 DECODED = tuple(name for name in EVERY if name not in REFUSED)
 LENGTH, STEPS = 67, (40, 1, 1, 1, 3, 21)
@@ -30,7 +33,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 def draw(variant: Variant, length: int, batch: int = 2, dtype: str = "float32") -> dict[str, torch.Tensor]:
     """Inputs with as many queries as keys."""
-    sizes = {"B": batch, "H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16}
+    sizes = {"B": batch, "H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16, "DI": 16}
     known = {n: s for n, s in sizes.items() if n in str([str(x) for x in variant.inputs.values()])}
     return sparsec.inputs(variant, dtype=dtype, device="cpu", seed=0, T=length, **known)
 
@@ -93,6 +96,37 @@ def test_steps_agree_with_the_oracle(name: str) -> None:
     ):
         verdict = check(one, other, "float32", "o")
         assert verdict, verdict.sentence
+
+
+def listing(name: str) -> Variant:
+    """A variant that returns its list beside its output."""
+    variant = small(name)
+    return variant.with_outputs((*variant.outputs, next(n for n in variant.nodes if n.op is Op.TOPK)))
+
+
+@pytest.mark.parametrize("name", ["hsa", "hsa-mean", "nsa", "moba", "infllm2-free", "dsa"])
+def test_steps_choose_what_the_oracle_chooses(name: str) -> None:
+    """But where the gap between the last chosen and the next score is below 4 ulp."""
+    variant = listing(name)
+    made, inputs = compile(variant, "interpreter"), draw(variant, LENGTH)
+    cache = made.init_cache(2, 96, page=16, deterministic=False)
+    _, ids = decoded(made, cache, inputs, [47, *[1] * 20])
+    _, values = oracle(variant, inputs, form="vector", return_all=True)
+    chosen = next(v for v in values.values() if isinstance(v, Chosen))
+    assert bool(same_selection(ids, chosen, ulps=4).all())
+
+
+@pytest.mark.parametrize("name", ["hsa", "hsa-mean", "moba"])
+def test_ties_go_to_the_lowest_index(name: str) -> None:
+    """Scores of small whole numbers are exact, so that every path must list the same."""
+    variant = listing(name)
+    made, inputs = compile(variant, "interpreter"), draw(variant, LENGTH)
+    inputs = {n: x.clamp(-1, 1).round() if x.is_floating_point() else x for n, x in inputs.items()}
+    named: dict[str, Any] = dict(inputs)
+    expected = made(None, **named)[1]
+    for deterministic in (True, False):
+        cache = made.init_cache(2, 96, page=16, deterministic=deterministic)
+        assert torch.equal(decoded(made, cache, inputs, [47, *[1] * 20])[1], expected)
 
 
 @pytest.mark.parametrize("name", ["hsa", "nsa"])
@@ -212,7 +246,7 @@ def test_cold_pages_change_nothing_but_where_they_are() -> None:
 def test_a_million_tokens_need_no_more_than_their_landmarks() -> None:
     """Near-constant memory where kernels run: a 64th of the tokens' landmarks; the rest is cold."""
     length, variant = 2**20, sparsec.preset("hsa")
-    made, sizes = compile(variant, "interpreter"), {"H": 2, "HKV": 1, "D": 16, "DV": 16, "DR": 16}
+    made, sizes = compile(variant, "interpreter"), {"H": 2, "HKV": 1, "D": 16, "DV": 16, "DR": 16, "DI": 16}
     inputs = draw(variant, 1, 1) | {"r": torch.randn(1, 1, 1, 16), "q": torch.randn(1, 1, 2, 16)}
     inputs |= {"k": torch.randn(1, 1, 1, 16), "v": torch.randn(1, 1, 1, 16)}
     cache = made.init_cache(1, length, cold=True, deterministic=False)

@@ -28,6 +28,10 @@ REFUSED = {
     "other-names": "reads S",
     "pooled-means": "windows that exist",
     "shares-of-all": "not complete",
+    "straight": "not complete",
+    "kl-chunks": "not complete",
+    "dsa-kl": "a training signal",
+    "minimax-kl": "a training signal",
 }
 """Variants whose rows change as tokens come, and what the refusal says."""
 
@@ -37,7 +41,7 @@ LENGTH = 67
 
 def draw(variant: Variant, length: int, **dims: int) -> dict[str, torch.Tensor]:
     """Inputs with as many queries as keys."""
-    sizes = {"H": 4, "HKV": 2, "D": 16, "DV": 16, **dims}
+    sizes = {"H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16, "DI": 16, **dims}
     known = {n: s for n, s in sizes.items() if n in str([str(x) for x in variant.inputs.values()])}
     return sparsec.inputs(variant, dtype="float32", device="cpu", seed=0, T=length, **known)
 

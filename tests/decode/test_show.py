@@ -15,12 +15,13 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str
 
 
 def test_a_cache_and_a_step_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    text = shown(capsys, *"hsa --target triton:sm_90 B=1 T=65536 H=64 HKV=4 D=128 DV=128 DR=128".split())
+    dims = ("B=1", "T=65536", "H=64", "HKV=4", "D=128", "DV=128", "DR=128")
+    text = shown(capsys, "hsa", "--target", "triton:sm_90", *dims)
     assert "k: pages, D * HKV float per token, read by chosen chunks alone" in text
     assert "l: pages, DR * HKV float per 64 tokens" in text
     assert "attend_far: programs 32, then 64" in text and "deterministic: programs 4" in text
 
 
 def test_a_refusal_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    text = shown(capsys, "full", "causal=false", code=1)
+    text = shown(capsys, "full", "causal=false", code=2)
     assert "shows keys after the query's own" in text and "Traceback" not in text
