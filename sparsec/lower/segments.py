@@ -76,11 +76,11 @@ def _params(packing: Packing, own: Mapping[str, Expr]) -> dict[str, Expr]:
 def _step(step: Step, params: Mapping[str, Expr], layouts: Mapping[str, Layout | None], table: Tensor) -> Step:
     """The step on packed buffers, without descriptors: a box of one would reach into the next document.
 
-    Pointers need more registers, so a limit that was chosen for descriptors is lifted.
+    Pointers need more registers and a pipeline, so the limits that suit descriptors are lifted.
     """
     program, schedule = step.program, step.schedule
     if schedule.descriptors:
-        schedule = replace(schedule, descriptors=False, registers=0)
+        schedule = replace(schedule, descriptors=False, registers=0, stages=max(schedule.stages, 2))
     held = [layouts.get(t.name) for t in program.tensors]
     if all(found is None or found.along is None for found in held):
         return replace(step, program=program)

@@ -1,0 +1,69 @@
+"""Packed calls in Triton's interpreter: ``python -m sparsec.testing.packed_interpreter FOLDER NAME…``.
+
+Needs TRITON_INTERPRET=1 in the environment. Prints one JSON object: per variant the errors of outputs and of gradients
+against the tile interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from unittest.mock import patch
+
+from torch import Tensor
+
+from sparsec.runtime import compiled, packed, ready
+from sparsec.runtime.target import Target, find
+from sparsec.testing.packed_case import (
+    cotangents_like,
+    floats,
+    gradients,
+    largest_difference,
+    largest_error,
+    packed_case,
+    results,
+)
+from sparsec.testing.variants import small
+
+LENGTHS = (3, 0, 1, 20)
+
+
+class Here(Target):
+    """A GPU's target whose tensors live on the CPU, where Triton's interpreter runs."""
+
+    @property
+    def device(self) -> str:
+        """Where tensors live."""
+        return "cpu"
+
+
+def launched(call: ready.Ready, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A call made the slow way: interpreted kernels cannot be launched again by address."""
+    buffers = call.run(dict(zip(call.names, tensors, strict=True)))
+    return [buffers[name] for name in call.outputs]
+
+
+def errors_of(name: str, target: Target, folder: Path) -> list[float]:
+    """Of a variant's outputs and of its gradients."""
+    layers = [compiled.Compiled(small(name), t, folder) for t in (target, find("interpreter"))]
+    case = packed_case(layers[0].variant, LENGTHS, LENGTHS)
+    found, wanted = (results(layer, **case.packed, **case.ends) for layer in layers)
+    wrt, seeds = floats(layers[0].variant), cotangents_like(wanted)
+    pulled, truth = (gradients(layer, case, wrt, seeds) for layer in layers)
+    return [largest_difference(found, wanted), largest_error(pulled, truth)]
+
+
+def main(folder: str, *names: str) -> None:
+    """Run variants by name."""
+    hopper = find("triton:sm_90")
+    target = Here(**{f.name: getattr(hopper, f.name) for f in fields(hopper)})
+    anywhere = [patch.object(module, "available") for module in (compiled, packed)]
+    with anywhere[0], anywhere[1], patch.object(ready.Ready, "__call__", launched):
+        print(json.dumps({name: errors_of(name, target, Path(folder)) for name in names}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
