@@ -127,12 +127,15 @@ def _best(f: Frame, slots: Axis) -> tuple[Node, Node | None]:
 def default(spec: Selector, target: str) -> Schedule:
     """Tiles of 64 tokens x 16 candidates or more; fewer tokens on a CPU and for fp32, more warps for long lists.
 
-    sm_90 keeps such lists in the registers of 4 warps, and was measured.
+    sm_90 keeps such lists in the registers of 4 warps, and was measured: sorting candidates is most of the work, and
+    128 tokens were best for single heads with short lists (MoBA at T16384, 0.080 ms).
     """
     if not target.startswith("triton"):
         return Schedule(order="two_pass", rows=16, block=16, lanes=("m", "n", "d"), split_dims=False)
     order = "two_pass" if spec.softmax else "one_pass"
     rows = 32 if spec.dtype == "float32" else 64
+    if rows == 64 and target == "triton:sm_90" and spec.group is None and not spec.softmax and spec.slots <= 4:
+        rows = 128 if spec.dim <= 128 else 64
     warps = 8 if spec.slots > 32 and target.startswith("triton:sm") and target != "triton:sm_90" else 4
     return Schedule(order, rows, _block(spec, target), warps=warps, stages=2 if spec.softmax else 3)
 
