@@ -25,7 +25,7 @@ SHAPES = [((3, 1), (32, 32)), ((4, 2), (64, 64)), ((8, 2), (96, 128)), ((5, 1), 
 DTYPES = ["bfloat16", "float16", "float32"]
 LENGTHS: list[tuple[int, int, int | None]] = [(1, 1, None), (67, 67, None), (131, 131, None), (23, 97, None)]
 # Beside a sink, low scores give outputs below the least normal number of fp16; and log-sum-exps near zero, of products
-# of one sign, show that tensor cores cut their sums off instead of rounding them (1.2e-5 where fp32 may be off by 1e-5).
+# of one sign, show that tensor cores cut sums off instead of rounding them (1.2e-5 where fp32 may be off by 1e-5).
 NORMAL = ("hsa-softmax-sink", "hsa-window-sum", "head-weights", "kl-chunks")
 
 
