@@ -77,18 +77,18 @@ class Row:
     error: float | None
 
 
-def needed(design: str, knobs: Mapping[str, int], s: Setting, item: int = 2) -> int:
+def needed(design: str, given: Mapping[str, Any], s: Setting, item: int = 2) -> int:
     """Bytes that a step must read: every summary once, every chosen chunk, the window."""
-    token = s.kv_heads * 2 * s.dim * item
+    token, knobs = s.kv_heads * 2 * s.dim * item, {n: int(x) for n, x in given.items() if not isinstance(x, str)}
     if design == "hsa":
         return s.batch * (s.length // knobs["chunk"] * token // 2 + knobs["k"] * knobs["chunk"] * token)
     tokens = s.length // knobs["stride"] + knobs["k"] * knobs["block"] + knobs["window"]
     return s.batch * tokens * token
 
 
-DESIGNS: dict[str, dict[str, int]] = {
+DESIGNS: dict[str, dict[str, Any]] = {
     "hsa": {"chunk": 64, "k": 8},
-    "nsa": {"block": 64, "k": 16, "size": 32, "stride": 16, "window": 512},
+    "nsa": {"block": 64, "k": 16, "size": 32, "stride": 16, "window": 512, "rounding": "storage"},
 }
 
 
@@ -157,7 +157,7 @@ def copy_seconds(size: int, device: str) -> float:
 def row(design: str, s: Setting, target: str, cold: bool = False, checked: bool = True) -> Row:
     """Fill a cache, check a step, time it."""
     knobs = DESIGNS[design]
-    variant = preset(design, **dict[str, Any](knobs))
+    variant = preset(design, **knobs)
     made = compile(variant, target)
     cache = filled(made, s, cold, 1024 if s.batch > 1 else 16384)
     step = tokens(variant, s, 1, 10**6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower import chunks, decode_dense, decode_lists, decode_select
+from sparsec.lower import chunks, decode_dense, decode_lists, decode_merge, decode_pairs, decode_select
 from sparsec.lower.gathered_gpu import row_tile
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
@@ -20,16 +20,22 @@ FEW = 16
 """New tokens up to which a step is one of few queries."""
 
 
-def lower(spec: AnySpec, schedule: Schedule) -> Lowered:
-    """The programs of a kernel under a schedule of a step."""
+def lower(spec: AnySpec, schedule: Schedule, partner: AnySpec | None = None) -> Lowered:
+    """The programs of a kernel under a schedule of a step; a ``partner`` has the same logits, see ``decode_pairs``."""
     if schedule.order != SHARED:
         return lower_kernel(spec, schedule)
     if isinstance(spec, TiledAttention):
-        return decode_dense.lower(spec, schedule)
+        left = None
+        if isinstance(partner, Selector):
+            left = decode_pairs.logits(spec, partner, spec.pieces[0].length)
+        return decode_dense.lower(spec, schedule, left)
     if isinstance(spec, GatheredAttention):
         return decode_lists.lower(spec, schedule)
     assert isinstance(spec, Selector)
-    return decode_select.lower(spec, schedule)
+    sums = None
+    if isinstance(partner, TiledAttention):
+        sums = decode_merge.parts(decode_dense.as_rows(partner), schedule.splits).lse
+    return decode_select.lower(spec, schedule, sums)
 
 
 def schedule(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Schedule:

@@ -14,7 +14,7 @@ from sparsec.lower.scalars import add, ceil_div, least, mul
 from sparsec.plan.specs import GatheredAttention, TiledAttention
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, Program
+from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
 
 
@@ -37,16 +37,16 @@ def as_rows(spec: TiledAttention) -> GatheredAttention:
     )  # fmt: skip
 
 
-def lower(spec: TiledAttention, schedule: Schedule) -> Lowered:
-    """A program per (query tile, key/value head and split, sequence), and the merge."""
+def lower(spec: TiledAttention, schedule: Schedule, left: Tensor | None = None) -> Lowered:
+    """A program per (query tile, key/value head and split, sequence), and the merge; logits are ``left`` if asked."""
     rows = as_rows(spec)
     found = decode_merge.parts(rows, schedule.splits)
     short = replace(schedule, warps=4, stages=1)
-    steps = (Step(_partial(rows, schedule), schedule), Step(decode_merge.lower(rows, short), short))
-    return Lowered(steps, decode_merge.scratch(found.tensors))
+    steps = (Step(_partial(rows, schedule, left), schedule), Step(decode_merge.lower(rows, short), short))
+    return Lowered(steps, decode_merge.scratch([*found.tensors, *([left] if left else [])]))
 
 
-def _partial(spec: GatheredAttention, schedule: Schedule) -> Program:
+def _partial(spec: GatheredAttention, schedule: Schedule, left: Tensor | None) -> Program:
     found = decode_merge.parts(spec, schedule.splits)
     with tile.Builder() as builder:
         number, splits, share = tile.program_id(1), schedule.splits, chunks.sharing(spec)
@@ -54,14 +54,14 @@ def _partial(spec: GatheredAttention, schedule: Schedule) -> Program:
         at = chunks.unit(spec, tile.apply(Fn.TRUNCDIV, number, splits))
         tiles = packed(builder.axis("m", schedule.rows), tile.program_id(0), at.head, share)
         f = chunks.frame(builder, replace(spec, sink=None), schedule, tiles, tile.program_id(2), at, 0)
-        decode_merge.write(f, found, split, *softmax.finish(_read(f, split), None))
+        decode_merge.write(f, found, split, *softmax.finish(_read(f, split, left), None))
         grid = (ceil_div(tile.param("TQ"), tiles.tokens), tile.const(spec.kv_heads * splits), tile.param("B"))
         left_out = {spec.indices, spec.out, spec.lse}
-        tensors = [*(t for n, t in f.tensors.items() if n not in left_out), *found.tensors]
+        tensors = [*(t for n, t in f.tensors.items() if n not in left_out), *found.tensors, *([left] if left else [])]
         return builder.program(f"{spec.name}_parts", tensors, [(n, "int32") for n in chunks.PARAMS], grid)
 
 
-def _read(f: Frame, split: Node) -> list[Node]:
+def _read(f: Frame, split: Node, left: Tensor | None) -> list[Node]:
     """One split's key tiles, of all that the rows may see."""
     ranges = chunks.interior(f) or [_every(f)]
     count = total(ranges)
@@ -73,6 +73,9 @@ def _read(f: Frame, split: Node) -> list[Node]:
         key = add(mul(at, f.schedule.block), tile.iota(f.keys))
         scores, scale = chunks.logits(f, key)
         scores = chunks.hide(scores, chunks.visible(f, key), outside_interior(ranges, at))
+        if left is not None:
+            bounds: dict[int, tile.Value] = {**f.rows.bounds, 3: tile.param("TK")}
+            tile.store(left, *f.rows.place(f.batch, key), value=mul(scores, scale), bounds=bounds)
         return chunks.joint_step(f, carried, key, scores, scale)
 
     return tile.loop(first, least(add(first, per), count), 1, chunks.start(f), visit, f.schedule.stages)

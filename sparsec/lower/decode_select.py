@@ -25,6 +25,8 @@ from sparsec.tile.schedule import Schedule
 
 RANKED = 16
 """Candidates that join a list of the best at a time."""
+LISTS = 8
+"""Programs at least that share the ranking of a unit's candidates: each step waits for the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def buffers(spec: Selector, splits: int) -> Buffers:
     return Buffers(
         Tensor(f"{spec.name}_raw", "float32", ("B", "TQ", scored, spec.key_length)),
         Tensor(f"{spec.name}_sums", "float32", ("B", "TQ", spec.heads, splits)),
-        Tensor(f"{spec.name}_best", "int64", ("B", "TQ", units, splits, slots)),
+        Tensor(f"{spec.name}_best", "int64", ("B", "TQ", units, max(splits, LISTS), slots)),
     )
 
 
@@ -62,15 +64,20 @@ def fits(spec: Selector) -> str | None:
     return "weights are shares of all that is eligible" if spec.weights == "softmax_all" else None
 
 
-def lower(spec: Selector, schedule: Schedule) -> Lowered:
-    """The programs in launch order."""
+def lower(spec: Selector, schedule: Schedule, sums: Tensor | None = None) -> Lowered:
+    """The programs in launch order; ``sums`` are an attention's log-sum-exps, which has left its logits too."""
     spec = _without_constants(spec)
     found = buffers(spec, schedule.splits)
-    ranked = replace(schedule, rows=1, block=RANKED, warps=1 if schedule.warps > 1 else schedule.warps, stages=1)
+    if sums is not None:
+        found = replace(found, sums=sums)
+    lists = max(schedule.splits, LISTS)
+    ranked = replace(
+        schedule, splits=lists, rows=1, block=RANKED, warps=1 if schedule.warps > 1 else schedule.warps, stages=1
+    )
     merged = replace(ranked, warps=ranked.warps)
     steps = (
-        Step(_scores(spec, schedule), schedule),
-        Step(_best(spec, ranked), ranked),
+        *([Step(_scores(spec, schedule), schedule)] if sums is None else []),
+        Step(_best(spec, ranked, found), ranked),
         Step(_merge(spec, merged), merged),
     )
     own = [found.raw, found.best, *([found.sums] if spec.softmax else [])]
@@ -174,9 +181,8 @@ def _plain(f: Frame, found: Buffers, rows: Rows, number: Node, logits: Node) -> 
     return []
 
 
-def _best(spec: Selector, schedule: Schedule) -> Program:
+def _best(spec: Selector, schedule: Schedule, found: Buffers) -> Program:
     """The best of one split's candidates."""
-    found = buffers(spec, schedule.splits)
     with tile.Builder() as builder:
         f = _framed(builder, spec, schedule)
         size = found.best.shape[-1]
@@ -195,10 +201,14 @@ def _reader(builder: tile.Builder, f: Frame, found: Buffers, unit: Node) -> cand
     bounds: dict[int, tile.Value] = {3: tile.param(spec.key_length)}
     if not spec.softmax:
         return lambda number: tile.load(found.raw, f.batch, token, unit, number, bounds=bounds, other=softmax.HIDDEN)
-    head, split, share = f.head, builder.axis("s", f.schedule.splits), sharing(spec)
+    splits = found.sums.shape[-1]
+    assert isinstance(splits, int)
+    head, split, share = f.head, builder.axis("s", splits), sharing(spec)
     if f.group is not None:
         head = add(f.head, least(tile.iota(f.group), share - 1))
     part = tile.load(found.sums, f.batch, token, head, tile.iota(split))
+    if found.sums.name != f"{spec.name}_sums":  # natural ones, minus infinity where nothing was seen
+        part = most(mul(part, softmax.LOG2E), softmax.HIDDEN)
     top = tile.reduce("max", part, split)
     total = add(top, tile.apply(Fn.LOG2, tile.reduce("sum", tile.apply(Fn.EXP2, sub(part, top)), split)))
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
+from sparsec.lower.decode_class import SHARED
 from sparsec.lower.decode_pages import LENGTHS
+from sparsec.lower.decode_pairs import partners
 from sparsec.passes.stream import stream
 from sparsec.plan.plan import Plan
 from sparsec.plan.specs import BlockList
@@ -148,7 +150,9 @@ class Decoder:
             kept = [(k.name, k.unit) for k in self.spec.kept if k.name in found]
             lengths = (self.streamed.queries, self.streamed.keys)
             where = (compiled.target, compiled.cache_dir)
-            kernels = [over_pages(k, s, found, lengths, *where) for k, s in zip(plan.kernels, schedules, strict=True)]
+            scheduled = list(zip(plan.kernels, schedules, strict=True))
+            pairs = partners([(k.spec, s.splits) for k, s in scheduled if s.order == SHARED])
+            kernels = [over_pages(k, s, found, lengths, *where, pairs.get(k.name)) for k, s in scheduled]
             self._built[key] = Built(plan, appends(kept, found, *where), kernels)
             compiled.builds += len(kernels)
         return self._built[key]

@@ -39,28 +39,32 @@ class DecodeKernel:
     programs: tuple[tuple[Program, Bind], ...]
     windows: Windows | None
 
-    def launches(self, buffers: Mapping[str, Tensor], dims: Mapping[str, int], tokens: int) -> list[Callable[[], None]]:
-        """Launches on buffers by name, for so many new tokens; ``dims`` are those of a full cache."""
+    def launches(self, buffers: dict[str, Tensor], dims: Mapping[str, int], tokens: int) -> list[Callable[[], None]]:
+        """Launches on buffers by name, for so many new tokens; ``dims`` are those of a full cache.
+
+        Scratch joins the buffers: a partner finds there what this kernel left.
+        """
         import torch
 
         params = {name: int(evaluate(value, dims)) for name, value in self.kernel.params}
         params |= {name: int(evaluate(value, params)) for name, value in self.lowered.params} | {TOKENS: tokens}
         if self.windows is not None:
             params[self.windows.count] = (tokens + self.windows.size - 2) // self.windows.stride + 1
-        device, every = buffers[LENGTHS].device, dict(buffers)
+        device = buffers[LENGTHS].device
         for s in self.lowered.scratch:
-            shape = [int(evaluate(d, params)) for d in s.shape]
-            every[s.name] = torch.empty(shape, dtype=getattr(torch, s.dtype), device=device)
-        return [bind([every[t.name] for t in program.tensors], params) for program, bind in self.programs]
+            if s.name not in buffers:
+                shape = [int(evaluate(d, params)) for d in s.shape]
+                buffers[s.name] = torch.empty(shape, dtype=getattr(torch, s.dtype), device=device)
+        return [bind([buffers[t.name] for t in program.tensors], params) for program, bind in self.programs]
 
 
 def over_pages(
     kernel: Kernel, schedule: Schedule, places: Mapping[str, Place], lengths: tuple[str, str], target: Target,
-    cache_dir: Path,
+    cache_dir: Path, partner: AnySpec | None = None,
 ) -> DecodeKernel:  # fmt: skip
     """A kernel of the forward plan built over a cache; ``lengths`` are the dims that count queries and keys."""
     spec = per_sequence(kernel.spec)
-    lowered = lower(spec, replace(schedule, descriptors=False))
+    lowered = lower(spec, replace(schedule, descriptors=False), partner)
     windows = Windows(spec.size, spec.stride, spec.length) if isinstance(spec, Summarise) else None
     paged = {name: place.paged for name, place in places.items()}
     params = dict(kernel.params)

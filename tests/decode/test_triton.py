@@ -23,8 +23,13 @@ class Noted(launch.Bind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hsa", "nsa", "moba", "streaming"])
-def test_steps_compile_for_hopper(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [("hsa", {}), ("nsa", {}), ("nsa", {"rounding": "storage"}), ("moba", {}), ("streaming", {}), ("minimax", {})],
+)
+def test_steps_compile_for_hopper(
+    name: str, knobs: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[Step] = []
 
     def note(step: Step, target: Target, folder: Path) -> launch.Bind:
@@ -32,10 +37,23 @@ def test_steps_compile_for_hopper(name: str, tmp_path: Path, monkeypatch: pytest
         return Noted()
 
     monkeypatch.setattr(decode_kernels, "build", note)
-    made = compile(preset(name), "triton:sm_90", tmp_path)
-    dims = {"B": 32, "TQ": 1, "TK": 65536, "H": 64, "HKV": 4, "D": 128, "DV": 128, "DR": 128, "q_offset": 65535}
+    made = compile(preset(name, **knobs), "triton:sm_90", tmp_path)
+    dims = {
+        "B": 32,
+        "TQ": 1,
+        "TK": 65536,
+        "H": 64,
+        "HKV": 4,
+        "D": 128,
+        "DV": 128,
+        "DR": 128,
+        "DI": 128,
+        "q_offset": 65535,
+    }
     made.decoder.built(made.decoder.new(32, 65536, deterministic=False), dims, "bfloat16", 1)
     jobs = [(f"{s.program.name}", False, job(s.program, s.schedule, "sm_90")) for s in steps]
+    scored = any(s.program.name.endswith("_scores") for s in steps)
+    assert scored == (name in ("hsa", "nsa", "moba") and not knobs)  # else attention leaves its logits, or all is dense
     assert len(jobs) >= 3 and misfits(jobs, "sm_90", tmp_path) == {}
 
 
