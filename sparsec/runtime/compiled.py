@@ -64,7 +64,7 @@ class Compiled(Decoding):
 
     def __init__(self, variant: Variant, target: Target, cache_dir: Path | None = None) -> None:
         from sparsec.runtime import route
-        from sparsec.runtime.operator import register
+        from sparsec.runtime.operator import packed_operator, packed_rows, register
 
         self.variant, self.target = variant, target
         folder = cache_dir or Env().cache_dir
@@ -80,6 +80,7 @@ class Compiled(Decoding):
         self.names = tuple(variant.inputs)
         self._floats = [spec.dtype == "float" for spec in variant.inputs.values()]
         self._route, self.operator = route, register(self)
+        self.packed_operator, self.packed_rows = packed_operator(self), packed_rows(self)
 
     def __call__(
         self, q_offset: Any = None, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
+from sparsec.runtime import packed_operator as packed
 from sparsec.runtime import route
 from sparsec.runtime.shapes import dims_of, sizes
 
@@ -63,6 +64,22 @@ def _define(name: str, compiled: Compiled) -> None:
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     _LIBRARY.impl(name, _autograd(name), "Autograd")
+    packed.define(_LIBRARY, name, _OWNERS, TAGS)
+
+
+def packed_operator(compiled: Compiled) -> Any:
+    """The operator of packed calls, ``sparsec::<variant>_<digest>_packed``; the variant is registered."""
+    return getattr(getattr(torch.ops, NAMESPACE), f"{operator_name(compiled)}_packed").default
+
+
+def packed_rows(compiled: Compiled) -> tuple[int, int]:
+    """The places of an input with a row per query, and of one with a row per key; of the first where there is none."""
+    shapes = [spec.shape for spec in compiled.variant.inputs.values()]
+
+    def place(length: Any) -> int:
+        return next((n for n, shape in enumerate(shapes) if len(shape) > 1 and shape[1] is length), 0)
+
+    return place(compiled.lengths.queries), place(compiled.lengths.keys)
 
 
 def register_halves(compiled: Compiled) -> tuple[Any, Any]:

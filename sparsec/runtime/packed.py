@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sparsec.ir.dims import bind as bind_dims
-from sparsec.ir.error import InputError
 from sparsec.plan.packed_plan import packed_plan, packing_of
 from sparsec.plan.packing import TABLE, TOTAL, Layout, layout
 from sparsec.plan.plan import Plan
@@ -41,7 +40,7 @@ class PackedCalls:
         shapes = {name: tuple(self.packing.of(d) for d in spec.shape) for name, spec in variant.inputs.items()}
         layouts = {name: layout(shape, self.packing) for name, shape in shapes.items()}
         self.face = Face(variant.name, self.packing, shapes, layouts, compiled.lengths.keys is not None)
-        self.layouts = list(layouts.values())
+        self.layouts, self.shapes = list(layouts.values()), list(shapes.values())
         self._plans: dict[int, tuple[Plan, Plan]] = {}
         self._halves: dict[int, tuple[Joint, Joint]] = {}
 
@@ -54,14 +53,14 @@ class PackedCalls:
 
     def __call__(self, tensors: Sequence[Tensor], given: Given) -> Tensor | tuple[Tensor, ...]:
         """The variant's outputs for packed inputs in the declared order. Raises InputError."""
-        route = self.compiled._route
-        if route.traced(tensors):
-            rule = "packed calls are not traced yet"
-            raise InputError("cu_seqlens", "under tracing", rule, "wrap the call in torch.compiler.disable")
-        documents = self.face.documents(dict(zip(self.compiled.names, tensors, strict=True)), given)
-        run = self.training.forward if route.differentiated(tensors) else self.forward
+        documents = self.documents(tensors, given)
+        run = self.training.forward if self.compiled._route.differentiated(tensors) else self.forward
         outputs = run(tensors, documents)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def documents(self, tensors: Sequence[Tensor], given: Given) -> Documents:
+        """The documents of a call. Raises InputError."""
+        return self.face.documents(dict(zip(self.compiled.names, tensors, strict=True)), given)
 
     def forward(self, tensors: Sequence[Tensor], documents: Documents) -> Sequence[Tensor]:
         """The outputs without a thought of gradients."""

@@ -49,9 +49,16 @@ def autocast(tensors: Sequence[Tensor], floats: Sequence[bool]) -> Sequence[Tens
     return [x.to(dtype) if cast else x for x, cast in zip(tensors, floats, strict=True)]
 
 
-@torch.compiler.disable(reason="packed calls of sparsec layers are not traced yet")  # type: ignore[untyped-decorator]
 def packed(compiled: Compiled, tensors: Sequence[Tensor], given: Sequence[Any]) -> Tensor | tuple[Tensor, ...]:
-    """A packed call, at which ``torch.compile`` breaks its graph; ``given`` as in ``Given``."""
+    """A packed call; ``given`` as in ``Given``. Under tracing its operator, with all rows for lengths not given."""
     from sparsec.runtime.packed_documents import Given
 
-    return compiled.packed(tensors, Given(*given))
+    if not traced(tensors):
+        return compiled.packed(tensors, Given(*given))
+    cu, cu_k, most_q, most_k, offset = given
+    queries, keys = compiled.packed_rows
+    most_q = tensors[queries].shape[0] if most_q is None else most_q
+    most_k = most_q if most_k is None and cu_k is None else tensors[keys].shape[0] if most_k is None else most_k
+    offsets = (offset, None) if isinstance(offset, Tensor) else (None, offset)
+    found = compiled.packed_operator(list(tensors), cu, cu_k, most_q, most_k, *offsets)
+    return found[0] if len(found) == 1 else tuple(found)

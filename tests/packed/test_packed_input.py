@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsec
 from sparsec.ir.error import InputError
@@ -86,20 +85,6 @@ variant by_pair(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], pairs
     with pytest.raises(PlanError, match=r"takes no packed documents: `pairs`, declared .*, has several lengths"):
         given = {"q": torch.zeros(2, 4, 16), "k": torch.zeros(2, 2, 16), "v": torch.zeros(2, 2, 16)}
         results(layer, **given, pairs=torch.zeros(2, 2, 2), cu_seqlens=_ends(0, 2))
-
-
-def test_graphs_break_at_packed_calls_and_whole_ones_are_refused_in_a_sentence(layer: Compiled) -> None:
-    case = packed_case(layer.variant, (2, 3), (2, 3))
-    eager = results(layer, **case.packed, **case.ends)
-    broken = torch.compile(lambda **given: results(layer, **given), backend="eager")
-    assert largest_difference(broken(**case.packed, **case.ends), eager) == 0
-    with pytest.raises(Exception, match="packed calls of sparsec layers are not traced yet"):
-        torch.compile(lambda: results(layer, **case.packed, **case.ends), backend="eager", fullgraph=True)()
-    with (
-        pytest.raises(InputError, match=r"packed calls are not traced yet.*torch\.compiler\.disable"),
-        FakeTensorMode(),
-    ):
-        results(layer, **case.packed, **case.ends)
 
 
 def _padded(case: PackedCase, lengths: list[int], width: int) -> dict[str, Tensor]:
