@@ -118,17 +118,30 @@ def stored() -> Node:
 
 
 def rewrite(
-    program: Program, rule: Rule, tensors: Sequence[Tensor], params: Sequence[tuple[str, str]] | None = None
+    program: Program,
+    rule: Rule,
+    tensors: Sequence[Tensor],
+    params: Sequence[tuple[str, str]] | None = None,
+    grid: Rule | None = None,
 ) -> Program:
-    """The program under a rule, with these tensors in launch order; the grid stays, in the program's own parameters."""
+    """The program under a rule, with these tensors in launch order; ``grid`` is the rule of its grid, if that changes.
+
+    Args:
+        params: the launch parameters; None leaves them as they are.
+    """
     with tile.Builder() as builder:
         Mapper(program, rule).region()
-        return builder.program(program.name, tensors, params or program.params, copies(program.grid))
+        return builder.program(program.name, tensors, params or program.params, copies(program.grid, grid))
 
 
-def copies(nodes: Sequence[Node]) -> list[Node]:
-    """Scalar nodes of launch parameters in the current builder."""
-    return [rebuilt(n, copies(n.args)) for n in nodes]
+def copies(nodes: Sequence[Node], rule: Rule | None = None) -> list[Node]:
+    """Scalar nodes of launch parameters in the current builder, under a rule."""
+    made = []
+    for node in nodes:
+        args = tuple(copies(node.args, rule))
+        found = None if rule is None else rule(node, args)
+        made.append(rebuilt(node, args) if found is None else found)
+    return made
 
 
 def access_of(node: Node) -> Access:
