@@ -17,7 +17,7 @@ from sparsec.ir.variant import Variant, variant
 
 NAMES = (
     "full", "streaming", "fox", "msa", "longformer", "bigbird", "hsa", "nsa", "moba", "infllm2", "minimax", "dsa",
-    "gdn", "sse", "rsa",
+    "evermind", "gdn", "sse", "rsa",
 )  # fmt: skip
 
 

@@ -130,6 +130,11 @@ def topk(
     return make(Op.TOPK, (scores,), {"within": within}, **sizes, **rules, **words)
 
 
+def members(selection: Node) -> Node:
+    """Which units a list for all queries (scope = query_set) holds: 1 or 0 per unit, int32 ``[B,N]``, for masks."""
+    return make(Op.MEMBERS, (selection,))
+
+
 def given(
     indices: Node,
     *,

@@ -123,6 +123,7 @@ INFER: dict[Op, Callable[[Node], Result]] = {
     Op.REDUCE: _reduce,
     Op.MASK: lambda node: ((), "selection", "int32"),
     Op.TOPK: _topk,
+    Op.MEMBERS: lambda node: ((node.src[0].shape[0], node.src[0].src[0].shape[3]), "tensor", "int32"),
     Op.GIVEN: lambda node: (node.src[0].shape, "selection", "int32"),
     Op.WEIGHTS: lambda node: (node.src[1].shape, "tensor", "float32"),
     Op.ATTEND: _attend,

@@ -21,6 +21,7 @@ class Op(Enum):
     REDUCE = "reduce"  # (scores) -> fewer scores; over, op, pre, visible
     MASK = "mask"  # (memory; captures) -> selection by predicate; where
     TOPK = "topk"  # (scores; within) -> selection; k, unit, size, scope, eligible, forced, order, …
+    MEMBERS = "members"  # (topk for a set of queries) -> which units it holds, int32
     GIVEN = "given"  # (indices; counts) -> selection; unit, size, scope, order
     WEIGHTS = "weights"  # (scores, selection) -> one weight per chosen unit; fn, renormalise
     ATTEND = "attend"  # (q, memory, selection…; weights, sink, captures) -> output with log-sum-exp; per, scale, sink

@@ -146,6 +146,14 @@ def _unit(node: Node) -> Problem | None:
     return None
 
 
+def members(node: Node) -> Problem | None:
+    """Only a list that all queries share says for all of them which units are in it."""
+    selection = node.src[0]
+    if selection.op is selection.op.TOPK and selection["scope"] == "query_set":
+        return None
+    return Problem(selection.op.value, "the list is one that all queries share", "topk(scores) {scope = query_set}")
+
+
 def given(node: Node) -> Problem | None:
     """Indices are int32 [B,TQ,HS,K], counts int32 [B,TQ,HS]."""
     for source, dims_wanted in zip(node.src, (4, 3), strict=False):

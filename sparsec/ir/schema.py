@@ -185,6 +185,7 @@ SCHEMA: dict[Op, Schema] = {
             "fanout": _count(None),
         },
     ),
+    Op.MEMBERS: Schema((("selection", _SELECTION),)),
     Op.GIVEN: Schema(
         (("indices", _TENSOR),),
         ("counts",),

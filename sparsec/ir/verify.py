@@ -34,6 +34,7 @@ RULES: dict[Op, Callable[[Node], Problem | None]] = {
     Op.REDUCE: rules_select.reduce,
     Op.MASK: _anything,
     Op.TOPK: rules_select.topk,
+    Op.MEMBERS: rules_select.members,
     Op.GIVEN: rules_select.given,
     Op.WEIGHTS: rules_select.weights,
     Op.ATTEND: rules_read.attend,

@@ -22,6 +22,7 @@ from sparsec.lower import (
     selector_grad_keys,
     selector_grad_q,
     selector_grad_space,
+    set_selector,
     summarise,
     summarise_grad,
     tiled,
@@ -38,7 +39,6 @@ from sparsec.plan.grad_specs import (
     CombineGrad,
     GatheredGradKV,
     GatheredGradQ,
-    PrefixGrad,
     RowDot,
     SelectorGradKeys,
     SelectorGradQ,
@@ -49,7 +49,16 @@ from sparsec.plan.grad_specs import (
     Total,
 )
 from sparsec.plan.index_specs import Divergence, IndexGradKeys, IndexGradQ, ListSum
-from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Summarise, TiledAttention
+from sparsec.plan.running_specs import Prefix, PrefixGrad
+from sparsec.plan.set_specs import Members, SetSelector
+from sparsec.plan.specs import (
+    BlockList,
+    Combine,
+    GatheredAttention,
+    Selector,
+    Summarise,
+    TiledAttention,
+)
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
@@ -88,6 +97,8 @@ CLASSES: dict[type, ScheduleClass] = {
     Combine: ScheduleClass(_rowwise(combine.lower), combine.default, combine.space),
     BlockList: ScheduleClass(_single(block_list.lower), block_list.default, _fixed),
     RowDot: ScheduleClass(row_dot.lower, row_dot.default, row_dot.space),
+    SetSelector: ScheduleClass(set_selector.lower, set_selector.default, set_selector.space),
+    Members: ScheduleClass(_single(set_selector.lower_members), set_selector.default_members, _fixed),
     ListSum: ScheduleClass(list_sum.lower, list_sum.default, list_sum.space),
     Divergence: ScheduleClass(_single(divergence.lower), divergence.default, divergence.space),
     IndexGradQ: ScheduleClass(_single(index_grad_q.lower), index_grad_q.default, divergence.space),

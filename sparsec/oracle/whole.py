@@ -14,7 +14,7 @@ from sparsec.oracle.adjoint import vjp
 from sparsec.oracle.aux import aux, transfer
 from sparsec.oracle.state_ops import STATES
 from sparsec.oracle.summary import summarise
-from sparsec.oracle.values import Memory, OracleError, Value
+from sparsec.oracle.values import Chosen, Memory, OracleError, Value
 
 if TYPE_CHECKING:
     from sparsec.oracle.evaluate import Evaluation
@@ -73,6 +73,13 @@ def prefix(ev: Evaluation, node: Node) -> Tensor:
     return ev.expression(fn, {"x0": x}).expand(x.shape).cumsum(1)
 
 
+def members(ev: Evaluation, node: Node) -> Tensor:
+    """1 for every unit in a list that all queries share, 0 for the others."""
+    chosen, count = ev.whole(node.src[0]), ev.dim(node.shape[1])
+    assert isinstance(chosen, Chosen)
+    return (chosen.ids.flatten(1)[..., None] == torch.arange(count, device=ev.device)).any(1).to(torch.int32)
+
+
 _ROW: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "softmax": lambda x: torch.softmax(x, dim=-1),
@@ -85,6 +92,7 @@ WHOLE: dict[Op, Callable[[Evaluation, Node], Value]] = {
     Op.SLOTS: slots,
     Op.SUMMARY: summary,
     Op.MAP: mapped,
+    Op.MEMBERS: members,
     Op.PREFIX: prefix,
     **STATES,
     Op.TRANSFER: transfer,

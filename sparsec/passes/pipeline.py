@@ -9,6 +9,7 @@ from sparsec.ir.verify import verify
 from sparsec.passes.canonicalise import canonicalise
 from sparsec.passes.differentiate import Differentiated, differentiate
 from sparsec.passes.selections import normalise_selections
+from sparsec.passes.shared_lists import shared_lists_to_masks
 from sparsec.passes.simplify import simplify
 
 Pass = Callable[[Variant], Variant]
@@ -19,6 +20,7 @@ Observer = Callable[[str, Variant, Variant], None]
 
 PIPELINE: tuple[Pass, ...] = (
     canonicalise,  # first, so that later passes and matchers see flat merges and at most one mask per attend
+    shared_lists_to_masks,  # before simplify, which joins masks and removes open ones
     simplify,  # before selections are settled: a list that chooses everything becomes a mask
     normalise_selections,  # last, when it is known which lists are left and who reads their order
 )

@@ -106,6 +106,7 @@ FLOWS: dict[Op, Callable[[Node], list[Flow]]] = {
     Op.REDUCE: adjoint,
     Op.MASK: nothing,
     Op.TOPK: adjoint,
+    Op.MEMBERS: nothing,
     Op.GIVEN: nothing,
     Op.WEIGHTS: weights,
     Op.ATTEND: adjoint,

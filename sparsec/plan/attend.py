@@ -12,6 +12,7 @@ from sparsec.plan.memories import hold
 from sparsec.plan.planner import Planner
 from sparsec.plan.prefix import prefix
 from sparsec.plan.select import own_first, select
+from sparsec.plan.select_set import members
 from sparsec.plan.specs import BlockList, Capture, GatheredAttention, Piece, TiledAttention
 from sparsec.scalar.bounds import Bounded, key_ranges
 from sparsec.scalar.expr import Expr, constant
@@ -116,8 +117,11 @@ def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr
 def _captures(planner: Planner, attend: Node, params: dict[str, Expr]) -> tuple[Capture, ...]:
     """The tensors that an attend's bias and masks read."""
     nodes = (attend, *attend.positional[2:])
-    for source in (s for n in nodes for s in n.captures.values() if s.op is Op.PREFIX):
-        prefix(planner, source)
+    for name, source in (pair for n in nodes for pair in n.captures.items()):
+        if source.op is Op.PREFIX:
+            prefix(planner, source, name)
+        elif source.op is Op.MEMBERS:
+            members(planner, source, name)
     found = [c for n in nodes for c in planner.captures(n, params)]
     return tuple({c.name: c for c in found}.values())
 

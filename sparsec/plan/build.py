@@ -17,6 +17,7 @@ from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
 from sparsec.plan.prefix import prefix
 from sparsec.plan.select import select
+from sparsec.plan.select_set import select_set
 from sparsec.plan.signal import signal
 from sparsec.plan.sizes import Sizes
 from sparsec.scalar.expr import Expr, var
@@ -52,10 +53,8 @@ def _dtype(planner: Planner, node: Node) -> str:
 
 def _token_length(nodes: Sequence[Node]) -> Expr:
     """The length that query positions count along: that of the tokens, or TK where a variant reads none."""
-    for node in nodes:
-        if node.op is Op.TOKENS:
-            return node.shape[1]
-    return var("TK")
+    found = [node.shape[1] for node in nodes if node.op is Op.TOKENS]
+    return next((length for length in found if length in (var("TK"), var("T"))), found[0] if found else var("TK"))
 
 
 def _output(planner: Planner, node: Node, dtype: str) -> str:
@@ -71,6 +70,8 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
         return prefix(planner, node)
     if node.op is Op.VJP or is_sum(node):
         return gradient(planner, node, dtype)
+    if node.op is Op.TOPK and node["scope"] == "query_set":
+        return select_set(planner, node)
     if node.op in (Op.TOPK, Op.GIVEN):
         return select(planner, node, None)[0]
     return _value(planner, node, False, dtype)

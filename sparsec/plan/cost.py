@@ -14,7 +14,16 @@ from sparsec.plan.grad_cost import GRAD_COSTS
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.index_cost import INDEX_COSTS
 from sparsec.plan.reach import keys_seen
-from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Summarise, TiledAttention
+from sparsec.plan.running_specs import Prefix
+from sparsec.plan.set_specs import Members, SetSelector
+from sparsec.plan.specs import (
+    BlockList,
+    Combine,
+    GatheredAttention,
+    Selector,
+    Summarise,
+    TiledAttention,
+)
 from sparsec.scalar.expr import constant, var
 from sparsec.scalar.functions import minimum
 
@@ -77,6 +86,17 @@ def _prefix(spec: Prefix) -> Cost:
     return Cost(2 * elements, elements * (item(spec.dtype) + 4), sizes={"H": spec.heads})
 
 
+def _set_selector(spec: SetSelector) -> Cost:
+    pairs = B * TQ * H * var(spec.key_length)
+    moved = B * D * (TQ * H * item(spec.dtype) + var(spec.key_length) * HKV * item(spec.key_dtype))
+    return Cost(2 * pairs * D, moved, pairs, {"H": spec.heads, "HKV": spec.kv_heads, "D": spec.dim})
+
+
+def _members(spec: Members) -> Cost:
+    units = B * var(spec.length)
+    return Cost(units * spec.k, 4 * units)
+
+
 def _block_list(spec: BlockList) -> Cost:
     entries = (B if spec.per_batch else constant(1)) * H
     length = var(spec.length)
@@ -90,6 +110,8 @@ _COSTS: dict[type, Callable[..., Cost]] = {
     Selector: _selector,
     Summarise: _summarise,
     Combine: _combine,
+    SetSelector: _set_selector,
+    Members: _members,
     Prefix: _prefix,
     BlockList: _block_list,
     **GRAD_COSTS,

@@ -12,7 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sparsec.plan.index_specs import Divergence, IndexGradKeys, IndexGradQ, ListSum
-from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Prefix, Selector, Spec, Summarise, TiledAttention
+from sparsec.plan.running_specs import Prefix, PrefixGrad
+from sparsec.plan.set_specs import Members, SetSelector
+from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,17 +162,6 @@ class SummariseGrad:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixGrad:
-    """grad_x ``[B,N,heads]`` = fn'(x) * the sum of grad (fp32) over all tokens from each one on; rounded once."""
-
-    name: str
-    forward: Prefix
-    grad: str
-    grad_x: str
-    out_dtype: str
-
-
-@dataclass(frozen=True, slots=True)
 class SelectorGradQ:
     """From the gradient of the chosen units' weights to that of their scores, and on to the queries.
 
@@ -269,4 +260,4 @@ GradSpec = (
     | CombineGrad
     | Total
 )
-AnySpec = Spec | ListSum | Divergence | GradSpec
+AnySpec = Spec | Prefix | SetSelector | Members | ListSum | Divergence | GradSpec

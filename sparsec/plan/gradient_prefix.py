@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from sparsec.ir.node import Node
-from sparsec.plan.grad_specs import PrefixGrad
 from sparsec.plan.planner import Planner
 from sparsec.plan.prefix import prefix
 from sparsec.plan.row_dot import Source
-from sparsec.plan.specs import Prefix
+from sparsec.plan.running_specs import Prefix, PrefixGrad
 
 
 def prefix_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> None:

@@ -117,7 +117,7 @@ class Planner:
         """The captured tensors of a mask or bias, as kernel inputs; what their extents read joins ``params``."""
         found = []
         for name, source in node.captures.items():
-            buffer = self.places[source, "tensor"] if source.op is Op.PREFIX else self.input(source)
+            buffer = self.places.get((source, "tensor")) or self.input(source)
             if buffer != name:
                 raise self.refuse(node, f"captures `{buffer}` under another name `{name}`; use its own name")
             shape = tuple(self._extent(name, d, dim, params) for d, dim in enumerate(source.shape))

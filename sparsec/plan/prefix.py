@@ -5,11 +5,11 @@ from __future__ import annotations
 from sparsec.ir.node import Node
 from sparsec.plan.honours import honours
 from sparsec.plan.planner import Planner
-from sparsec.plan.specs import Prefix
+from sparsec.plan.running_specs import Prefix
 
 
-def prefix(planner: Planner, node: Node) -> str:
-    """The buffer of a running sum, planned on first use."""
+def prefix(planner: Planner, node: Node, name: str | None = None) -> str:
+    """The buffer of a running sum, planned on first use; by default it is called as the node."""
     if (node, "tensor") in planner.places:
         return planner.places[node, "tensor"]
     honours(planner, node, "fn")
@@ -17,7 +17,8 @@ def prefix(planner: Planner, node: Node) -> str:
     dims = {"N": length, "TQ": length, "TK": planner.token_length}
     fn = planner.close(node.expr("fn"), dims)
     assert fn is not None
-    out = planner.temporary(node, "tensor", (b, length, heads), "float32")
+    out = planner.fresh(name or planner.name(node), (b, length, heads), "float32")
+    planner.places[node, "tensor"] = out
     spec = Prefix(f"prefix_{out}", x, out, planner.sizes.value(heads), "N", planner.buffers[x].dtype, fn)
     planner.specs[node] = spec
     planner.add(spec, [x], [out], [node], dims)

@@ -249,23 +249,6 @@ class Combine:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefix:
-    """The running sum over tokens of ``fn`` (of x0): x ``[B,N,heads]`` of ``dtype`` -> out ``[B,N,heads]`` fp32.
-
-    Attributes:
-        length: the launch parameter with N.
-    """
-
-    name: str
-    x: str
-    out: str
-    heads: int
-    length: str
-    dtype: str
-    fn: Expr
-
-
-@dataclass(frozen=True, slots=True)
 class BlockList:
     """For a predicate that cannot be bounded: per query tile, the key tiles with any visible pair.
 
@@ -290,4 +273,4 @@ class BlockList:
     transposed: bool = False
 
 
-Spec = TiledAttention | GatheredAttention | Selector | Summarise | Combine | Prefix | BlockList
+Spec = TiledAttention | GatheredAttention | Selector | Summarise | Combine | BlockList

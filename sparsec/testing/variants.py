@@ -47,6 +47,8 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
     "dsa-kl": ("dsa", {"k": 11, "training": "kl"}),
     "minimax": ("minimax", {"block": CHUNK, "k": 3}),
     "minimax-kl": ("minimax", {"block": 32, "k": 2, "training": "kl"}),
+    "evermind": ("evermind", {"document": 8, "pool": 4, "k": 2}),
+    "evermind-dot": ("evermind", {"document": 4, "pool": 4, "k": 3, "score": "dot", "heads": "max"}),
     "infllm2": ("infllm2", {**_INFLLM, "k": 5}),
     "infllm2-free": ("infllm2", {**_INFLLM, "k": 2, "count_forced": False}),
 }

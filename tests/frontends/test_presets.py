@@ -32,7 +32,7 @@ def values(preset: str, knob: Knob) -> st.SearchStrategy[object]:
         return st.booleans()
     if isinstance(knob.default, float):
         return st.sampled_from([0.0, 30.0])
-    if knob.name in ("chunk", "block", "size", "stride"):
+    if knob.name in ("chunk", "block", "size", "stride", "document", "pool"):
         return st.just(knob.default)
     if knob.name == "k":
         return st.integers(1, 2) if preset in ("sse", "rsa") else st.integers(200, 270)
@@ -84,6 +84,10 @@ CHANGES = {
     "sse": ["parts", "k", "rule", "balance"],
     "rsa": ["levels", "parts", "branching", "k", "routing", "left", "rule", "clip", "readout", "top"],
     "infllm2": ["block", "k", "init_blocks", "window", "count_forced"],
+    "fox": ["window", "gates"],
+    "minimax": ["block", "k", "training"],
+    "dsa": ["k", "training"],
+    "evermind": ["document", "k", "score", "heads"],
 }
 
 
@@ -120,6 +124,7 @@ REFUSED: dict[str, tuple[str, dict[str, object], str]] = {
     "block and stride": ("nsa", {"block": 40}, "block must be divisible by the summary stride"),
     "size and stride": ("nsa", {"size": 40}, "size must be divisible by the summary stride"),
     "block and stride of InfLLM": ("infllm2", {"block": 60}, "divisible by the stride"),
+    "half a pool": ("evermind", {"document": 96}, "a document holds whole pools"),
     "a pattern that is none": ("msa", {"pattern": "window+dilate"}, "did you mean `dilated`"),
     "a branch that is none": ("nsa", {"branches": "slc+swc"}, "did you mean `s"),
 }

@@ -11,6 +11,7 @@ from sparsec.ir.variant import Variant
 from sparsec.passes.canonicalise import canonicalise
 from sparsec.passes.pipeline import Pass, run
 from sparsec.passes.selections import normalise_selections
+from sparsec.passes.shared_lists import shared_lists_to_masks
 from sparsec.passes.simplify import simplify
 
 INPUTS = "q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]"
@@ -41,6 +42,12 @@ CASES: dict[str, tuple[Pass, str]] = {
     "one token windows": (
         simplify,
         """t = topk(score(q, summary(m) {size = 1, stride = 1})) {k = 3, unit = token, scope = head}
+        o = attend(q, m, t)""",
+    ),
+    "shared lists": (
+        shared_lists_to_masks,
+        """s = reduce(score(q, summary(m) {size = 64, stride = 64})) {over = heads, op = mean}
+        t = topk(reduce(s) {over = queries, op = max}) {k = 3, size = 64, scope = query_set}
         o = attend(q, m, t)""",
     ),
     "selections": (
