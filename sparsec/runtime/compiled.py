@@ -101,7 +101,6 @@ class Compiled(Decoding):
             bind.check_names(self.variant, inputs)
         tensors = self._route.autocast(tensors, self._floats)
         if cu_seqlens is not None or cu_seqlens_k is not None:
-            bind.check_names(self.variant, inputs)
             given = (cu_seqlens, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q_offset)
             made: Tensor | tuple[Tensor, ...] = self._route.packed(self, tensors, given)
             return made

@@ -60,7 +60,7 @@ class PackedCalls:
 
     def documents(self, tensors: Sequence[Tensor], given: Given) -> Documents:
         """The documents of a call. Raises InputError."""
-        return self.face.documents(dict(zip(self.compiled.names, tensors, strict=True)), given)
+        return self.face.documents(self.compiled.names, tensors, given)
 
     def forward(self, tensors: Sequence[Tensor], documents: Documents) -> Sequence[Tensor]:
         """The outputs without a thought of gradients."""

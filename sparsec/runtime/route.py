@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sparsec.runtime import bind
+
 if TYPE_CHECKING:
     from sparsec.runtime.compiled import Compiled
 
@@ -55,6 +57,7 @@ def packed(compiled: Compiled, tensors: Sequence[Tensor], given: Sequence[Any]) 
 
     if not traced(tensors):
         return compiled.packed(tensors, Given(*given))
+    bind.check_names(compiled.variant, dict(zip(compiled.names, tensors, strict=True)))
     cu, cu_k, most_q, most_k, offset = given
     queries, keys = compiled.packed_rows
     most_q = tensors[queries].shape[0] if most_q is None else most_q

@@ -55,6 +55,12 @@ def test_wrong_ends_are_named(layer: Compiled, given: dict[str, Any], sentence: 
         results(layer, **case.packed, **given)
 
 
+def test_what_is_no_tensor_is_named(layer: Compiled) -> None:
+    case = packed_case(layer.variant, (2, 3), (2, 3))
+    with pytest.raises(InputError, match="k: a list: inputs are tensors"):
+        results(layer, **{**case.packed, "k": [1.0]}, **case.ends)
+
+
 def test_a_batch_is_refused_where_rows_are_packed(layer: Compiled) -> None:
     case = packed_case(layer.variant, (2, 3), (2, 3))
     with pytest.raises(InputError, match=r"q: shape \(1, 5, 4, 16\): packed, it is \[TQ, H, D\]"):
