@@ -78,7 +78,8 @@ def _check_attend(variant: Variant, attend: Node) -> None:
 
 def _check_topk(variant: Variant, topk: Node) -> None:
     if topk.word("scope") == "query_set" or topk.integer("query_block") != 1:
-        raise refusal(variant, topk, "shares a list between queries of several steps", "choose per token")
+        fix = "choose per token, or choose once and give the list to a variant that takes it"
+        raise refusal(variant, topk, "shares a list between queries of several steps", fix)
     _check_scores(variant, topk, within_forced=False)
 
 

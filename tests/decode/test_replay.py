@@ -32,6 +32,8 @@ REFUSED = {
     "kl-chunks": "not complete",
     "dsa-kl": "a training signal",
     "minimax-kl": "a training signal",
+    "evermind": "shares a list",
+    "evermind-dot": "shares a list",
 }
 """Variants whose rows change as tokens come, and what the refusal says."""
 
