@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,11 +12,14 @@ from sparsec.autotune.truth import Truth
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle.error import Quantity, check
+from sparsec.oracle.form import FORMS
 from sparsec.oracle.gap import same_selection, ulp
 from sparsec.oracle.values import Chosen
+from sparsec.oracle.weights import WeightFn
 from sparsec.plan.grad_specs import RowDot, SelectorGradQ
 from sparsec.plan.index_specs import IndexGradQ, ListSum
 from sparsec.plan.plan import Kernel
+from sparsec.plan.specs import Selector
 
 ULPS = 4.0
 WORST = 2**31 - 1
@@ -106,12 +110,22 @@ def _index_lse(truth: Truth, node: Node) -> Tensor:
     return torch.where(there.any(-1), found, 0.0)
 
 
+def _soft(truth: Truth, node: Node) -> Tensor:
+    """The weights of a straight-through choice, which are the slope of its ones."""
+    spec = truth.kernel.spec
+    assert isinstance(spec, Selector)
+    score = truth.after(node.src[0], {})
+    assert isinstance(score, Tensor)
+    return FORMS["vector"].weigh(score, truth.buffers[spec.indices].long(), cast(WeightFn, node.word("fn")))
+
+
 INNER: dict[str, Callable[[Truth, Node], Tensor]] = {
     "delta": _delta,
     "chosen": _chosen_scores,
     "mass": _mass,
     "total": _total,
     "index_lse": _index_lse,
+    "soft": _soft,
 }
 """What kernels write that is no node's value."""
 

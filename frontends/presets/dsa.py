@@ -27,8 +27,12 @@ def dsa(*, k: int = 2048, training: Literal["none", "kl", "warm_up"] = "none") -
     past = lang.mask(memory, where="causal")
     if training == "warm_up":
         dense = lang.attend(q, memory, past)
-        return dense, aux(scores, target=dense, fn="kl")
+        loss = aux(scores, target=dense, fn="kl")
+        return dense, loss
     gradient = "kl" if training == "kl" else "none"
     chosen = lang.topk(scores, k=k, unit="token", scope="token", eligible="c <= i", selector_gradient=gradient)
     o = lang.attend(q, memory, chosen)
-    return (o, aux(scores, chosen, target=o, fn="kl")) if training == "kl" else o
+    if training == "none":
+        return o
+    loss = aux(scores, chosen, target=o, fn="kl")
+    return o, loss

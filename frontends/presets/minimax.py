@@ -30,4 +30,7 @@ def minimax(*, block: int = 128, k: int = 16, training: Literal["none", "kl"] = 
     own = f"c == i // {block}"
     chosen = lang.topk(best, k=k, size=block, eligible="started", forced=own, selector_gradient=learns)
     o = lang.attend(q, memory, chosen, lang.mask(memory, where="causal"))
-    return (o, aux(tokens, chosen, target=o, fn="kl")) if training == "kl" else o
+    if training == "none":
+        return o
+    loss = aux(tokens, chosen, target=o, fn="kl")
+    return o, loss

@@ -73,6 +73,11 @@ def weights(fn: str, ids: Node, scores: Node, slots: Axis, everything: Node | No
     return tile.apply(Fn.WHERE, valid, scores, 0.0)
 
 
+def hard(ids: Node) -> Node:
+    """1 for what was chosen, 0 where there is none."""
+    return tile.apply(Fn.WHERE, tile.apply(Fn.LE, 0, ids), 1.0, 0.0)
+
+
 def _softmax(fn: str, valid: Node, scores: Node, slots: Axis) -> Node:
     """exp(s) / sum exp(s), with one more logit of 0 in the denominator for ``softmax_sink``."""
     scores = tile.apply(Fn.WHERE, valid, scores, softmax.HIDDEN)

@@ -39,6 +39,9 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
             touched.append(Tensor(spec.weights_out, "float32", listed))
             value = chosen.weights(spec.weights, ids, scores, slots, everything)
             tile.store(touched[-1], *place, value=value, bounds=dict(bounds))
+        if spec.hard_out is not None:
+            touched.append(Tensor(spec.hard_out, "float32", listed))
+            tile.store(touched[-1], *place, value=chosen.hard(ids), bounds=dict(bounds))
         params = dict.fromkeys(["B", "TQ", "TK", "q_offset", spec.key_length, spec.block_length])
         grid = (tile.param("TQ"), tile.param("B"))
         return builder.program(spec.name, touched, [(name, "int32") for name in params], grid)

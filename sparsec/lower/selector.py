@@ -38,6 +38,8 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
             assert spec.weights_out is not None
             value = chosen.weights(spec.weights, ids, scores, slots, everything)
             tile.store(f.tensors[spec.weights_out], *place, value=value, bounds=bounds)
+        if spec.hard_out is not None:
+            tile.store(f.tensors[spec.hard_out], *place, value=chosen.hard(ids), bounds=bounds)
         units = spec.heads // sharing(spec)
         grid = (ceil_div(tile.param("TQ"), schedule.rows), tile.const(units), tile.param("B"))
         return builder.program(spec.name, list(f.tensors.values()), _params(spec), grid)
@@ -76,6 +78,8 @@ def _tensors(spec: Selector) -> dict[str, Tensor]:
     ]
     if spec.weights is not None and spec.weights_out is not None:
         found.append(Tensor(spec.weights_out, "float32", units))
+    if spec.hard_out is not None:
+        found.append(Tensor(spec.hard_out, "float32", units))
     return {t.name: t for t in found}
 
 

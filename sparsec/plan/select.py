@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsec.ir.adjoint import passes_straight
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.predicates import started
@@ -112,7 +113,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     key_buffer = held.k if held else planner.input(keys)
     b, tq, heads, slots = topk.shape
     indices = planner.temporary(topk, "indices", (b, tq, heads, slots), "int32")
-    out = planner.temporary(weights, "weights", (b, tq, heads, slots), "float32") if weights is not None else None
+    out, hard = _weighed_out(planner, topk, weights) if weights is not None else (None, None)
     key_heads = keys.shape[2] if keys.kind == "memory" else keys.shape[-2]
     head_weights = chain.score.operands.get("head_weights")
     scale = chain.score.expr("scale")
@@ -148,11 +149,20 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         batched=held.batched if held else len(keys.shape) == 4,
         key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
         head_weights=planner.input(head_weights) if head_weights is not None else None,
+        hard_out=hard,
     )
     planner.specs[topk] = spec
     covers = (*chain.covers, *([weights] if weights is not None else []))
     read = [spec.q, key_buffer, *([spec.head_weights] if spec.head_weights else [])]
-    planner.add(spec, read, [indices, *([out] if out else [])], covers, dims)
+    planner.add(spec, read, [indices, *(name for name in (out, hard) if name)], covers, dims)
+
+
+def _weighed_out(planner: Planner, topk: Node, weights: Node) -> tuple[str, str | None]:
+    """The buffers of weights and, of a straight-through choice, of the ones that stand for them."""
+    if not passes_straight(topk):
+        return planner.temporary(weights, "weights", topk.shape, "float32"), None
+    soft = planner.temporary(weights, "soft", topk.shape, "float32")
+    return soft, planner.temporary(weights, "weights", topk.shape, "float32")
 
 
 def _weighed(planner: Planner, weights: Node) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.scores import unit_size
@@ -61,9 +63,7 @@ def scorer(planner: Planner, node: Node, scores: Node, chosen: Node) -> Selector
         raise planner.refuse(node, "scores after a pool have no gradient kernel; compare those under the pool")
     if not forward.batched:
         raise planner.refuse(node, "learned keys that every batch entry shares have no gradient kernel yet")
-    from dataclasses import replace
-
-    return replace(forward, pool=None, visible=None, weights=None, weights_out=None)
+    return replace(forward, pool=None, visible=None, weights=None, weights_out=None, hard_out=None)
 
 
 def reads(forward: GatheredAttention) -> list[str]:

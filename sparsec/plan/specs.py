@@ -174,6 +174,7 @@ class Selector:
             length.
         head_weights: of an indexer, ``[B,TQ,H]`` of ``dtype``: scores are scale * sum over the heads of weight *
             max(q[h] . keys[n], 0), one list for all heads; ``group`` and ``softmax`` are not set then.
+        hard_out: where a straight-through choice writes 1 for what was chosen and 0 elsewhere, beside its weights.
     """
 
     name: str
@@ -202,6 +203,7 @@ class Selector:
     key_dtype: str | None = None
     batched: bool = True
     head_weights: str | None = None
+    hard_out: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,17 @@ variant straight_tokens(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV
   return attend(q, tokens(k, v), chosen) {softcap = 4.0}
 }
 """,
+    # Chunks merged as they are, as if by their stick-breaking weights when it comes to gradients.
+    "straight-weights": """
+variant straight_weights(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], l: [B, (TK + 15) // 16, HKV, D]) {
+  memory = tokens(k, v) {chunk = 16}
+  grouped = reduce(score(q, l)) {over = group, op = sum}
+  chosen = topk(grouped) {
+    k = 3, size = 16, eligible = 16 * c + 16 <= i, order = newest, selector_gradient = straight_through
+  }
+  return attend(q, memory, chosen, weights=weights(grouped, chosen) {fn = stick}) {per = chunk}
+}
+""",
     # Scores of chunks that learn how much attention each chunk got, in a list per head; a sink takes some of it.
     "kl-chunks": """
 variant kl_chunks(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], r: [B, TQ, H, DR],

@@ -144,11 +144,11 @@ def test_new_lengths_and_batches_build_no_kernel() -> None:
 
 
 def test_a_missing_backward_is_an_error_only_when_it_is_asked_for() -> None:
-    compiled = compile(parse(small("hsa").text().replace("through_weights", "straight_through")), "interpreter")
+    compiled = compile(parse(small("hsa").text().replace("through_weights", "kl")), "interpreter")
     given = WholeCase("hsa", (35, 35, None)).inputs()
     plain = called(compiled, given)
     with pytest.raises(
-        PlanError, match=r"no backward for r: .*straight_through.*[^.]\. Without gradients: .*torch\.no_grad"
+        PlanError, match=r"no backward for r: .*selector_gradient = kl.*[^.]\. Without gradients: .*torch\.no_grad"
     ):
         compiled(None, **{n: x.clone().requires_grad_(n == "r") for n, x in given.items()})
     with torch.no_grad():
