@@ -32,7 +32,7 @@ class Ready:
         self._made = {b.name: (b.size(dims), b.dtype) for b in plan.buffers if b.role != "input"}
         self.outputs = {name: self._made[name] for name in dict.fromkeys(plan.outputs)}
         self._kernels = [k for k in kernels if any(0 not in self._made[name][0] for name in k.kernel.writes)]
-        self.fixed = {kernel.kernel.name: kernel.fixed(dims) for kernel in self._kernels}
+        self.fixed = {kernel.kernel.name: kernel.fixed(dims) for kernel in kernels}
         self.order = [list(self.outputs).index(name) for name in plan.outputs]
         self.distinct = len(self.order) == len(self.outputs)
         self.halves: Joint | None = None

@@ -13,10 +13,14 @@ from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import transform
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
-def cumulated(name: str, cu: object, device: object) -> Tensor:
+MOST_DOCUMENTS = 65535
+
+
+def cumulated(name: str, cu: object, device: torch.device) -> Tensor:
     """``cu_seqlens`` checked as far as its values need not be read."""
     import torch
 
@@ -29,7 +33,15 @@ def cumulated(name: str, cu: object, device: object) -> Tensor:
         raise InputError(name, f"shape {tuple(cu.shape)}", rule, "torch.cat([zero, lengths.cumsum(0)])")
     if cu.device != device:
         raise InputError(name, f"on {cu.device}", f"it lives with the inputs, on {device}", f".to('{device}')")
+    check_count(name, cu.numel() - 1, device.type)
     return cu
+
+
+def check_count(name: str, documents: int, device: str) -> None:
+    """Documents are the third dimension of a GPU's grids. Raises InputError where there are too many."""
+    if device == "cuda" and documents > MOST_DOCUMENTS:
+        rule = f"a GPU's grid has room for {MOST_DOCUMENTS} documents"
+        raise InputError(name, f"{documents} documents", rule, "split the call")
 
 
 def check_values(name: str, cu: Tensor, rows: int, longest: tuple[str, int | None]) -> int:

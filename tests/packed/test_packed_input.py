@@ -12,6 +12,7 @@ import sparsec
 from sparsec.ir.error import InputError
 from sparsec.plan.plan import PlanError
 from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.segments import check_count
 from sparsec.testing.packed_case import PackedCase, cotangents_like, largest_difference, looped, packed_case, results
 from sparsec.testing.variants import small
 
@@ -53,6 +54,12 @@ def test_wrong_ends_are_named(layer: Compiled, given: dict[str, Any], sentence: 
     case = packed_case(layer.variant, (2, 3), (2, 3))
     with pytest.raises(InputError, match=sentence):
         results(layer, **case.packed, **given)
+
+
+def test_more_documents_than_a_grid_holds_are_refused_on_gpus() -> None:
+    check_count("cu_seqlens", 65536, "cpu")
+    with pytest.raises(InputError, match="cu_seqlens: 65536 documents: a GPU's grid has room for 65535"):
+        check_count("cu_seqlens", 65536, "cuda")
 
 
 def test_what_is_no_tensor_is_named(layer: Compiled) -> None:
