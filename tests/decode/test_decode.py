@@ -71,8 +71,16 @@ def test_prefill_then_steps_equals_one_forward(name: str) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["streaming", "hsa", "nsa", "moba", "msa-random", "documents"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("streaming", "bfloat16"),
+        ("hsa", "float16"),
+        ("nsa", "bfloat16"),
+        ("moba", "bfloat16"),
+        ("documents", "float16"),
+    ],
+)
 def test_in_half_precision_too(name: str, dtype: str) -> None:
     made = compile(small(name), "interpreter")
     inputs = draw(small(name), LENGTH, dtype=dtype)
@@ -194,6 +202,16 @@ def test_new_lengths_build_no_kernel() -> None:
     before = made.builds
     decoded(made, cache, inputs, [3, 30, 1, 12])
     assert made.builds == before
+
+
+@pytest.mark.parametrize("name", ["full", "hsa", "nsa", "nsa-given", "moba", "documents"])
+def test_a_cache_takes_the_bytes_that_its_spec_says(name: str) -> None:
+    made = compile(small(name), "interpreter")
+    cache = made.init_cache(3, 96, page=16)
+    made.decode(cache, **at(made, draw(small(name), 2, 3, "bfloat16"), 0, 2))
+    tables = sum(x.numel() * x.element_size() for x in cache.tables.values())
+    dims = {"H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16}
+    assert cache.nbytes - tables == 3 * made.decoder.spec.nbytes(dims, 96, item=2)
 
 
 def test_rings_do_not_grow() -> None:
