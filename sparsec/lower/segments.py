@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.scalars import add, both, emit
+from sparsec.plan.grad_specs import AnySpec, TiledGradKV
 from sparsec.plan.packing import (
     ALL,
     FIELDS,
@@ -37,6 +38,16 @@ from sparsec.scalar.walk import substitute
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor, TileOp
 from sparsec.tile.rewrite import Mapper, access_of, accessed, accesses, copies, rebuilt, rewrite
+from sparsec.tile.schedule import Schedule
+
+FEW = 4
+"""Programs that share keys which all queries of a document see: documents are programs of their own already."""
+
+
+def schedule(spec: AnySpec, found: Schedule) -> Schedule:
+    """The schedule of a packed kernel: every share of every document has sums of its own, so that there are few."""
+    batched = isinstance(spec, TiledGradKV) and spec.forward.pieces[spec.piece].batched
+    return replace(found, splits=min(found.splits, FEW)) if batched else found
 
 
 def packed(kernel: Kernel, lowered: Lowered) -> tuple[Kernel, Lowered]:
@@ -78,15 +89,15 @@ def _step(step: Step, params: Mapping[str, Expr], layouts: Mapping[str, Layout |
 
     Pointers need more registers and a pipeline, so the limits that suit descriptors are lifted.
     """
-    program, schedule = step.program, step.schedule
-    if schedule.descriptors:
-        schedule = replace(schedule, descriptors=False, registers=0, stages=max(schedule.stages, 2))
+    program, chosen = step.program, step.schedule
+    if chosen.descriptors:
+        chosen = replace(chosen, descriptors=False, registers=0, stages=max(chosen.stages, 2))
     held = [layouts.get(t.name) for t in program.tensors]
     if all(found is None or found.along is None for found in held):
         return replace(step, program=program)
     if step.flat and all(found is None or found.along is not None for found in held):
-        return Step(_flat(program), schedule)
-    return Step(_Segmented(program, params, layouts, table).program(), schedule)
+        return Step(_flat(program), chosen)
+    return Step(_Segmented(program, params, layouts, table).program(), chosen)
 
 
 def _flat(program: Program) -> Program:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsec.lower import segments
 from sparsec.lower.registry import lower_kernel
-from sparsec.lower.segments import packed
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.launch import Again, build
 from sparsec.runtime.target import Target
@@ -32,9 +32,11 @@ class BuiltKernel:
 
     def __init__(self, kernel: Kernel, schedule: Schedule, target: Target, cache_dir: Path) -> None:
         self.kernel, self.schedule, self.target = kernel, schedule, target
-        self.lowered = lower_kernel(kernel.spec, schedule)
-        if kernel.packed is not None:
-            self.kernel, self.lowered = packed(kernel, self.lowered)
+        if kernel.packed is None:
+            self.lowered = lower_kernel(kernel.spec, schedule)
+        else:
+            own = segments.schedule(kernel.spec, schedule)
+            self.kernel, self.lowered = segments.packed(kernel, lower_kernel(kernel.spec, own))
         self._binds = [(step.program, build(step, target, cache_dir)) for step in self.lowered.steps]
 
     @property

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 import torch
 
 import sparsec
 from sparsec.oracle.packed import packed_oracle
 from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.packed_documents import Given
+from sparsec.runtime.ready import Ready
 from sparsec.testing.packed_case import (
     PackedCase,
     cotangents_like,
@@ -137,3 +141,23 @@ def test_heads_may_come_first_by_stride() -> None:
     strided = {n: x.transpose(0, 1).contiguous().transpose(0, 1) if x.dim() == 3 else x for n, x in case.packed.items()}
     assert not strided["q"].is_contiguous()
     assert largest_difference(results(layer, **strided, **case.ends), wanted) == 0
+
+
+def _held(ready: Ready) -> int:
+    """Elements of all buffers and scratch of a call."""
+    buffers = [b.size(ready.dims) for b in ready.plan.buffers if b.role != "input"]
+    return sum(map(prod, [*buffers, *(shape for fixed in ready.fixed.values() for _, shape, _ in fixed.scratch)]))
+
+
+@pytest.mark.parametrize("name", ["nsa", "hsa-mean", "streaming", "moba"])
+def test_memory_follows_the_tokens_and_not_the_longest_document(name: str) -> None:
+    layer = sparsec.compile(small(name), "interpreter")
+    lengths = [*[40] * 60, 6000]
+    shapes = {n: [sum(lengths), *(4 if str(d) == "H" else 2 if str(d) == "HKV" else 16 for d in spec.shape[2:])]
+              for n, spec in layer.variant.inputs.items()}  # fmt: skip
+    tensors = [torch.empty(shape) for shape in shapes.values()]
+    ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    documents = layer.packed.documents(tensors, Given(ends, None, None, None, None))
+    packed = layer.packed.ready(layer.packed.views(tensors), documents, layer.names)
+    dense = layer.ready([x[None] for x in tensors], None, layer.names)
+    assert _held(packed) < 1.5 * _held(dense)

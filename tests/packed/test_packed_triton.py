@@ -13,7 +13,7 @@ import pytest
 from sparsec.backends.triton.compile import CompileError, compile_all
 from sparsec.frontends.preset import preset
 from sparsec.lower.registry import default, lower_kernel
-from sparsec.lower.segments import packed
+from sparsec.lower.segments import packed, schedule
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.target import GPUS
 from sparsec.testing.ahead import job
@@ -30,7 +30,9 @@ def test_both_halves_compile_for_hopper(name: str, tmp_path: Path) -> None:
     halves = layer.packed.halves(joint).split
     jobs = []
     for kernel in (*halves.forward.kernels, *halves.backward.kernels):
-        lowered = packed(kernel, lower_kernel(kernel.spec, default(kernel.spec, "triton:sm_90")))[1]
+        lowered = packed(
+            kernel, lower_kernel(kernel.spec, schedule(kernel.spec, default(kernel.spec, "triton:sm_90")))
+        )[1]
         jobs += [job(step.program, step.schedule, "sm_90") for step in lowered.steps]
     for made in compile_all(jobs, tmp_path, timeout=400):
         assert not isinstance(made, CompileError), made
