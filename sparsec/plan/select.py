@@ -109,7 +109,7 @@ def own_first(selection: Node, tokens: Expr) -> bool:
 def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     chain, sizes = follow(planner, topk), planner.sizes
     q, keys = chain.score.src[:2]
-    held = hold(planner, keys, exact=chain.score["rounding"] == "none") if keys.kind == "memory" else None
+    held = hold(planner, keys, exact=chain.score.word("rounding") == "none") if keys.kind == "memory" else None
     key_buffer = held.k if held else planner.input(keys)
     b, tq, heads, slots = topk.shape
     indices = planner.temporary(topk, "indices", (b, tq, heads, slots), "int32")

@@ -84,7 +84,7 @@ class Compiled(Decoding):
 
     def __call__(
         self, q_offset: Any = None, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-        max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, **inputs: Tensor,
+        max_seqlen_q: Any = None, max_seqlen_k: Any = None, **inputs: Tensor,
     ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
         """Run forward on tensors by input name; one output, or a tuple where the variant returns several.
 
@@ -240,7 +240,7 @@ class Compiled(Decoding):
         return tune(self, inputs, **options)
 
     def schedule(self, kernel: Kernel, dims: Mapping[str, int]) -> Schedule:
-        """The schedule of a kernel: set by hand, else the best record, else the default; deterministic where torch is."""
+        """The schedule of a kernel: set by hand, else the best record, else the default; deterministic if torch is."""
         from sparsec.lower.registry import default
 
         found = self.schedules.get(kernel.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from sparsec.runtime.inputs import inputs
 from sparsec.testing.chain import links
 from sparsec.testing.trained import wrong_on
 
-SIZES = {"B": 1, "TQ": 131, "TK": 131, "H": 4, "HKV": 2, "D": 32, "DV": 32}
+SIZES: dict[str, Any] = {"B": 1, "TQ": 131, "TK": 131, "H": 4, "HKV": 2, "D": 32, "DV": 32}
 
 
 def nsa(rounding: str) -> Variant:

@@ -39,7 +39,7 @@ def placed(q_offset: object) -> Callable[[], object]:
         given = sparsec.inputs(variant, T=5, H=2, HKV=1, D=16, DV=16)
         with pytest.raises(InputError, match="q_offset"):
             oracle(variant, given, q_offset=q_offset)  # type: ignore[call-overload]
-        return compile(variant, "interpreter")(q_offset, **given)  # type: ignore[arg-type]
+        return compile(variant, "interpreter")(q_offset, **given)
 
     return run
 
