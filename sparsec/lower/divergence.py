@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsec.lower import index_rows, softmax
+from sparsec.lower import dense_walk, index_rows, softmax
+from sparsec.lower.dense_walk import Keys
 from sparsec.lower.index_rows import Index
-from sparsec.lower.scalars import add, both, most, mul, sub
+from sparsec.lower.scalars import add, most, mul, sub
 from sparsec.plan.index_specs import Divergence
 from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
@@ -25,6 +26,22 @@ class Columns:
     keys: Axis
     listed: Node
     indices: Tensor
+    mass: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What it reads beside queries and keys."""
+        return [self.indices, *([self.mass] if self.mass is not None else [])]
+
+    @property
+    def span(self) -> tuple[Node | int, Node | int]:
+        """The first and the past-last tile."""
+        return 0, self.tiles
+
+    def masses(self, n: Node) -> Node:
+        """The attention of a tile's columns; -1 for columns that are not there."""
+        assert self.mass is not None
+        return self.read(self.mass, n, -1.0)
 
     @property
     def width(self) -> int:
@@ -54,14 +71,15 @@ class Columns:
         return tile.load(tensor, *self.place(n), bounds={3: self.width}, other=other)
 
 
-def begin(builder: tile.Builder, spec: Selector, columns: int, schedule: Schedule) -> Columns:
+def begin(builder: tile.Builder, spec: Selector, columns: int, schedule: Schedule, mass: str | None = None) -> Columns:
     """One (token, list, batch) per grid point."""
     index_rows.check(schedule)
     keys = builder.axis("n", schedule.block)
     listed = tile.program_id(1)
     own = index_rows.index(builder, spec, schedule, tile.program_id(2), tile.program_id(0), listed)
     lists: tuple[str | int, ...] = ("B", "TQ", index_rows.lists(spec), spec.slots)
-    return Columns(own, columns, keys, listed, Tensor(spec.indices, "int32", lists))
+    held = None if mass is None else index_rows.listed(spec, columns, mass)
+    return Columns(own, columns, keys, listed, Tensor(spec.indices, "int32", lists), held)
 
 
 def finish(builder: tile.Builder, name: str, spec: Selector, tensors: Sequence[Tensor]) -> Program:
@@ -77,23 +95,29 @@ def row(spec: Selector, name: str) -> Tensor:
 
 
 def lower(spec: Divergence, schedule: Schedule) -> Program:
-    """Masses ``[B,TQ,HS,columns]`` -> loss, sum of the masses, log-sum-exp of the scores, all ``[B,TQ,HS]`` fp32."""
+    """Loss, sum of the masses and log-sum-exp of the scores, all ``[B,TQ,HS]`` fp32."""
     with tile.Builder() as builder:
-        c = begin(builder, spec.index, spec.columns, schedule)
-        mass = index_rows.listed(spec.index, spec.columns, spec.mass)
-        total, lse = _sums(c, mass)
-        loss = mul(_distance(c, mass, total, lse), spec.coefficient)
+        c = columns(builder, spec, schedule)
+        total, lse = _sums(c)
+        loss = mul(_distance(c, total, lse), spec.coefficient)
         outs = [row(spec.index, name) for name in (spec.loss, spec.total, spec.lse)]
         for target, value in zip(outs, (loss, total, lse), strict=True):
             tile.store(target, c.own.batch, c.own.token, c.listed, value=value)
-        return finish(builder, spec.name, spec.index, [*index_rows.tensors(spec.index), c.indices, mass, *outs])
+        return finish(builder, spec.name, spec.index, [*index_rows.tensors(spec.index), *c.tensors, *outs])
 
 
-def _sums(c: Columns, mass: Tensor) -> tuple[Node, Node]:
+def columns(builder: tile.Builder, spec: Divergence, schedule: Schedule) -> Columns | Keys:
+    """What a loss compares: the columns of a list, or all keys."""
+    if spec.dense is None:
+        return begin(builder, spec.index, spec.columns, schedule, spec.mass)
+    return dense_walk.keys(builder, spec.dense, spec.index, schedule)
+
+
+def _sums(c: Columns | Keys) -> tuple[Node, Node]:
     """The sum of the masses, and the log-sum-exp of the scores of what exists (0 where nothing does)."""
 
     def visit(n: Node, total: Node, top: Node, power: Node) -> Sequence[Node]:
-        found = c.read(mass, n, -1.0)
+        found = c.masses(n)
         scores = tile.apply(Fn.WHERE, tile.apply(Fn.LE, 0.0, found), c.own.scores(c.key(n)), softmax.HIDDEN)
         high = most(top, tile.reduce("max", scores, c.keys))
         more = tile.reduce("sum", tile.apply(Fn.EXP, sub(scores, high)), c.keys)
@@ -101,29 +125,40 @@ def _sums(c: Columns, mass: Tensor) -> tuple[Node, Node]:
         return [add(total, tile.reduce("sum", most(found, 0.0), c.keys)), high, add(kept, more)]
 
     inits = [tile.const(0.0), tile.const(softmax.HIDDEN), tile.const(0.0)]
-    total, top, power = tile.loop(0, c.tiles, 1, inits, visit, c.own.schedule.stages)
+    total, top, power = tile.loop(*c.span, 1, inits, visit, c.own.schedule.stages)
     empty = tile.apply(Fn.LE, top, softmax.NOTHING)
     found = add(top, tile.apply(Fn.LOG, power))
     return total, tile.apply(Fn.WHERE, empty, 0.0, found)
 
 
-def _distance(c: Columns, mass: Tensor, total: Node, lse: Node) -> Node:
+def _distance(c: Columns | Keys, total: Node, lse: Node) -> Node:
     """The sum of p * (ln p - score + lse)."""
     whole = tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0.0, total), total, 1.0)
 
     def visit(n: Node, sum_: Node) -> Sequence[Node]:
-        p = tile.apply(Fn.DIV, most(c.read(mass, n, -1.0), 0.0), whole)  # a lone column has exactly 1
+        p = tile.apply(Fn.DIV, most(c.masses(n), 0.0), whole)  # a lone column has exactly 1
         there = tile.apply(Fn.LT, 0.0, p)
         gap = sub(tile.apply(Fn.LOG, tile.apply(Fn.WHERE, there, p, 1.0)), sub(c.own.scores(c.key(n)), lse))
         return [add(sum_, tile.reduce("sum", tile.apply(Fn.WHERE, there, mul(p, gap), 0.0), c.keys))]
 
-    (found,) = tile.loop(0, c.tiles, 1, [tile.const(0.0)], visit, c.own.schedule.stages)
+    (found,) = tile.loop(*c.span, 1, [tile.const(0.0)], visit, c.own.schedule.stages)
     return found
 
 
-def exists(c: Columns, mass: Tensor, n: Node) -> Node:
-    """Which columns of a tile there are."""
-    return both(tile.apply(Fn.LE, 0.0, c.read(mass, n, -1.0)), tile.apply(Fn.LT, c.place(n)[3], c.width))
+class Slope:
+    """The gradients of the scores that a loss compares, for one list of one token."""
+
+    def __init__(self, spec: Divergence, c: Columns | Keys, rows: Sequence[Tensor]) -> None:
+        at = (c.own.batch, c.own.token, c.listed)
+        total, self.lse, grad = (tile.load(x, *at) for x in rows)
+        some = tile.apply(Fn.LT, 0.0, total)
+        self.whole = tile.apply(Fn.WHERE, some, total, 1.0)
+        self.factor = tile.apply(Fn.WHERE, some, mul(grad, spec.coefficient), 0.0)
+
+    def of(self, mass: Node, scores: Node) -> Node:
+        """grad * coefficient * (softmax(score) - p); 0 where there is no column."""
+        gap = sub(tile.apply(Fn.EXP, sub(scores, self.lse)), tile.apply(Fn.DIV, mass, self.whole))
+        return tile.apply(Fn.WHERE, tile.apply(Fn.LE, 0.0, mass), mul(gap, self.factor), 0.0)
 
 
 def default(spec: Divergence, target: str) -> Schedule:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sparsec.lower import divergence, index_rows
+from sparsec.lower.dense_walk import Keys
 from sparsec.lower.divergence import Columns
-from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scalars import add, mul
 from sparsec.plan.index_specs import IndexGradQ
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -17,44 +19,48 @@ from sparsec.tile.schedule import Schedule
 def lower(spec: IndexGradQ, schedule: Schedule) -> Program:
     """Gradients of scores ``[B,TQ,HS,columns]``, given or made from a loss -> grad_q ``[B,TQ,H,D]`` and of weights."""
     with tile.Builder() as builder:
-        c = divergence.begin(builder, spec.index, spec.columns, schedule)
-        grads = index_rows.listed(spec.index, spec.columns, spec.scores_grad)
+        c = _columns(builder, spec, schedule)
+        grads = None
+        if spec.scores_grad is not None:
+            grads = index_rows.listed(spec.index, spec.columns, spec.scores_grad)
         pull = _Pull(spec, c, grads)
 
         def visit(n: Node, *sums: Node) -> Sequence[Node]:
             return _step(pull, n, sums)
 
-        sums = list(tile.loop(0, c.tiles, 1, _start(pull), visit, schedule.stages))
-        tensors = [*index_rows.tensors(spec.index), c.indices, *pull.read, grads, *_write(pull, sums)]
+        sums = list(tile.loop(*c.span, 1, _start(pull), visit, schedule.stages))
+        written = [*([grads] if grads is not None else []), *_write(pull, sums)]
+        tensors = [*index_rows.tensors(spec.index), *c.tensors, *pull.read, *written]
         return divergence.finish(builder, spec.name, spec.index, tensors)
+
+
+def _columns(builder: tile.Builder, spec: IndexGradQ, schedule: Schedule) -> Columns | Keys:
+    if spec.loss is not None:
+        return divergence.columns(builder, spec.loss, schedule)
+    return divergence.begin(builder, spec.index, spec.columns, schedule)
 
 
 class _Pull:
     """What a program reads beside the list: the loss whose gradient is asked for."""
 
-    def __init__(self, spec: IndexGradQ, c: Columns, grads: Tensor) -> None:
+    def __init__(self, spec: IndexGradQ, c: Columns | Keys, grads: Tensor | None) -> None:
         self.spec, self.c, self.grads = spec, c, grads
         self.read: list[Tensor] = []
         if spec.loss is None:
             return
         assert spec.grad is not None
-        own, at = spec.index, (c.own.batch, c.own.token, c.listed)
-        self.mass = index_rows.listed(own, spec.columns, spec.loss.mass)
-        rows = [divergence.row(own, name) for name in (spec.loss.total, spec.loss.lse, spec.grad)]
-        total, self.lse, grad = (tile.load(x, *at) for x in rows)
-        some = tile.apply(Fn.LT, 0.0, total)
-        self.whole = tile.apply(Fn.WHERE, some, total, 1.0)
-        self.factor = tile.apply(Fn.WHERE, some, mul(grad, spec.loss.coefficient), 0.0)
-        self.read = [self.mass, *rows]
+        rows = [divergence.row(spec.index, name) for name in (spec.loss.total, spec.loss.lse, spec.grad)]
+        self.slope, self.read = divergence.Slope(spec.loss, c, rows), rows
 
     def of_scores(self, n: Node, scores: Node) -> Node:
         """The gradients of a tile's scores, made and stored, or read."""
         if self.spec.loss is None:
+            assert self.grads is not None and isinstance(self.c, Columns)
             return self.c.read(self.grads, n)
-        mass = self.c.read(self.mass, n, -1.0)
-        gap = sub(tile.apply(Fn.EXP, sub(scores, self.lse)), tile.apply(Fn.DIV, mass, self.whole))
-        found = tile.apply(Fn.WHERE, tile.apply(Fn.LE, 0.0, mass), mul(gap, self.factor), 0.0)
-        tile.store(self.grads, *self.c.place(n), value=found, bounds={3: self.c.width})
+        found = self.slope.of(self.c.masses(n), scores)
+        if self.grads is not None:
+            assert isinstance(self.c, Columns)
+            tile.store(self.grads, *self.c.place(n), value=found, bounds={3: self.c.width})
         return found
 
 
@@ -111,5 +117,6 @@ def _write(pull: _Pull, sums: list[Node]) -> list[Tensor]:
 
 
 def default(spec: IndexGradQ, target: str) -> Schedule:
-    """As the loss."""
-    return divergence.walk(spec.index, target)
+    """As the loss; twice the warps where the attention of all keys is computed again."""
+    found = divergence.walk(spec.index, target)
+    return replace(found, warps=8) if spec.loss is not None and spec.loss.dense is not None else found

@@ -67,10 +67,25 @@ class Index:
         return found if self.rows is None else tile.reduce("sum", found, self.rows)
 
 
-def index(builder: tile.Builder, spec: Selector, schedule: Schedule, batch: Node, token: Node, listed: Node) -> Index:
-    """The index queries of list ``listed`` of a token."""
-    share, dims = sharing(spec), spans(builder, "d", spec.dim, schedule)
-    rows = _rows(builder, share, schedule)
+def index(
+    builder: tile.Builder,
+    spec: Selector,
+    schedule: Schedule,
+    batch: Node,
+    token: Node,
+    listed: Node,
+    names: tuple[str, str] = ("m", "d"),
+) -> Index:
+    """The index queries of list ``listed`` of a token; ``names`` are those of the axes of heads and columns."""
+    rows = _rows(builder, names[0], sharing(spec), schedule)
+    return filled(spec, schedule, rows, spans(builder, names[1], spec.dim, schedule), batch, token, listed)
+
+
+def filled(
+    spec: Selector, schedule: Schedule, rows: Axis | None, dims: list[Span], batch: Node, token: Node, listed: Node
+) -> Index:
+    """The same along axes that there are."""
+    share = sharing(spec)
     first = mul(listed, share)
     head = first if rows is None else add(first, tile.iota(rows))
     bounds: dict[int, tile.Value] = {} if rows is None or rows.size == share else {2: add(first, share)}
@@ -84,11 +99,11 @@ def index(builder: tile.Builder, spec: Selector, schedule: Schedule, batch: Node
     return Index(spec, schedule, rows, dims, batch, token, head, key_head, queries, weight, keys, bounds)
 
 
-def _rows(builder: tile.Builder, share: int, schedule: Schedule) -> Axis | None:
+def _rows(builder: tile.Builder, name: str, share: int, schedule: Schedule) -> Axis | None:
     if share == 1:
         return None
     padded = max(16, 1 << (share - 1).bit_length()) if schedule.split_dims else share
-    return builder.axis("m", padded)
+    return builder.axis(name, padded)
 
 
 def tensors(spec: Selector) -> list[Tensor]:

@@ -143,7 +143,7 @@ def _each_key(s: Sum) -> None:
 
     def visit(n: Node) -> Sequence[Node]:
         key, shown, column = _listed(s, n)
-        total, seen = _over_units(s, key, shown)
+        total, seen = over_units(s, key, shown)
         if s.spec.kind == "mass":
             total = tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0, seen), total, -1.0)
         place = (s.f.batch, s.f.rows.token, s.listed, column)
@@ -164,7 +164,7 @@ def _each_unit(s: Sum) -> None:
         def part(n: Node, total: Node, seen: Node) -> Sequence[Node]:
             local = add(mul(n, block), tile.iota(s.f.keys))
             shown = both(tile.apply(Fn.LT, local, forward.chunk), tile.apply(Fn.LE, 0, chunk))
-            found, there = _over_units(s, add(mul(most(chunk, 0), forward.chunk), local), shown)
+            found, there = over_units(s, add(mul(most(chunk, 0), forward.chunk), local), shown)
             return [add(total, tile.reduce("sum", found, s.f.keys)), most(seen, tile.reduce("max", there, s.f.keys))]
 
         parts = -(-forward.chunk // block)
@@ -177,13 +177,13 @@ def _each_unit(s: Sum) -> None:
     tile.loop(0, forward.slots, 1, [], unit)
 
 
-def _over_units(s: Sum, key: Node, shown: Node) -> tuple[Node, Node]:
+def over_units(s: Sum, key: Node, shown: Node) -> tuple[Node, Node]:
     """The sum over all heads of the list ``[n]``, and 1 where a head sees the key."""
     if s.units == 1:
         return _unit(s, s.f, key, shown)
 
     def visit(n: Node, total: Node, seen: Node) -> Sequence[Node]:
-        found, there = _unit(s, _frame(s, n), key, shown)
+        found, there = _unit(s, frame(s, n), key, shown)
         return [add(total, found), most(seen, there)]
 
     inits = [tile.full(0.0, s.f.keys), tile.full(0, s.f.keys, dtype="int32")]
@@ -191,12 +191,13 @@ def _over_units(s: Sum, key: Node, shown: Node) -> tuple[Node, Node]:
     return total, seen
 
 
-def _frame(s: Sum, unit: Node) -> Frame:
+def frame(s: Sum, unit: Node) -> Frame:
     """The frame of another group of heads."""
     f, forward = s.f, s.spec.forward
     at = chunks.unit(forward, unit)
     share = chunks.sharing(forward)
-    rows = one_token(f.rows.axis, f.rows.token, at.head, _limit(f.schedule, at.head, share))
+    limit = add(at.head, share) if share % f.rows.axis.size else None
+    rows = one_token(f.rows.axis, f.rows.token, at.head, limit)
     queries = [tile.load(s.tensors[forward.q], *rows.place(f.batch, d.index()), bounds=rows.bounds) for d in f.dims]
     return replace(f, rows=rows, key_head=at.key_head, queries=queries, env={**f.env, "h": rows.head})
 
@@ -226,6 +227,11 @@ def _pairs(s: Sum, f: Frame, key: Node, shown: Node) -> tuple[Node, Node | None,
     grad = s.tensors[s.spec.grad]
     read = [tile.cast(tile.load(grad, *place, e.index(), bounds=dict(bounds)), f.spec.dtype) for e in f.values]
     return p, dot_over(f.values, read, chunks.value_reader(f, key), f.schedule.precision), scores
+
+
+def row_tile(forward: GatheredAttention, schedule: Schedule) -> int:
+    """Rows that hold the heads that share a list."""
+    return _rows(forward) if schedule.split_dims else chunks.sharing(forward)
 
 
 def _rows(forward: GatheredAttention) -> int:

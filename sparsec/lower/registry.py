@@ -10,6 +10,7 @@ from sparsec.lower import (
     block_list,
     combine,
     combine_grad,
+    dense_grad_keys,
     divergence,
     gathered_class,
     gathered_grad_class,
@@ -48,7 +49,7 @@ from sparsec.plan.grad_specs import (
     TiledGradQ,
     Total,
 )
-from sparsec.plan.index_specs import Divergence, IndexGradKeys, IndexGradQ, ListSum
+from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.running_specs import Prefix, PrefixGrad
 from sparsec.plan.set_specs import Members, SetSelector
 from sparsec.plan.specs import (
@@ -102,6 +103,7 @@ CLASSES: dict[type, ScheduleClass] = {
     ListSum: ScheduleClass(list_sum.lower, list_sum.default, list_sum.space),
     Divergence: ScheduleClass(_single(divergence.lower), divergence.default, divergence.space),
     IndexGradQ: ScheduleClass(_single(index_grad_q.lower), index_grad_q.default, divergence.space),
+    DenseGradKeys: ScheduleClass(dense_grad_keys.lower, dense_grad_keys.default, dense_grad_keys.space),
     IndexGradKeys: ScheduleClass(index_grad_keys.lower, index_grad_keys.default, index_grad_keys.space),
     Prefix: ScheduleClass(running.lower, running.default, running.space),
     PrefixGrad: ScheduleClass(running.lower_grad, running.default, running.space),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sparsec.plan.index_specs import Divergence, IndexGradKeys, IndexGradQ, ListSum
+from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.running_specs import Prefix, PrefixGrad
 from sparsec.plan.set_specs import Members, SetSelector
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
@@ -257,6 +257,7 @@ GradSpec = (
     | SelectorGradKeys
     | IndexGradQ
     | IndexGradKeys
+    | DenseGradKeys
     | CombineGrad
     | Total
 )

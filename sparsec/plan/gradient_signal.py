@@ -6,16 +6,19 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.scores import unit_size
 from sparsec.plan.adjoint import pull
-from sparsec.plan.index_specs import Divergence, IndexGradKeys, IndexGradQ, ListSum
+from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
-from sparsec.plan.signal import index_reads, reads, scorer, signal
+from sparsec.plan.signal import dense_reads, index_reads, reads, scorer, signal
 from sparsec.plan.specs import GatheredAttention
 
 
 def index_gradient(planner: Planner, vjp: Node, below: Node, covers: list[Node], dtype: str, source: Source) -> None:
     """Plan the gradient of a score's queries, keys or head weights; ``below`` is the adjoint that it comes from."""
     primal, scores = below.src[0], below.src[0].src[0]
+    if primal.op is Op.AUX and len(primal.positional) == 1:
+        dense_gradient(planner, vjp, below, covers, dtype, source)
+        return
     chosen = primal.src[1] if primal.op is Op.AUX else primal
     if primal.op is Op.AUX:
         signal(planner, primal)
@@ -33,6 +36,7 @@ def index_gradient(planner: Planner, vjp: Node, below: Node, covers: list[Node],
             loss = planner.specs[primal]
             assert isinstance(loss, Divergence)
             grad = source(below.positional[1], "float32")
+            assert loss.mass is not None
             more, written = [loss.mass, loss.total, loss.lse, grad], [scores_grad]
         else:
             scores_grad, loss, grad = source(below.positional[1], "float32"), None, None
@@ -51,6 +55,26 @@ def index_gradient(planner: Planner, vjp: Node, below: Node, covers: list[Node],
         grads = planner.score_grads[below]
         keys = IndexGradKeys(f"grad_{out}", index, columns, grads, out, out_dtype)
         planner.follow(chosen, keys, [*index_reads(index), grads], [out], [vjp])
+
+
+def dense_gradient(planner: Planner, vjp: Node, below: Node, covers: list[Node], dtype: str, source: Source) -> None:
+    """The same for a loss over all keys: what it compares is computed again."""
+    primal = below.src[0]
+    signal(planner, primal)
+    loss = planner.specs[primal]
+    assert isinstance(loss, Divergence)
+    grad, out_dtype = source(below.positional[1], "float32"), planner.precision(vjp, dtype)
+    read = [*dense_reads(loss), loss.total, loss.lse, grad]
+    if vjp["of"] == "keys":
+        out = planner.temporary(vjp, "tensor", vjp.shape, out_dtype)
+        keys = DenseGradKeys(f"grad_{out}", loss.index, loss, grad, out, out_dtype)
+        planner.follow(primal, keys, read, [out], [*covers, below, vjp])
+        return
+    asked = {str(v["of"]): v for v in planner.vjps if v.src[0] is vjp.src[0] and v["of"] != "keys"}
+    outs = {of: planner.temporary(v, "tensor", v.shape, out_dtype) for of, v in asked.items()}
+    name = f"grad_{'_'.join(outs.values())}"
+    spec = IndexGradQ(name, loss.index, 1, None, loss, grad, outs.get("q"), outs.get("head_weights"), out_dtype)
+    planner.follow(primal, spec, read, list(outs.values()), [*covers, below, *asked.values()])
 
 
 def list_gradient(planner: Planner, vjp: Node, source: Source) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, item, sizes
-from sparsec.plan.index_specs import Divergence, IndexGradKeys, IndexGradQ, ListSum
+from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
+from sparsec.plan.reach import keys_seen
 from sparsec.plan.specs import Selector
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.functions import minimum
@@ -37,13 +38,28 @@ def _rows(index: Selector) -> Expr:
     return H if index.head_weights is not None else H / HKV if index.group else constant(1)
 
 
+def _dense(loss: Divergence, walks: int) -> Cost:
+    """Attention and scores of all pairs, so many times."""
+    f, index = loss.dense, loss.index
+    assert f is not None
+    known = {"H": f.heads, "HKV": f.kv_heads, "D": f.head_dim, "DV": f.value_dim}
+    rows = f.heads * f.head_dim + index.heads * index.dim
+    moved = item(f.dtype) * B * (TQ * rows + TK * (f.kv_heads * f.head_dim + index.kv_heads * index.dim))
+    pairs = B * keys_seen(f.where, TK)
+    return Cost(2 * walks * pairs * rows, moved, pairs * f.heads, known)
+
+
 def _divergence(spec: Divergence) -> Cost:
     """The scores, twice."""
+    if spec.dense is not None:
+        return _dense(spec, 2)
     columns, moved, known = _walked(spec.index, spec.columns)
     return Cost(4 * columns * _rows(spec.index) * D, moved + 4 * columns, sizes=known)
 
 
 def _grad_q(spec: IndexGradQ) -> Cost:
+    if spec.loss is not None and spec.loss.dense is not None:
+        return _dense(spec.loss, 2)
     columns, moved, known = _walked(spec.index, spec.columns)
     written = B * TQ * H * D * item(spec.out_dtype) if spec.grad_q else ZERO
     return Cost(4 * columns * _rows(spec.index) * D, moved + written + 8 * columns, sizes=known)
@@ -60,4 +76,5 @@ INDEX_COSTS: dict[type, Callable[..., Cost]] = {
     Divergence: _divergence,
     IndexGradQ: _grad_q,
     IndexGradKeys: _grad_keys,
+    DenseGradKeys: lambda spec: _dense(spec.loss, 2),
 }

@@ -37,23 +37,26 @@ class ListSum:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """loss ``[B,TQ,HS]`` fp32 = coefficient * sum of p * (ln p - ln softmax(score)) over a list's columns.
+    """loss ``[B,TQ,HS]`` fp32 = coefficient * sum of p * (ln p - ln softmax(score)) over the columns of a list, or all.
 
     p is the mass over its sum; columns of mass -1 do not exist, and without any mass the loss is 0.
 
     Attributes:
         index: how columns are scored; its choice, softmax and pool have no part in it.
+        mass: None for all keys that ``dense`` sees: nothing of size T x T exists, masses are computed where needed.
+        dense: the attention of all keys, whose lists have no part in it.
         total: the sum of the masses, ``[B,TQ,HS]`` fp32; ``lse``: the scores' log-sum-exp. Both for the gradient.
     """
 
     name: str
     index: Selector
     columns: int
-    mass: str
+    mass: str | None
     loss: str
     total: str
     lse: str
     coefficient: float
+    dense: GatheredAttention | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ class IndexGradQ:
     """From the gradients of the scores of columns to those of the queries that scored them, and of their weights.
 
     Attributes:
-        scores_grad: fp32 ``[B,TQ,HS,slots * columns]``: written where there is a ``loss``, as grad * coefficient *
-            (softmax(score) - p) and 0 for columns that do not exist; else read.
+        scores_grad: fp32 ``[B,TQ,HS,slots * columns]``, None for a dense loss. Written where there is a ``loss``, as
+            grad * coefficient * (softmax(score) - p) and 0 for columns that do not exist; else read.
         loss, grad: the divergence and the gradient of its result ``[B,TQ,HS]`` fp32; None for given ``scores_grad``.
         grad_q: ``[B,TQ,H,D]``; ``grad_weights``: ``[B,TQ,H]`` of an indexer; None where not asked for.
     """
@@ -70,7 +73,7 @@ class IndexGradQ:
     name: str
     index: Selector
     columns: int
-    scores_grad: str
+    scores_grad: str | None
     loss: Divergence | None
     grad: str | None
     grad_q: str | None
@@ -89,5 +92,23 @@ class IndexGradKeys:
     index: Selector
     columns: int
     scores_grad: str
+    grad_keys: str
+    out_dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class DenseGradKeys:
+    """grad_keys ``[B,N,HKV,D]`` of a dense loss: a program per tile of keys and share of the queries walks them.
+
+    The shares' sums are kept apart and added up by a second program; no two programs add to one place.
+
+    Attributes:
+        grad: of the loss, ``[B,TQ,HS]`` fp32.
+    """
+
+    name: str
+    index: Selector
+    loss: Divergence
+    grad: str
     grad_keys: str
     out_dtype: str

@@ -45,6 +45,7 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
     "moba": ("moba", {"block": CHUNK, "k": 3}),
     "dsa": ("dsa", {"k": 11}),
     "dsa-kl": ("dsa", {"k": 11, "training": "kl"}),
+    "dsa-warm": ("dsa", {"training": "warm_up"}),
     "minimax": ("minimax", {"block": CHUNK, "k": 3}),
     "minimax-kl": ("minimax", {"block": 32, "k": 2, "training": "kl"}),
     "evermind": ("evermind", {"document": 8, "pool": 4, "k": 2}),
