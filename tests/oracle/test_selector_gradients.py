@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from sparsec.passes.differentiate import differentiate
 from sparsec.runtime.inputs import inputs
 
 INDEX = ("q_index", "k_index", "w_index")
-SIZES = {"B": 2, "TQ": 9, "TK": 9, "H": 4, "HKV": 2, "D": 8, "DV": 8, "HI": 3, "DI": 4}
+SIZES: dict[str, Any] = {"B": 2, "TQ": 9, "TK": 9, "H": 4, "HKV": 2, "D": 8, "DV": 8, "HI": 3, "DI": 4}
 
 
 def drawn(variant: Variant) -> dict[str, Tensor]:
@@ -28,13 +30,17 @@ def scores(x: dict[str, Tensor]) -> Tensor:
     """The indexer of DSA with its constants, future tokens at -inf ``[B,TQ,TK]``."""
     dots = torch.einsum("bthd,bsd->bths", x["q_index"], x["k_index"][:, :, 0]).relu()
     found = torch.einsum("bths,bth->bts", dots, x["w_index"]) / (SIZES["DI"] * SIZES["HI"]) ** 0.5
-    return found.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)
+    found = found.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def attention(x: dict[str, Tensor], seen: Tensor) -> Tensor:
     """Softmax attention over what is seen ``[B,TQ,H,TK]``."""
     logits = torch.einsum("bthd,bshd->bths", x["q"], x["k"].repeat_interleave(2, 2)) / SIZES["D"] ** 0.5
-    return logits.masked_fill(~seen[:, :, None], -torch.inf).softmax(-1)
+    shares = logits.masked_fill(~seen[:, :, None], -torch.inf).softmax(-1)
+    assert isinstance(shares, Tensor)
+    return shares
 
 
 def best(score: Tensor) -> Tensor:
@@ -73,7 +79,9 @@ def test_the_loss_is_the_divergence_from_summed_attention(training: str, form: F
 def test_none_passes_exactly_nothing(form: FormName) -> None:
     variant = preset("dsa", k=4)
     x = drawn(variant)
-    found = torch.autograd.grad(oracle(variant, x, form=form).sum(), [x[name] for name in INDEX], allow_unused=True)
+    o = oracle(variant, x, form=form)
+    assert isinstance(o, Tensor)
+    found = torch.autograd.grad(o.sum(), [x[name] for name in INDEX], allow_unused=True)
     assert all(grad is None or not grad.any() for grad in found)
     assert all(differentiate(variant).gradients[name] is None for name in INDEX)
 
