@@ -57,8 +57,10 @@ def rank_score(key):
 def behind(keys, AXIS: tl.constexpr):
     """Twice as many ascending keys along the last axis: as many empty ones first."""
     both = tl.join(tl.full(keys.shape, -9223372036854775808, tl.int64), keys)
-    order: tl.constexpr = (1, 0) if AXIS == 0 else (0, 2, 1)
-    return tl.reshape(tl.permute(both, order), keys.shape[:AXIS] + [2 * keys.shape[AXIS]])
+    if AXIS == 0:
+        return tl.reshape(tl.permute(both, (1, 0)), [2 * keys.shape[0]])
+    else:
+        return tl.reshape(tl.permute(both, (0, 2, 1)), keys.shape[:AXIS] + [2 * keys.shape[AXIS]])
 ''',
     "top_few": '''
 @triton.jit
