@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,15 +13,14 @@ from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
 from sparsec.passes.pipeline import run
 from sparsec.passes.stream import stream
-from sparsec.runtime.cache_state import Cache
-from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.compiled import compile
+from sparsec.testing.decoding import Tensors, at, decoded
 from sparsec.testing.variants import EVERY, small
 
 pytestmark = pytest.mark.gpu
 
 LENGTH, STEPS = 167, (90, 1, 1, 1, 7, 30, *[1] * 37)
 SIZES = {"B": 2, "H": 8, "HKV": 2, "D": 64, "DV": 64, "DR": 64}
-Tensors = tuple[torch.Tensor, ...]
 
 
 def has_step(name: str) -> bool:
@@ -40,21 +38,6 @@ DECODED = tuple(name for name in EVERY if has_step(name))
 def draw(variant: Variant, dtype: str, length: int = LENGTH, **more: int) -> dict[str, torch.Tensor]:
     sizes = {n: s for n, s in {**SIZES, **more}.items() if n in dim_names(variant)}
     return sparsec.inputs(variant, dtype=dtype, device="cuda", seed=0, T=length, **sizes)
-
-
-def at(made: Compiled, inputs: dict[str, torch.Tensor], start: int, stop: int) -> dict[str, Any]:
-    spec = made.decoder.spec
-    units = {**dict.fromkeys(spec.fresh, 1), **{k.name: k.unit for k in spec.kept}}
-    return {n: x[:, start // units[n] : stop // units[n]] if n in units else x for n, x in inputs.items()}
-
-
-def decoded(made: Compiled, cache: Cache, inputs: dict[str, torch.Tensor], steps: Sequence[int]) -> Tensors:
-    found, start = [], cache.known_lengths[0]
-    for count in steps:
-        out = made.decode(cache, **at(made, inputs, start, start + count))
-        found.append(out if isinstance(out, tuple) else (out,))
-        start += count
-    return tuple(torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
 
 
 def as_tuple(found: torch.Tensor | Tensors) -> Tensors:
