@@ -229,6 +229,14 @@ def _key(walk: Walk) -> Node:
     return add(add(mul(_chunk(walk), walk.spec.chunk), mul(walk.part, walk.schedule.block)), tile.iota(walk.keys))
 
 
+def own_key(walk: Walk) -> Node:
+    """Which keys of the tile are the chunk's, and before TK."""
+    end = tile.param("TK")
+    if walk.spec.chunk % walk.schedule.block:
+        end = least(mul(add(_chunk(walk), 1), walk.spec.chunk), end)
+    return tile.apply(Fn.LT, _key(walk), end)
+
+
 def _part(walk: Walk, f: Frame, part: Node) -> Scored:
     return chunks.part_scores(f, _chunk(walk), part)
 

@@ -81,9 +81,7 @@ def _add(walk: Walk, f: chunks.Frame, total: Tensor) -> None:
     a = chunk_grad.arrived(f, walk.sources[walk.grad.grad], walk.sources[walk.grad.delta])
     scored = gathered_grad_kv.visible(walk, f)
     slope = chunk_grad.through(f, scored[0], chunk_grad.joint(f, a, scored)[1])
-    if walk.spec.chunk % walk.schedule.block:  # the tile reaches into the next chunk
-        local = add(mul(walk.part, walk.schedule.block), tile.iota(walk.keys))
-        slope = tile.apply(Fn.WHERE, tile.apply(Fn.LT, local, walk.spec.chunk), slope, 0.0)
+    slope = tile.apply(Fn.WHERE, gathered_grad_kv.own_key(walk), slope, 0.0)  # others' may be infinite
     for span in walk.dims:
         k = chunks.read(f, f.spec.k, scored[0], span.index())
         value = tile.dot(tile.cast(slope, k.dtype), k, f.keys, None, walk.schedule.precision)

@@ -83,6 +83,17 @@ def test_storage_rounding(run: Run, dtype: str, bound: float) -> None:
     assert float(found) <= bound
 
 
+def test_keys_past_the_end_give_nothing_to_low_rows(run: Run) -> None:
+    """Logits near -100: a key past TK, whose score is 0, would have an infinite weight."""
+    s, n = attention(4, 1), Sizes(own=1.0)
+    x = draw(s, n, torch.float32)
+    x["q"][..., 0], x["k"][..., 0] = 8.0, -100 * math.sqrt(32) / 8
+    want, out = truth(s, x, n.offset, None), {"dq": torch.full_like(x["q"], math.nan)}
+    given = {name: want[name].float() for name in ("lse", "delta")}
+    run(gathered_grad_class.lower_q(replace(grad_q(s), grad_weights=None), KEY_OUTER), {**x, **given, **out}, n.params)
+    assert float((out["dq"] - want["dq"]).abs().nan_to_num(nan=math.inf).max()) < 0.01
+
+
 def test_mistakes_are_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     s, share = attention(3, 1, slots=6), shares.read
     for name, mistake in (("_clear", lambda *args: None), ("_add", lambda *args: None)):
