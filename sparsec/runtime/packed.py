@@ -12,6 +12,7 @@ from sparsec.plan.packed_plan import packed_plan, packing_of
 from sparsec.plan.packing import TABLE, TOTAL, Layout, layout
 from sparsec.plan.plan import Plan
 from sparsec.runtime import bind
+from sparsec.runtime.deterministic import refused
 from sparsec.runtime.joint import Joint
 from sparsec.runtime.packed_documents import Documents, Face, Given
 from sparsec.runtime.ready import Ready
@@ -77,7 +78,7 @@ class PackedCalls:
         """A call worked out; with the halves of the joint plan where gradients of ``wrt`` are wanted."""
         compiled = self.compiled
         described = [(x.shape, x.stride(), x.dtype, x.device) for x in views]
-        modes = (Records.generation, compiled._route.deterministic())
+        modes = (Records.generation, compiled._route.deterministic() and 1 + refused())
         key = ("packed", documents.count, documents.most, wrt, *modes, *described)
         call = compiled._calls.get(key)
         if call is None or call.schedules != compiled.schedules:
@@ -99,7 +100,8 @@ class PackedCalls:
         """The backward half worked out for what it reads, in the order of its names, and the table."""
         compiled = self.compiled
         described = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
-        key = (id(halves), Records.generation, compiled._route.deterministic(), *dims.values(), *described)
+        modes = (Records.generation, compiled._route.deterministic() and 1 + refused())
+        key = (id(halves), *modes, *dims.values(), *described)
         call = compiled._calls.get(key)
         if call is None or call.schedules != compiled.schedules:
             call = compiled._keep(key, halves.split.backward, dims, (*halves.names, TABLE))

@@ -69,3 +69,19 @@ def test_a_kernel_without_such_a_schedule_says_so(strict: None) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     with pytest.warns(UserWarning, match=kernel.name):
         assert not ordered(kernel.spec, compiled.schedule(kernel, DIMS))
+
+
+def test_a_call_that_was_warned_of_is_refused_afterwards(strict: None) -> None:
+    compiled, case = compile(small("alibi-lse"), "interpreter"), WholeCase("alibi-lse", (9, 9, None))
+
+    def pull() -> None:
+        inputs = {n: x.requires_grad_(x.is_floating_point()) for n, x in case.inputs().items()}
+        out = compiled(None, **inputs)
+        sum(o.sum() for o in (out if isinstance(out, tuple) else (out,))).backward()  # type: ignore[union-attr]
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with pytest.warns(UserWarning, match="atomic additions"):
+        pull()
+    torch.use_deterministic_algorithms(True)
+    with pytest.raises(OrderError):
+        pull()
