@@ -130,11 +130,12 @@ class Face:
         alike = cu_k is cu
         longest_k = given.max_seqlen_q if alike and given.max_seqlen_k is None else given.max_seqlen_k
         found = []
-        for side, ends, number in (("q", cu, given.max_seqlen_q), ("k", cu_k, longest_k)):
+        sides = (("q", cu, given.max_seqlen_q, ("TQ", "TK")), ("k", cu_k, longest_k, ("TK", "TQ")))
+        for side, ends, number, (own, other) in sides:
             name = f"max_seqlen_{side}"
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
                 raise InputError(name, repr(number), "the length of the longest document", "an int, or None")
-            all_rows = rows.get(var("TQ" if side == "q" else "TK"), next(iter(rows.values()), 0) if alike else 0)
+            all_rows = rows.get(var(own), rows.get(var(other), 0) if alike else 0)
             if _readable(ends):
                 label = "cu_seqlens" if side == "q" or alike else "cu_seqlens_k"
                 least = segments.check_values(label, ends, all_rows, (name, number))

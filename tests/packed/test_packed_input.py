@@ -56,6 +56,16 @@ def test_wrong_ends_are_named(layer: Compiled, given: dict[str, Any], sentence: 
         results(layer, **case.packed, **given)
 
 
+def test_inputs_may_be_declared_in_any_order() -> None:
+    """Rows of chunks that come first are taken for no tokens."""
+    text, last = small("hsa").text().replace("TQ", "T").replace("TK", "T"), ", l: [B, (T + 15) // 16, HKV, DR]"
+    assert last in text
+    first = text.replace(last, "").replace("hsa(", f"hsa({last[2:]}, ")
+    layer = sparsec.compile(sparsec.parse(first), "interpreter")
+    case = packed_case(layer.variant, (3, 20), (3, 20))
+    assert largest_difference(results(layer, **case.packed, **case.ends), looped(layer, case)) == 0
+
+
 def test_more_documents_than_a_grid_holds_are_refused_on_gpus() -> None:
     check_count("cu_seqlens", 65536, "cpu")
     with pytest.raises(InputError, match="cu_seqlens: 65536 documents: a GPU's grid has room for 65535"):
