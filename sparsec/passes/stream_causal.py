@@ -19,7 +19,7 @@ from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.polynomial import polynomial
 from sparsec.scalar.prove import at_most
-from sparsec.scalar.walk import depends_on, substitute, variables
+from sparsec.scalar.walk import depends_on, postorder, substitute, variables
 
 LAST = var("i_hi")
 STREAMED = frozenset({
@@ -34,6 +34,7 @@ def check_causal(variant: Variant) -> None:
     growing = lengths(variant).key_names
     for node in variant.nodes:
         _check_lengths(variant, node)
+        _check_captures(variant, node)
         if node.op is Op.AUX:
             raise refusal(variant, node, "is a training signal", "decode the variant without it")
         if node.op not in STREAMED:
@@ -61,6 +62,24 @@ def _check_lengths(variant: Variant, node: Node) -> None:
         if found:
             why = f"reads {', '.join(found)} in its {attr}, which grows from step to step"
             raise refusal(variant, node, why, "write the predicate without the lengths")
+
+
+def _check_captures(variant: Variant, node: Node) -> None:
+    """Captured tensors with a row per token are read at the query's position, the key's or an earlier one."""
+    changing, sources = lengths(variant).names, node.captures
+    reads = [x for _, value in node.attrs if isinstance(value, Expr) for x in postorder(value) if x.head == "element"]
+    for read in reads:
+        for dim, index in zip(sources[str(read.value)].shape, read.args, strict=True):
+            if depends_on(dim, *changing) and not _by_now(index):
+                why = f"reads {read}, which may be a later token's"
+                raise refusal(variant, node, why, "read the row of i or j, or one before it")
+
+
+def _by_now(index: Expr) -> bool:
+    """Whether a row is that of the query, the key or the chunk, or one before it."""
+    while index.head is Fn.FLOORDIV and isinstance(m := index.args[1].value, int) and m > 0:
+        index = index.args[0]
+    return any(_up_to(index, var(known)) for known in ("i", "j", "c"))
 
 
 def _check_attend(variant: Variant, attend: Node) -> None:

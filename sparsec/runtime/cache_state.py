@@ -24,10 +24,12 @@ class Memory:
         tables: block tables, int32 ``[batch, blocks]``.
         tensors, places: pages by the name of what they hold, and how they are laid out.
         known: tokens of each sequence as the host knows them; ``pages`` of the pool by sequence.
+        written: the most tokens that each sequence had, of which those taken back still lie in rings.
     """
 
     known: list[int]
     pages: list[list[int]]
+    written: list[int]
     lengths: Tensor | None = None
     tables: dict[str, Tensor] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -54,7 +56,7 @@ class Cache:
         self.deterministic, self.cold = deterministic, cold
         self.pool = pool or Pool(batch * -(-max_length // page), page)
         self.shared = pool is not None
-        self.memory = Memory([0] * batch, [[] for _ in range(batch)])
+        self.memory = Memory([0] * batch, [[] for _ in range(batch)], [0] * batch)
         self._first = 0
 
     def sequences(self, first: int, count: int = 1) -> Cache:
@@ -160,7 +162,9 @@ class Cache:
 
     def replayed(self, tokens: int) -> None:
         """Tell that every sequence has so many more tokens, as after the replay of a CUDA graph."""
-        self.memory.known[self._own] = [n + tokens for n in self.known_lengths]
+        memory, own = self.memory, self._own
+        memory.known[own] = [n + tokens for n in self.known_lengths]
+        memory.written[own] = map(max, memory.written[own], memory.known[own])
 
     def rewind(self, tokens: int) -> None:
         """Forget the last so many tokens of every sequence, as after a draft that was refused: at most ``step``.
@@ -171,6 +175,10 @@ class Cache:
         if not 0 <= tokens <= min(least, self.step):
             rule = f"sequences have {least} tokens, and rings keep what {self.step} tokens replace"
             raise InputError("cache", f"{tokens} tokens to forget", rule, "rewind fewer")
+        gone = max(w - n for w, n in zip(self.memory.written[self._own], self.known_lengths, strict=True))
+        if gone + tokens > self.step and any(p.ring is not None for p in self.memory.places.values()):
+            rule = f"{gone} were forgotten already, and rings keep what {self.step} tokens replace"
+            raise InputError("cache", f"{tokens} tokens to forget", rule, "rewind fewer, or init_cache(step=…)")
         self.replayed(-tokens)
         lengths = self.lengths
         if lengths is not None:
@@ -179,7 +187,7 @@ class Cache:
     def free(self) -> None:
         """End these sequences: their pages go back to the pool, and they begin anew at length 0."""
         for number in range(self._first, self._first + self.batch):
-            self.memory.known[number] = 0
+            self.memory.known[number] = self.memory.written[number] = 0
             if self.shared:
                 self.pool.give(self.memory.pages[number])
                 self.memory.pages[number] = []

@@ -14,7 +14,7 @@ from sparsec.passes.stream import stream
 from sparsec.plan.plan import Plan
 from sparsec.plan.specs import BlockList
 from sparsec.runtime import bind, decode_check
-from sparsec.runtime.cache_layout import page_size, places
+from sparsec.runtime.cache_layout import Place, page_size, places
 from sparsec.runtime.cache_state import Cache
 from sparsec.runtime.decode_kernels import AppendKernel, DecodeKernel, appends, over_pages
 from sparsec.runtime.decode_space import by_tokens, for_steps
@@ -37,6 +37,7 @@ class Built:
     plan: Plan
     appends: list[AppendKernel]
     kernels: list[DecodeKernel]
+    places: Mapping[str, Place]
 
 
 class Decoder:
@@ -90,6 +91,8 @@ class Decoder:
         count = decode_check.count(self.streamed, given)
         if not any(k.window is not None for k in self.spec.kept) or count <= cache.step:
             return self._pass(cache, given, count, outputs)
+        decode_check.dims(self.streamed, cache, given, count)  # all of it fits before any of it joins the cache
+        cache.reserve(count)
         parts = [self._pass(cache, *part, outputs) for part in decode_check.parts(self.streamed, cache, given, count)]
         return [torch.cat(found, dim=1) for found in zip(*parts, strict=True)]
 
@@ -97,9 +100,11 @@ class Decoder:
         dims, dtype = decode_check.dims(self.streamed, cache, given, count)
         built = self.built(cache, dims, dtype, count)
         first = next(iter(given.values()))
+        bind.check_devices(given, self.step.target.device)
+        decode_check.rows(cache, built.places, first.device)
+        decode_check.lists(self.streamed, given, dims)
         if cache.lengths is None:
             available(self.step.target)
-            bind.check_devices(given, self.step.target.device)
             cache.allocate(places(self.spec, built.plan, dims, cache.page, cache.cold), first.device)
         cache.reserve(count)
         found, launches = self.launches(cache, built, given, dims, count, outputs)
@@ -153,7 +158,7 @@ class Decoder:
             scheduled = list(zip(plan.kernels, schedules, strict=True))
             pairs = partners([(k.spec, s.splits) for k, s in scheduled if s.order == SHARED])
             kernels = [over_pages(k, s, found, lengths, *where, pairs.get(k.name)) for k, s in scheduled]
-            self._built[key] = Built(plan, appends(kept, found, *where), kernels)
+            self._built[key] = Built(plan, appends(kept, found, *where), kernels, found)
             compiled.builds += len(kernels)
         return self._built[key]
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from sparsec.ir.dims import bind as bind_dims
 from sparsec.ir.error import InputError
+from sparsec.ir.op import Op
 from sparsec.ir.suggest import did_you_mean
 from sparsec.passes.stream import Streamed
 from sparsec.runtime import bind
+from sparsec.runtime.cache_layout import Place
 from sparsec.runtime.cache_state import Cache
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -55,6 +58,8 @@ def count(streamed: Streamed, tokens: Mapping[str, Tensor]) -> int:
     """The number of new tokens, the same for every input that has rows per token."""
     named = [*streamed.spec.fresh, *(k.name for k in streamed.spec.kept if k.unit == 1)]
     counts = {n: tokens[n].shape[1] for n in named if tokens[n].dim() > 1}
+    if not counts:
+        raise InputError(named[0], f"shape {tuple(tokens[named[0]].shape)}", "tokens are [B, T, …]", "give it rows")
     first, number = next(iter(counts.items()))
     for name, other in counts.items():
         if other != number:
@@ -86,6 +91,39 @@ def dims(streamed: Streamed, cache: Cache, tokens: Mapping[str, Tensor], new: in
     found |= {streamed.keys: cache.max_length, streamed.queries: new, "q_offset": cache.max_length - new}
     whole = {n: x for n, x in tokens.items() if n in streamed.variant.inputs}
     return found, bind.call_dtype(streamed.variant, _every(streamed, whole))
+
+
+def rows(cache: Cache, wanted: Mapping[str, Place], device: torch.device) -> None:
+    """Tokens are like those that the cache was filled with: the rows' extents, dtype and device."""
+    held, lengths = cache.memory.places, cache.memory.lengths
+    if lengths is None:
+        return
+    if lengths.device != device:
+        there = lengths.device
+        raise InputError("cache", f"tokens on {device}", f"the cache is on {there}", f".to('{there}')")
+    for name, place in wanted.items():
+        if (place.row, place.dtype) != (held[name].row, held[name].dtype):
+            rule = f"the cache has rows of {held[name].dtype} {list(held[name].row)}"
+            raise InputError(name, f"rows of {place.dtype} {list(place.row)}", rule, "init_cache for these tokens")
+
+
+def lists(streamed: Streamed, tokens: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
+    """Given lists name units of a full cache; what a CUDA graph captures was checked by the step before."""
+    import torch
+
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    if not capturing and any(n.op is Op.GIVEN for n in streamed.variant.nodes):
+        bind.check_indices(streamed.variant, tokens, dims)
+
+
+def captured(streamed: Streamed, tokens: Mapping[str, Tensor], new: int) -> None:
+    """A CUDA graph has room for every row of a chunk that some step completes."""
+    for kept in streamed.spec.kept:
+        due = -(-new // kept.unit)
+        have = tokens[kept.name].shape[1] if kept.name in tokens else 0
+        if have < due:
+            rule = f"a graph serves every step, and {new} new tokens may complete {due} chunks of {kept.unit}"
+            raise InputError(kept.name, f"{have} rows", rule, "give rows to every call: a graph ignores the incomplete")
 
 
 def _present(

@@ -31,6 +31,7 @@ class StepGraph:
         self.cache = cache
         given = decode_check.given(decoder.streamed, cache, tokens)
         self.count = decode_check.count(decoder.streamed, given)
+        decode_check.captured(decoder.streamed, given, self.count)
         if any(not x.is_cuda for x in given.values()):
             raise InputError("decode_graph", "tensors on the CPU", "graphs are CUDA's", "call decode")
         constant = decoder.spec.constant

@@ -31,6 +31,7 @@ REFUSED = {
     "straight": "not complete",
     "kl-chunks": "not complete",
     "dsa-kl": "a training signal",
+    "dsa-warm": "a training signal",
     "minimax-kl": "a training signal",
     "evermind": "shares a list",
     "evermind-dot": "shares a list",
