@@ -109,10 +109,10 @@ def _define_backward(library: Library, name: str, owners: Mapping[str, Compiled]
 
 def _fresh(outputs: Sequence[Tensor], inputs: Sequence[Tensor] = ()) -> list[Tensor]:
     """The outputs, copied where one is an input or given twice: an operator returns neither."""
-    seen, found = {id(x) for x in inputs}, []
+    seen, found = {x.data_ptr() for x in inputs}, []
     for x in outputs:
-        found.append(x.clone() if id(x) in seen else x)
-        seen.add(id(x))
+        found.append(x.clone() if x.data_ptr() in seen else x)
+        seen.add(x.data_ptr())
     return found
 
 

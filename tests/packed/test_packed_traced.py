@@ -99,3 +99,13 @@ def test_wrong_ends_are_refused_by_the_operator_too() -> None:
     whole = torch.compile(lambda **given: layer(**given), backend="aot_eager", fullgraph=True)
     with pytest.raises(InputError, match="cu_seqlens: it ends at 4"):
         whole(**case.packed, cu_seqlens=torch.tensor([0, 3, 4], dtype=torch.int32))
+
+
+def test_an_output_returned_twice_is_copied() -> None:
+    """An operator's outputs share no memory."""
+    text = small("full").text()
+    assert "return out\n" in text
+    layer = sparsec.compile(sparsec.parse(text.replace("return out\n", "return out, out\n")), "interpreter")
+    case = packed_case(layer.variant, (2, 3), (2, 3))
+    first, second = layer.packed_operator(list(case.packed.values()), case.ends["cu_seqlens"], None, 3, 3, None, None)
+    assert first.equal(second) and first.data_ptr() != second.data_ptr()
