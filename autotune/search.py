@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
+from sparsec.autotune.interrupt import heard
 from sparsec.autotune.progress import Progress, Show
 from sparsec.autotune.study import Study
 from sparsec.autotune.trial import Built, Comparison, Rejection, Trial, Unfit
@@ -117,13 +118,16 @@ class Search:
         """Search until the budget is spent, every configuration was tried, or Ctrl-C; trials are stored as they end."""
         stopped, final = "the tuner failed", None
         try:
-            self._begin()
-            while self._fill():
-                self._judge_all(self.builder.finished(self._patience))
-                if self.budget.over and self.first is None:
-                    break
-            stopped = "time is up" if self.budget.over and len(self.ended) < self._total else ""
-            final = self._final()
+            with heard() as check:
+                self._begin()
+                while self._fill():
+                    self._judge_all(self.builder.finished(self._patience))
+                    check()
+                    if self.budget.over and self.first is None:
+                        break
+                stopped = "time is up" if self.budget.over and len(self.ended) < self._total else ""
+                final = self._final()
+                check()
         except KeyboardInterrupt:
             stopped = "interrupted"
         finally:
