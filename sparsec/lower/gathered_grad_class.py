@@ -11,16 +11,14 @@ from sparsec.lower import (
     gathered_grad_kv,
     gathered_grad_q_keys,
     gathered_grad_union,
-    inverse,
-    inverse_steps,
     share_sum,
-    shares,
     tile_union,
     union_list,
     weight_fold,
 )
 from sparsec.lower.inverse import as_scratch
 from sparsec.lower.lowered import Lowered, Scratch, Step
+from sparsec.lower.turned import turned
 from sparsec.plan.grad_specs import GatheredGradKV, GatheredGradQ
 from sparsec.plan.specs import GatheredAttention
 from sparsec.tile.language import Tensor
@@ -63,19 +61,12 @@ def lower_kv(spec: GatheredGradKV, schedule: Schedule) -> Lowered:
     share = chunks.sharing(spec.forward)
     if schedule.rows < share:
         raise ScheduleError(f"{schedule.rows} rows do not hold the {share} heads that share a list of chunks")
-    own = gathered_grad_kv.forward(spec)
-    found = inverse.inverse(own, schedule, complete=True)
-    tally, offsets, fill = inverse_steps.programs(own, schedule, complete=True)
     wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
-    narrow = replace(wide, warps=1)
-    index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow), Step(shares.lower(own, found), wide))
+    index = turned(gathered_grad_kv.forward(spec), schedule, wide, schedule.rows // share, schedule.splits)
     main = [Step(program, schedule) for program in gathered_grad_kv.programs(spec, schedule)]
-    steps = (*index, *main, Step(share_sum.lower(spec, wide), wide))
+    steps = (*index.steps, *main, Step(share_sum.lower(spec, wide), wide))
     parts = tuple(as_scratch(goal.partial) for goal in gathered_grad_kv.targets(spec, schedule))
-    buffers = (*inverse.scratch(own, schedule, complete=True), *shares.scratch(own, found), *parts)
-    cut = shares.params(found, own.chunk, schedule.rows // share, schedule.splits)
-    known = tuple((name, value) for name, value in inverse.params(own, schedule, complete=True) if name != "WT")
-    return Lowered(steps, buffers, (*known, *cut), shares.limits(own.chunk, schedule.splits))
+    return Lowered(steps, (*index.scratch, *parts), index.params, index.limits)
 
 
 def check(forward: GatheredAttention, schedule: Schedule, orders: tuple[str, ...]) -> None:

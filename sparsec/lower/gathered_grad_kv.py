@@ -111,27 +111,35 @@ def lower(spec: GatheredGradKV, schedule: Schedule, name: str) -> Program:
             _write(walk, goal, spread, [sums.pop(0) for _ in spread])
         listed, outs = shares.buffer(walk.spec, walk.found), [t for w in wanted for t in (w.out, w.partial)]
         tensors, params = [*walk.sources.values(), walk.found.entries, listed, *outs], shares.PARAMS
-        return builder.program(name, tensors, [(param, "int32") for param in params], grid(walk))
+        return builder.program(name, tensors, [(param, "int32") for param in params], grid(walk.spec, schedule))
 
 
 def begin(builder: tile.Builder, spec: GatheredGradKV, schedule: Schedule, rows: Axis | None = None) -> Walk:
     """A program's keys and share; an axis of rows that is given was made before that of the keys."""
-    own, parts = forward(spec), -(-spec.forward.chunk // schedule.block)
-    found = inverse.inverse(own, schedule, complete=True)
-    listed, key_head = shares.buffer(own, found), tile.program_id(1)
-    at = (tile.program_id(2), key_head if found.sets > 1 else tile.const(0))
-    share = shares.read(listed, at, tile.apply(Fn.TRUNCDIV, tile.program_id(0), parts))
-    part = tile.apply(Fn.TRUNCMOD, tile.program_id(0), parts) if parts > 1 else tile.const(0)
+    own, (found, at, share, part) = forward(spec), task(spec, schedule)
     keys = builder.axis("n", schedule.block)
     rows = builder.axis("m", schedule.rows) if rows is None else rows
     dims, values = spans(builder, "d", own.head_dim, schedule), spans(builder, "e", own.value_dim, schedule)
+    key_head = tile.program_id(1)
     return Walk(spec, own, schedule, found, at, key_head, share, part, keys, rows, dims, values, sources(spec))
 
 
-def grid(walk: Walk) -> tuple[Node, Node, Node]:
+def task(spec: GatheredGradKV, schedule: Schedule) -> tuple[Inverse, tuple[Node, Node], Share, Node]:
+    """The inverse, its batch and set, the share and the part of its chunk that a program of the grid works for."""
+    own, key_head = forward(spec), tile.program_id(1)
+    found = inverse.inverse(own, schedule, complete=True)
+    at = (tile.program_id(2), key_head if found.sets > 1 else tile.const(0))
+    return found, at, *shares.read_part(shares.buffer(own, found), at, _parts(own, schedule))
+
+
+def grid(spec: GatheredAttention, schedule: Schedule) -> tuple[Node, Node, Node]:
     """(share and part of a chunk, key/value head, batch)."""
-    parts = -(-walk.spec.chunk // walk.schedule.block)
-    return mul(tile.param("WT"), parts), tile.const(walk.spec.kv_heads), tile.param("B")
+    return mul(tile.param("WT"), _parts(spec, schedule)), tile.const(spec.kv_heads), tile.param("B")
+
+
+def _parts(spec: GatheredAttention, schedule: Schedule) -> int:
+    """Key tiles of a chunk."""
+    return -(-spec.chunk // schedule.block)
 
 
 def _spreads(walk: Walk) -> list[list[Span]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sparsec.lower import chunk_grad, chunks, gathered_grad_kv, inverse, inverse_steps, shares
+from sparsec.lower import chunk_grad, chunks, gathered_grad_kv, shares
 from sparsec.lower.gathered_grad_kv import Walk
 from sparsec.lower.inverse import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pieces import spans
 from sparsec.lower.scalars import add, ceil_div, mul
+from sparsec.lower.turned import turned
 from sparsec.plan.grad_specs import GatheredGradKV, GatheredGradQ
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -33,18 +34,11 @@ def lower(spec: GatheredGradQ, schedule: Schedule) -> Lowered:
     if schedule.rows < share:
         raise ScheduleError(f"{schedule.rows} rows do not hold the {share} heads that share a list of chunks")
     pulled = _from_keys(spec)
-    own, total = gathered_grad_kv.forward(pulled), sums(spec)
-    found = inverse.inverse(own, schedule, complete=True)
-    wide = replace(schedule, rows=ROWS, warps=4, stages=1, registers=0, descriptors=False)
-    narrow = replace(wide, warps=1)
-    tally, offsets, fill = inverse_steps.programs(own, schedule, complete=True)
-    index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow), Step(shares.lower(own, found), wide))
+    total, wide = sums(spec), replace(schedule, rows=ROWS, warps=4, stages=1, registers=0, descriptors=False)
+    index = turned(gathered_grad_kv.forward(pulled), schedule, wide, schedule.rows // share, schedule.splits)
     ends = [Step(_each_row(spec, wide, name, make), wide) for name, make in (("clear", _clear), ("round", _round))]
-    steps = (*index, ends[0], Step(_main(pulled, schedule, total), schedule), ends[1])
-    buffers = (*inverse.scratch(own, schedule, complete=True), *shares.scratch(own, found), as_scratch(total))
-    cut = shares.params(found, own.chunk, schedule.rows // share, schedule.splits)
-    known = tuple((name, value) for name, value in inverse.params(own, schedule, complete=True) if name != "WT")
-    return Lowered(steps, buffers, (*known, *cut), shares.limits(own.chunk, schedule.splits))
+    steps = (*index.steps, ends[0], Step(_main(pulled, schedule, total), schedule), ends[1])
+    return Lowered(steps, (*index.scratch, as_scratch(total)), index.params, index.limits)
 
 
 def sums(spec: GatheredGradQ) -> Tensor:
@@ -72,7 +66,7 @@ def _main(spec: GatheredGradKV, schedule: Schedule, total: Tensor) -> Program:
         tile.loop(0, ceil_div(walk.share.count, walk.step), 1, [], visit, schedule.stages)
         tensors = [*walk.sources.values(), walk.found.entries, shares.buffer(walk.spec, walk.found), total]
         params = [(name, "int32") for name in shares.PARAMS]
-        return builder.program(spec.name, tensors, params, gathered_grad_kv.grid(walk))
+        return builder.program(spec.name, tensors, params, gathered_grad_kv.grid(walk.spec, schedule))
 
 
 def _add(walk: Walk, f: chunks.Frame, total: Tensor) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sparsec.lower import index_rows, inverse, inverse_steps, shares
+from sparsec.lower import index_rows, inverse, shares
 from sparsec.lower.candidates import sharing, split
 from sparsec.lower.inverse import Inverse, as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pieces import Span, dot_over, spans
 from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
 from sparsec.lower.shares import Share
+from sparsec.lower.turned import turned
 from sparsec.plan.index_specs import IndexGradKeys
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, var
@@ -32,18 +33,12 @@ def lower(spec: IndexGradKeys, schedule: Schedule) -> Lowered:
     Inside this kernel the keys are its tokens: TK counts them.
     """
     _check(spec, schedule)
-    lists, found = _lists(spec), inverse.inverse(_lists(spec), schedule, complete=True)
-    tally, offsets, fill = inverse_steps.programs(lists, schedule, complete=True)
     wide = replace(schedule, warps=4, stages=1)
-    narrow = replace(wide, warps=1)
-    index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow), Step(shares.lower(lists, found), wide))
-    steps = (*index, Step(_walk(spec, schedule), schedule), Step(_sum(spec, schedule), wide))
-    buffers = (*inverse.scratch(lists, schedule, complete=True), *shares.scratch(lists, found))
-    own = [(n, value) for n, value in inverse.params(lists, schedule, complete=True) if n != "WT"]
-    step = schedule.rows // sharing(spec.index)
-    params = (("TK", var(spec.index.key_length)), *_over(spec, (*own, *shares.params(found, spec.columns, step))))
-    parts = as_scratch(_parts(spec, schedule))
-    return Lowered(steps, (*buffers, parts), params, _over(spec, shares.limits(spec.columns)))
+    index = turned(_lists(spec), schedule, wide, schedule.rows // sharing(spec.index))
+    steps = (*index.steps, Step(_walk(spec, schedule), schedule), Step(_sum(spec, schedule), wide))
+    params = (("TK", var(spec.index.key_length)), *_over(spec, index.params))
+    scratch = (*index.scratch, as_scratch(_parts(spec, schedule)))
+    return Lowered(steps, scratch, params, _over(spec, index.limits))
 
 
 def _check(spec: IndexGradKeys, schedule: Schedule) -> None:
@@ -122,8 +117,7 @@ class Unit:
 def _unit(builder: tile.Builder, spec: IndexGradKeys, schedule: Schedule, found: Inverse) -> Unit:
     at, tiles = (tile.program_id(2), tile.program_id(1)), _tiles(spec, schedule)
     listed = shares.buffer(_lists(spec), found)
-    share = shares.read(listed, at, tile.apply(Fn.TRUNCDIV, tile.program_id(0), tiles))
-    part = tile.apply(Fn.TRUNCMOD, tile.program_id(0), tiles) if tiles > 1 else tile.const(0)
+    share, part = shares.read_part(listed, at, tiles)
     keys = builder.axis("n", schedule.block)
     local = add(mul(part, schedule.block), tile.iota(keys))
     return Unit(spec, schedule, at, share, keys, local, spans(builder, "d", spec.index.dim, schedule))

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sparsec.lower import inverse, inverse_steps, selector_grad_space, shares
+from sparsec.lower import inverse, selector_grad_space, shares
 from sparsec.lower.candidates import sharing
 from sparsec.lower.inverse import Inverse, as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pieces import Span, spans
 from sparsec.lower.scalars import add, both, ceil_div, most, mul
 from sparsec.lower.shares import Share
+from sparsec.lower.turned import turned
 from sparsec.plan.grad_specs import SelectorGradKeys
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, var
@@ -32,17 +33,11 @@ def lower(spec: SelectorGradKeys, schedule: Schedule) -> Lowered:
     Inside this kernel the units are its tokens: TK counts them.
     """
     selector_grad_space.check_keys(spec.forward, schedule)
-    lists, found = _lists(spec), inverse.inverse(_lists(spec), schedule, complete=True)
-    tally, offsets, fill = inverse_steps.programs(lists, schedule, complete=True)
     wide = replace(schedule, warps=4, stages=1)
-    narrow = replace(wide, warps=1)
-    index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow), Step(shares.lower(lists, found), wide))
-    steps = (*index, Step(_walk(spec, schedule), schedule), Step(_sum(spec, schedule), narrow))
-    buffers = (*inverse.scratch(lists, schedule, complete=True), *shares.scratch(lists, found))
-    own = [(n, value) for n, value in inverse.params(lists, schedule, complete=True) if n != "WT"]
-    params = (*own, *shares.params(found, 1, schedule.rows // sharing(spec.forward)))
-    own_params = (("TK", _units(spec)), *_over_units(spec, params))
-    return Lowered(steps, (*buffers, as_scratch(_parts(spec))), own_params, _over_units(spec, shares.limits(1)))
+    index = turned(_lists(spec), schedule, wide, schedule.rows // sharing(spec.forward))
+    steps = (*index.steps, Step(_walk(spec, schedule), schedule), Step(_sum(spec, schedule), replace(wide, warps=1)))
+    params = (("TK", _units(spec)), *_over_units(spec, index.params))
+    return Lowered(steps, (*index.scratch, as_scratch(_parts(spec))), params, _over_units(spec, index.limits))
 
 
 def _units(spec: SelectorGradKeys) -> Expr:

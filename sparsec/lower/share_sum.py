@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower import inverse, shares
-from sparsec.lower.gathered_grad_kv import Target, forward, targets
+from sparsec.lower import shares
+from sparsec.lower.gathered_grad_kv import Target, forward, grid, targets, task
 from sparsec.lower.pieces import Span, spans
 from sparsec.lower.scalars import add, least, most, mul
 from sparsec.lower.shares import Share
@@ -19,12 +19,8 @@ from sparsec.tile.schedule import Schedule
 def lower(spec: GatheredGradKV, schedule: Schedule) -> Program:
     """The kernel of one (share and part of a chunk, key/value head, batch) per grid point; only first shares add."""
     with tile.Builder() as builder:
-        own, parts = forward(spec), -(-spec.forward.chunk // schedule.block)
-        found = inverse.inverse(own, schedule, complete=True)
-        listed, key_head = shares.buffer(own, found), tile.program_id(1)
-        at = (tile.program_id(2), key_head if found.sets > 1 else tile.const(0))
-        share = shares.read(listed, at, tile.apply(Fn.TRUNCDIV, tile.program_id(0), parts))
-        part = tile.apply(Fn.TRUNCMOD, tile.program_id(0), parts) if parts > 1 else tile.const(0)
+        own, (found, at, share, part) = forward(spec), task(spec, schedule)
+        key_head = tile.program_id(1)
         keys, wanted = builder.axis("n", schedule.block), targets(spec, schedule)
         local = add(mul(part, schedule.block), tile.iota(keys))
         limit = least(mul(add(share.chunk, 1), own.chunk), tile.param("TK"))
@@ -36,9 +32,9 @@ def lower(spec: GatheredGradKV, schedule: Schedule) -> Program:
             for span, total in zip(columns, totals, strict=True):
                 place = (at[0], key, key_head, span.index())
                 tile.store(goal.out, *place, value=tile.cast(total, goal.out.dtype), bounds={1: limit})
-        tensors = [listed, *(t for goal in wanted for t in (goal.partial, goal.out))]
-        grid = (mul(tile.param("WT"), parts), tile.const(own.kv_heads), tile.param("B"))
-        return builder.program(f"{spec.name}_sum", tensors, [(name, "int32") for name in shares.PARAMS], grid)
+        tensors = [shares.buffer(own, found), *(t for goal in wanted for t in (goal.partial, goal.out))]
+        params = [(name, "int32") for name in shares.PARAMS]
+        return builder.program(f"{spec.name}_sum", tensors, params, grid(own, schedule))
 
 
 def _dim(goal: Target) -> int:

@@ -58,6 +58,12 @@ def read(shares: Tensor, at: tuple[Node, Node], number: Node) -> Share:
     return Share(*(tile.load(shares, *at, number, tile.const(k)) for k in range(FIELDS)))
 
 
+def read_part(shares: Tensor, at: tuple[Node, Node], parts: int) -> tuple[Share, Node]:
+    """The share of this program and its part of the chunk, where a share has a program for each of so many parts."""
+    share = read(shares, at, tile.apply(Fn.TRUNCDIV, tile.program_id(0), parts))
+    return share, tile.apply(Fn.TRUNCMOD, tile.program_id(0), parts) if parts > 1 else tile.const(0)
+
+
 def params(found: Inverse, chunk: int, step: int, splits: int = 1) -> tuple[tuple[str, Expr], ...]:
     """Of shares LT long, a multiple of ``step``: at most WT, of which XT have a partial sum.
 
