@@ -94,7 +94,7 @@ def _step(step: Step, params: Mapping[str, Expr], layouts: Mapping[str, Layout |
         chosen = replace(chosen, descriptors=False, registers=0, stages=max(chosen.stages, 2))
     held = [layouts.get(t.name) for t in program.tensors]
     if all(found is None or found.along is None for found in held):
-        return replace(step, program=program)
+        return step
     if step.flat and all(found is None or found.along is not None for found in held):
         return Step(_flat(program), chosen)
     return Step(_Segmented(program, params, layouts, table).program(), chosen)

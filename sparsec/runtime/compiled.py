@@ -18,7 +18,7 @@ from sparsec.plan.sizes import static_names
 from sparsec.runtime import bind
 from sparsec.runtime.cache import usable
 from sparsec.runtime.decode_face import Decoding
-from sparsec.runtime.deterministic import in_order, refused
+from sparsec.runtime.deterministic import in_order
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.ready import Ready
@@ -142,7 +142,7 @@ class Compiled(Decoding):
 
     def ready(self, tensors: Sequence[Tensor], q_offset: int | None = None, wrt: tuple[str, ...] = ()) -> Ready:
         """The call of these inputs, in the declared order, worked out and checked; saving for gradients of ``wrt``."""
-        described: list[object] = [q_offset, wrt, Records.generation, self._route.deterministic() and 1 + refused()]
+        described: list[object] = [q_offset, wrt, Records.generation, self._route.deterministic()]
         for x in tensors:
             described += (x.shape, x.stride(), x.dtype, x.device)
         key = tuple(described)
@@ -167,14 +167,15 @@ class Compiled(Decoding):
         call.ready.halves = halves
         return call
 
-    def backward(self, halves: Joint, tensors: Sequence[Tensor], dims: Mapping[str, int]) -> Ready:
-        """The backward half of a joint plan worked out for what it reads, in the order of its names."""
+    def backward(
+        self, halves: Joint, tensors: Sequence[Tensor], dims: Mapping[str, int], beside: tuple[str, ...] = ()
+    ) -> Ready:
+        """The backward half of a joint plan worked out for what it reads, in the order of its names and ``beside``."""
         described = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
-        modes = (Records.generation, self._route.deterministic() and 1 + refused())
-        key = (id(halves), *modes, *dims.values(), *described)
+        key = (id(halves), Records.generation, self._route.deterministic(), *dims.values(), *described)
         call = self._calls.get(key)
         if call is None or call.schedules != self.schedules:
-            call = self._keep(key, halves.split.backward, dims, halves.names)
+            call = self._keep(key, halves.split.backward, dims, (*halves.names, *beside))
             call.ready.halves = halves  # which keeps its id its own
         return call.ready
 

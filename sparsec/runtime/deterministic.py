@@ -24,13 +24,6 @@ def ordered(spec: AnySpec, schedule: Schedule) -> bool:
     )
 
 
-def refused() -> bool:
-    """Whether torch refuses what has no order, under deterministic algorithms, where it could warn."""
-    import torch
-
-    return not torch.is_deterministic_algorithms_warn_only_enabled()
-
-
 class OrderError(RuntimeError):
     """A kernel that has no deterministic schedule, where torch was told to use deterministic algorithms only."""
 
@@ -40,6 +33,8 @@ def in_order(spec: AnySpec, found: Schedule, target: str) -> Schedule:
 
     ``torch.use_deterministic_algorithms(True, warn_only=True)`` asks for a warning instead.
     """
+    import torch
+
     if ordered(spec, found):
         return found
     untuned = default(spec, target)
@@ -49,7 +44,7 @@ def in_order(spec: AnySpec, found: Schedule, target: str) -> Schedule:
         f"{spec.name} has no deterministic implementation: gradients of captured tensors are summed by atomic "
         "additions. Fix: ask for other gradients, or torch.use_deterministic_algorithms(True, warn_only=True)"
     )
-    if refused():
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise OrderError(said)
     warnings.warn(said, stacklevel=2)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.variant import Variant
@@ -13,6 +14,9 @@ from sparsec.plan.build import build_plan
 from sparsec.plan.plan import Plan, PlanError
 from sparsec.plan.sizes import static_names
 from sparsec.runtime.split import Split, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,16 @@ class Joint:
     gradients: Mapping[str, str | None]
     wanted: bool
     direct: bool
+
+    @property
+    def buffers(self) -> list[str]:
+        """The buffers of the gradients that are not zero, in order."""
+        return [name for name in self.gradients.values() if name is not None]
+
+    def by_input(self, found: Sequence[Tensor]) -> dict[str, Tensor | None]:
+        """The gradients that are not zero, in order, as those of ``wrt``."""
+        left = iter(found)
+        return {name: None if buffer is None else next(left) for name, buffer in self.gradients.items()}
 
 
 def joint(graph: Variant, wrt: Sequence[str], static: Mapping[str, int], dtype: str) -> Joint:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsec.ir.dims import bind as bind_dims
 from sparsec.plan.packed_plan import packed_plan, packing_of
 from sparsec.plan.packing import TABLE, TOTAL, Layout, layout
 from sparsec.plan.plan import Plan
 from sparsec.runtime import bind
-from sparsec.runtime.deterministic import refused
 from sparsec.runtime.joint import Joint
 from sparsec.runtime.packed_documents import Documents, Face, Given
 from sparsec.runtime.ready import Ready
@@ -78,7 +77,7 @@ class PackedCalls:
         """A call worked out; with the halves of the joint plan where gradients of ``wrt`` are wanted."""
         compiled = self.compiled
         described = [(x.shape, x.stride(), x.dtype, x.device) for x in views]
-        modes = (Records.generation, compiled._route.deterministic() and 1 + refused())
+        modes = (Records.generation, compiled._route.deterministic())
         key = ("packed", documents.count, documents.most, wrt, *modes, *described)
         call = compiled._calls.get(key)
         if call is None or call.schedules != compiled.schedules:
@@ -98,15 +97,7 @@ class PackedCalls:
 
     def backward(self, halves: Joint, tensors: Sequence[Tensor], dims: Mapping[str, int]) -> Ready:
         """The backward half worked out for what it reads, in the order of its names, and the table."""
-        compiled = self.compiled
-        described = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
-        modes = (Records.generation, compiled._route.deterministic() and 1 + refused())
-        key = (id(halves), *modes, *dims.values(), *described)
-        call = compiled._calls.get(key)
-        if call is None or call.schedules != compiled.schedules:
-            call = compiled._keep(key, halves.split.backward, dims, (*halves.names, TABLE))
-            call.ready.halves = halves
-        return call.ready
+        return self.compiled.backward(halves, tensors, dims, (TABLE,))
 
     def plan(self, plan: Plan) -> Plan:
         """The packed plan of a plan."""
@@ -125,19 +116,26 @@ class PackedCalls:
         """The dims of a packed call and its dtype. Raises InputError where a shape does not fit."""
         variant, face = self.compiled.variant, self.face
         longest = dict(zip(("TQ", "TK"), documents.most, strict=True))
-        shapes, totals = {}, {f"{TOTAL}TQ": 0, f"{TOTAL}TK": 0}
+        shapes = {}
         for name, x in views.items():
             at, sizes = face.layouts[name], list(x.shape)
             if at is not None and at.along is not None:
                 extent = face.shapes[name][at.along]
-                column = str(extent.value) if extent.head == "var" else self.packing.visible.index(extent)
-                totals[f"{TOTAL}{column}"] = sizes[at.along]
                 sizes[at.batch], sizes[at.along] = documents.count, int(evaluate(extent, longest))
             shapes[name] = tuple(sizes)
-        if face.shared:
-            totals[f"{TOTAL}TK"] = totals[f"{TOTAL}TQ"]
+        totals = self.totals(list(views.values()))
         dims = dict(bind_dims(variant, shapes)) | {"B": documents.count, **longest, "q_offset": 0, **totals}
         return dims, bind.call_dtype(variant, views)
+
+    def totals(self, views: Sequence[Tensor]) -> dict[str, Any]:
+        """The rows of all documents in packed inputs with a batch of one, by the length that they count."""
+        found: dict[str, Any] = {f"{TOTAL}TQ": 0, f"{TOTAL}TK": 0}
+        for x, at, shape in zip(views, self.layouts, self.shapes, strict=True):
+            if at is not None and at.along is not None:
+                extent = shape[at.along]
+                column = str(extent.value) if extent.head == "var" else self.packing.visible.index(extent)
+                found[f"{TOTAL}{column}"] = x.shape[at.along]
+        return found | ({f"{TOTAL}TK": found[f"{TOTAL}TQ"]} if self.face.shared else {})
 
 
 def batched(x: Tensor, at: Layout | None) -> Tensor:

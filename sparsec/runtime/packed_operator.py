@@ -99,8 +99,7 @@ def _define_backward(library: Library, name: str, owners: Mapping[str, Compiled]
 
     def fake(tensors: list[Tensor], dims: list[Any], dtype: str, wrt: str) -> list[Tensor]:
         halves, named = joint(dims, dtype, wrt)
-        wanted = [buffer for buffer in halves.gradients.values() if buffer is not None]
-        return empties(halves.split.backward, wanted, named, tensors[0])
+        return empties(halves.split.backward, halves.buffers, named, tensors[0])
 
     library.define(f"{own}(Tensor[] tensors, SymInt[] dims, str dtype, str wrt) -> Tensor[]", tags=tags)
     library.impl(own, run, "CompositeExplicitAutograd")
@@ -127,17 +126,10 @@ def call_dims(compiled: Compiled, inputs: Sequence[Tensor], ends: Sequence[Any])
     calls, most = compiled.packed, {"TQ": ends[2], "TK": ends[3]}
     if calls.face.shared:
         most["TK"] = most["TQ"]
-    found = dict(dims_of(compiled.graph.parameters, calls.views(inputs)))
-    totals: dict[str, Any] = {f"{TOTAL}TQ": 0, f"{TOTAL}TK": 0}
-    for x, at, shape in zip(inputs, calls.layouts, calls.shapes, strict=True):
-        if at is not None and at.along is not None:
-            extent = shape[at.along]
-            column = str(extent.value) if extent.head == "var" else calls.packing.visible.index(extent)
-            totals[f"{TOTAL}{column}"] = x.shape[at.along - (at.along > at.batch)]
-    if calls.face.shared:
-        totals[f"{TOTAL}TK"] = totals[f"{TOTAL}TQ"]
+    views = calls.views(inputs)
+    found = dict(dims_of(compiled.graph.parameters, views))
     longest = {name: sizes([length], most)[0] for name, length in calls.packing.dims}
-    return {**found, **longest, **most, "B": ends[0].shape[0] - 1, "q_offset": 0, **totals}
+    return {**found, **longest, **most, "B": ends[0].shape[0] - 1, "q_offset": 0, **calls.totals(views)}
 
 
 def _fake_outputs(compiled: Compiled, inputs: Sequence[Tensor], ends: Sequence[Any]) -> list[Tensor]:

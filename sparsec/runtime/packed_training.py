@@ -45,7 +45,7 @@ class PackedTraining:
         """The gradients that are not zero, in order, from what the backward half reads and the table."""
         ready = self.calls.backward(halves, tensors, dims)
         named = dict(zip((*ready.outputs, *ready.names), (*ready(tensors), *tensors), strict=True))
-        return [named[buffer] for buffer in halves.gradients.values() if buffer is not None]
+        return [named[buffer] for buffer in halves.buffers]
 
 
 class _Packed(torch.autograd.Function):
@@ -86,7 +86,6 @@ class _Packed(torch.autograd.Function):
             found = training.operators[1](tensors, dims, halves.dtype, ",".join(halves.gradients))
         elif halves.wanted:
             found = training.pulled(halves, tensors, ctx.dims)
-        left = iter(found)
-        made = {name: next(left) if buffer else None for name, buffer in halves.gradients.items()}
+        made = halves.by_input(found)
         packed = [(made.get(name), at) for name, at in zip(training.names, calls.layouts, strict=True)]
         return None, None, *[None if x is None else unbatched(x, at) for x, at in packed]

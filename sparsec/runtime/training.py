@@ -60,7 +60,7 @@ class Training:
         if halves.direct:
             return made
         named = dict(zip((*ready.outputs, *ready.names), (*made, *tensors), strict=True))
-        return [named[name] for name in halves.gradients.values() if name is not None]
+        return [named[name] for name in halves.buffers]
 
     def bound(self, tensors: Sequence[Tensor], q_offset: Any) -> dict[str, Any]:
         """The sizes of ``dims`` in a call, which tracing may keep symbolic."""
@@ -79,8 +79,7 @@ class Training:
     ) -> list[Tensor]:
         """Empty gradients."""
         halves = self.joint(dims, dtype, wrt)
-        wanted = [name for name in halves.gradients.values() if name is not None]
-        return empties(halves.split.backward, wanted, dims, cotangents[0])
+        return empties(halves.split.backward, halves.buffers, dims, cotangents[0])
 
 
 class _Attention(torch.autograd.Function):
@@ -116,8 +115,7 @@ class _Attention(torch.autograd.Function):
             found = training.operators[1](list(kept), cotangents, dims, halves.dtype, ",".join(halves.gradients))
         elif halves.wanted:
             found = training.run_backward(halves, kept, cotangents, ctx.dims)
-        left = iter(found)
-        by_name = {name: next(left) if buffer else None for name, buffer in halves.gradients.items()}
+        by_name = halves.by_input(found)
         return None, None, *[by_name.get(name) for name in training.compiled.names]
 
 
