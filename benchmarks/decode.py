@@ -24,8 +24,8 @@ from sparsec.frontends.preset import preset
 from sparsec.ir.variant import Variant, dim_names
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle_rows
-from sparsec.runtime.cache_state import Cache
 from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.inputs import inputs
 
 KERNEL_SECONDS = 4e-6

@@ -131,7 +131,7 @@ def test_some_libraries_have_one_door() -> None:
 @pytest.mark.parametrize(
     ("importer", "target", "late", "legal"),
     [
-        ("sparsec.lower.tiled", "sparsec.ir.node", False, True),
+        ("sparsec.lower.tiled.forward", "sparsec.ir.node", False, True),
         ("sparsec.passes.run", "sparsec.oracle", False, False),
         ("sparsec.oracle.attend", "sparsec.passes", True, False),
         ("sparsec.scalar.trace", "sparsec", False, False),

@@ -23,7 +23,7 @@ def export(
     """
     from sparsec.cli.recorded import recorded
     from sparsec.cli.setting import setting
-    from sparsec.runtime.export import export as text_of
+    from sparsec.runtime.exported.export import export as text_of
 
     if out:
         _check_folder(Path(out).parent)

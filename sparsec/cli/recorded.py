@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsec.cli.setting import Setting
-from sparsec.runtime.exported_check import SelfCheck
-from sparsec.runtime.host import digest, noise
+from sparsec.runtime.exported.check import SelfCheck
+from sparsec.runtime.exported.host import digest, noise
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -70,7 +70,7 @@ def _parts(chosen: Setting, level: Level, kernel: str) -> dict[str, str]:
     if level is Level.PLAN:
         return {"plan": chosen.plan.text()}
     if level is Level.STREAM:
-        from sparsec.runtime.decode_explain import describe
+        from sparsec.runtime.decode.explain import describe
 
         return {"stream": describe(chosen.compiled, chosen.dims, chosen.dtype)}
     return {name: text for name, text in _programs(chosen, level, kernel)}

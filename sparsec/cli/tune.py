@@ -120,7 +120,7 @@ def _module(variant: Variant, outcome: Outcome, path: Path) -> Path:
     from sparsec.cli.recorded import recorded
     from sparsec.cli.setting import Setting
     from sparsec.runtime.compiled import compile
-    from sparsec.runtime.export import export
+    from sparsec.runtime.exported.export import export
 
     chosen = Setting(compile(variant, outcome.target), outcome.dims, outcome.dtype)
     path.write_text(export(chosen.compiled, chosen.dims, chosen.dtype, recorded(chosen)))

@@ -6,35 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsec.lower import (
-    block_list,
-    combine,
-    combine_grad,
-    dense_grad_keys,
-    divergence,
-    gathered_class,
-    gathered_grad_class,
-    index_grad_keys,
-    index_grad_q,
-    list_sum,
-    row_dot,
-    running,
-    selector_class,
-    selector_grad_keys,
-    selector_grad_q,
-    selector_grad_space,
-    set_selector,
-    summarise,
-    summarise_grad,
-    tiled,
-    tiled_grad_capture,
-    tiled_grad_kv,
-    tiled_grad_q,
-    tiled_grad_space,
-    tiled_space,
-    total,
-)
+from sparsec.lower import combine, combine_grad, row_dot, running, summarise, summarise_grad, total
+from sparsec.lower.gathered import grad_schedules as gathered_grad_class
+from sparsec.lower.gathered import schedules as gathered_class
 from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.select import dense_grad_keys, divergence, index_grad_keys, index_grad_q, list_sum, set_selector
+from sparsec.lower.select import grad_keys as selector_grad_keys
+from sparsec.lower.select import grad_q as selector_grad_q
+from sparsec.lower.select import grad_space as selector_grad_space
+from sparsec.lower.select import schedules as selector_class
+from sparsec.lower.tiled import block_list
+from sparsec.lower.tiled import forward as tiled
+from sparsec.lower.tiled import grad_capture as tiled_grad_capture
+from sparsec.lower.tiled import grad_kv as tiled_grad_kv
+from sparsec.lower.tiled import grad_q as tiled_grad_q
+from sparsec.lower.tiled import grad_space as tiled_grad_space
+from sparsec.lower.tiled import space as tiled_space
 from sparsec.plan.grad_specs import (
     AnySpec,
     CombineGrad,

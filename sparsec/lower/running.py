@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sparsec.lower.inverse import as_scratch
+from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import add, emit, mul, sub
 from sparsec.plan.running_specs import Prefix, PrefixGrad

@@ -17,7 +17,7 @@ from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.sizes import static_names
 from sparsec.runtime import bind
 from sparsec.runtime.cache import usable
-from sparsec.runtime.decode_face import Decoding
+from sparsec.runtime.decode.face import Decoding
 from sparsec.runtime.deterministic import in_order
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sparsec.runtime.explain import Explanation
     from sparsec.runtime.joint import Joint
-    from sparsec.runtime.packed import PackedCalls
+    from sparsec.runtime.packed.calls import PackedCalls
     from sparsec.runtime.training import Training
 
 
@@ -130,7 +130,7 @@ class Compiled(Decoding):
     @cached_property
     def packed(self) -> PackedCalls:
         """The variant over packed documents. Raises PlanError for a declaration that cannot be packed."""
-        from sparsec.runtime.packed import PackedCalls
+        from sparsec.runtime.packed.calls import PackedCalls
 
         return PackedCalls(self)
 

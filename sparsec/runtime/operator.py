@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from sparsec.runtime import packed_operator as packed
 from sparsec.runtime import route
+from sparsec.runtime.packed import operator as packed
 from sparsec.runtime.shapes import dims_of, sizes
 
 if TYPE_CHECKING:

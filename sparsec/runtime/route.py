@@ -53,7 +53,7 @@ def autocast(tensors: Sequence[Tensor], floats: Sequence[bool]) -> Sequence[Tens
 
 def packed(compiled: Compiled, tensors: Sequence[Tensor], given: Sequence[Any]) -> Tensor | tuple[Tensor, ...]:
     """A packed call; ``given`` as in ``Given``. Under tracing its operator, with all rows for lengths not given."""
-    from sparsec.runtime.packed_documents import Given
+    from sparsec.runtime.packed.documents import Given
 
     if not traced(tensors):
         return compiled.packed(tensors, Given(*given))

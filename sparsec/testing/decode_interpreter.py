@@ -20,8 +20,9 @@ from sparsec.ir.variant import dim_names
 from sparsec.lower.lowered import Step
 from sparsec.lower.registry import default
 from sparsec.plan.plan import Kernel
-from sparsec.runtime import decode_kernels, launch
+from sparsec.runtime import launch
 from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.decode import kernels as decode_kernels
 from sparsec.runtime.inputs import inputs
 from sparsec.runtime.target import Target
 from sparsec.testing.variants import small

@@ -9,8 +9,8 @@ import torch
 
 import sparsec
 from sparsec.ir.variant import Variant
-from sparsec.runtime.cache_state import Cache
 from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.decode.cache_state import Cache
 
 LENGTH, STEPS = 67, (40, 1, 1, 1, 3, 21)
 Tensors = tuple[torch.Tensor, ...]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparsec.lower import chunks
+from sparsec.lower.gathered import chunks
 from sparsec.plan.grad_specs import GatheredGradKV, GatheredGradQ
 from sparsec.plan.specs import GatheredAttention
 

@@ -15,7 +15,8 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from sparsec.runtime import compiled, packed, ready
+from sparsec.runtime import compiled, ready
+from sparsec.runtime.packed import calls as packed
 from sparsec.runtime.target import Target, find
 from sparsec.testing.packed_case import (
     cotangents_like,

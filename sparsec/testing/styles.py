@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from sparsec.lower import chunks
+from sparsec.lower.gathered import chunks
 from sparsec.lower.registry import default
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Plan

@@ -10,7 +10,7 @@ from sparsec.ir.error import InputError
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle_rows
 from sparsec.runtime.compiled import Compiled, compile
-from sparsec.runtime.pages import Pool, ring_table
+from sparsec.runtime.decode.pages import Pool, ring_table
 from sparsec.testing.decoding import LENGTH, STEPS, at, decoded, draw
 from sparsec.testing.variants import small
 

@@ -17,7 +17,7 @@ from sparsec.oracle.gap import same_selection
 from sparsec.oracle.truth import oracle
 from sparsec.oracle.values import Chosen
 from sparsec.runtime.compiled import compile
-from sparsec.runtime.pages import Pool
+from sparsec.runtime.decode.pages import Pool
 from sparsec.testing.decoding import LENGTH, STEPS, at, decoded, draw, forward
 from sparsec.testing.variants import EVERY, small
 

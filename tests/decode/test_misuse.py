@@ -8,8 +8,8 @@ import torch
 import sparsec
 from sparsec.ir.error import DeclarationError, InputError
 from sparsec.passes.stream import stream
-from sparsec.runtime.cache_state import Cache
 from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.decode.cache_state import Cache
 from sparsec.testing.decoding import LENGTH, at, decoded, draw, forward
 from sparsec.testing.variants import small
 

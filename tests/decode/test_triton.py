@@ -12,8 +12,9 @@ import pytest
 
 from sparsec.frontends.preset import preset
 from sparsec.lower.lowered import Step
-from sparsec.runtime import decode_kernels, launch
+from sparsec.runtime import launch
 from sparsec.runtime.compiled import compile
+from sparsec.runtime.decode import kernels as decode_kernels
 from sparsec.runtime.target import Target
 from sparsec.testing.ahead import job, misfits
 

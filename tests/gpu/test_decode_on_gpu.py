@@ -122,7 +122,7 @@ def test_a_million_tokens_in_a_fixed_budget() -> None:
 
 
 def test_sequences_of_different_lengths_share_a_pool() -> None:
-    from sparsec.runtime.pages import Pool
+    from sparsec.runtime.decode.pages import Pool
 
     made, inputs = compile(small("hsa"), "cuda"), draw(small("hsa"), "bfloat16", B=1)
     pool = Pool(40, 16)

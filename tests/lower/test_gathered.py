@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.lower import chunks, gathered_class
+from sparsec.lower.gathered import chunks
+from sparsec.lower.gathered import schedules as gathered_class
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import Expr, element, var
 from sparsec.tile.schedule import Schedule, ScheduleError

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.lower import chunk_grad, chunks, gathered_grad, gathered_grad_class
-from sparsec.lower.chunks import read
+from sparsec.lower.gathered import chunk_grad, chunks
+from sparsec.lower.gathered import grad as gathered_grad
+from sparsec.lower.gathered import grad_schedules as gathered_grad_class
+from sparsec.lower.gathered.chunks import read
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import Expr, element, var

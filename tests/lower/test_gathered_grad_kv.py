@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.lower import chunk_grad, gathered_grad_class, gathered_grad_kv, inverse, shares
+from sparsec.lower.gathered import chunk_grad
+from sparsec.lower.gathered import grad_kv as gathered_grad_kv
+from sparsec.lower.gathered import grad_schedules as gathered_grad_class
+from sparsec.lower.inverse import index as inverse
+from sparsec.lower.inverse import shares
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.evaluate import evaluate

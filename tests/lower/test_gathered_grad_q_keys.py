@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.lower import gathered_grad_class, gathered_grad_q_keys, shares
+from sparsec.lower.gathered import grad_q_keys as gathered_grad_q_keys
+from sparsec.lower.gathered import grad_schedules as gathered_grad_class
+from sparsec.lower.inverse import shares
 from sparsec.lower.scalars import sub
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import element, var

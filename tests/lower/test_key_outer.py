@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsec.lower import chunks, gathered_class, inverse, inverse_steps
+from sparsec.lower.gathered import chunks
+from sparsec.lower.gathered import schedules as gathered_class
+from sparsec.lower.inverse import index as inverse
+from sparsec.lower.inverse import steps as inverse_steps
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import Expr, element, var

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.lower import gathered_class
+from sparsec.lower.gathered import schedules as gathered_class
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import var
 from sparsec.testing.gathered_case import Sizes, attention, draw, forward

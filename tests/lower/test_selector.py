@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.lower import selector
 from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.select import streaming as selector
 from sparsec.plan.specs import Pool, Selector
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.tile.schedule import Schedule, ScheduleError

@@ -10,7 +10,7 @@ import torch
 import sparsec
 from sparsec.oracle.packed import packed_oracle
 from sparsec.runtime.compiled import Compiled
-from sparsec.runtime.packed_documents import Given
+from sparsec.runtime.packed.documents import Given
 from sparsec.runtime.ready import Ready
 from sparsec.testing.packed_case import (
     PackedCase,

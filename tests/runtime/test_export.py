@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sparsec.cli import main
-from sparsec.runtime.exported_kernels import merged
-from sparsec.runtime.host import digest, distance
+from sparsec.runtime.exported.host import digest, distance
+from sparsec.runtime.exported.kernels import merged
 
 SMALL = ["H=2", "HKV=1", "D=32", "DV=32", "--dtype", "float32"]
 BLOCKER = """import sys

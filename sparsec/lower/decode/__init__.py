@@ -1,0 +1,1 @@
+"""Kernels of a decode step: pages, rings and splits over keys."""

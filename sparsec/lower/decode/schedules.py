@@ -1,0 +1,80 @@
+"""How kernels of a decode step are made: those of the forward, or where queries are few those that share keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower.decode import dense as decode_dense
+from sparsec.lower.decode import lists as decode_lists
+from sparsec.lower.decode import merge as decode_merge
+from sparsec.lower.decode import pairs as decode_pairs
+from sparsec.lower.decode import select as decode_select
+from sparsec.lower.gathered import chunks
+from sparsec.lower.gathered.gpu import row_tile
+from sparsec.lower.lowered import Lowered
+from sparsec.lower.registry import lower_kernel
+from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.specs import GatheredAttention, Selector, TiledAttention
+from sparsec.tile.schedule import Schedule
+
+SHARED = "shared_keys"
+"""The loop order of programs that share a row's keys, ``Schedule.splits`` of them."""
+MOST = 32
+"""Splits of a row's keys at most."""
+FEW = 16
+"""New tokens up to which a step is one of few queries."""
+
+
+def lower(spec: AnySpec, schedule: Schedule, partner: AnySpec | None = None) -> Lowered:
+    """The programs of a kernel under a schedule of a step; a ``partner`` has the same logits, see ``decode_pairs``."""
+    if schedule.order != SHARED:
+        return lower_kernel(spec, schedule)
+    if isinstance(spec, TiledAttention):
+        left = None
+        if isinstance(partner, Selector):
+            left = decode_pairs.logits(spec, partner, spec.pieces[0].length)
+        return decode_dense.lower(spec, schedule, left)
+    if isinstance(spec, GatheredAttention):
+        return decode_lists.lower(spec, schedule)
+    assert isinstance(spec, Selector)
+    sums = None
+    if isinstance(partner, TiledAttention):
+        sums = decode_merge.parts(decode_dense.as_rows(partner), schedule.splits).lse
+    return decode_select.lower(spec, schedule, sums)
+
+
+def schedule(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Schedule:
+    """A forward's schedule as one for a few new tokens: splits until every processor has two programs."""
+    if isinstance(spec, GatheredAttention) and decode_lists.fits(spec) is None:
+        share = chunks.sharing(spec)
+        rows = row_tile(share) if found.split_dims else share
+        block = max(b for b in (16, 32, 64) if b <= max(found.block, 16)) if found.split_dims else found.block
+        units = spec.heads // share * -(-share // rows)
+        most = max(spec.slots * -(-spec.chunk // block) if spec.per == "joint" else spec.slots, 2)
+        return _shared(found, rows, block, _splits(processors, batch * units, most))
+    if isinstance(spec, TiledAttention) and decode_dense.fits(spec) is None:
+        share = spec.heads // spec.kv_heads
+        rows = row_tile(share) if found.split_dims else share
+        if share <= rows:
+            found = replace(found, stages=3, warps=4) if found.split_dims else found
+            return _shared(found, rows, found.block, _splits(processors, batch * spec.kv_heads, MOST))
+    if isinstance(spec, Selector) and decode_select.fits(spec) is None:
+        units = spec.heads // (spec.heads // spec.kv_heads if spec.group else 1)
+        wide = replace(found, stages=3) if found.split_dims else found
+        exact = spec.key_dtype is not None and spec.key_dtype != spec.dtype  # a key is then several tiles
+        block = found.block if not found.split_dims else 32 if exact else 64
+        return _shared(wide, 1, block, _splits(processors, batch * units, MOST))
+    if isinstance(spec, GatheredAttention) and found.order != "query_outer":
+        rows = row_tile(chunks.sharing(spec)) if found.split_dims else chunks.sharing(spec)
+        return replace(found, order="query_outer", rows=rows)
+    return found
+
+
+def _shared(found: Schedule, rows: int, block: int, splits: int) -> Schedule:
+    return replace(found, order=SHARED, rows=rows, block=block, splits=splits, value_block=0, registers=0)
+
+
+def _splits(processors: int, programs: int, most: int) -> int:
+    """A power of two, at least 2: as many programs again in each split."""
+    wanted = -(-2 * processors // max(programs, 1)) if programs < processors else 2
+    return min(max(2, 1 << (wanted - 1).bit_length()), 1 << (most.bit_length() - 1), MOST)

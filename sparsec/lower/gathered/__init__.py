@@ -1,0 +1,1 @@
+"""Attention over chosen chunks: three loop orders forward, the walks backward, schedules."""

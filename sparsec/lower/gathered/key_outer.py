@@ -1,0 +1,151 @@
+"""Attention over chosen chunks, key-outer: a program gathers queries that chose one chunk and reads the chunk once.
+
+Pays where neighbouring queries choose different chunks and few heads share a list. Every choice gives a partial output
+and log-sum-exp (``sparsec.lower.gathered.partials``); ``sparsec.lower.inverse.index`` finds who chose a chunk,
+``sparsec.lower.gathered.slot_merge`` puts partials together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sparsec.lower import descriptors
+from sparsec.lower.gathered import chunks, partials, stretch
+from sparsec.lower.gathered.chunks import Frame, Unit
+from sparsec.lower.gathered.stretch import Stretch
+from sparsec.lower.inverse import index as inverse
+from sparsec.lower.inverse.index import Inverse
+from sparsec.lower.rows import Rows
+from sparsec.lower.scalars import add, both, least, mul, sub
+from sparsec.plan.specs import GatheredAttention
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Program, Tensor
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A tile of queries that chose a chunk: entries ``first … first + count - 1``."""
+
+    chunk: Node
+    first: Node
+    count: Node
+
+
+def check(spec: GatheredAttention, schedule: Schedule) -> None:
+    """Refuse a schedule that cannot carry this spec out."""
+    group = spec.heads // spec.kv_heads
+    if schedule.rows < group:
+        raise ScheduleError(f"{schedule.rows} rows do not hold the {group} heads of a key/value head")
+
+
+def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
+    """The kernel of one (tile of queries, key/value head, batch) per grid point."""
+    alone = replace(spec, sink=None)  # it joins in the merge: beside a large one partials are too small to be stored
+    with tile.Builder() as builder:
+        found, results = inverse.inverse(spec, schedule), partials.partials(spec, schedule)
+        blocks = spec.value_dim // schedule.value_block if schedule.value_block else 1
+        number, batch = tile.program_id(1), tile.program_id(2)
+        base = mul(tile.apply(Fn.TRUNCMOD, number, blocks), schedule.value_block) if blocks > 1 else 0
+        key_head = tile.apply(Fn.TRUNCDIV, number, blocks)
+        at = (batch, key_head if found.sets > 1 else tile.const(0))
+        inputs: list[Tensor] = []
+
+        def visit(n: Node) -> Sequence[Node]:  # n is 0: what depends on it stays under the condition
+            item = _item(found, at, add(tile.program_id(0), n))
+            rows, place = _rows(spec, found, at, item, key_head, builder.axis("m", schedule.rows))
+            f = chunks.frame(builder, alone, schedule, rows, batch, Unit(tile.const(0), key_head, rows.head), base)
+            partials.write(f, results, place, _read(f, item))
+            inputs.extend(_inputs(alone, f))
+            return []
+
+        tile.loop(0, tile.apply(Fn.LT, tile.program_id(0), tile.load(found.used, *at)), 1, [], visit)
+        tensors = [*inputs, found.entries, found.tiles, found.used, *results.tensors]
+        grid = (inverse.tile_count(spec, found), tile.const(spec.kv_heads * blocks), tile.param("B"))
+        return builder.program(spec.name, tensors, [(name, "int32") for name in chunks.PARAMS], grid)
+
+
+def _inputs(spec: GatheredAttention, f: Frame) -> list[Tensor]:
+    """What is read of the spec's own tensors."""
+    others = {spec.indices, spec.counts, spec.weights, spec.out, spec.lse}
+    return [t for t in f.tensors.values() if t.name not in others]
+
+
+def _item(found: Inverse, at: tuple[Node, Node], number: Node) -> Item:
+    """A tile of a set."""
+    chunk, count = (tile.load(found.tiles, *at, number, tile.const(k)) for k in range(2))
+    return Item(chunk, mul(number, found.per_tile), count)
+
+
+def _rows(
+    spec: GatheredAttention, found: Inverse, at: tuple[Node, Node], item: Item, key_head: Node, axis: Axis
+) -> tuple[Rows, Node]:
+    """The query rows of a tile, each choice with the heads that share its list, and the place of each row's partial."""
+    share = chunks.sharing(spec)
+    lane = tile.apply(Fn.TRUNCDIV, tile.iota(axis), share)
+    there = tile.apply(Fn.LT, lane, item.count)
+    entry = tile.apply(Fn.WHERE, there, _entries(found, at, add(item.first, least(lane, found.per_tile - 1))), 0)
+    token = tile.apply(Fn.TRUNCDIV, entry, found.per_token)
+    local = tile.apply(Fn.TRUNCMOD, tile.iota(axis), share)
+    place = tile.apply(Fn.WHERE, there, add(mul(entry, share), local), partials.count(spec))
+    if found.lists > 1:
+        local = tile.apply(Fn.TRUNCDIV, sub(entry, mul(token, found.per_token)), spec.slots)
+    head = add(mul(key_head, spec.heads // spec.kv_heads), local)
+    last = add(item.first, sub(item.count, 1))
+    ends = [tile.apply(Fn.TRUNCDIV, tile.load(found.entries, *at, x), found.per_token) for x in (item.first, last)]
+    token = tile.apply(Fn.WHERE, there, token, tile.param("TQ"))
+    return Rows(axis, token, head, tile.const(0), ends[0], 1, {1: tile.param("TQ")}, ends[1]), place
+
+
+def _entries(found: Inverse, at: tuple[Node, Node], number: Node) -> Node:
+    """Entries of a set, read by two threads each and then handed out.
+
+    A tile of fewer numbers than threads Triton loads again in every thread that needs one, with all that follows from
+    it, and keeps there: the addresses of eight rows a thread, which spilled at 128 registers.
+    """
+    twice = tile.Builder.current().axis("twice", 2)
+    place = add(number, tile.apply(Fn.TRUNCDIV, tile.iota(twice), twice.size))
+    return tile.reduce("max", tile.load(found.entries, *at, place), twice)
+
+
+def _read(f: Frame, item: Item) -> list[Node]:
+    """The softmax of the chunk's keys."""
+    size, state = f.spec.chunk, chunks.start(f)
+    if size == f.schedule.block:
+        return chunks.joint_step(f, state, *chunks.part_scores(f, item.chunk, tile.const(0)))
+    low = mul(item.chunk, size)
+    high = add(low, size)
+    if size % f.schedule.block == 0:
+        return stretch.read(f, Stretch(low, high), state)
+
+    def among(key: Node) -> Node:
+        return both(tile.apply(Fn.LE, low, key), tile.apply(Fn.LT, key, high))
+
+    return stretch.read(f, Stretch(low, high, among, aligned=False), state)
+
+
+def default(spec: GatheredAttention, target: str) -> Schedule:
+    """64 rows, or as many as hold a key/value head's heads, and a chunk's keys up to 64 at a time.
+
+    128 registers a thread hide latency best, by twice the warps. At head dims of 128 Hopper's kernels do with them
+    where the merge is small; there 128 rows read a chunk at a time, so that it comes from L2 half as often.
+    """
+    rows = max(64, 1 << (spec.heads // spec.kv_heads - 1).bit_length())
+    even = [b for b in (16, 32, 64) if spec.chunk % b == 0]
+    block = max(even) if even else min(64, max(16, 1 << (spec.chunk - 1).bit_length()))
+    found = Schedule(order="key_outer", rows=rows, block=block, warps=4 if rows <= 64 else 8, stages=2)
+    wide = max(spec.head_dim, spec.value_dim) > 64
+    if not descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim):
+        return replace(found, warps=8) if wide else found
+    if wide and target == "triton:sm_90" and _merges_little(spec):
+        return replace(found, descriptors=True, rows=max(rows, 128), warps=8, registers=128)
+    if wide:
+        return replace(found, descriptors=True, stages=3)
+    return replace(found, descriptors=True, stages=1, registers=128)
+
+
+def _merges_little(spec: GatheredAttention) -> bool:
+    """Whether the merge adds at most two partial outputs, and no sink, to what is known to be a row's own chunk."""
+    return spec.own_first and spec.per == "joint" and spec.slots <= 3 and spec.sink is None and spec.out_dtype is None

@@ -1,0 +1,94 @@
+"""All visible keys of a stretch of the memory under one softmax: masked edges and a mask-free middle, a loop each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from sparsec.lower.gathered import chunks
+from sparsec.lower.gathered.chunks import Frame
+from sparsec.lower.ranges import TileRange, tile_ranges
+from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
+from sparsec.plan.specs import Piece
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Keys ``low … high - 1``.
+
+    Attributes:
+        among: from keys to which rows may see them, beside the spec's own predicate; None for all rows.
+        clear: a scalar condition under which tiles inside the stretch need no ``among``; None where they never do.
+        aligned: whether both ends are ends of key tiles.
+    """
+
+    low: Node
+    high: Node
+    among: Callable[[Node], Node] | None = None
+    clear: Node | None = None
+    aligned: bool = True
+
+
+def read(f: Frame, stretch: Stretch, state: Sequence[Node], member: Node | None = None) -> list[Node]:
+    """The state of a softmax after the keys of a stretch; rows that are no ``member`` keep theirs."""
+    carried = list(state)
+    for r in _ranges(f):
+        carried = _phases(f, stretch, _clip(r, stretch, f.schedule.block), carried, member)
+    return carried
+
+
+def _ranges(f: Frame) -> list[TileRange]:
+    """The key tiles that some row may see; all, and masked, where rows of several heads see by head."""
+    where, block, length = f.spec.where, f.schedule.block, tile.param("TK")
+    if where is not None and chunks.reads(where, "h") and f.rows.head.axes:
+        stop = ceil_div(length, block)
+        return [TileRange(tile.const(0), stop, stop, stop, inner=False, head=True, tail=True)]
+    piece = Piece(f.spec.k, f.spec.v, "TK", where, captures=f.spec.captures)
+    return tile_ranges(piece, block, length, f.env, f.tensors)
+
+
+def _clip(r: TileRange, stretch: Stretch, block: int) -> TileRange:
+    """The part of a range inside a stretch; empty where they do not meet."""
+    first, end = tile.apply(Fn.TRUNCDIV, stretch.low, block), ceil_div(stretch.high, block)
+    start = most(r.start, first)
+    stop = most(least(r.stop, end), start)
+    inner_first = first if stretch.aligned else ceil_div(stretch.low, block)
+    inner_end = end if stretch.aligned else tile.apply(Fn.TRUNCDIV, stretch.high, block)
+    inner_start = least(most(r.inner_start, most(inner_first, start)), stop)
+    inner_stop = most(least(least(r.inner_stop, inner_end), stop), inner_start)
+    if stretch.clear is not None:
+        inner_stop = tile.apply(Fn.WHERE, stretch.clear, inner_stop, inner_start)
+    return replace(
+        r, start=start, stop=stop, inner_start=inner_start, inner_stop=inner_stop,
+        head=r.head or not stretch.aligned, tail=r.tail or not stretch.aligned or stretch.clear is not None,
+    )  # fmt: skip
+
+
+def _phases(f: Frame, stretch: Stretch, r: TileRange, state: list[Node], member: Node | None) -> list[Node]:
+    """A loop each for the masked head, the mask-free middle and the masked tail of a range."""
+
+    def visit(masked: bool) -> Callable[..., Sequence[Node]]:
+        return lambda at, *carried: _step(f, stretch, at, masked, carried, member)
+
+    stages = f.schedule.stages
+    if not r.inner:
+        return tile.loop(r.start, r.stop, 1, state, visit(True), stages)
+    if r.head:
+        state = tile.loop(r.start, r.inner_start, 1, state, visit(True), stages)
+    state = tile.loop(r.inner_start, r.inner_stop, 1, state, visit(False), stages)
+    return tile.loop(r.inner_stop, r.stop, 1, state, visit(True), stages) if r.tail else state
+
+
+def _step(
+    f: Frame, stretch: Stretch, at: Node, masked: bool, state: Sequence[Node], member: Node | None
+) -> Sequence[Node]:
+    """One key tile."""
+    key = add(mul(at, f.schedule.block), tile.iota(f.keys))
+    scores, scale = chunks.logits(f, key)
+    if masked:
+        among = None if stretch.among is None else stretch.among(key)
+        scores = chunks.hide(scores, both(chunks.visible(f, key), among), None)
+    return chunks.joint_step(f, state, key, scores, scale, member)

@@ -1,0 +1,1 @@
+"""Lists turned around: who chose a chunk, by a counting sort."""

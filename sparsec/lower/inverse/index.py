@@ -1,0 +1,153 @@
+"""Who chose each chunk: the lists turned around by a counting sort, without atomics and in O(T k) memory.
+
+Three programs (``sparsec.lower.inverse.steps``): ``tally`` counts choices per (chunk, segment of tokens), ``offsets``
+sums the counts over segments, ``fill`` writes the choices to their places, ascending, every chunk's from a new tile on.
+Forward, a token's own chunk is left out: ``sparsec.lower.gathered.slot_merge`` reads it beside the queries. A backward
+kernel asks for a ``complete`` inverse, where entries are packed without tiles;
+``sparsec.lower.inverse.shares`` cuts them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.lower.gathered import chunks
+from sparsec.lower.lowered import Scratch
+from sparsec.lower.scalars import add, both, ceil_div, most, mul, sub
+from sparsec.plan.specs import GatheredAttention
+from sparsec.scalar.expr import Expr, constant, var
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Tensor
+from sparsec.tile.schedule import Schedule
+
+STEP = 64
+"""Choices that a program looks at together."""
+
+SEGMENT = 512
+"""Choices of a segment."""
+
+
+NONE = 2**31 - 1
+"""Stands for "no chunk"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inverse:
+    """Where the inverse of the lists lies. A set is the lists that choose from the same keys.
+
+    Attributes:
+        tallies: choices per chunk and segment ``[B, sets, CT, ST]``.
+        before: of each chunk, choices in earlier segments ``[B, sets, CT, ST]``; ``totals`` in all ``[B, sets, CT]``.
+        entries: ``(token * lists + list) * k + slot`` of every choice, by chunk, then ascending ``[B, sets, ET]``; a
+            tile has ``per_tile`` of them, those of a chunk's last tile may be nonsense.
+        tiles: chunk and number of entries of each tile ``[B, sets, WT, 2]``, of which ``used`` ``[B, sets]`` have any.
+        lists: lists per token and set.
+        complete: whether a token's own chunk is among the entries, and there are no tiles: ``per_tile`` is 1 then.
+    """
+
+    tallies: Tensor
+    before: Tensor
+    totals: Tensor
+    entries: Tensor
+    tiles: Tensor
+    used: Tensor
+    sets: int
+    lists: int
+    per_tile: int
+    slots: int
+    complete: bool = False
+
+    @property
+    def per_token(self) -> int:
+        """Choices of a token."""
+        return self.lists * self.slots
+
+
+def inverse(spec: GatheredAttention, schedule: Schedule, complete: bool = False) -> Inverse:
+    """The buffers of one spec under one schedule."""
+    per_tile = 1 if complete else schedule.rows // chunks.sharing(spec)
+    sets = 1 if spec.scope == "token" else spec.kv_heads
+    lists = spec.heads // spec.kv_heads if spec.scope == "head" else 1
+    lead: tuple[str | int, ...] = ("B", sets)
+
+    def buffer(name: str, *shape: str | int) -> Tensor:
+        return Tensor(f"{spec.name}_{name}", "int32", (*lead, *shape))
+
+    return Inverse(
+        buffer("tallies", "CT", "ST"), buffer("before", "CT", "ST"), buffer("totals", "CT"), buffer("entries", "ET"),
+        buffer("tiles", "WT", 2), buffer("used"), sets, lists, per_tile, spec.slots, complete,
+    )  # fmt: skip
+
+
+def params(spec: GatheredAttention, schedule: Schedule, complete: bool = False) -> tuple[tuple[str, Expr], ...]:
+    """Chunks, segments, tiles at most and their entries."""
+    found, tq, tk = inverse(spec, schedule, complete), var("TQ"), var("TK")
+    choices, count = tq * found.per_token, (tk + (spec.chunk - 1)) // spec.chunk
+    tiles = choices // found.per_tile + count
+    return ("CT", count), ("ST", (choices + (SEGMENT - 1)) // SEGMENT), ("WT", tiles), ("ET", tiles * found.per_tile)
+
+
+def scratch(spec: GatheredAttention, schedule: Schedule, complete: bool = False) -> tuple[Scratch, ...]:
+    """The buffers to allocate."""
+    found = inverse(spec, schedule, complete)
+    tensors = (found.tallies, found.before, found.totals, found.entries)
+    return tuple(as_scratch(t) for t in (tensors if complete else (*tensors, found.tiles, found.used)))
+
+
+def as_scratch(tensor: Tensor) -> Scratch:
+    """A buffer whose extents are launch parameters and numbers."""
+    shape = tuple(var(d) if isinstance(d, str) else constant(d) for d in tensor.shape)
+    return Scratch(tensor.name, shape, tensor.dtype)
+
+
+def chunk_count(spec: GatheredAttention) -> Node:
+    """CT."""
+    return ceil_div(tile.param("TK"), spec.chunk)
+
+
+def segment_count(found: Inverse) -> Node:
+    """ST."""
+    return ceil_div(mul(tile.param("TQ"), found.per_token), SEGMENT)
+
+
+def tile_count(spec: GatheredAttention, found: Inverse) -> Node:
+    """WT: every chunk's last tile may be partly full."""
+    full = tile.apply(Fn.TRUNCDIV, mul(tile.param("TQ"), found.per_token), found.per_tile)
+    return add(full, chunk_count(spec))
+
+
+def entry_count(spec: GatheredAttention, found: Inverse) -> Node:
+    """ET."""
+    return mul(tile_count(spec, found), found.per_tile)
+
+
+def own_chunk(spec: GatheredAttention, token: Node) -> Node:
+    """The chunk at a token's own position; it is read beside the queries and not through the inverse."""
+    return tile.apply(Fn.TRUNCDIV, most(add(token, tile.param("q_offset")), 0), spec.chunk)
+
+
+def choices(
+    spec: GatheredAttention, found: Inverse, tensors: dict[str, Tensor], at: tuple[Node, Node], entry: Node
+) -> Node:
+    """The chunks of some choices of a set ``at`` (batch, set); NONE where there is none or it is left out."""
+    batch, number = at
+    token, slot = tile.apply(Fn.TRUNCDIV, entry, found.per_token), tile.apply(Fn.TRUNCMOD, entry, spec.slots)
+    listed = number
+    if found.lists > 1:
+        local = tile.apply(Fn.TRUNCMOD, tile.apply(Fn.TRUNCDIV, entry, spec.slots), found.lists)
+        listed = add(mul(number, found.lists), local)
+    bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
+    ids = tile.load(tensors[spec.indices], batch, token, listed, slot, bounds=dict(bounds), other=-1)
+    used = tile.apply(Fn.LE, 0, ids)
+    if not found.complete:
+        used = both(used, tile.apply(Fn.NE, ids, own_chunk(spec, token)))
+    if spec.counts is not None:
+        count = tile.load(tensors[spec.counts], batch, token, listed, bounds=dict(bounds))
+        used = both(used, tile.apply(Fn.LT, slot, count))
+    return tile.apply(Fn.WHERE, used, ids, NONE)
+
+
+def exclusive(x: Node) -> Node:
+    """The sum of what comes before, along the only axis."""
+    return sub(tile.scan(x, x.axes[0]), x)

@@ -1,0 +1,1 @@
+"""Selectors and losses over them: scores, the running top-k, their gradients."""

@@ -1,0 +1,32 @@
+"""The class of selectors: by dots of summaries and pools of them, or by an indexer of single tokens."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.select import indexer
+from sparsec.lower.select import streaming as selector
+from sparsec.plan.specs import Selector
+from sparsec.tile.schedule import Schedule
+
+
+def lower(spec: Selector, schedule: Schedule) -> Lowered:
+    """The program of a selector."""
+    return Lowered((Step(_kind(spec).lower(spec, schedule), schedule),))
+
+
+def default(spec: Selector, target: str) -> Schedule:
+    """A schedule that is good without tuning."""
+    found: Schedule = _kind(spec).default(spec, target)
+    return found
+
+
+def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
+    """The tuner's choices."""
+    found: dict[str, tuple[object, ...]] = _kind(spec).space(spec, target)
+    return found
+
+
+def _kind(spec: Selector) -> ModuleType:
+    return selector if spec.head_weights is None else indexer

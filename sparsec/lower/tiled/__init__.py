@@ -1,0 +1,1 @@
+"""Attention over all visible keys, tile by tile: forward, backward, schedules."""

@@ -1,0 +1,137 @@
+"""Schedules of the backward of tiled attention: defaults that need no tuner, and the choices that a tuner has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower import descriptors
+from sparsec.lower.tiled.wide_keys import wide_keys
+from sparsec.plan.grad_specs import TiledGradCapture, TiledGradKV, TiledGradQ
+from sparsec.plan.specs import BlockList
+from sparsec.tile.schedule import Schedule
+
+Choices = dict[str, tuple[object, ...]]
+
+WARP_GROUPS = descriptors.TARGETS
+"""Where products read their operands from shared memory."""
+
+Spec = TiledGradQ | TiledGradKV | TiledGradCapture
+
+CPU = Schedule(rows=32, block=32, phases="branch", lanes=("n", "d", "e", "m"), split_dims=False, warps=1, stages=1)
+
+PROGRAMS = 256
+"""How many programs should share the keys that all queries see: about two for each processor of a large GPU."""
+
+FEW = 4
+"""Key tiles of summaries, whose number only the length tells: 256 summaries are those of 16K tokens by 64."""
+
+
+def default_q(spec: TiledGradQ, target: str) -> Schedule:
+    """For the gradient of the queries."""
+    return _from_queries(spec, target)
+
+
+def default_capture(spec: TiledGradCapture, target: str) -> Schedule:
+    """For the gradient of a captured tensor."""
+    return _from_queries(spec, target)
+
+
+def default_kv(spec: TiledGradKV, target: str) -> Schedule:
+    """For the gradients of keys and values."""
+    listed = [spec.listed] if spec.listed is not None else []
+    made = _listed(CPU if target.startswith("tvm") else _from_keys(spec, target), listed)
+    if listed:
+        made = replace(made, descriptors=_descriptors(spec, target))
+    return replace(made, splits=_splits(spec, made.block, 4 if target.startswith("tvm") else PROGRAMS))
+
+
+def _splits(spec: TiledGradKV, block: int, programs: int) -> int:
+    """So many that wide key tiles have about that many programs; a power of two, at most 64."""
+    keys = wide_keys(spec.forward.pieces[spec.piece])
+    tiles = (FEW if isinstance(keys, str) else -(-keys // block)) * spec.forward.kv_heads
+    share = programs // tiles if tiles else 1
+    return min(1 << max(share.bit_length() - 1, 0), 64)
+
+
+def _listed(made: Schedule, lists: list[BlockList]) -> Schedule:
+    """Tiles that divide those of block lists, whose entries are all masked."""
+    if not lists:
+        return made
+    rows, block = min([made.rows, *(x.block_q for x in lists)]), min([made.block, *(x.block_k for x in lists)])
+    return replace(made, rows=rows, block=block, phases="branch", warps=4 if block < made.block else made.warps)
+
+
+def _from_queries(spec: TiledGradQ | TiledGradCapture, target: str) -> Schedule:
+    """A tile of queries keeps one accumulator."""
+    lists = [p.listed for p in spec.forward.pieces if p.listed is not None]
+    if target.startswith("tvm"):
+        return _listed(replace(CPU, lanes=("m", "d", "e", "n")), lists)
+    widest = max(spec.forward.head_dim, spec.forward.value_dim)
+    common = Schedule(rows=64, block=64, phases="split", stages=1)
+    if spec.forward.dtype == "float32":
+        found = _single(common, target, widest)
+        found = replace(found, rows=64) if widest in (32, 64) and target == "triton:sm_90" else found
+    elif widest > 128:
+        pipelined = widest <= 192 and target in WARP_GROUPS
+        found = replace(common, block=32, stages=2) if pipelined else replace(common, block=16, phases="branch")
+    elif target in WARP_GROUPS:
+        found = replace(common, descriptors=_descriptors(spec, target) and not lists)
+    else:
+        found = replace(common, block=64 if widest <= 64 else 32, stages=1 if target.startswith("triton:gfx") else 2)
+    return _listed(found, lists)
+
+
+def _from_keys(spec: TiledGradKV, target: str) -> Schedule:
+    """A tile of keys keeps two accumulators: half the registers of a thread where heads are wide."""
+    widest = max(spec.forward.head_dim, spec.forward.value_dim)
+    # fp16 is brought near one before it is rounded: products then have registers of their own.
+    apart = widest > 128 or (widest > 64 and spec.forward.dtype == "float16")
+    common = Schedule(rows=32, block=64, phases="split", stages=2)
+    if spec.forward.dtype == "float32":
+        return replace(_single(common, target, widest), order="query_outer" if widest <= 64 else "apart")
+    if widest > (192 if target in WARP_GROUPS else 128):
+        warps = 4 if target.startswith("triton:gfx") else 8
+        return replace(common, order="apart", block=32, phases="branch", warps=warps, stages=1)
+    if target in WARP_GROUPS:
+        # Chained products share nothing between warp groups but rows: eight warps need 128 keys.
+        if widest <= 64:
+            return replace(common, descriptors=_descriptors(spec, target))
+        found = replace(common, block=128, warps=8)
+        return replace(found, order="apart", phases="branch") if apart else found
+    # Without a limit the assembler aims at three programs per processor, and spills.
+    amd = target.startswith("triton:gfx")
+    found = replace(common, phases="branch", stages=1 if amd else 2, registers=0 if amd else 255)
+    return replace(found, order="apart") if apart else found
+
+
+def _descriptors(spec: Spec, target: str) -> bool:
+    forward = spec.forward
+    return descriptors.pay(target, forward.dtype, forward.head_dim, forward.value_dim)
+
+
+def _single(made: Schedule, target: str, widest: int) -> Schedule:
+    """fp32: tf32x3 splits every operand in two, too much for heads in two pieces; AMD has no tf32x3."""
+    small = replace(made, rows=32, block=32, phases="branch", stages=1)
+    if target.startswith("triton:gfx") or widest & (widest - 1):
+        return replace(small, rows=16 if widest > 64 else 32)
+    precise = replace(small, rows=16, precision="tf32x3")
+    return precise if widest <= 64 else replace(precise, block=16, warps=8)
+
+
+def space(spec: Spec, target: str) -> Choices:
+    """Every choice the tuner may make; what does not fit the target is filtered before it is compiled."""
+    if target.startswith("tvm"):
+        lanes = (("n", "d", "e", "m"), ("m", "d", "e", "n"), ("d", "e", "n", "m"))
+        return {"rows": (16, 32, 64), "block": (16, 32, 64), "lanes": lanes, "accumulators": (8, 12, 16)}
+    halves = spec.forward.dtype != "float32"
+    sizes = (32, 64, 128) if halves else (16, 32, 64)
+    return {
+        "order": ("query_outer", "apart") if isinstance(spec, TiledGradKV) else ("query_outer",),
+        "rows": sizes,
+        "block": sizes,
+        "phases": ("split", "branch"),
+        "descriptors": (False, True) if halves and target in WARP_GROUPS else (False,),
+        "warps": (4, 8),
+        "stages": (1, 2, 3),
+        **({"splits": (1, 8, 16, 32, 64)} if isinstance(spec, TiledGradKV) and _splits(spec, 64, PROGRAMS) > 1 else {}),
+    }

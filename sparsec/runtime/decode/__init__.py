@@ -1,0 +1,1 @@
+"""Decoding: caches, pages, steps, graphs."""

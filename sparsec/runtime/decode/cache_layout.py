@@ -1,0 +1,63 @@
+"""Where a cache keeps what: the block table and rows per page of every tensor that decode kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm
+
+from sparsec.lower.decode.pages import Paged
+from sparsec.passes.stream_spec import CacheSpec, Kept
+from sparsec.plan.plan import Plan
+from sparsec.plan.specs import Summarise
+
+BLOCKS = "cache_blocks"
+"""The block table of what grows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor of the cache.
+
+    Attributes:
+        row: the extents of a row.
+        ring: (window, sinks) where rows are dropped; None for pages of the pool.
+        cold: whether its pages live in the host's memory.
+    """
+
+    paged: Paged
+    row: tuple[int, ...]
+    dtype: str
+    ring: tuple[int, int] | None = None
+    cold: bool = False
+
+
+def table_of(kept: Kept) -> str:
+    """The block table of an input."""
+    return BLOCKS if kept.window is None else f"cache_ring_{kept.window}_{kept.sinks}"
+
+
+def page_size(spec: CacheSpec, wanted: int) -> int:
+    """The least multiple of what a page must hold whole (chunks, strides) that is no less than wanted."""
+    unit = lcm(*(k.unit for k in spec.kept), *(r.stride for r in spec.running))
+    return -(-wanted // unit) * unit
+
+
+def places(spec: CacheSpec, plan: Plan, dims: Mapping[str, int], page: int, cold: bool = False) -> dict[str, Place]:
+    """Every kept input and running summary by buffer name; ``page`` as ``page_size`` gives it."""
+    found = {}
+    for kept in spec.kept:
+        buffer = plan.buffer(kept.name) if any(b.name == kept.name for b in plan.buffers) else None
+        if buffer is None:
+            continue  # declared, but no kernel reads it: keys and values behind given landmarks
+        ring = None if kept.window is None else (kept.window, kept.sinks)
+        row = buffer.size(dims)[2:]
+        found[kept.name] = Place(
+            Paged(table_of(kept), page // kept.unit), row, buffer.dtype, ring, cold and kept.chosen
+        )
+    for kernel in plan.kernels:
+        if isinstance(kernel.spec, Summarise):
+            buffer = plan.buffer(kernel.spec.out)
+            place = Place(Paged(BLOCKS, page // kernel.spec.stride), buffer.size(dims)[2:], buffer.dtype)
+            found[buffer.name] = place
+    return found

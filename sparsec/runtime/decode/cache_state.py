@@ -1,0 +1,195 @@
+"""The cache of a batch of sequences: lengths, block tables and pages on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sparsec.ir.error import InputError
+from sparsec.runtime.decode.cache_layout import BLOCKS, Place
+from sparsec.runtime.decode.pages import Pool, ring_table
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class Memory:
+    """What the views of one cache share; empty before the first tokens.
+
+    Attributes:
+        lengths: int32 ``[batch]`` on the device: tokens of each sequence.
+        tables: block tables, int32 ``[batch, blocks]``.
+        tensors, places: pages by the name of what they hold, and how they are laid out.
+        known: tokens of each sequence as the host knows them; ``pages`` of the pool by sequence.
+        written: the most tokens that each sequence had, of which those taken back still lie in rings.
+    """
+
+    known: list[int]
+    pages: list[list[int]]
+    written: list[int]
+    lengths: Tensor | None = None
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+
+
+class Cache:
+    """What ``init_cache`` returns; ``decode`` writes into it.
+
+    Attributes:
+        batch: sequences.
+        max_length: tokens that a sequence may have.
+        page: tokens of a page.
+        step: the most tokens that one pass over the kernels adds where there are rings; longer calls make several.
+        deterministic: whether steps run under the forward's schedules, so that results are its bit for bit.
+        cold: whether what is read by chosen chunks alone lives in the host's memory.
+    """
+
+    def __init__(
+        self, batch: int, max_length: int, page: int, step: int, pool: Pool | None, deterministic: bool,
+        cold: bool = False,
+    ) -> None:  # fmt: skip
+        self.batch, self.max_length, self.page, self.step = batch, max_length, page, step
+        self.deterministic, self.cold = deterministic, cold
+        self.pool = pool or Pool(batch * -(-max_length // page), page)
+        self.shared = pool is not None
+        self.memory = Memory([0] * batch, [[] for _ in range(batch)], [0] * batch)
+        self._first = 0
+
+    def sequences(self, first: int, count: int = 1) -> Cache:
+        """The same cache for some of its sequences only, so that they get tokens that the others do not."""
+        if first < 0 or count < 1 or first + count > self.batch:
+            rule = f"the cache has {self.batch} sequences"
+            raise InputError("sequences", f"{first} … {first + count - 1}", rule, "name some of them")
+        found = Cache(count, self.max_length, self.page, self.step, self.pool, self.deterministic, self.cold)
+        found.shared, found.memory, found._first = self.shared, self.memory, self._first + first
+        return found
+
+    @property
+    def known_lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence, as far as the host was told: replays of a CUDA graph tell by ``replayed``."""
+        return tuple(self.memory.known[self._own])
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """int32 ``[batch]`` on the device; None before the first tokens."""
+        return None if self.memory.lengths is None else self.memory.lengths[self._own]
+
+    @property
+    def tables(self) -> dict[str, Tensor]:
+        """Block tables by name, int32 ``[batch, blocks]``."""
+        return {name: table[self._own] for name, table in self.memory.tables.items()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Pages ``[pages, rows, …]`` by the name of what they hold."""
+        return self.memory.tensors
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pages, rings and tables where kernels run, of all sequences; of a shared pool, all of it."""
+        held = [x for name, x in self.tensors.items() if not self.memory.places[name].cold]
+        return sum(x.numel() * x.element_size() for x in (*held, *self.memory.tables.values()))
+
+    @property
+    def cold_nbytes(self) -> int:
+        """Bytes of pages in the host's memory."""
+        held = [x for name, x in self.tensors.items() if self.memory.places[name].cold]
+        return sum(x.numel() * x.element_size() for x in held)
+
+    @property
+    def _own(self) -> slice:
+        return slice(self._first, self._first + self.batch)
+
+    def allocate(self, places: Mapping[str, Place], device: torch.device) -> None:
+        """Make pages and tables for all sequences, once the first tokens say how large a row is."""
+        import torch
+
+        memory, count = self.memory, len(self.memory.known)
+        memory.places = dict(places)
+        memory.lengths = torch.zeros(count, dtype=torch.int32, device=device)
+        blocks = -(-self.max_length // self.page)
+        memory.tables = {BLOCKS: torch.zeros(count, blocks, dtype=torch.int32, device=device)}
+        for name, place in places.items():
+            dtype = getattr(torch, place.dtype)
+            if place.ring is None:
+                found = self.pool.tensor(name, place.paged.rows, place.row, dtype, device, place.cold)
+                memory.tensors[name] = found
+            else:
+                self._ring(name, place, dtype, device)
+        if not self.shared:
+            for number in range(count):
+                self._reserve(number, self.max_length)
+
+    def _ring(self, name: str, place: Place, dtype: torch.dtype, device: torch.device) -> None:
+        """Pages of a ring, each sequence's its own, and the table that comes round."""
+        import torch
+
+        assert place.ring is not None
+        memory, count = self.memory, len(self.memory.known)
+        table, pages = ring_table(self.max_length, self.page, *place.ring, self.step)
+        own = torch.tensor(table, dtype=torch.int32, device=device)
+        first = torch.arange(count, dtype=torch.int32, device=device)[:, None] * pages
+        memory.tables.setdefault(place.paged.table, first + own)
+        shape = (count * pages, place.paged.rows, *place.row)
+        memory.tensors[name] = torch.zeros(shape, dtype=dtype, device=device)
+
+    def reserve(self, tokens: int) -> None:
+        """Pages for so many more tokens of each sequence; on a shared pool needed before a CUDA graph is replayed.
+
+        Raises InputError where the pool has too few, or a sequence would be longer than ``max_length``.
+        """
+        wanted = [n + tokens for n in self.known_lengths]
+        if max(wanted, default=0) > self.max_length:
+            rule = f"the cache was made for {self.max_length} tokens"
+            raise InputError("cache", f"{max(wanted)} tokens", rule, "init_cache with a larger max_length")
+        for number, length in enumerate(wanted, self._first):
+            self._reserve(number, length)
+
+    def _reserve(self, number: int, length: int) -> None:
+        import torch
+
+        have, table = self.memory.pages[number], self.memory.tables.get(BLOCKS)
+        wanted = -(-length // self.page) - len(have)
+        if table is None or wanted <= 0 or all(p.ring is not None for p in self.memory.places.values()):
+            return
+        more = torch.tensor(self.pool.take(wanted), dtype=torch.int32)
+        table[number, len(have) : len(have) + wanted] = more.to(table.device, non_blocking=True)
+        have += more.tolist()
+
+    def replayed(self, tokens: int) -> None:
+        """Tell that every sequence has so many more tokens, as after the replay of a CUDA graph."""
+        memory, own = self.memory, self._own
+        memory.known[own] = [n + tokens for n in self.known_lengths]
+        memory.written[own] = map(max, memory.written[own], memory.known[own])
+
+    def rewind(self, tokens: int) -> None:
+        """Forget the last so many tokens of every sequence, as after a draft that was refused: at most ``step``.
+
+        Raises InputError where a sequence has fewer, or a ring may have dropped what they replaced.
+        """
+        least = min(self.known_lengths)
+        if not 0 <= tokens <= min(least, self.step):
+            rule = f"sequences have {least} tokens, and rings keep what {self.step} tokens replace"
+            raise InputError("cache", f"{tokens} tokens to forget", rule, "rewind fewer")
+        gone = max(w - n for w, n in zip(self.memory.written[self._own], self.known_lengths, strict=True))
+        if gone + tokens > self.step and any(p.ring is not None for p in self.memory.places.values()):
+            rule = f"{gone} were forgotten already, and rings keep what {self.step} tokens replace"
+            raise InputError("cache", f"{tokens} tokens to forget", rule, "rewind fewer, or init_cache(step=…)")
+        self.replayed(-tokens)
+        lengths = self.lengths
+        if lengths is not None:
+            lengths -= tokens
+
+    def free(self) -> None:
+        """End these sequences: their pages go back to the pool, and they begin anew at length 0."""
+        for number in range(self._first, self._first + self.batch):
+            self.memory.known[number] = self.memory.written[number] = 0
+            if self.shared:
+                self.pool.give(self.memory.pages[number])
+                self.memory.pages[number] = []
+        if self.lengths is not None:
+            self.lengths.zero_()

@@ -1,0 +1,179 @@
+"""Decoding: a step writes new rows into the cache, brings summaries up to date and runs the plan's kernels on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsec.ir.error import InputError
+from sparsec.lower.decode.pages import LENGTHS
+from sparsec.lower.decode.pairs import partners
+from sparsec.lower.decode.schedules import SHARED
+from sparsec.passes.stream import stream
+from sparsec.plan.plan import Plan
+from sparsec.plan.specs import BlockList
+from sparsec.runtime import bind
+from sparsec.runtime.decode import check as decode_check
+from sparsec.runtime.decode.cache_layout import Place, page_size, places
+from sparsec.runtime.decode.cache_state import Cache
+from sparsec.runtime.decode.kernels import AppendKernel, DecodeKernel, appends, over_pages
+from sparsec.runtime.decode.pages import PAGE, Pool
+from sparsec.runtime.decode.space import by_tokens, for_steps
+from sparsec.runtime.target import available
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparsec.runtime.compiled import Compiled
+
+STEP = 1024
+"""Tokens of one pass over the kernels where a cache has rings, whose pages grow with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a cache's kernels were built into, and the dims of a full cache."""
+
+    plan: Plan
+    appends: list[AppendKernel]
+    kernels: list[DecodeKernel]
+    places: Mapping[str, Place]
+
+
+class Decoder:
+    """The decode step of a compiled variant; kernels are built once for all lengths.
+
+    Attributes:
+        spec: what a cache keeps.
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        from sparsec.runtime.compiled import compile
+
+        found = stream(compiled.graph)
+        apart = found.variant is not compiled.graph
+        self.step = compile(found.variant, compiled.target, compiled.records.folder.parent) if apart else compiled
+        self.streamed = stream(self.step.graph) if apart else found
+        self.spec = self.streamed.spec
+        self._built: dict[tuple[object, ...], Built] = {}
+
+    def new(
+        self, batch: int, max_length: int, page: int = PAGE, step: int = STEP, pool: Pool | None = None,
+        deterministic: bool | None = None, cold: bool = False,
+    ) -> Cache:  # fmt: skip
+        """An empty cache; memory is taken when the first tokens come.
+
+        Args:
+            page: tokens of a page; a multiple of chunks and strides is taken.
+            step: the most tokens of one pass where there are rings, which are as much longer.
+            pool: pages shared with other caches; by default a cache has its own, for all its tokens.
+            deterministic: steps under the forward's schedules, bit for bit its results; by default what
+                ``torch.use_deterministic_algorithms`` says.
+            cold: what is read by chosen chunks alone lives in pinned host memory, of which a GPU reads those chunks.
+        """
+        import torch
+
+        decode_check.sizes(batch=batch, max_length=max_length, page=page, step=step)
+        size = page_size(self.spec, page if pool is None else pool.page)
+        if pool is not None:
+            decode_check.pool(pool.page, size)
+        exact = torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic
+        if cold and not any(k.chosen for k in self.spec.kept):
+            rule = f"{self.step.variant.name} has no input that is read by chosen chunks alone"
+            raise InputError("cold", "True", rule, "keep the cache where the kernels run")
+        return Cache(batch, max_length, size, min(step, max_length), pool, exact, cold)
+
+    def __call__(self, cache: Cache, tokens: Mapping[str, Tensor | None], outputs: bool = True) -> list[Tensor]:
+        """The outputs of new tokens, whose keys and values join the cache; without ``outputs`` they only join it."""
+        import torch
+
+        given = decode_check.given(self.streamed, cache, tokens)
+        count = decode_check.count(self.streamed, given)
+        if not any(k.window is not None for k in self.spec.kept) or count <= cache.step:
+            return self._pass(cache, given, count, outputs)
+        decode_check.dims(self.streamed, cache, given, count)  # all of it fits before any of it joins the cache
+        cache.reserve(count)
+        parts = [self._pass(cache, *part, outputs) for part in decode_check.parts(self.streamed, cache, given, count)]
+        return [torch.cat(found, dim=1) for found in zip(*parts, strict=True)]
+
+    def _pass(self, cache: Cache, given: Mapping[str, Tensor], count: int, outputs: bool) -> list[Tensor]:
+        dims, dtype = decode_check.dims(self.streamed, cache, given, count)
+        built = self.built(cache, dims, dtype, count)
+        first = next(iter(given.values()))
+        bind.check_devices(given, self.step.target.device)
+        decode_check.rows(cache, built.places, first.device)
+        decode_check.lists(self.streamed, given, dims)
+        if cache.lengths is None:
+            available(self.step.target)
+            cache.allocate(places(self.spec, built.plan, dims, cache.page, cache.cold), first.device)
+        cache.reserve(count)
+        found, launches = self.launches(cache, built, given, dims, count, outputs)
+        for launch in launches:
+            launch()
+        lengths = cache.lengths
+        assert lengths is not None
+        lengths += count
+        cache.replayed(count)
+        return found
+
+    def launches(
+        self, cache: Cache, built: Built, given: Mapping[str, Tensor], dims: Mapping[str, int], count: int, whole: bool
+    ) -> tuple[list[Tensor], list[Callable[[], None]]]:
+        """The outputs, and what fills them; no more than the cache where not ``whole``."""
+        assert cache.lengths is not None
+        held = {**cache.tensors, **cache.tables, LENGTHS: cache.lengths}
+        new = {k.name: given[k.name] for k in self.spec.kept if k.name in given}
+        found = [a.launch(new, held, count) for a in built.appends if a.spec.parts[0][0] in new]
+        buffers = {**{n: x for n, x in given.items() if n not in new}, **held}
+        buffers |= _temporaries(built.plan, dims, cache)
+        outputs = [buffers[name] for name in built.plan.outputs]
+        if count and cache.batch and all(x.numel() for x in outputs):
+            kernels = [k for k in built.kernels if whole or k.windows is not None]
+            found += [launch for kernel in kernels for launch in kernel.launches(buffers, dims, count)]
+        return outputs, [launch for launch in found if launch is not None]
+
+    def kept(self) -> tuple[Built, ...]:
+        """Everything that was built so far."""
+        return tuple(self._built.values())
+
+    def built(self, cache: Cache, dims: Mapping[str, int], dtype: str, tokens: int) -> Built:
+        """Kernels for these heads and head dims, this page size and these schedules."""
+        compiled = self.step
+        plan = compiled.plan(dims, dtype)
+        exact = cache.deterministic
+        schedules = [compiled.schedule(kernel, dims) for kernel in plan.kernels]
+        if exact:
+            schedules = [by_tokens(k.spec, s) for k, s in zip(plan.kernels, schedules, strict=True)]
+        else:
+            schedules = [
+                s if k.name in compiled.schedules else for_steps(k.spec, s, compiled.target, cache.batch, tokens)
+                for k, s in zip(plan.kernels, schedules, strict=True)
+            ]
+        key = (id(plan), cache.page, *schedules)
+        if key not in self._built:
+            found = places(self.spec, plan, dims, cache.page)
+            kept = [(k.name, k.unit) for k in self.spec.kept if k.name in found]
+            lengths = (self.streamed.queries, self.streamed.keys)
+            where = (compiled.target, compiled.cache_dir)
+            scheduled = list(zip(plan.kernels, schedules, strict=True))
+            pairs = partners([(k.spec, s.splits) for k, s in scheduled if s.order == SHARED])
+            kernels = [over_pages(k, s, found, lengths, *where, pairs.get(k.name)) for k, s in scheduled]
+            self._built[key] = Built(plan, appends(kept, found, *where), kernels, found)
+            compiled.builds += len(kernels)
+        return self._built[key]
+
+
+def _temporaries(plan: Plan, dims: Mapping[str, int], cache: Cache) -> dict[str, Tensor]:
+    """Room for what kernels write beside the cache; block lists are each sequence's own."""
+    import torch
+
+    assert cache.lengths is not None
+    lists = {n for k in plan.kernels if isinstance(k.spec, BlockList) for n in k.writes}
+    found = {}
+    for b in plan.buffers:
+        if b.role != "input" and b.name not in cache.tensors:
+            first, *rest = b.size(dims)
+            shape = (cache.batch if b.name in lists else first, *rest)
+            found[b.name] = torch.empty(shape, dtype=getattr(torch, b.dtype), device=cache.lengths.device)
+    return found

@@ -1,0 +1,1 @@
+"""A variant as one readable module that needs no sparsec."""

@@ -1,0 +1,1 @@
+"""Packed documents: tables of lengths, calls, training."""
