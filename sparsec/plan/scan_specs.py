@@ -1,0 +1,110 @@
+"""Specs of matrix states: written token by token, read by queries, and the adjoint of both.
+
+A state M ``[D,DV]`` per key/value head is fp32 and key-first: it answers q with Mᵀq. Decays are logarithms, at most 0.
+With M' = exp(decay) M, and R what the erase term reads, M' or the undecayed M:
+
+    additive    M <- M' + beta k vᵀ
+    delta       M <- M' + beta k (v − Rᵀk)ᵀ
+    erase a, b  M <- M' + b (Rᵀa)ᵀ + beta k vᵀ
+
+(linear attention, RetNet, Mamba-2, GLA, HGRN2; DeltaNet, Gated DeltaNet, KDA; RWKV-7, GDN-2.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor that a write or a read takes, as it lies in memory: ``[B,N,heads]`` or ``[B,N,heads,dim]``."""
+
+    name: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """How every token writes the states of its heads.
+
+    Attributes:
+        k, v: ``[B,N,HKV,D]`` and ``[B,N,HKV,DV]``.
+        beta: ``[B,N,HKV]``; None is 1.
+        decay: log-decays by ``decay_kind``: none, scalar ``[B,N,HKV]``, key ``[B,N,HKV,D]``, full ``[B,N,HKV,D·DV]``.
+        erase: a and b ``[B,N,HKV,D]``, in place of −k and beta k.
+        initial: fp32 ``[B,HKV,D,DV]``, or ``[HKV,D,DV]`` where ``initial_batched`` is false; None is zero.
+        reads: "decayed" or "undecayed": which state the erase term reads.
+        heads, rows, cols: HKV, D and DV.
+        length: the launch parameter with N.
+    """
+
+    k: Operand
+    v: Operand
+    heads: int
+    rows: int
+    cols: int
+    rule: str = "additive"
+    reads: str = "decayed"
+    decay_kind: str = "none"
+    beta: Operand | None = None
+    decay: Operand | None = None
+    erase: tuple[Operand, Operand] | None = None
+    initial: str | None = None
+    initial_batched: bool = True
+    length: str = "N"
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """o = scale · Mᵀq of the state after (or before) the token's own write.
+
+    Attributes:
+        q: ``[B,N,H,D]``; head h reads the state of head h // (H / HKV).
+        out: ``[B,N,H,DV]`` of its own dtype.
+        when: "after", or "before": decayed by the token but not yet written.
+    """
+
+    q: Operand
+    out: Operand
+    heads: int
+    scale: float
+    when: str = "after"
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The states after every token, of which only what is read leaves the kernel.
+
+    Attributes:
+        final: fp32 ``[B,HKV,D,DV]``, the states after the last token; None where nobody asks.
+    """
+
+    name: str
+    writes: Writes
+    reads: tuple[Read, ...]
+    dtype: str
+    final: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScanGrad:
+    """Gradients of everything that a scan reads, of which None is not asked for.
+
+    Attributes:
+        grads: those of the outputs, one per read, with their dtypes.
+        grad_final: that of the final states, fp32 as they are; None is zero.
+        grad_q: one per read.
+        grad_initial: fp32 ``[B,HKV,D,DV]``; the caller sums it over B where the initial states are not batched.
+    """
+
+    name: str
+    forward: Scan
+    grads: tuple[Operand, ...]
+    grad_final: str | None
+    grad_q: tuple[Operand | None, ...]
+    grad_k: Operand | None = None
+    grad_v: Operand | None = None
+    grad_beta: Operand | None = None
+    grad_decay: Operand | None = None
+    grad_erase: tuple[Operand | None, Operand | None] = (None, None)
+    grad_initial: str | None = None
