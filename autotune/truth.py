@@ -11,7 +11,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle.attends import compared
 from sparsec.oracle.evaluate import Evaluation, by_row
-from sparsec.oracle.values import Chosen, Memory, Output, Value
+from sparsec.oracle.values import Chosen, Memory, Output, Value, plain
 from sparsec.plan.plan import Kernel
 
 
@@ -146,7 +146,6 @@ def part_of(value: Value, part: str) -> Tensor:
     elif isinstance(value, Memory):
         found = value.v if part == "v" else value.k
     else:
-        assert isinstance(value, Tensor), (type(value), part)
-        found = value
+        found = plain(value)
     assert found is not None
     return found

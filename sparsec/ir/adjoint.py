@@ -51,6 +51,16 @@ def cotangent_shape(primal: Node, of: str) -> Shape:
     return field(primal, "v" if of == "v" else "k")[0] if primal.kind == "memory" else primal.shape
 
 
+def handed_back(vjp: Node) -> bool:
+    """Whether an adjoint is what a reader hands back to a written state."""
+    primal, of = vjp.src[0], vjp.word("of")
+    return (
+        primal.op is Op.RECALL
+        and of.startswith("state")
+        and primal.src[targets(primal)[of, None].place].kind == "state"
+    )
+
+
 def field(memory: Node, part: Literal["k", "v"]) -> tuple[Shape, str]:
     """The shape and dtype of a memory's keys or values, without a batch where they are learned."""
     at = "kv".index(part)
@@ -106,6 +116,19 @@ def _merge(node: Node) -> dict[str, Target]:
     return found
 
 
+def _recall(node: Node) -> dict[str, Target]:
+    states = {f"state{n}": _value(node, 1 + n) for n in range(len(node.positional) - 1)}
+    return {"q": _value(node, 0), **states, **_operands(node)}
+
+
+def _write(node: Node) -> dict[str, Target]:
+    return {"state": _value(node, 0), "k": _value(node, 1), "v": _value(node, 2), **_operands(node)}
+
+
+def _state(node: Node) -> dict[str, Target]:
+    return {"initial": _value(node, 0)} if node.src else {}
+
+
 def _by_place(node: Node) -> dict[str, Target]:
     return {f"x{n}": _value(node, n) for n in range(len(node.src))}
 
@@ -131,6 +154,9 @@ TARGETS: dict[Op, Callable[[Node], dict[str, Target]]] = {
     Op.REDUCE: _scores,
     Op.WEIGHTS: _scores,
     Op.ATTEND: _attend,
+    Op.STATE: _state,
+    Op.WRITE: _write,
+    Op.RECALL: _recall,
     Op.MERGE: _merge,
     Op.TOPK: _topk,
     Op.AUX: _aux,

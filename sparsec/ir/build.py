@@ -190,7 +190,7 @@ def merge(*outputs: Node, fn: str, gates: Sequence[Node] = ()) -> Node:
     return make(Op.MERGE, (*outputs, *gates), fn=fn)
 
 
-def vjp(primal: Node, cotangent: Node, *, of: str, capture: str | None = None, lse_grad: Node | None = None) -> Node:
+def vjp(primal: Node, *cotangents: Node, of: str, capture: str | None = None, lse_grad: Node | None = None) -> Node:
     """The gradient of one source of ``primal``, given that of its result: shaped like the source.
 
     ``of``: q, k, v, weights, sink of an attend; k, v, given of a summary (its memory's fields); q, keys, head_weights
@@ -198,5 +198,9 @@ def vjp(primal: Node, cotangent: Node, *, of: str, capture: str | None = None, l
     one: the gradient of a factor of 1 on every chosen unit; x of a prefix; x0, x1, … of a map or merge, gates included,
     and lse0, lse1, … of a merge by lse. ``of = capture`` is a tensor that a bias captures, by name. ``lse_grad``
     ``[B,TQ,H]`` belongs to the primal's log-sum-exp.
+
+    States: q, kappa, level_bias, level_gate, state0, state1, … of a recall; k, v, beta, decay, weight, erase_a,
+    erase_b, state of a write; initial of a state. A write takes any number of cotangents: what its readers hand back,
+    which is ``vjp(recall, grad) {of = state0}``, and a tensor for the states after the last token.
     """
-    return make(Op.VJP, (primal, cotangent), {"lse_grad": lse_grad}, of=of, capture=capture)
+    return make(Op.VJP, (primal, *cotangents), {"lse_grad": lse_grad}, of=of, capture=capture)

@@ -101,6 +101,8 @@ def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
 
 def _heads(node: Node) -> Shape:
     """Heads and head dims of what is scored or read; a memory without values has DV = 0."""
+    if node.op is Op.RECALL:
+        return node.src[0].shape[2:] + node.src[1].shape[2:]
     if node.op not in (Op.ATTEND, Op.SCORE):
         return ()
     keys = node.src[1].shape
@@ -112,6 +114,8 @@ def _groups(node: Node) -> Iterator[tuple[Expr, Expr]]:
         yield node.src[0].shape[2], node.src[1].shape[2]
     if node.op is Op.SCORE and node["fn"] != "indexer":
         yield node.src[0].shape[2], key_heads(node)
+    if node.op is Op.RECALL:
+        yield from ((node.src[0].shape[2], bank.shape[2]) for bank in node.positional[1:])
 
 
 def _equalities(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
@@ -149,9 +153,34 @@ def _pairs(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
         for source in (*outputs, *(g for g in gates if node["fn"] != "weighted")):
             yield from ((a, b, "branches") for a, b in zip(source.shape, outputs[0].shape, strict=False))
     if node.op is Op.VJP:
-        primal, cotangent = node.positional
+        primal, *cotangents = node.positional
         wanted = cotangent_shape(primal, node.word("of"))
-        yield from ((a, b, "a cotangent and its primal") for a, b in zip(cotangent.shape, wanted, strict=True))
+        for cotangent in (c for c in cotangents if c.kind == "tensor"):
+            yield from ((a, b, "a cotangent and its primal") for a, b in zip(cotangent.shape, wanted, strict=True))
+    if node.op in (Op.STATE, Op.WRITE, Op.RECALL):
+        yield from _states(node)
+
+
+def _states(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
+    """States fit what they begin with, what is written to them and what reads them; a route is checked by its ids."""
+    if node.op is Op.STATE:
+        for initial in node.src:
+            ahead = 5 - len(initial.shape)
+            yield from ((a, b, "initial states") for a, b in zip(initial.shape, node.shape[ahead:], strict=True))
+    if node.op is Op.WRITE:
+        bank, k, v = node.positional
+        yield from ((a, b, "states and keys") for a, b in zip(k.shape[2:], bank.shape[2:4], strict=True))
+        yield v.shape[3], bank.shape[4], "states and values"
+        for source in (v, *(x for name, x in node.operands.items() if name not in ("route", "weight"))):
+            yield from ((a, b, "what a token writes") for a, b in zip(source.shape[:3], k.shape[:3], strict=True))
+            if source is not v and len(source.shape) > 3:
+                yield source.shape[3], k.shape[3], "key dims"
+    if node.op is Op.RECALL:
+        q, *banks = node.positional
+        for bank in (b for b in banks if b.op is Op.WRITE):
+            yield from (
+                (a, b, "queries and written tokens") for a, b in zip(q.shape[:2], bank.src[1].shape[:2], strict=True)
+            )
 
 
 def _units(memory: Node, selections: Sequence[Node]) -> Iterator[tuple[Expr, Expr, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sparsec.ir.adjoint import key_of, targets
+from sparsec.ir.adjoint import handed_back, key_of, targets
 from sparsec.ir.node import Kind, Node, Shape
 from sparsec.ir.op import Op
 from sparsec.ir.scores import ONE, ceil_div, key_heads, unit_size, units
@@ -96,7 +96,7 @@ def _recall(node: Node) -> Result:
 
 def _vjp(node: Node) -> Result:
     target = targets(node.src[0])[key_of(node)]
-    return target.shape, "tensor", target.dtype
+    return target.shape, "cotangent" if handed_back(node) else "tensor", target.dtype
 
 
 def _first(node: Node) -> Result:

@@ -11,7 +11,7 @@ from sparsec.ir.op import Op
 from sparsec.scalar.expr import Expr, ExprLike, element
 from sparsec.scalar.expr import Kind as ScalarKind
 
-Kind = Literal["tensor", "memory", "state", "scores", "selection"]
+Kind = Literal["tensor", "memory", "state", "scores", "selection", "cotangent"]
 Value = Expr | str | int | float | bool | None | tuple["Value", ...]
 Attrs = tuple[tuple[str, Value], ...]
 Shape = tuple[Expr, ...]
@@ -26,6 +26,7 @@ class Node:
         attrs: sorted pairs; every attribute of the op is there, defaults included.
         shape: of a memory (B, T, HKV, D, DV or 0), a state (B, N, HKV, D, DV), scores (B, TQ, HS, N), a selection
             (B, TQ, HS, K) or () where it is a mask.
+        kind: a cotangent is what one reader of a written state hands back: its own gradient, never an array per token.
         dtype: "float" (the call's dtype), "float32" or "int32".
     """
 

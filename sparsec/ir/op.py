@@ -29,4 +29,4 @@ class Op(Enum):
     LSE = "lse"  # (attend or merge) -> its log-sum-exp
     MERGE = "merge"  # (output…, gate…) -> output; fn
     AUX = "aux"  # (scores, selection; target) -> training signal, a scalar or one number per list; fn, coefficient
-    VJP = "vjp"  # (primal, cotangent; lse_grad) -> gradient of one of the primal's sources; of, capture
+    VJP = "vjp"  # (primal, cotangent…; lse_grad) -> gradient of one of the primal's sources; of, capture

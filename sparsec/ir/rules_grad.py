@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparsec.ir.adjoint import cotangent_shape, key_of, targets
 from sparsec.ir.node import Node, Shape
 from sparsec.ir.op import Op
@@ -12,7 +14,7 @@ from sparsec.ir.suggest import did_you_mean
 
 def vjp(node: Node) -> Problem | None:
     """The primal has an adjoint, for what is asked; cotangents have the shapes of what they belong to."""
-    primal, cotangent = node.positional
+    primal, *cotangents = node.positional
     known = targets(primal)
     if not known:
         rule = "an adjoint of an adjoint has no meaning" if primal.op is node.op else "this op has no adjoint"
@@ -20,7 +22,7 @@ def vjp(node: Node) -> Problem | None:
     of, capture = key_of(node)
     if (of, capture) not in known:
         return _unknown(primal, of, capture)
-    if wrong := _shaped(cotangent, cotangent_shape(primal, of)):
+    if wrong := _cotangents(primal, cotangents, of):
         return wrong
     lse_grad = node.operands.get("lse_grad")
     if lse_grad is None:
@@ -28,6 +30,22 @@ def vjp(node: Node) -> Problem | None:
     if not has_lse(primal):
         return Problem(f"lse_grad of {primal.op.value}", "only a joint softmax has a log-sum-exp", "leave it out")
     return _shaped(lse_grad, primal.shape[:3])
+
+
+def _cotangents(primal: Node, cotangents: Sequence[Node], of: str) -> Problem | None:
+    """One of the result's shape; of a write also those of its readers, and as many as there are."""
+    if len(cotangents) > 1 and primal.op is not Op.WRITE:
+        return Problem(f"{len(cotangents)} cotangents", "only a written state has several", "give their sum")
+    for cotangent in cotangents:
+        if cotangent.kind != "cotangent":
+            if wrong := _shaped(cotangent, cotangent_shape(primal, of)):
+                return wrong
+        elif primal not in cotangent.src[0].positional:
+            said = f"a cotangent of {cotangent.src[0].op.value}"
+            return Problem(
+                said, "a written state takes what its own readers hand back", "vjp(recall, grad) {of = state0}"
+            )
+    return None
 
 
 def _unknown(primal: Node, of: str, capture: str | None) -> Problem:

@@ -241,7 +241,7 @@ SCHEMA: dict[Op, Schema] = {
         },
     ),
     Op.VJP: Schema(
-        (("primal", ("tensor", "memory", "scores", "selection")), ("cotangent", _TENSOR)),
+        (("primal", ("tensor", "memory", "scores", "selection", "state")), ("cotangent+", ("tensor", "cotangent"))),
         ("lse_grad",),
         attrs={"of": Attr("name"), "capture": Attr("name", None, optional=True)},
     ),

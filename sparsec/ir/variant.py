@@ -100,7 +100,8 @@ def variant(
     """A checked variant; without ``parameters`` its inputs are taken in the order in which the graph reaches them.
 
     Raises:
-        DeclarationError: an unused or doubled input, a memory as output, a dim that no input has.
+        DeclarationError: an unused or doubled input, a memory as output, a dim that no input has. A ``write`` as output
+            is the states after the last token, fp32 ``[B,N,HKV,D,DV]``.
     """
     roots = tuple(outputs) if isinstance(outputs, Sequence) else () if outputs is None else (outputs,)
     _check_outputs(name, roots)
@@ -113,9 +114,12 @@ def variant(
     return replace(done, names=_names(done))
 
 
+RETURNED = ("tensor", "selection", "scores")
+
+
 def _check_outputs(name: str, outputs: Sequence[object]) -> None:
     for node in outputs:
-        if not isinstance(node, Node) or node.kind not in ("tensor", "selection", "scores"):
+        if not isinstance(node, Node) or (node.kind not in RETURNED and node.op is not Op.WRITE):
             what = f"a {node.kind} ({node.op.value})" if isinstance(node, Node) else repr(node)
             fix = "attend or recall, then return"
             raise DeclarationError(f"variant {name}", f"returns {what}", "it returns tensors", fix, here())

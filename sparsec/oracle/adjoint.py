@@ -12,23 +12,26 @@ from torch import Tensor
 from sparsec.ir.adjoint import Key, Part, key_of, targets
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
-from sparsec.oracle.values import Chosen, Memory, Output, Value, plain, take
+from sparsec.oracle.state_adjoint import handed_back, write_gradients
+from sparsec.oracle.values import Bank, Chosen, HandedBack, Memory, Output, Value, plain, take
 
 if TYPE_CHECKING:
     from sparsec.oracle.evaluate import Evaluation
 
 
-def vjp(ev: Evaluation, node: Node) -> Tensor:
+def vjp(ev: Evaluation, node: Node) -> Tensor | HandedBack:
     """The gradient of one source, over all rows at once; zeros where nothing flows.
 
     The primal is computed anew from its sources, even where its own value was given.
     """
+    if node.kind == "cotangent":
+        return handed_back(ev, node)
     if node.src[0].op is Op.TOPK:
         return _to_columns(ev, node)
     key = key_of(node)
     group = node.src, key[0] if node.src[0].kind == "memory" else ""
     if group not in ev.adjoints:
-        ev.adjoints[group] = _gradients(ev, node)
+        ev.adjoints[group] = (write_gradients if node.src[0].op is Op.WRITE else _gradients)(ev, node)
     found = ev.adjoints[group][key]
     return found[0] if found.ndim > len(node.shape) else found  # learned slots have no batch
 
@@ -56,7 +59,8 @@ def _gradients(ev: Evaluation, node: Node) -> dict[Key, Tensor]:
         leaves = {n: _each(value, _leaf) for n, value in values.items()}
         for target in targets(primal).values():
             leaves[target.place] = _passing(leaves[target.place])
-        wanted = {key: _part(leaves[t.place], t.part) for key, t in targets(primal).items()}
+        places = {key: t for key, t in targets(primal).items() if primal.src[t.place].kind != "state"}
+        wanted = {key: _part(leaves[t.place], t.part) for key, t in places.items()}
         totals = {key: torch.zeros_like(leaf) for key, leaf in wanted.items()}
         for result, rows in _computed(ev, primal, leaves, None if again else _reached(grads)):
             here = grads if rows is None else [plain(take(grad, rows)) for grad in grads]
@@ -105,6 +109,8 @@ def _differentiated(result: Value, of: str, with_lse: bool) -> list[Tensor]:
     """The tensors of a result that the cotangents belong to."""
     if isinstance(result, Memory):
         return [_part(result, "v" if of == "v" else "k")]
+    if isinstance(result, Bank):
+        return [result.m]
     return [_part(result, "value"), _part(result, "lse")] if with_lse else [_part(result, "value")]
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
-from sparsec.oracle import states
-from sparsec.oracle.states import Part, Rule, Step, Written
+from sparsec.oracle import states, vector_states
+from sparsec.oracle.states import Rule, Written
 from sparsec.oracle.values import Bank, Chosen, OracleError, Value
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def state(ev: Evaluation, node: Node) -> Bank:
 
 
 def write(ev: Evaluation, node: Node) -> Written:
-    """The bank after every token, batch entry by batch entry and head by head."""
+    """The bank that every token writes."""
     bank, k, v = ev.whole(node.src[0]), ev.tensor(node.src[1]), ev.tensor(node.src[2])
     fenwick = isinstance(bank, Bank) and node.src[0].word("schedule") != "single"
     if not isinstance(bank, Bank) or fenwick or node["row_topk"] is not None:
@@ -37,39 +37,9 @@ def write(ev: Evaluation, node: Node) -> Written:
     share, active = _shares(ev, node, k.shape[1], bank.m.shape[1], k.shape[2])
     rule = Rule(node.word("rule") == "delta", node.word("reads") == "undecayed", node.flag("freeze_unselected"))
     given = {name: ev.tensor(source) for name, source in node.operands.items() if name not in ("route", "weight")}
-
-    def step(b: int, t: int, h: int) -> Step:
-        beta, decay, erase_a, erase_b = (
-            given[name][b, t, h] if name in given else None for name in ("beta", "decay", "erase_a", "erase_b")
-        )
-        erase = None if erase_a is None or erase_b is None else (erase_a, erase_b)
-        return Step(k[b, t, h], v[b, t, h], v.new_ones(()) if beta is None else beta, decay, erase)
-
-    heads = [
-        _walk(bank.m[b, :, h], [step(b, t, h) for t in range(k.shape[1])], share[b, :, h], active[b, :, h], rule)
-        for b, h in product(range(k.shape[0]), range(k.shape[2]))
-    ]
-    before, after, mass = (
-        torch.stack(field).unflatten(0, (k.shape[0], -1)).transpose(1, 2) for field in zip(*heads, strict=True)
-    )
-    return Written(before, after, mass, share, active)
-
-
-def _walk(
-    initial: Tensor, steps: Sequence[Step], share: Tensor, active: Tensor, rule: Rule
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One head's bank ``[N,D,DV]`` over its tokens -> before, after ``[T,N,D,DV]`` and mass ``[T,N,D]``."""
-    parts = [Part(m, m.new_zeros(m.shape[0])) for m in initial]
-    before, after, mass = [], [], []
-    for t, step in enumerate(steps):
-        fresh = [states.decayed(p, step.decay) if active[t, n] or not rule.freeze else p for n, p in enumerate(parts)]
-        parts = [
-            states.write_part(p, step, share[t, n], rule) if active[t, n] else fresh[n] for n, p in enumerate(parts)
-        ]
-        before.append(torch.stack([p.m for p in fresh]))
-        after.append(torch.stack([p.m for p in parts]))
-        mass.append(torch.stack([p.z for p in parts]))
-    return torch.stack(before), torch.stack(after), torch.stack(mass)
+    erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
+    quick = ev.form_name == "vector" and node.word("decay_kind") != "full"
+    return Written(bank.m, k, v, given.get("beta"), given.get("decay"), erase, share, active, rule, quick)
 
 
 def _shares(ev: Evaluation, node: Node, tokens: int, parts: int, heads: int) -> tuple[Tensor, Tensor]:
@@ -119,9 +89,14 @@ def _matrices(node: Node, banks: Sequence[Written]) -> Tensor:
 
 
 def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
-    matrices, group = _matrices(node, banks), q.shape[2] // banks[0].active.shape[2]
+    group = q.shape[2] // banks[0].active.shape[2]
     shares = [states.renormalised(b.share, b.active) if node.flag("renormalise") else b.share for b in banks]
     share = torch.cat(shares, dim=3).repeat_interleave(group, dim=2) * _per_level(ev, node, "level_gate", q, banks, 1.0)
+    if all(bank.by_chunk for bank in banks):
+        parts = share.split([bank.active.shape[3] for bank in banks], dim=3)
+        read = [vector_states.recall(b, q, e, node.word("when")) for b, e in zip(banks, parts, strict=True)]
+        return torch.stack(read).sum(0)
+    matrices = _matrices(node, banks)
     return each(q, lambda b, t, h: states.recall_sum(q[b, t, h], matrices[b, t, h // group], share[b, t, h]))
 
 

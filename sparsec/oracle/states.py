@@ -6,6 +6,8 @@ A state M ``[D,DV]`` is key-first: it answers q with Mᵀq. Decays are logarithm
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -46,23 +48,86 @@ class Part:
     z: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Written:
-    """A bank ``[B,N,H,D,DV]`` after every token.
+    """A bank that every token writes; what it holds after each of them is worked out on first use.
 
     Attributes:
-        before: ``[B,T,H,N,D,DV]``, decayed by the token but not yet written.
-        after: ``[B,T,H,N,D,DV]``, written.
-        mass: ``[B,T,H,N,D]``, the decayed sum of e·beta·k.
+        initial: the bank before the first token, ``[B,N,H,D,DV]``.
+        k, v: ``[B,T,H,D]`` and ``[B,T,H,DV]``.
+        beta: ``[B,T,H]`` or None.
+        decay: ``[B,T,H]``, ``[B,T,H,D]``, ``[B,T,H,D,DV]`` or None.
+        erase: a and b ``[B,T,H,D]``, or None.
         share: ``[B,T,H,N]``, e of the active parts, 0 of the others.
         active: bool ``[B,T,H,N]``.
+        by_chunk: whether what is read may be computed a chunk of tokens at a time.
     """
 
-    before: Tensor
-    after: Tensor
-    mass: Tensor
+    initial: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor | None
+    decay: Tensor | None
+    erase: tuple[Tensor, Tensor] | None
     share: Tensor
     active: Tensor
+    rule: Rule
+    by_chunk: bool = False
+
+    @property
+    def before(self) -> Tensor:
+        """``[B,T,H,N,D,DV]``, decayed by the token but not yet written."""
+        return self._walked[0]
+
+    @property
+    def after(self) -> Tensor:
+        """``[B,T,H,N,D,DV]``, written."""
+        return self._walked[1]
+
+    @property
+    def mass(self) -> Tensor:
+        """``[B,T,H,N,D]``, the decayed sum of e·beta·k."""
+        return self._walked[2]
+
+    @cached_property
+    def last(self) -> Tensor:
+        """The states after the last token ``[B,N,H,D,DV]``."""
+        if self.by_chunk:
+            from sparsec.oracle import vector_states
+
+            return vector_states.final(self)
+        return self.after[:, -1].transpose(1, 2) if self.k.shape[1] else self.initial
+
+    @cached_property
+    def _walked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Before, after and mass, batch entry by batch entry and head by head."""
+        batch, _, heads = self.k.shape[:3]
+        each = [self._head(b, h) for b, h in product(range(batch), range(heads))]
+        stacked = (torch.stack(field).unflatten(0, (batch, heads)).transpose(1, 2) for field in zip(*each, strict=True))
+        before, after, mass = stacked
+        return before, after, mass
+
+    def _head(self, b: int, h: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One head's bank over its tokens -> before, after ``[T,N,D,DV]`` and mass ``[T,N,D]``."""
+        parts = [Part(m, m.new_zeros(m.shape[0])) for m in self.initial[b, :, h]]
+        share, active = self.share[b, :, h], self.active[b, :, h]
+        before, after, mass = [], [], []
+        for t in range(self.k.shape[1]):
+            step = self._step(b, t, h)
+            fresh = [decayed(p, step.decay) if active[t, n] or not self.rule.freeze else p for n, p in enumerate(parts)]
+            parts = [
+                write_part(p, step, share[t, n], self.rule) if active[t, n] else fresh[n] for n, p in enumerate(parts)
+            ]
+            before.append(torch.stack([p.m for p in fresh]))
+            after.append(torch.stack([p.m for p in parts]))
+            mass.append(torch.stack([p.z for p in parts]))
+        return torch.stack(before), torch.stack(after), torch.stack(mass)
+
+    def _step(self, b: int, t: int, h: int) -> Step:
+        beta = self.v.new_ones(()) if self.beta is None else self.beta[b, t, h]
+        decay = None if self.decay is None else self.decay[b, t, h]
+        erase = None if self.erase is None else (self.erase[0][b, t, h], self.erase[1][b, t, h])
+        return Step(self.k[b, t, h], self.v[b, t, h], beta, decay, erase)
 
 
 def decayed(part: Part, decay: Tensor | None) -> Part:

@@ -18,11 +18,11 @@ from sparsec.ir.variant import Variant
 from sparsec.oracle.evaluate import Evaluation
 from sparsec.oracle.form import FORMS, FormName
 from sparsec.oracle.states import Written
-from sparsec.oracle.values import Bank, Chosen, Mask, Memory, OracleError, Output, Value
+from sparsec.oracle.values import Bank, Chosen, HandedBack, Mask, Memory, OracleError, Output, Value
 
 Result = Tensor | tuple[Tensor, ...]
 Inputs = Mapping[str, Tensor]
-Shown = Tensor | Memory | Chosen | Bank | Written
+Shown = Tensor | Memory | Chosen | Bank | Written | HandedBack
 
 
 @overload
@@ -146,7 +146,8 @@ def _shown(value: Value, ev: Evaluation) -> Shown:
 
 def _result(variant: Variant, values: Sequence[Value], ev: Evaluation) -> Result:
     shown = [_shown(value, ev) for value in values]
-    plain = tuple(value.ids if isinstance(value, Chosen) else value for value in shown)
+    lists = tuple(value.ids if isinstance(value, Chosen) else value for value in shown)
+    plain = tuple(value.last if isinstance(value, Written) else value for value in lists)
     assert all(isinstance(value, Tensor) for value in plain), "a variant returns tensors"
     tensors = tuple(value for value in plain if isinstance(value, Tensor))
     return tensors[0] if len(variant.outputs) == 1 else tensors

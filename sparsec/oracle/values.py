@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsec.ir.node import Node
 from sparsec.oracle.states import Written
 
 
@@ -67,13 +68,28 @@ class Bank:
     m: Tensor
 
 
-Value = Tensor | Memory | Mask | Chosen | Output | Bank | Written
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """What one reader hands back to the states that it reads.
+
+    Attributes:
+        reader: the node that reads them.
+        place: of the states among its sources.
+        grad: of its result, fp64.
+    """
+
+    reader: Node
+    place: int
+    grad: Tensor
+
+
+Value = Tensor | Memory | Mask | Chosen | Output | Bank | Written | HandedBack
 
 
 def plain(value: Value) -> Tensor:
-    """The tensor of a value that is one."""
-    if isinstance(value, Output):
-        return value.o
+    """The tensor of a value that is one; of written states, those after the last token."""
+    if isinstance(value, Output | Written):
+        return value.o if isinstance(value, Output) else value.last
     assert isinstance(value, Tensor), type(value)
     return value
 

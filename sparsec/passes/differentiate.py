@@ -117,12 +117,21 @@ class _Backward:
 
     def _adjoint(self, node: Node, flow: Flow) -> Node:
         assert flow.key is not None
+        if node.op is Op.WRITE:
+            return build.vjp(node, *self._handed_back(node), of=flow.key[0])
         (of, capture), lse_grad = flow.key, self.total((node, "lse"))
         cotangent = self.total((node, flow.via[0]))
         if cotangent is None:  # only the log-sum-exp has one
             cotangent = build.map(node, fn=0.0)
             self._call(cotangent, f"no_grad_{self.names[node]}")
         return build.vjp(node, cotangent, of=of, capture=capture, lse_grad=lse_grad)
+
+    def _handed_back(self, written: Node) -> list[Node]:
+        """What the readers of written states hand back, which is listed and never summed."""
+        terms = self.terms[written, "value"]
+        for term in terms:
+            self._call(term, f"grad_{self.names[written]}_{self.names[term.src[0]]}" if term.src else "")
+        return terms
 
     def total(self, place: Place) -> Node | None:
         """The gradient of a place, summed and named; None for zero."""

@@ -82,6 +82,12 @@ def weights(node: Node) -> list[Flow]:
     return adjoint(node) if passes in ("through_weights", "straight_through") else []
 
 
+def state(node: Node) -> list[Flow]:
+    """state(initial): the gradient of the states before the first token, summed over B where they are learned."""
+    whole = node.src and node.src[0].shape == node.shape and node.src[0].dtype == node.dtype
+    return [Flow(node.src[0], "value")] if whole else adjoint(node)
+
+
 def lse(node: Node) -> list[Flow]:
     """Becomes ``lse_grad`` of the attend or merge."""
     return [Flow(node.src[0], "lse")]
@@ -109,6 +115,9 @@ FLOWS: dict[Op, Callable[[Node], list[Flow]]] = {
     Op.MEMBERS: nothing,
     Op.GIVEN: nothing,
     Op.WEIGHTS: weights,
+    Op.STATE: state,
+    Op.WRITE: adjoint,
+    Op.RECALL: adjoint,
     Op.ATTEND: adjoint,
     Op.LSE: lse,
     Op.MERGE: adjoint,

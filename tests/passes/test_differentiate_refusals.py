@@ -140,8 +140,12 @@ REFUSED: dict[str, tuple[Callable[[], object], str, str]] = {
         "topk `chosen`: selector_gradient = kl",
         "aux(scores, selection, target = the attend) {fn = kl}",
     ),
-    "states": (lambda: training(preset("gdn")), "write ", "its gradient is not derived yet"),
-    "a training signal": (lambda: training(preset("sse")), "its gradient is not derived yet", "leave what leads to"),
+    "levels of states": (lambda: training(preset("rsa")), "residual ", "its gradient is not derived yet"),
+    "a training signal": (
+        lambda: training(preset("sse", balance=0.01)),
+        "its gradient is not derived yet",
+        "leave what leads to",
+    ),
     "twice": (
         lambda: training(training(parse(PLAIN)).variant),
         "<text>:3:7: vjp `grad_q`: double differentiation",
@@ -167,10 +171,10 @@ def test_a_selector_that_nothing_asked_about_is_no_obstacle(gradient: str) -> No
 
 def test_states_beside_what_is_differentiated_are_no_obstacle() -> None:
     text = """variant both(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV], x: [B,TQ,H,D], g: [B,TK,HKV,D]) {
-      s = write(state() , g, v)
-      return attend(q, tokens(k, v)), recall(x, s)
+      left = residual(v, write(state() , g, v), g)
+      return attend(q, tokens(k, v)), recall(x, write(state() , g, left))
     }"""
     variant = run(parse(text))
     assert adjoints(differentiate(variant, ["q", "k"])) == ["q", "k"]
-    with pytest.raises(DeclarationError, match="leads to v out of"):
+    with pytest.raises(DeclarationError, match="leads to v and write out of"):
         differentiate(variant, ["v"])

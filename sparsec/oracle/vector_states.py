@@ -1,0 +1,113 @@
+"""The quick form of matrix states: fp64, a chunk of tokens at a time, all heads and parts together.
+
+With p = e·beta·k, erase vectors a and b (by default −k and p) and y_t = aᵀR, where R is what the erase term reads, a
+state is S_t = exp(Γ_t) S_0 + Σ_{s≤t} exp(Γ_t − Γ_s) (p_s v_sᵀ + b_s y_sᵀ), and the y of a chunk solve a triangular
+system. Chunks begin at the state that the one before left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sparsec.oracle.states import Written
+
+CHUNK = {"scalar": 64, "key": 16}
+LEAST = -1000.0
+"""A log-decay whose exponential is 0; sums of it stay finite, those of −inf do not."""
+
+
+def recall(bank: Written, q: Tensor, share: Tensor, when: str) -> Tensor:
+    """Σ_n share_n · M_nᵀq: q ``[B,T,H,D]``, share ``[B,T,H,N]`` -> ``[B,T,H,DV]``."""
+    heads = bank.k.shape[2]
+    asked = (share[..., None] * q[..., None, :]).unflatten(2, (heads, -1))  # [B,T,HKV,G,N,D]
+    read, _ = _walk(bank, asked.permute(0, 2, 4, 3, 1, 5), when)
+    return read.sum(2).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def final(bank: Written) -> Tensor:
+    """The states after the last token ``[B,N,H,D,DV]``."""
+    batch, tokens, heads, dim = bank.k.shape
+    return _walk(bank, bank.k.new_zeros(batch, heads, 1, 1, tokens, dim), "after")[1].transpose(1, 2)
+
+
+def _walk(bank: Written, q: Tensor, when: str) -> tuple[Tensor, Tensor]:
+    """q ``[B,HKV,N,G,T,D]`` -> what it reads ``[B,HKV,N,G,T,DV]``, and the last states ``[B,HKV,N,D,DV]``."""
+    every = [q, *_operands(bank)]
+    size = CHUNK["key" if bank.decay is not None and bank.decay.ndim == 4 else "scalar"]
+    state, read, erases = bank.initial.transpose(1, 2), list[Tensor](), bank.rule.delta or bank.erase is not None
+
+    def chunk(old: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
+        return _chunk(old, pieces, when, erases, bank.rule.undecayed)
+
+    for start in range(0, q.shape[4], size):
+        pieces = [x[..., start : start + size, :] for x in every]
+        again = torch.is_grad_enabled() and q.shape[4] > 4 * size
+        found = _again(chunk, state, pieces) if again else chunk(state, *pieces)
+        read.append(found[0])
+        state = found[1]
+    return torch.cat(read, dim=4) if read else q.new_zeros(*q.shape[:5], bank.v.shape[3]), state
+
+
+def _again(
+    chunk: Callable[..., tuple[Tensor, Tensor]], state: Tensor, pieces: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A chunk of which autograd keeps no more than what it began with."""
+    found: tuple[Tensor, Tensor] = checkpoint(chunk, state, *pieces, use_reentrant=False)
+    return found
+
+
+def _operands(bank: Written) -> list[Tensor]:
+    """Per part ``[B,HKV,N,T,…]``: log-decays, p, v, a and b; a part that rests neither decays nor is written."""
+    share, resting = (x.permute(0, 2, 3, 1)[..., None] for x in (bank.share, ~bank.active))
+    k, v = (x.transpose(1, 2)[:, :, None].expand(-1, -1, share.shape[2], -1, -1) for x in (bank.k, bank.v))
+    p = share * k if bank.beta is None else share * bank.beta.transpose(1, 2)[:, :, None, :, None] * k
+    decay = torch.zeros_like(share) if bank.decay is None else _logs(bank.decay).transpose(1, 2)[:, :, None]
+    if bank.rule.freeze:
+        decay = torch.where(resting, 0.0, decay)
+    a, b = (-k, p) if bank.erase is None else (x.transpose(1, 2)[:, :, None] for x in bank.erase)
+    return [decay.expand(*k.shape[:4], -1), p, v, a.expand_as(k), b if bank.erase is None else share * b]
+
+
+def _logs(decay: Tensor) -> Tensor:
+    """Log-decays ``[B,T,H,1 or D]``, none so low that sums of them would be infinite."""
+    return (decay[..., None] if decay.ndim == 3 else decay).clamp(min=LEAST)
+
+
+def _chunk(state: Tensor, pieces: Sequence[Tensor], when: str, erases: bool, undecayed: bool) -> tuple[Tensor, Tensor]:
+    """One chunk: what its queries read, and the state that it leaves."""
+    q, decay, p, v, a, b = pieces
+    end, size = decay.cumsum(-2), decay.shape[-2]
+    past = torch.ones(size, size, dtype=torch.bool, device=q.device).tril(-1)
+    seen = past if when == "before" else past | torch.eye(size, dtype=torch.bool, device=q.device)
+    written, last = [(p, v)], end[..., -1:, :]
+    if erases:
+        at = end - decay if undecayed else end
+        left = _fading(at, end, past)
+        y = _product(a, p, left) @ v + (a * at.exp()) @ state
+        system = torch.eye(size, dtype=q.dtype, device=q.device) - _product(a, b, left)
+        written.append((b, torch.linalg.solve_triangular(system, y, upper=False, unitriangular=True)))
+    fading = _fading(end, end, seen)
+    read = (q * end.exp()[..., None, :, :]) @ state[..., None, :, :]
+    for key, value in written:
+        read = read + _product(q, key[..., None, :, :], fading[..., None, :, :, :]) @ value[..., None, :, :]
+    kept = last.mT.exp() * state
+    for key, value in written:
+        kept = kept + (key * (last - end).exp()).mT @ value
+    return read, kept
+
+
+def _fading(at: Tensor, since: Tensor, seen: Tensor) -> Tensor:
+    """exp(at_t − since_s) ``[…,t,s,1 or D]`` where s is seen from t, else 0."""
+    lag = at[..., :, None, :] - since[..., None, :, :]
+    return lag.masked_fill(~seen[..., None], -torch.inf).exp()
+
+
+def _product(x: Tensor, key: Tensor, fading: Tensor) -> Tensor:
+    """Σ_d x_td key_sd fading_tsd: ``[…,t,D]``, ``[…,s,D]``, ``[…,t,s,1 or D]`` -> ``[…,t,s]``."""
+    if fading.shape[-1] == 1:
+        return (x @ key.mT) * fading[..., 0]
+    return (x[..., :, None, :] @ (key[..., None, :, :] * fading).mT)[..., 0, :]
