@@ -32,7 +32,8 @@ class Writes:
         beta: ``[B,N,HKV]``; None is 1.
         decay: log-decays by ``decay_kind``: none, scalar ``[B,N,HKV]``, key ``[B,N,HKV,D]``, full ``[B,N,HKV,D·DV]``.
         erase: a and b ``[B,N,HKV,D]``, in place of −k and beta k.
-        initial: fp32 ``[B,HKV,D,DV]``, or ``[HKV,D,DV]`` where ``initial_batched`` is false; None is zero.
+        initial: fp32 ``[B,1,HKV,D,DV]``, or ``[1,HKV,D,DV]`` where ``initial_batched`` is false; None is zero. The 1
+            counts parts, as in the graph.
         reads: "decayed" or "undecayed": which state the erase term reads.
         heads, rows, cols: HKV, D and DV.
         length: the launch parameter with N.
@@ -76,7 +77,7 @@ class Scan:
     """The states after every token, of which only what is read leaves the kernel.
 
     Attributes:
-        final: fp32 ``[B,HKV,D,DV]``, the states after the last token; None where nobody asks.
+        final: fp32 ``[B,1,HKV,D,DV]``, the states after the last token; None where nobody asks.
     """
 
     name: str
@@ -94,7 +95,7 @@ class ScanGrad:
         grads: those of the outputs, one per read, with their dtypes.
         grad_final: that of the final states, fp32 as they are; None is zero.
         grad_q: one per read.
-        grad_initial: fp32 ``[B,HKV,D,DV]``; the caller sums it over B where the initial states are not batched.
+        grad_initial: fp32 ``[B,1,HKV,D,DV]``; the caller sums it over B where the initial states are not batched.
     """
 
     name: str
