@@ -69,12 +69,13 @@ def _tensors(spec: CombineGrad) -> dict[str, Tensor]:
     forward = spec.forward
     wide: tuple[str | int, ...] = ("B", "TQ", forward.heads, forward.value_dim)
     found = [(name, forward.branch_dtype, wide) for name in forward.branches if forward.fn != "sum"]
-    found += [(name, forward.dtype, wide[:3]) for name in forward.gates]
+    gate_dtype = forward.gate_dtype or forward.dtype
+    found += [(name, gate_dtype, wide[:3]) for name in forward.gates]
     found += [(name, "float32", wide[:3]) for name in (*forward.lses, spec.lse, spec.lse_grad) if name is not None]
     found += [(spec.out, forward.dtype, wide)] if spec.out is not None else []
     found += [(spec.grad, spec.grad_dtype, wide)]
     found += [(name, spec.branch_grad_dtype, wide) for name in spec.branch_grads if name is not None]
-    found += [(name, forward.dtype, wide[:3]) for name in spec.gate_grads if name is not None]
+    found += [(name, gate_dtype, wide[:3]) for name in spec.gate_grads if name is not None]
     found += [(name, "float32", wide[:3]) for name in spec.lse_grads if name is not None]
     return {name: Tensor(name, dtype, shape) for name, dtype, shape in found}
 

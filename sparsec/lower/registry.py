@@ -10,6 +10,9 @@ from sparsec.lower import combine, combine_grad, row_dot, running, summarise, su
 from sparsec.lower.gathered import grad_schedules as gathered_grad_class
 from sparsec.lower.gathered import schedules as gathered_class
 from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.pointwise import forward as pointwise
+from sparsec.lower.pointwise import grad as pointwise_grad
+from sparsec.lower.pointwise import space as pointwise_space
 from sparsec.lower.select import dense_grad_keys, divergence, index_grad_keys, index_grad_q, list_sum, set_selector
 from sparsec.lower.select import grad_keys as selector_grad_keys
 from sparsec.lower.select import grad_q as selector_grad_q
@@ -37,6 +40,7 @@ from sparsec.plan.grad_specs import (
     Total,
 )
 from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
+from sparsec.plan.map_specs import Map, MapGrad
 from sparsec.plan.running_specs import Prefix, PrefixGrad
 from sparsec.plan.set_specs import Members, SetSelector
 from sparsec.plan.specs import (
@@ -94,6 +98,8 @@ CLASSES: dict[type, ScheduleClass] = {
     IndexGradKeys: ScheduleClass(index_grad_keys.lower, index_grad_keys.default, index_grad_keys.space),
     Prefix: ScheduleClass(running.lower, running.default, running.space),
     PrefixGrad: ScheduleClass(running.lower_grad, running.default, running.space),
+    Map: ScheduleClass(_rowwise(pointwise.lower), pointwise_space.default, pointwise_space.space),
+    MapGrad: ScheduleClass(pointwise_grad.lower, pointwise_space.default, pointwise_space.space_grad),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),
     TiledGradCapture: ScheduleClass(tiled_grad_capture.lower, tiled_grad_space.default_capture, tiled_grad_space.space),

@@ -39,6 +39,12 @@ def is_sum(node: Node) -> bool:
     return len(names) > 1 and node.expr("fn") is total
 
 
+def is_total(node: Node) -> bool:
+    """Whether a node is the sum of gradients."""
+    parts = terms(node) if is_sum(node) else []
+    return any(t.op is Op.VJP for t in parts) and all(t.op in (Op.VJP, Op.INPUT) for t in parts)
+
+
 def terms(node: Node) -> list[Node]:
     """What a gradient is the sum of; nested sums are flattened."""
     return [t for source in node.src for t in terms(source)] if is_sum(node) else [node]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
 from sparsec.ir.scores import has_lse
-from sparsec.plan.adjoint import is_sum
+from sparsec.plan.adjoint import is_total
 from sparsec.plan.attend import gathered, lists, tiled
 from sparsec.plan.gradient import gradient
+from sparsec.plan.map import mapped
 from sparsec.plan.memory import ordered
 from sparsec.plan.merge import merge
 from sparsec.plan.plan import Plan
@@ -20,7 +22,7 @@ from sparsec.plan.select import select
 from sparsec.plan.select_set import select_set
 from sparsec.plan.signal import signal
 from sparsec.plan.sizes import Sizes
-from sparsec.scalar.expr import Expr, var
+from sparsec.scalar.expr import Expr, constant, var
 
 
 def build_plan(
@@ -41,10 +43,20 @@ def build_plan(
     inner = frozenset(vjps) - frozenset(outputs)
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
     planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
+    planner.producers = PRODUCERS
+    planner.exact = _exact(nodes) - frozenset(outputs)
+    planner.readers = Counter([*outputs, *(s for n in nodes if n.op is not Op.VJP for s in n.src)])
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)
     kinds = {b: replace(planner.buffers[b], role="output") for b in buffers if planner.buffers[b].role != "input"}
     all_buffers = tuple(kinds.get(n, b) for n, b in planner.buffers.items())
     return Plan(name, ordered(planner.kernels), all_buffers, buffers, tuple(planner.notes))
+
+
+def _exact(nodes: Sequence[Node]) -> frozenset[Node]:
+    """Maps that are added up over tokens: decays of states, terms of running sums."""
+    decays = {n.operands["decay"] for n in nodes if n.op is Op.WRITE and "decay" in n.operands}
+    terms = {n.src[0] for n in nodes if n.op is Op.PREFIX}
+    return frozenset(n for n in decays | terms if n.op is Op.MAP)
 
 
 def _dtype(planner: Planner, node: Node) -> str:
@@ -52,29 +64,37 @@ def _dtype(planner: Planner, node: Node) -> str:
 
 
 def _token_length(nodes: Sequence[Node]) -> Expr:
-    """The length that query positions count along: that of the tokens, or TK where a variant reads none."""
+    """The length that query positions count along: that of the tokens; without a memory, of what has tokens."""
+    customary = (var("TK"), var("T"))
     found = [node.shape[1] for node in nodes if node.op is Op.TOKENS]
-    return next((length for length in found if length in (var("TK"), var("T"))), found[0] if found else var("TK"))
+    found = found or [n.shape[1] for n in nodes if n.op is Op.INPUT and len(n.shape) > 2 and n.shape[0] is var("B")]
+    return next((length for length in found if length in customary), found[0] if found else constant(0))
 
 
 def _output(planner: Planner, node: Node, dtype: str) -> str:
     """Plan one result of the variant and give its buffer."""
     if node.op is Op.LSE:
-        _value(planner, node.src[0], True, planner.sizes.dtype)
-        return planner.places[node.src[0], "lse"]
+        return _lse(planner, node)
     if node.op is Op.AUX:
         if "target" in node.operands:
             _value(planner, node.operands["target"], True, planner.sizes.dtype)
         return signal(planner, node)
     if node.op is Op.PREFIX:
         return prefix(planner, node)
-    if node.op is Op.VJP or is_sum(node):
+    if node.op is Op.VJP or is_total(node):
         return gradient(planner, node, dtype)
+    if node.op is Op.MAP:
+        return mapped(planner, node)
     if node.op is Op.TOPK and node["scope"] == "query_set":
         return select_set(planner, node)
     if node.op in (Op.TOPK, Op.GIVEN):
         return select(planner, node, None)[0]
     return _value(planner, node, False, dtype)
+
+
+def _lse(planner: Planner, node: Node) -> str:
+    _value(planner, node.src[0], True, planner.sizes.dtype)
+    return planner.places[node.src[0], "lse"]
 
 
 def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
@@ -90,3 +110,13 @@ def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
     else:
         raise planner.refuse(node, "no schedule class computes this op forward yet; the oracle runs it")
     return planner.places[node, "o"]
+
+
+PRODUCERS: dict[Op, Callable[[Planner, Node], str]] = {
+    Op.MAP: mapped,
+    Op.PREFIX: prefix,
+    Op.ATTEND: lambda planner, node: _value(planner, node, False, planner.sizes.dtype),
+    Op.MERGE: lambda planner, node: _value(planner, node, False, planner.sizes.dtype),
+    Op.LSE: _lse,
+}
+"""What plans a tensor that another kernel reads."""

@@ -13,6 +13,7 @@ from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, held, 
 from sparsec.plan.grad_cost import GRAD_COSTS
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.index_cost import INDEX_COSTS
+from sparsec.plan.map_cost import MAP_COSTS
 from sparsec.plan.reach import keys_seen
 from sparsec.plan.running_specs import Prefix
 from sparsec.plan.set_specs import Members, SetSelector
@@ -116,4 +117,5 @@ _COSTS: dict[type, Callable[..., Cost]] = {
     BlockList: _block_list,
     **GRAD_COSTS,
     **INDEX_COSTS,
+    **MAP_COSTS,
 }

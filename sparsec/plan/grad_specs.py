@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
+from sparsec.plan.map_specs import Map, MapGrad
 from sparsec.plan.running_specs import Prefix, PrefixGrad
 from sparsec.plan.set_specs import Members, SetSelector
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
@@ -259,6 +260,7 @@ GradSpec = (
     | IndexGradKeys
     | DenseGradKeys
     | CombineGrad
+    | MapGrad
     | Total
 )
-AnySpec = Spec | Prefix | SetSelector | Members | ListSum | Divergence | GradSpec
+AnySpec = Spec | Map | Prefix | SetSelector | Members | ListSum | Divergence | GradSpec

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
-from sparsec.plan.adjoint import alike, branches, pull, shared, terms, through_lists
+from sparsec.plan.adjoint import alike, branches, is_total, pull, shared, terms, through_lists
 from sparsec.plan.grad_specs import Total
 from sparsec.plan.gradient_gathered import gathered_gradient
+from sparsec.plan.gradient_map import map_gradient
 from sparsec.plan.gradient_merge import gate_gradient, merge_gradient
 from sparsec.plan.gradient_prefix import prefix_gradient
 from sparsec.plan.gradient_select import score_gradient, summary_gradient
 from sparsec.plan.gradient_signal import list_gradient
 from sparsec.plan.gradient_tiled import tiled_gradient
+from sparsec.plan.map import plan_map
+from sparsec.plan.map_specs import symbol
 from sparsec.plan.planner import Planner
+from sparsec.scalar.expr import Expr, var
 
 
 def gradient(planner: Planner, node: Node, dtype: str) -> str:
     """The buffer of a gradient, or of a cotangent that the caller gives; planned on first use."""
-    if node.op is Op.INPUT:
+    if node.op is Op.INPUT or (node.op is Op.MAP and not is_total(node)):
         return planner.input(node)
     if (node, "tensor") not in planner.places:
         groups = _groups(planner, node)
@@ -41,7 +47,7 @@ def _groups(planner: Planner, node: Node) -> list[list[Node]]:
     """The terms of a gradient, those of one softmax that a single kernel sums together."""
     groups: list[list[Node]] = []
     for term in terms(node):
-        if term.op is not Op.VJP:
+        if term.op not in (Op.VJP, Op.INPUT):
             raise planner.refuse(term, "a gradient is a sum of adjoints; no kernel computes this")
         mine = next((g for g in groups if alike(g[0], term)), None)
         groups.append([term]) if mine is None else mine.append(term)
@@ -70,7 +76,7 @@ def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
     elif vjp.src[0].op is Op.MERGE:
         merge_gradient(planner, vjp, source)
     elif vjp.src[0].op is Op.MAP:
-        gate_gradient(planner, vjp, source)
+        (gate_gradient if vjp.src[0] in planner.absorbed else map_gradient)(planner, vjp, source)
     elif vjp.src[0].op is Op.SUMMARY:
         summary_gradient(planner, vjp, dtype, source)
     elif vjp.src[0].op is Op.PREFIX:
@@ -84,10 +90,16 @@ def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
 def _total(planner: Planner, node: Node, groups: list[list[Node]], dtype: str) -> None:
     """A kernel that adds the groups up in fp32 and rounds once."""
     for group in groups:
-        if (group[0], "tensor") not in planner.places:
+        if group[0].op is Op.INPUT:
+            planner.input(group[0])
+        elif (group[0], "tensor") not in planner.places:
             _one(planner, group, group[0], "float32")
     parts = [planner.places[group[0], "tensor"] for group in groups]
     out, rank = planner.temporary(node, "tensor", node.shape, dtype), len(node.shape)
+    if rank < 3 or (rank == 3 and node.shape[0] is var("B")):
+        total: Expr = reduce(lambda a, b: a + b, map(symbol, range(len(parts))))
+        plan_map(planner, node, out, [(part, node) for part in parts], total)
+        return
     spec = Total(
         name=f"total_{out}",
         terms=tuple(parts),

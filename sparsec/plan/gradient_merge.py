@@ -23,7 +23,8 @@ def merge_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     asked = {str(v["of"]): v for v in planner.vjps if v.src[0] is merge and own_pull(v) == at}
     count, dtype = len(branches_of(merge)), planner.sizes.dtype
     outs = tuple(_buffer(planner, asked.get(f"x{k}"), dtype) for k in range(count))
-    gates = tuple(_gate(planner, asked.get(f"x{count + k}")) for k in range(len(forward.gates)))
+    gate_dtype = forward.gate_dtype or forward.dtype
+    gates = tuple(_gate(planner, asked.get(f"x{count + k}"), gate_dtype) for k in range(len(forward.gates)))
     lses = tuple(_buffer(planner, asked.get(f"lse{k}"), "float32") for k in range(len(forward.lses)))
     name = "_".join(b for b in (*outs, *gates, *lses) if b)
     spec = CombineGrad(
@@ -60,9 +61,9 @@ def _buffer(planner: Planner, vjp: Node | None, dtype: str) -> str | None:
     return None if vjp is None else planner.temporary(vjp, "tensor", vjp.shape, dtype)
 
 
-def _gate(planner: Planner, vjp: Node | None) -> str | None:
-    """A gate's gradient belongs to the adjoint of its function, where it has one."""
+def _gate(planner: Planner, vjp: Node | None, dtype: str) -> str | None:
+    """A gate's gradient belongs to the adjoint of its function, where the merge applies that."""
     if vjp is None:
         return None
-    outer = next((v for v in planner.vjps if v.src[0].op is Op.MAP and v.positional[1] is vjp), vjp)
-    return planner.temporary(outer, "tensor", outer.shape, planner.sizes.dtype)
+    outer = next((v for v in planner.vjps if v.src[0] in planner.absorbed and v.positional[1] is vjp), vjp)
+    return planner.temporary(outer, "tensor", outer.shape, dtype)

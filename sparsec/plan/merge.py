@@ -7,7 +7,6 @@ from collections.abc import Callable
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.attend import joinable, tiled
-from sparsec.plan.honours import honours
 from sparsec.plan.planner import Planner
 from sparsec.plan.specs import Combine
 from sparsec.scalar.expr import Expr
@@ -53,6 +52,7 @@ def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Cal
         dtype=dtype,
         gate_fn=planner.close(gate_fn, dims),
         branch_dtype=inner,
+        gate_dtype=_gate_dtype(planner, node, gates, dtype),
     )
     planner.specs[node] = spec
     planner.add(spec, [*outs, *gates, *lses], [out, *([lse] if lse else [])], [node], dims)
@@ -60,15 +60,24 @@ def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Cal
 
 
 def _gates(planner: Planner, gates: list[Node]) -> tuple[list[str], Expr | None]:
-    """The buffers of the gates and the one function applied to all of them, if it is one."""
-    functions = [g.expr("fn") if g.op is Op.MAP else None for g in gates]
-    sources = [g.src[0] if g.op is Op.MAP else g for g in gates]
-    for g in gates:
-        if g.op is not Op.MAP:
-            continue
-        honours(planner, g, "fn")
-        if len(g.src) != 1:
-            raise planner.refuse(g, "a gate is a function of one input; compute anything else before the call")
-    if len({id(f) for f in functions}) > 1:
-        raise planner.refuse(gates[0], "the gates of a merge go through one function; apply others before the call")
-    return [planner.input(s) for s in sources], functions[0] if functions else None
+    """The buffers of the gates and the one function applied to all of them, if it is one that the merge applies."""
+    functions = {id(g.expr("fn")) for g in gates if g.op is Op.MAP}
+    if not all(_absorbs(planner, g) for g in gates) or len(functions) != 1:
+        return [planner.input(g) for g in gates], None
+    planner.absorbed.update(gates)
+    return [planner.input(g.src[0]) for g in gates], gates[0].expr("fn")
+
+
+def _gate_dtype(planner: Planner, node: Node, gates: list[str], dtype: str) -> str | None:
+    """The dtype of the gates where it is not that of the result."""
+    found = {planner.buffers[g].dtype for g in gates} or {dtype}
+    if len(found) > 1:
+        raise planner.refuse(node, f"its gates are {', '.join(sorted(found))}; declare all of them alike")
+    return None if found == {dtype} else found.pop()
+
+
+def _absorbs(planner: Planner, gate: Node) -> bool:
+    """Whether a merge applies a gate's function itself: of one tensor, and nobody else's if it has a gradient."""
+    if gate.op is not Op.MAP or len(gate.src) != 1 or gate["row"] != "none":
+        return False
+    return planner.readers[gate] == 1 or all(v.src[0] is not gate for v in planner.vjps)

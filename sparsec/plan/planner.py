@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.ir.schema import MAPPED
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Buffer, Kernel, PlanError
 from sparsec.plan.pull import Pull
@@ -21,7 +22,7 @@ Place = tuple[Node, str]
 What goes from one backward kernel to another: "delta" of an output, "chosen" gradients of scores.
 """
 
-INDEX_NAMES = frozenset({"b", "h", "i", "j", "c", "score", "x0"})
+INDEX_NAMES = frozenset({"b", "h", "i", "j", "c", "score"}) | MAPPED.keys()
 ALWAYS = {"B": var("B"), "q_offset": var("q_offset")}
 """Launch parameters of every kernel."""
 
@@ -39,6 +40,10 @@ class Planner:
         summaries: the forward kernel of each summary's keys or values.
         score_grads: the gradient of the chosen scores, by the adjoint of their weights.
         inputs: the names that belong to inputs, planned or not.
+        producers: by op, what plans a tensor that kernels read and gives its buffer.
+        exact: the maps that are kept in fp32, whatever their sources are.
+        absorbed: the gates' functions that a merge applies itself.
+        readers: how many sources of nodes, adjoints left out, and results each node is.
     """
 
     sizes: Sizes
@@ -56,6 +61,10 @@ class Planner:
     summaries: dict[Place, Summarise] = field(default_factory=dict)
     score_grads: dict[Node, str] = field(default_factory=dict)
     inputs: frozenset[str] = frozenset()
+    producers: Mapping[Op, Callable[[Planner, Node], str]] = field(default_factory=dict)
+    exact: frozenset[Node] = frozenset()
+    absorbed: set[Node] = field(default_factory=set)
+    readers: Mapping[Node, int] = field(default_factory=dict)
 
     def name(self, node: Node) -> str:
         """The node's name in the text."""
@@ -66,7 +75,7 @@ class Planner:
         return PlanError(f"{node.op.value} `{self.name(node)}`: {reason}")
 
     def input(self, node: Node) -> str:
-        """The buffer of a tensor that kernels read as it is."""
+        """The buffer of a tensor that kernels read; what is computed is planned on first use."""
         if node.op is Op.INPUT:
             name = str(node["name"])
             self.buffers.setdefault(name, Buffer(name, node.shape, self.sizes.dtype_of(node), "input"))
@@ -74,7 +83,10 @@ class Planner:
             return name
         if (node, "o") in self.places:
             return self.places[node, "o"]
-        raise self.refuse(node, "kernels read inputs and outputs of attends here; compute this before the call")
+        if node.op in self.producers:
+            return self.producers[node.op](self, node)
+        known = ", ".join(("inputs", *(f"{op.value}s" for op in self.producers)))
+        raise self.refuse(node, f"kernels read tensors of {known} here; compute this before the call")
 
     def temporary(self, node: Node, part: str, shape: Iterable[Expr], dtype: str) -> str:
         """A new buffer for one value of a node."""
@@ -121,7 +133,7 @@ class Planner:
             if buffer != name:
                 raise self.refuse(node, f"captures `{buffer}` under another name `{name}`; use its own name")
             shape = tuple(self._extent(name, d, dim, params) for d, dim in enumerate(source.shape))
-            found.append(Capture(name, self.sizes.dtype_of(source), len(shape), shape))
+            found.append(Capture(name, self.buffers[buffer].dtype, len(shape), shape))
         return tuple(found)
 
     def _extent(self, name: str, d: int, dim: Expr, params: dict[str, Expr]) -> int | str:
