@@ -102,13 +102,19 @@ def _cast(speaker: Speaker, node: Node) -> str:
 
 
 def _top_insert(speaker: Speaker, node: Node) -> str:
-    """The helper's call: slots and candidates last, a few candidates sorted before they are as many as the slots."""
+    """The helper's call: slots and candidates last, a few candidates sorted before they are as many as the slots.
+
+    The candidates of a single row, too few to keep a program's threads busy one part after another, are ranked at once.
+    """
     slots, candidates = cast(tuple[Axis, Axis], node.attrs)
     rows = tuple(axis for axis in node.axes if axis != slots)
     kept, new = (
         _matrix_last(speaker, x, (*rows, last)) for x, last in zip(node.args, (slots, candidates), strict=True)
     )
     text = _top_few(speaker, kept, new, slots.size // candidates.size, len(rows))
+    if not text and all(axis.size == 1 for axis in rows) and 1 < slots.size < candidates.size:
+        speaker.helpers.add("top_of_row")
+        text = f"top_of_row({kept}, {new}, {slots.size}, {len(rows)})"
     if not text:
         speaker.helpers.add("top_insert")
         text = f"top_insert({kept}, {new}, {slots.size}, {candidates.size}, {len(rows)})"

@@ -68,6 +68,12 @@ def top_few(kept, new):
     """The largest keys along the last axis, descending, of descending ones and as many ascending ones."""
     return tl.bitonic_merge(tl.maximum(kept, new), descending=True)
 ''',
+    "top_of_row": '''
+@triton.jit
+def top_of_row(kept, new, K: tl.constexpr, AXIS: tl.constexpr):
+    """The K largest of K descending and more other keys of a single row, descending; all others at once."""
+    return tl.bitonic_merge(tl.maximum(kept, tl.flip(tl.topk(new, K), AXIS)), descending=True)
+''',
     "top_insert": '''
 @triton.jit
 def top_insert(kept, new, K: tl.constexpr, N: tl.constexpr, AXIS: tl.constexpr):

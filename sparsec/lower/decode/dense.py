@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sparsec.lower import softmax
+from sparsec.lower.decode import logits as decode_logits
 from sparsec.lower.decode import merge as decode_merge
 from sparsec.lower.gathered import chunks
 from sparsec.lower.gathered.chunks import Frame
@@ -13,11 +14,19 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.ranges import TileRange, nth, outside_interior, total
 from sparsec.lower.rows import packed
 from sparsec.lower.scalars import add, ceil_div, least, mul
-from sparsec.plan.specs import GatheredAttention, TiledAttention
+from sparsec.plan.specs import GatheredAttention, Selector, TiledAttention
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Logits that an attention leaves behind for a selector."""
+
+    tensor: Tensor
+    selector: Selector
 
 
 def fits(spec: TiledAttention) -> str | None:
@@ -39,16 +48,16 @@ def as_rows(spec: TiledAttention) -> GatheredAttention:
     )  # fmt: skip
 
 
-def lower(spec: TiledAttention, schedule: Schedule, left: Tensor | None = None) -> Lowered:
+def lower(spec: TiledAttention, schedule: Schedule, left: Left | None = None) -> Lowered:
     """A program per (query tile, key/value head and split, sequence), and the merge; logits are ``left`` if asked."""
     rows = as_rows(spec)
     found = decode_merge.parts(rows, schedule.splits)
     short = replace(schedule, warps=4, stages=1)
     steps = (Step(_partial(rows, schedule, left), schedule), Step(decode_merge.lower(rows, short), short))
-    return Lowered(steps, decode_merge.scratch([*found.tensors, *([left] if left else [])]))
+    return Lowered(steps, decode_merge.scratch([*found.tensors, *([left.tensor] if left else [])]))
 
 
-def _partial(spec: GatheredAttention, schedule: Schedule, left: Tensor | None) -> Program:
+def _partial(spec: GatheredAttention, schedule: Schedule, left: Left | None) -> Program:
     found = decode_merge.parts(spec, schedule.splits)
     with tile.Builder() as builder:
         number, splits, share = tile.program_id(1), schedule.splits, chunks.sharing(spec)
@@ -59,11 +68,11 @@ def _partial(spec: GatheredAttention, schedule: Schedule, left: Tensor | None) -
         decode_merge.write(f, found, split, *softmax.finish(_read(f, split, left), None))
         grid = (ceil_div(tile.param("TQ"), tiles.tokens), tile.const(spec.kv_heads * splits), tile.param("B"))
         left_out = {spec.indices, spec.out, spec.lse}
-        tensors = [*(t for n, t in f.tensors.items() if n not in left_out), *found.tensors, *([left] if left else [])]
+        tensors = [*(t for n, t in f.tensors.items() if n not in left_out), *found.tensors, *([left.tensor] if left else [])]
         return builder.program(f"{spec.name}_parts", tensors, [(n, "int32") for n in chunks.PARAMS], grid)
 
 
-def _read(f: Frame, split: Node, left: Tensor | None) -> list[Node]:
+def _read(f: Frame, split: Node, left: Left | None) -> list[Node]:
     """One split's key tiles, of all that the rows may see."""
     ranges = chunks.interior(f) or [_every(f)]
     count = total(ranges)
@@ -76,8 +85,9 @@ def _read(f: Frame, split: Node, left: Tensor | None) -> list[Node]:
         scores, scale = chunks.logits(f, key)
         scores = chunks.hide(scores, chunks.visible(f, key), outside_interior(ranges, at))
         if left is not None:
-            bounds: dict[int, tile.Value] = {**f.rows.bounds, 3: tile.param("TK")}
-            tile.store(left, *f.rows.place(f.batch, key), value=mul(scores, scale), bounds=bounds)
+            place = decode_logits.place(left.selector, f.batch, f.rows.token, f.rows.head, key)
+            bounds = {**f.rows.bounds, **decode_logits.bounds(left.selector, tile.param("TK"))}
+            tile.store(left.tensor, *place, value=mul(scores, scale), bounds=bounds)
         return chunks.joint_step(f, carried, key, scores, scale)
 
     return tile.loop(first, least(add(first, per), count), 1, chunks.start(f), visit, f.schedule.stages)

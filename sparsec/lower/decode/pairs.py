@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from sparsec.lower.select.candidates import as_keys
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.specs import Selector, TiledAttention
-from sparsec.tile.language import Tensor
 
 
 def partners(split: Sequence[tuple[AnySpec, int]]) -> dict[str, AnySpec]:
@@ -40,8 +39,3 @@ def same_logits(attention: TiledAttention, selector: Selector) -> bool:
         selector.softmax and plain and not more and piece.batched and selector.batched and stored
         and sides[0] == sides[1] and piece.where is visible and attention.head_dim == selector.dim
     )  # fmt: skip
-
-
-def logits(attention: TiledAttention, selector: Selector, length: str) -> Tensor:
-    """Base-two logits ``[B, TQ, H, N]`` of a step; ``length`` is the launch parameter with N."""
-    return Tensor(f"{selector.name}_raw", "float32", ("B", "TQ", attention.heads, length))

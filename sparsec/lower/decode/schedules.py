@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from sparsec.lower.decode import dense as decode_dense
 from sparsec.lower.decode import lists as decode_lists
+from sparsec.lower.decode import logits as decode_logits
 from sparsec.lower.decode import merge as decode_merge
-from sparsec.lower.decode import pairs as decode_pairs
 from sparsec.lower.decode import select as decode_select
 from sparsec.lower.gathered import chunks
 from sparsec.lower.gathered.gpu import row_tile
@@ -32,7 +32,7 @@ def lower(spec: AnySpec, schedule: Schedule, partner: AnySpec | None = None) -> 
     if isinstance(spec, TiledAttention):
         left = None
         if isinstance(partner, Selector):
-            left = decode_pairs.logits(spec, partner, spec.pieces[0].length)
+            left = decode_dense.Left(decode_logits.logits(partner, spec.pieces[0].length), partner)
         return decode_dense.lower(spec, schedule, left)
     if isinstance(spec, GatheredAttention):
         return decode_lists.lower(spec, schedule)

@@ -1,7 +1,8 @@
 """The selector for a few queries: scores once, in programs that share the candidates, then the best of each share.
 
-The heads of a group are the rows of a tile, so a key is read once for all of them. Scores of a step are written, fp32,
-a number per head and summary; where they become probabilities, every share leaves its log-sum-exp too.
+The heads of a group are the rows of a tile, so a key is read once for all of them. Scores that rank as they are stay
+inside their program, which leaves the best of its share. Where they become probabilities, logits of a step are written,
+fp32, a number per head and summary, with every share's log-sum-exp; programs of their own rank them then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sparsec.lower import softmax
+from sparsec.lower.decode import logits as decode_logits
 from sparsec.lower.decode import merge as decode_merge
 from sparsec.lower.gathered.gpu import row_tile
 from sparsec.lower.lowered import Lowered, Step
@@ -25,10 +27,10 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import EMPTY_KEY, Axis, Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
 
-RANKED = 16
-"""Candidates that join a list of the best at a time."""
+RANKED = {True: 128, False: 16}
+"""Candidates that join a list of the best at a time: many where a program's threads rank them at once, on a GPU."""
 LISTS = 8
-"""Programs at least that share the ranking of a unit's candidates: each step waits for the one before."""
+"""Programs at least that rank a unit's logits: each has few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +38,34 @@ class Buffers:
     """What one program leaves for the next.
 
     Attributes:
-        raw: scores ``[B, TQ, units or heads, N]``: base-two logits of every head under a softmax, else those of units.
-        sums: base-two log-sum-exps ``[B, TQ, H, splits]``.
-        best: rank keys ``[B, TQ, units, splits, slots]``, descending.
+        raw: base-two logits of every head, see ``decode_logits``; nothing where scores rank as they are.
+        sums: base-two log-sum-exps ``[B, TQ, H, splits]``, likewise.
+        best: rank keys ``[B, TQ, units, lists * slots]``, each list descending.
+        lists: programs that leave a list.
     """
 
     raw: Tensor
     sums: Tensor
     best: Tensor
+    lists: int
+
+    @property
+    def slots(self) -> int:
+        """The length of a list, a power of two."""
+        size = self.best.shape[-1]
+        assert isinstance(size, int)
+        return size // self.lists
 
 
 def buffers(spec: Selector, splits: int) -> Buffers:
     """The buffers of one spec."""
     units, slots = spec.heads // sharing(spec), 1 << (spec.slots - 1).bit_length()
-    scored = spec.heads if spec.softmax else units
+    lists = max(splits, LISTS) if spec.softmax else splits
     return Buffers(
-        Tensor(f"{spec.name}_raw", "float32", ("B", "TQ", scored, spec.key_length)),
+        decode_logits.logits(spec, spec.key_length),
         Tensor(f"{spec.name}_sums", "float32", ("B", "TQ", spec.heads, splits)),
-        Tensor(f"{spec.name}_best", "int64", ("B", "TQ", units, max(splits, LISTS), slots)),
+        Tensor(f"{spec.name}_best", "int64", ("B", "TQ", units, lists * slots)),
+        lists,
     )
 
 
@@ -72,18 +84,19 @@ def lower(spec: Selector, schedule: Schedule, sums: Tensor | None = None) -> Low
     found = buffers(spec, schedule.splits)
     if sums is not None:
         found = replace(found, sums=sums)
-    lists = max(schedule.splits, LISTS)
-    ranked = replace(
-        schedule, splits=lists, rows=1, block=RANKED, warps=1 if schedule.warps > 1 else schedule.warps, stages=1
-    )
-    merged = replace(ranked, warps=ranked.warps)
-    steps = (
-        *([Step(_scores(spec, schedule), schedule)] if sums is None else []),
-        Step(_best(spec, ranked, found), ranked),
-        Step(_merge(spec, merged), merged),
-    )
-    own = [found.raw, found.best, *([found.sums] if spec.softmax else [])]
-    return Lowered(steps, decode_merge.scratch(own))
+    one = replace(schedule, rows=1, warps=1 if schedule.warps > 1 else schedule.warps, stages=1)
+    merged = Step(_merge(spec, one, found), one)
+    if not spec.softmax:
+        return Lowered((Step(_scores(spec, schedule), schedule), merged), decode_merge.scratch([found.best]))
+    ranked = replace(schedule, splits=found.lists, rows=1, block=RANKED[schedule.split_dims], stages=1)
+    first = [Step(_scores(spec, schedule), schedule)] if sums is None else []
+    own = [found.raw, found.best, found.sums]
+    return Lowered((*first, Step(_best(spec, ranked, found), ranked), merged), decode_merge.scratch(own))
+
+
+def _keys(spec: Selector, length: str, visible: bool = False) -> Piece:
+    """What a share is cut from: the candidates that are eligible, or the summaries that are visible."""
+    return Piece(spec.keys, spec.keys, length, as_keys(spec.visible if visible else spec.eligible))
 
 
 def _own(f: Frame, piece: Piece, limit: Node) -> tuple[Node, Node]:
@@ -124,41 +137,57 @@ def _scores(spec: Selector, schedule: Schedule) -> Program:
         rows = one_token(builder.axis("r", size), tile.program_id(0), f.head, limit)
         place = rows.place(f.batch)
         queries = [tile.load(f.tensors[spec.q], *place, d.index(), bounds=rows.bounds) for d in f.dims]
-        position = {"i": add(tile.program_id(0), tile.param("q_offset"))}
-        f = replace(f, env={**f.env, **position})
-        shown, length = (spec.visible if spec.softmax else spec.eligible), tile.param(spec.key_length)
-        first, stop = _own(f, Piece(spec.keys, spec.keys, spec.key_length, as_keys(shown)), length)
-
-        def visit(at: Node, *sums: Node) -> Sequence[Node]:
-            number = add(mul(at, schedule.block), tile.iota(f.keys))
-            logits = candidates.products(f, queries, number)
-            return (
-                _softmax(f, found, rows, number, logits, sums)
-                if spec.softmax
-                else _plain(f, found, rows, number, logits)
-            )
-
-        inits = [tile.full(softmax.HIDDEN, rows.axis), tile.full(0.0, rows.axis)] if spec.softmax else []
-        sums = tile.loop(first, stop, 1, inits, visit, schedule.stages)
-        if spec.softmax:
-            value = _log(sums[0], sums[1])
-            tile.store(found.sums, *place, _split(schedule.splits), value=value, bounds=rows.bounds)
-        written = [found.raw, *([found.sums] if spec.softmax else [])]
+        walk = _logits if spec.softmax else _ranked
+        written = walk(builder, f, found, rows, queries)
         read = [f.tensors[spec.q], f.tensors[spec.keys]]
         grid = _grid(spec, schedule.splits)
         return builder.program(f"{spec.name}_scores", [*read, *written], _params(spec), grid)
 
 
-def _softmax(f: Frame, found: Buffers, rows: Rows, number: Node, logits: Node, sums: Sequence[Node]) -> Sequence[Node]:
-    """Keep every head's base-two logits, and the running maximum and sum."""
-    logits = mul(logits, f.spec.scale * softmax.LOG2E)
-    logits = tile.apply(Fn.WHERE, candidates._shown(f, number), logits, softmax.HIDDEN)
-    bounds: dict[int, tile.Value] = {**rows.bounds, 3: tile.param(f.spec.key_length)}
-    tile.store(found.raw, *rows.place(f.batch, number), value=logits, bounds=bounds)
-    top, total = sums
-    high = most(top, tile.reduce("max", logits, f.keys))
-    more = tile.reduce("sum", tile.apply(Fn.EXP2, sub(logits, high)), f.keys)
-    return [high, add(mul(total, tile.apply(Fn.EXP2, sub(top, high))), more)]
+def _logits(builder: tile.Builder, f: Frame, found: Buffers, rows: Rows, queries: list[Node]) -> list[Tensor]:
+    """Every head's base-two logits, and their log-sum-exps over this share."""
+    spec, f = f.spec, replace(f, env={**f.env, "i": add(tile.program_id(0), tile.param("q_offset"))})
+    first, stop = _own(f, _keys(spec, spec.key_length, visible=True), tile.param(spec.key_length))
+
+    def visit(at: Node, top: Node, total: Node) -> Sequence[Node]:
+        number = add(mul(at, f.schedule.block), tile.iota(f.keys))
+        logits = mul(candidates.products(f, queries, number), spec.scale * softmax.LOG2E)
+        logits = tile.apply(Fn.WHERE, candidates._shown(f, number), logits, softmax.HIDDEN)
+        where = decode_logits.place(spec, f.batch, rows.token, rows.head, number)
+        bounds = decode_logits.bounds(spec, tile.param(spec.key_length), rows.bounds.get(2))
+        tile.store(found.raw, *where, value=logits, bounds=bounds)
+        high = most(top, tile.reduce("max", logits, f.keys))
+        more = tile.reduce("sum", tile.apply(Fn.EXP2, sub(logits, high)), f.keys)
+        return [high, add(mul(total, tile.apply(Fn.EXP2, sub(top, high))), more)]
+
+    inits = [tile.full(softmax.HIDDEN, rows.axis), tile.full(0.0, rows.axis)]
+    value = _log(*tile.loop(first, stop, 1, inits, visit, f.schedule.stages))
+    tile.store(found.sums, *rows.place(f.batch, _split(f.schedule.splits)), value=value, bounds=rows.bounds)
+    return [found.raw, found.sums]
+
+
+def _ranked(builder: tile.Builder, f: Frame, found: Buffers, rows: Rows, queries: list[Node]) -> list[Tensor]:
+    """The best of this share's candidates, by the scores of the group."""
+    length = tile.param(f.spec.key_length)
+
+    def scores(number: Node) -> Node:
+        units = _grouped(f, rows, candidates.products(f, queries, number))
+        return tile.apply(Fn.WHERE, tile.apply(Fn.LT, number, length), units, softmax.HIDDEN)
+
+    _keep(builder, f, found, scores)
+    return [found.best]
+
+
+def _grouped(f: Frame, rows: Rows, logits: Node) -> Node:
+    """The heads' scores as one, scaled."""
+    spec, share = f.spec, sharing(f.spec)
+    if spec.group == "max":
+        there = tile.apply(Fn.LT, rows.head, add(f.head, share))
+        units = tile.reduce("max", tile.apply(Fn.WHERE, there, logits, softmax.HIDDEN), rows.axis)
+    else:
+        units = tile.reduce("sum", logits, rows.axis)  # rows without a head are zero
+    factor = spec.scale / (share if spec.group == "mean" else 1)
+    return units if factor == 1.0 else mul(units, factor)
 
 
 def _log(top: Node, total: Node) -> Node:
@@ -168,41 +197,26 @@ def _log(top: Node, total: Node) -> Node:
     return tile.apply(Fn.WHERE, empty, softmax.HIDDEN, found)
 
 
-def _plain(f: Frame, found: Buffers, rows: Rows, number: Node, logits: Node) -> Sequence[Node]:
-    """Keep the group's scores."""
-    share, spec = sharing(f.spec), f.spec
-    if spec.group == "max":
-        there = tile.apply(Fn.LT, rows.head, add(f.head, share))
-        units = tile.reduce("max", tile.apply(Fn.WHERE, there, logits, softmax.HIDDEN), rows.axis)
-    else:
-        units = tile.reduce("sum", logits, rows.axis)  # rows without a head are zero
-    factor = spec.scale / (share if spec.group == "mean" else 1)
-    place = (f.batch, tile.program_id(0), tile.apply(Fn.TRUNCDIV, tile.program_id(1), f.schedule.splits), number)
-    value = units if factor == 1.0 else mul(units, factor)
-    tile.store(found.raw, *place, value=value, bounds={3: tile.param(spec.key_length)})
-    return []
-
-
 def _best(spec: Selector, schedule: Schedule, found: Buffers) -> Program:
-    """The best of one split's candidates."""
+    """The best of one share's candidates, by the probabilities of their logits."""
     with tile.Builder() as builder:
         f = _framed(builder, spec, schedule)
-        size = found.best.shape[-1]
-        assert isinstance(size, int)
-        slots = builder.axis("k", size)
-        unit = tile.apply(Fn.TRUNCDIV, tile.program_id(1), schedule.splits)
-        kept = _walk(f, slots, _reader(builder, f, found, unit))
-        tile.store(found.best, f.batch, f.row, unit, _split(schedule.splits), tile.iota(slots), value=kept)
-        read = [found.raw, *([found.sums] if spec.softmax else [])]
-        return builder.program(f"{spec.name}_best", [*read, found.best], _params(spec), _grid(spec, schedule.splits))
+        _keep(builder, f, found, _probabilities(builder, f, found))
+        grid = _grid(spec, schedule.splits)
+        return builder.program(f"{spec.name}_best", [found.raw, found.sums, found.best], _params(spec), grid)
 
 
-def _reader(builder: tile.Builder, f: Frame, found: Buffers, unit: Node) -> candidates.Scores:
-    """From summaries to their scores, read back; under a softmax their probabilities, reduced over the group."""
+def _keep(builder: tile.Builder, f: Frame, found: Buffers, scores: candidates.Scores) -> None:
+    """Leave the list of this share's best."""
+    slots = builder.axis("k", found.slots)
+    unit, split = (tile.apply(fn, tile.program_id(1), f.schedule.splits) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
+    place = (f.batch, f.row, unit, add(mul(split, found.slots), tile.iota(slots)))
+    tile.store(found.best, *place, value=_walk(f, slots, scores))
+
+
+def _probabilities(builder: tile.Builder, f: Frame, found: Buffers) -> candidates.Scores:
+    """From summaries to their probabilities, reduced over the group."""
     spec, token = f.spec, tile.program_id(0)
-    bounds: dict[int, tile.Value] = {3: tile.param(spec.key_length)}
-    if not spec.softmax:
-        return lambda number: tile.load(found.raw, f.batch, token, unit, number, bounds=bounds, other=softmax.HIDDEN)
     splits = found.sums.shape[-1]
     assert isinstance(splits, int)
     head, split, share = f.head, builder.axis("s", splits), sharing(spec)
@@ -213,9 +227,11 @@ def _reader(builder: tile.Builder, f: Frame, found: Buffers, unit: Node) -> cand
         part = most(mul(part, softmax.LOG2E), softmax.HIDDEN)
     top = tile.reduce("max", part, split)
     total = add(top, tile.apply(Fn.LOG2, tile.reduce("sum", tile.apply(Fn.EXP2, sub(part, top)), split)))
+    bounds = decode_logits.bounds(spec, tile.param(spec.key_length))
 
     def probabilities(number: Node) -> Node:
-        logits = tile.load(found.raw, f.batch, token, head, number, bounds=bounds, other=softmax.HIDDEN)
+        place = decode_logits.place(spec, f.batch, token, head, number)
+        logits = tile.load(found.raw, *place, bounds=bounds, other=softmax.HIDDEN)
         power = tile.apply(Fn.WHERE, candidates._shown(f, number), tile.apply(Fn.EXP2, sub(logits, total)), 0.0)
         if f.group is None:
             return power
@@ -229,7 +245,7 @@ def _reader(builder: tile.Builder, f: Frame, found: Buffers, unit: Node) -> cand
 def _walk(f: Frame, slots: Axis, scores: candidates.Scores) -> Node:
     """The rank keys of a split's best blocks, descending."""
     spec, limit = f.spec, tile.param(f.spec.block_length)
-    first, stop = _own(f, Piece(spec.keys, spec.keys, spec.block_length, as_keys(spec.eligible)), limit)
+    first, stop = _own(f, _keys(spec, spec.block_length), limit)
 
     def visit(at: Node, kept: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
@@ -245,25 +261,20 @@ def _walk(f: Frame, slots: Axis, scores: candidates.Scores) -> Node:
     return tile.loop(first, stop, 1, [tile.full(EMPTY_KEY, f.rows, slots, dtype="int64")], visit, f.schedule.stages)[0]
 
 
-def _merge(spec: Selector, schedule: Schedule) -> Program:
-    """One (token, unit, sequence) per grid point: the best of all splits' best, ordered and weighed."""
-    best = buffers(spec, schedule.splits).best
+def _merge(spec: Selector, schedule: Schedule, found: Buffers) -> Program:
+    """One (token, unit, sequence) per grid point: the best of all lists, ordered and weighed."""
     with tile.Builder() as builder:
-        one, size = builder.axis("m", 1), best.shape[-1]
-        assert isinstance(size, int)
-        slots, spare = builder.axis("k", size), builder.axis("kk", size)
+        one, slots = builder.axis("m", 1), builder.axis("k", found.slots)
+        every = builder.axis("every", 1 << (found.lists * found.slots - 1).bit_length())
         row = add(tile.program_id(0), tile.iota(one))
         place = (tile.program_id(2), row, tile.program_id(1))
-
-        def visit(split: Node, kept: Node) -> Sequence[Node]:
-            return [tile.top_insert(kept, tile.load(best, *place, split, tile.iota(spare)), slots, spare)]
-
-        empty = tile.full(EMPTY_KEY, one, slots, dtype="int64")
-        (kept,) = tile.loop(0, schedule.splits, 1, [empty], visit)
-        other = builder.axis("k2", size)
-        ids, scores = chosen.listed(spec, kept, slots, other)
+        size, keys = found.lists * found.slots, (*place, tile.iota(every))
+        within: dict[int, tile.Value] = {3: size} if every.size > size else {}
+        new = tile.load(found.best, *keys, bounds=within, other=EMPTY_KEY)
+        kept = tile.top_insert(tile.full(EMPTY_KEY, one, slots, dtype="int64"), new, slots, every)
+        ids, scores = chosen.listed(spec, kept, slots, builder.axis("k2", found.slots))
         units: tuple[str | int, ...] = ("B", "TQ", spec.heads // sharing(spec), spec.slots)
-        bounds: dict[int, tile.Value] = {3: spec.slots} if size > spec.slots else {}
+        bounds: dict[int, tile.Value] = {3: spec.slots} if found.slots > spec.slots else {}
         indices = Tensor(spec.indices, "int32", units)
         tile.store(indices, *place, tile.iota(slots), value=ids, bounds=bounds)
         results = [indices]
@@ -273,4 +284,4 @@ def _merge(spec: Selector, schedule: Schedule) -> Program:
             tile.store(out, *place, tile.iota(slots), value=value, bounds=bounds)
             results.append(out)
         grid = (tile.param("TQ"), tile.const(spec.heads // sharing(spec)), tile.param("B"))
-        return builder.program(f"{spec.name}_merge", [best, *results], [("B", "int32"), ("TQ", "int32")], grid)
+        return builder.program(f"{spec.name}_merge", [found.best, *results], [("B", "int32"), ("TQ", "int32")], grid)
