@@ -59,7 +59,8 @@ def test_in_half_precision_too(name: str, dtype: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["streaming", "full-softcap-sink", "msa-window", "hsa", "hsa-softmax-sink", "nsa", "nsa-separate-literal", "moba",
-     "infllm2-free", "dsa", "fox", "msa-strided-gated", "joined", "alibi-lse", "documents", "given-weights"],
+     "infllm2-free", "dsa", "fox", "msa-strided-gated", "joined", "alibi-lse", "documents", "given-weights",
+     "straight-weights"],
 )  # fmt: skip
 def test_steps_agree_with_the_oracle(name: str) -> None:
     """Under the schedules of steps, which need not be the forward's."""

@@ -67,8 +67,9 @@ def _partial(spec: GatheredAttention, schedule: Schedule, left: Left | None) -> 
         f = chunks.frame(builder, replace(spec, sink=None), schedule, tiles, tile.program_id(2), at, 0)
         decode_merge.write(f, found, split, *softmax.finish(_read(f, split, left), None))
         grid = (ceil_div(tile.param("TQ"), tiles.tokens), tile.const(spec.kv_heads * splits), tile.param("B"))
+        written = [*found.tensors, *([left.tensor] if left else [])]
         left_out = {spec.indices, spec.out, spec.lse}
-        tensors = [*(t for n, t in f.tensors.items() if n not in left_out), *found.tensors, *([left.tensor] if left else [])]
+        tensors = [*(t for n, t in f.tensors.items() if n not in left_out), *written]
         return builder.program(f"{spec.name}_parts", tensors, [(n, "int32") for n in chunks.PARAMS], grid)
 
 

@@ -283,5 +283,8 @@ def _merge(spec: Selector, schedule: Schedule, found: Buffers) -> Program:
             value = chosen.weights(spec.weights, ids, scores, slots, None)
             tile.store(out, *place, tile.iota(slots), value=value, bounds=bounds)
             results.append(out)
+        if spec.hard_out is not None:
+            results.append(Tensor(spec.hard_out, "float32", units))
+            tile.store(results[-1], *place, tile.iota(slots), value=chosen.hard(ids), bounds=bounds)
         grid = (tile.param("TQ"), tile.const(spec.heads // sharing(spec)), tile.param("B"))
         return builder.program(f"{spec.name}_merge", [found.best, *results], [("B", "int32"), ("TQ", "int32")], grid)
