@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, ceil_div, emit_int32, least, most
@@ -155,3 +155,15 @@ def outside_interior(ranges: list[TileRange], key_tile: Node) -> Node | None:
             needs = tile.apply(Fn.OR, before, after)
             condition = needs if condition is None else tile.apply(Fn.AND, condition, needs)
     return condition
+
+
+def walk(
+    r: TileRange, state: list[Node], visit: Callable[[bool], Callable[..., Sequence[Node]]], stages: int
+) -> list[Node]:
+    """A loop each for the masked head, the mask-free interior and the masked tail of a range: ``visit(masked)``."""
+    if not r.inner:
+        return tile.loop(r.start, r.stop, 1, state, visit(True), stages)
+    if r.head:
+        state = tile.loop(r.start, r.inner_start, 1, state, visit(True), stages)
+    state = tile.loop(r.inner_start, r.inner_stop, 1, state, visit(False), stages)
+    return tile.loop(r.inner_stop, r.stop, 1, state, visit(True), stages) if r.tail else state

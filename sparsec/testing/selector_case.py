@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparsec.lower.select.candidates import sharing
+from sparsec.lower.select.frame import sharing
 from sparsec.oracle.weights import weigh_query
 from sparsec.plan.grad_specs import SelectorGradKeys, SelectorGradQ
 from sparsec.plan.specs import Selector

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.select import schedules
 from sparsec.lower.select import streaming as selector
 from sparsec.plan.specs import Pool, Selector
 from sparsec.scalar.expr import Expr, constant, var
@@ -18,6 +19,7 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 
 POS, C = var("i"), var("c")
 SMALL = Schedule(rows=16, block=16)
+APART = replace(SMALL, order="apart")
 
 
 def spec(**changes: object) -> Selector:
@@ -47,6 +49,11 @@ def brute_pool(pool: Pool, score: Tensor, blocks: int) -> Tensor:
             first = c * pool.stride_blocks - pool.padding
             found = [score[..., n] for n in range(first, first + pool.kernel) if 0 <= n < count]
             pooled.append(torch.stack(found).amax(0) if found else torch.full_like(score[..., 0], -math.inf))
+            continue
+        if pool.kind == "sum":
+            first = c * pool.stride_blocks - pool.padding
+            found = [score[..., n] for n in range(first, first + pool.kernel) if 0 <= n < count]
+            pooled.append(sum(found, torch.zeros_like(score[..., 0])))
             continue
         ratio, sign = pool.block // pool.stride, -1 if pool.kind == "paper_literal" else 1
         numbers = [ratio * c + sign * m - n for m in range(ratio) for n in range(pool.size // pool.stride)]
@@ -104,7 +111,7 @@ def check(
     weights = torch.full(ids.shape, math.nan)
     tensors = {"q": q, "keys": keys, "ids": ids, "w": weights}
     params = {"B": 2, "TQ": tq, "TK": 0, "q_offset": offset, "N": n, "NB": blocks}
-    run(Lowered((Step(selector.lower(s, schedule), SMALL),)), tensors, params)
+    run(schedules.lower(s, schedule), tensors, params)
     rows = range(offset, offset + tq)
     visible = table(python(s.visible), rows, n, True)[:, None, :]
     score = brute_scores(s, q, keys, visible, blocks)
@@ -136,6 +143,9 @@ def test_softmax_group(run: Callable[..., None], share: int, group: str) -> None
     s = spec(heads=2 * share, softmax=True, group=group, visible=visible, eligible=C * 16 <= POS, scale=1.0)
     check(run, s, 45, 33, 33, SMALL, offset=0)
     check(run, s, 16, 33, 33, Schedule(rows=32, block=32), offset=300)
+    check(run, s, 45, 33, 33, APART, offset=0)
+    check(run, s, 40, 90, 90, APART, offset=1400)
+    check(run, replace(s, forced=C < 2, k=3, slots=3), 16, 33, 33, replace(APART, block=32), offset=300)
 
 
 @pytest.mark.parametrize("kind", ["overlap", "paper_literal", "max"])
@@ -152,6 +162,28 @@ def test_pools(run: Callable[..., None], kind: str, length: int) -> None:
     )  # fmt: skip
     check(run, s, min(length, 40), n, blocks, SMALL, offset=length - min(length, 40))
     check(run, s, min(length, 40), n, blocks, SMALL)
+    if kind != "max":
+        check(run, s, min(length, 40), n, blocks, APART, offset=length - min(length, 40))
+        check(run, s, min(length, 40), n, blocks, APART)
+
+
+@pytest.mark.parametrize("group", ["sum", "mean", "max", None])
+@pytest.mark.parametrize("kind", ["overlap", "paper_literal", "", "one summary"])
+def test_shares_from_sums_of_their_own(run: Callable[..., None], kind: str, group: str | None) -> None:
+    """Long enough that tiles of blocks lie inside what all rows see."""
+    pool = {"": None, "one summary": Pool("sum", 16, 16, 64, kernel=3, stride_blocks=4, padding=1)}.get(
+        kind, Pool(kind, 32, 16, 64)
+    )
+    size, blocks = (16, 70) if pool is None else (64, 70)
+    s = spec(
+        heads=6, softmax=True, group=group, visible=16 * C + 31 <= POS, pool=pool, eligible=C * size <= POS,
+        forced=(C == 0) | (POS // size == C), k=5, slots=5, order="oldest", scale=1.5,
+    )  # fmt: skip
+    if pool is not None and group == "max":
+        with pytest.raises(ScheduleError, match="'apart' is for shares"):
+            selector.lower(s, APART)
+        return
+    check(run, s, 37, 280 if pool else 70, blocks, APART, offset=size * blocks - 37)
 
 
 def test_forced_members_come_on_top_of_k(run: Callable[..., None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsec.lower.select.candidates import sharing
+from sparsec.lower.select.frame import sharing
 from sparsec.plan.specs import Selector
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor

@@ -19,8 +19,8 @@ from sparsec.lower.ranges import tile_ranges
 from sparsec.lower.rows import Rows, one_token
 from sparsec.lower.scalars import add, both, ceil_div, emit, least, most, mul, sub
 from sparsec.lower.select import candidates, chosen
-from sparsec.lower.select.candidates import Frame, as_keys, sharing
-from sparsec.lower.select.streaming import _frame, _params, _without_constants
+from sparsec.lower.select.candidates import as_keys
+from sparsec.lower.select.frame import Frame, frame, params, sharing, without_constants
 from sparsec.plan.specs import Piece, Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -80,7 +80,7 @@ def fits(spec: Selector) -> str | None:
 
 def lower(spec: Selector, schedule: Schedule, sums: Tensor | None = None) -> Lowered:
     """The programs in launch order; ``sums`` are an attention's log-sum-exps, which has left its logits too."""
-    spec = _without_constants(spec)
+    spec = without_constants(spec)
     found = buffers(spec, schedule.splits)
     if sums is not None:
         found = replace(found, sums=sums)
@@ -114,7 +114,7 @@ def _split(splits: int) -> Node:
 
 def _framed(builder: tile.Builder, spec: Selector, schedule: Schedule) -> Frame:
     """The frame of one token, whose program's second dimension counts units and splits."""
-    f = _frame(builder, spec, replace(schedule, rows=1))
+    f = frame(builder, spec, replace(schedule, rows=1))
     share, token = sharing(spec), tile.program_id(0)
     head = mul(tile.apply(Fn.TRUNCDIV, tile.program_id(1), schedule.splits), share)
     key_head = tile.apply(Fn.TRUNCDIV, head, spec.heads // spec.kv_heads)
@@ -141,7 +141,7 @@ def _scores(spec: Selector, schedule: Schedule) -> Program:
         written = walk(builder, f, found, rows, queries)
         read = [f.tensors[spec.q], f.tensors[spec.keys]]
         grid = _grid(spec, schedule.splits)
-        return builder.program(f"{spec.name}_scores", [*read, *written], _params(spec), grid)
+        return builder.program(f"{spec.name}_scores", [*read, *written], params(spec), grid)
 
 
 def _logits(builder: tile.Builder, f: Frame, found: Buffers, rows: Rows, queries: list[Node]) -> list[Tensor]:
@@ -152,7 +152,7 @@ def _logits(builder: tile.Builder, f: Frame, found: Buffers, rows: Rows, queries
     def visit(at: Node, top: Node, total: Node) -> Sequence[Node]:
         number = add(mul(at, f.schedule.block), tile.iota(f.keys))
         logits = mul(candidates.products(f, queries, number), spec.scale * softmax.LOG2E)
-        logits = tile.apply(Fn.WHERE, candidates._shown(f, number), logits, softmax.HIDDEN)
+        logits = tile.apply(Fn.WHERE, candidates.shown(f, number), logits, softmax.HIDDEN)
         where = decode_logits.place(spec, f.batch, rows.token, rows.head, number)
         bounds = decode_logits.bounds(spec, tile.param(spec.key_length), rows.bounds.get(2))
         tile.store(found.raw, *where, value=logits, bounds=bounds)
@@ -203,7 +203,7 @@ def _best(spec: Selector, schedule: Schedule, found: Buffers) -> Program:
         f = _framed(builder, spec, schedule)
         _keep(builder, f, found, _probabilities(builder, f, found))
         grid = _grid(spec, schedule.splits)
-        return builder.program(f"{spec.name}_best", [found.raw, found.sums, found.best], _params(spec), grid)
+        return builder.program(f"{spec.name}_best", [found.raw, found.sums, found.best], params(spec), grid)
 
 
 def _keep(builder: tile.Builder, f: Frame, found: Buffers, scores: candidates.Scores) -> None:
@@ -232,7 +232,7 @@ def _probabilities(builder: tile.Builder, f: Frame, found: Buffers) -> candidate
     def probabilities(number: Node) -> Node:
         place = decode_logits.place(spec, f.batch, token, head, number)
         logits = tile.load(found.raw, *place, bounds=bounds, other=softmax.HIDDEN)
-        power = tile.apply(Fn.WHERE, candidates._shown(f, number), tile.apply(Fn.EXP2, sub(logits, total)), 0.0)
+        power = tile.apply(Fn.WHERE, candidates.shown(f, number), tile.apply(Fn.EXP2, sub(logits, total)), 0.0)
         if f.group is None:
             return power
         power = tile.apply(Fn.WHERE, tile.apply(Fn.LT, tile.iota(f.group), share), power, 0.0)

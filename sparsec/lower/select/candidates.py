@@ -5,54 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 
 from sparsec.lower import softmax
 from sparsec.lower.pieces import Span, dot_over
-from sparsec.lower.ranges import outside_interior, tile_ranges
+from sparsec.lower.ranges import outside_interior, tile_ranges, walk
 from sparsec.lower.scalars import add, both, emit, most, mul, sub
-from sparsec.plan.specs import Piece, Pool, Selector
+from sparsec.lower.select.frame import Frame, sharing
+from sparsec.plan.specs import Piece, Pool
 from sparsec.scalar.expr import Expr, call, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Axis, Node, Tensor
-from sparsec.tile.schedule import Schedule
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What every step of one token tile shares.
-
-    Attributes:
-        group: the axis of the heads that share a selection; None for one head.
-        head: the first query head.
-        row: the tokens' rows; ``env`` holds their positions and the launch parameters.
-    """
-
-    spec: Selector
-    schedule: Schedule
-    rows: Axis
-    keys: Axis
-    dims: list[Span]
-    group: Axis | None
-    batch: Node
-    head: Node
-    key_head: Node
-    row: Node
-    env: dict[str, Node]
-    tensors: dict[str, Tensor]
-
+from sparsec.tile.language import Node
 
 Scores = Callable[[Node], Node]
 """From the numbers of some summaries, along the key axis, to their scores ``[rows, keys]``."""
-
-
-def sharing(spec: Selector) -> int:
-    """The number of query heads that share a selection."""
-    if spec.head_weights is not None:
-        return spec.heads
-    return spec.heads // spec.kv_heads if spec.group is not None else 1
 
 
 def query(f: Frame, head: Node | int) -> list[Node]:
@@ -61,9 +28,9 @@ def query(f: Frame, head: Node | int) -> list[Node]:
     return [tile.load(f.tensors[f.spec.q], *place, d.index(), bounds={1: tile.param("TQ")}) for d in f.dims]
 
 
-def products(f: Frame, queries: Sequence[Node], number: Node) -> Node:
-    """Raw scores of summaries; those that do not exist have a score of zero."""
-    keys = [_key(f, number, d) for d in f.dims]
+def products(f: Frame, queries: Sequence[Node], number: Node, exist: bool = False) -> Node:
+    """Raw scores of summaries; those that do not exist have a score of zero, unless all are known to ``exist``."""
+    keys = [_key(f, number, d, exist) for d in f.dims]
     if f.tensors[f.spec.keys].dtype == f.spec.dtype:
         return dot_over(f.dims, list(queries), dict(zip(f.dims, keys, strict=True)).__getitem__, f.schedule.precision)
     parts = [dict(zip(f.dims, part, strict=True)) for part in split(keys, f.spec.dtype)]
@@ -71,9 +38,10 @@ def products(f: Frame, queries: Sequence[Node], number: Node) -> Node:
     return reduce(add, found)
 
 
-def _key(f: Frame, number: Node, d: Span) -> Node:
+def _key(f: Frame, number: Node, d: Span, exists: bool) -> Node:
     place = (*([f.batch] if f.spec.batched else []), number, f.key_head, d.index())
-    return tile.load(f.tensors[f.spec.keys], *place, bounds={int(f.spec.batched): tile.param(f.spec.key_length)})
+    bounds: dict[int, tile.Value] = {} if exists else {int(f.spec.batched): tile.param(f.spec.key_length)}
+    return tile.load(f.tensors[f.spec.keys], *place, bounds=bounds, other=0.0 if bounds else None)
 
 
 def split(totals: list[Node], dtype: str) -> list[list[Node]]:
@@ -134,37 +102,51 @@ def _summed_query(f: Frame) -> list[list[Node]]:
 def log_sums(f: Frame) -> Node:
     """Base-two log-sum-exp of every head's scores over the visible summaries, ``[rows]`` or ``[rows, group]``."""
     if f.group is None:
-        return _log_sum(f, tile.const(0))
+        return log_sum(f, tile.const(0))
     lane, start = tile.iota(f.group), tile.full(0.0, f.rows, f.group)
     return over_heads(
-        f, lambda head, sums: tile.apply(Fn.WHERE, tile.apply(Fn.EQ, lane, head), _log_sum(f, head), sums), start
+        f, lambda head, sums: tile.apply(Fn.WHERE, tile.apply(Fn.EQ, lane, head), log_sum(f, head), sums), start
     )
 
 
-def _log_sum(f: Frame, head: Node) -> Node:
-    spec, queries, scale = f.spec, query(f, head), f.spec.scale * softmax.LOG2E
+def log_sum(f: Frame, head: Node) -> Node:
+    """Base-two log-sum-exp of one head's scores over the visible summaries, ``[rows]``.
+
+    Under the phases "split" masked and interior tiles have loops of their own.
+    """
+    spec, queries = f.spec, query(f, head)
     piece = Piece(spec.keys, spec.keys, spec.key_length, as_keys(spec.visible))
     ranges = tile_ranges(piece, f.schedule.block, tile.param(spec.key_length), f.env, f.tensors)
+    state = [tile.full(softmax.HIDDEN, f.rows), tile.full(0.0, f.rows)]
+    if f.schedule.phases == "split":
+        for r in ranges:
+            state = walk(r, state, lambda masked: lambda at, *s: _summed(f, queries, at, masked, *s), f.schedule.stages)
+    else:
 
-    def visit(at: Node, top: Node, total: Node) -> Sequence[Node]:
-        number = add(mul(at, f.schedule.block), tile.iota(f.keys))
-        scores, shown = products(f, queries, number), _shown(f, number)
-        condition = outside_interior(ranges, at)
-        if condition is None:
-            scores = tile.apply(Fn.WHERE, shown, scores, softmax.HIDDEN)
-        else:
-            scores = tile.mask_if(condition, shown, scores, softmax.HIDDEN)
-        high = most(top, mul(tile.reduce("max", scores, f.keys), scale))
-        power = tile.apply(Fn.EXP2, sub(mul(scores, scale), high))
-        total = mul(total, tile.apply(Fn.EXP2, sub(top, high)))
-        return [high, add(total, tile.reduce("sum", power, f.keys))]
+        def visit(at: Node, *carried: Node) -> Sequence[Node]:
+            condition = outside_interior(ranges, at)
+            return _summed(f, queries, at, True if condition is None else condition, *carried)
 
-    inits = [tile.full(softmax.HIDDEN, f.rows), tile.full(0.0, f.rows)]
-    top, total = tile.loop(ranges[0].start, ranges[-1].stop, 1, inits, visit, f.schedule.stages)
+        state = tile.loop(ranges[0].start, ranges[-1].stop, 1, state, visit, f.schedule.stages)
+    top, total = state
     return add(top, tile.apply(Fn.LOG2, total))
 
 
-def _shown(f: Frame, number: Node) -> Node:
+def _summed(f: Frame, queries: Sequence[Node], at: Node, masked: Node | bool, top: Node, total: Node) -> list[Node]:
+    """The maximum and the sum after one more tile, masked always, never or under a scalar condition."""
+    scale, number = f.spec.scale * softmax.LOG2E, add(mul(at, f.schedule.block), tile.iota(f.keys))
+    scores = products(f, queries, number, exist=masked is False)
+    if isinstance(masked, Node):
+        scores = tile.mask_if(masked, shown(f, number), scores, softmax.HIDDEN)
+    elif masked:
+        scores = tile.apply(Fn.WHERE, shown(f, number), scores, softmax.HIDDEN)
+    high = most(top, mul(tile.reduce("max", scores, f.keys), scale))
+    power = tile.apply(Fn.EXP2, sub(mul(scores, scale), high))
+    total = mul(total, tile.apply(Fn.EXP2, sub(top, high)))
+    return [high, add(total, tile.reduce("sum", power, f.keys))]
+
+
+def shown(f: Frame, number: Node) -> Node:
     """Which summaries exist and are visible."""
     exists = tile.apply(Fn.LT, number, tile.param(f.spec.key_length))
     return exists if f.spec.visible is None else both(emit(f.spec.visible, {**f.env, "c": number}), exists)
@@ -183,7 +165,7 @@ def _probabilities(f: Frame, sums: Node, number: Node) -> Node:
         return most(total, power) if f.spec.group == "max" else add(total, power)
 
     total = over_heads(f, of_head, tile.full(0.0, f.rows, f.keys))
-    total = tile.apply(Fn.WHERE, _shown(f, number), total, 0.0)
+    total = tile.apply(Fn.WHERE, shown(f, number), total, 0.0)
     return mul(total, 1.0 / sharing(f.spec)) if f.spec.group == "mean" else total
 
 

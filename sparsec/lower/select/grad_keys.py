@@ -18,7 +18,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pieces import Span, spans
 from sparsec.lower.scalars import add, both, ceil_div, most, mul
 from sparsec.lower.select import grad_space as selector_grad_space
-from sparsec.lower.select.candidates import sharing
+from sparsec.lower.select.frame import sharing
 from sparsec.plan.grad_specs import SelectorGradKeys
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, var

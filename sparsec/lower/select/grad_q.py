@@ -15,8 +15,8 @@ from sparsec.lower.pieces import Span, spans
 from sparsec.lower.scalars import add, ceil_div, mul, sub
 from sparsec.lower.select import chosen_grad
 from sparsec.lower.select import grad_space as selector_grad_space
-from sparsec.lower.select.candidates import sharing
 from sparsec.lower.select.chosen_grad import Part
+from sparsec.lower.select.frame import sharing
 from sparsec.plan.grad_specs import SelectorGradQ
 from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn

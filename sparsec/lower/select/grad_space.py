@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsec.lower.select.candidates import sharing
+from sparsec.lower.select.frame import sharing
 from sparsec.plan.grad_specs import SelectorGradKeys, SelectorGradQ
 from sparsec.plan.specs import Selector
 from sparsec.tile.schedule import Schedule, ScheduleError

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from sparsec.lower.pieces import Span, dot_over, spans
 from sparsec.lower.scalars import add, most, mul
-from sparsec.lower.select.candidates import sharing, split
+from sparsec.lower.select.candidates import split
+from sparsec.lower.select.frame import sharing
 from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -5,15 +5,19 @@ from __future__ import annotations
 from types import ModuleType
 
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.select import indexer
+from sparsec.lower.select import indexer, log_sums
 from sparsec.lower.select import streaming as selector
 from sparsec.plan.specs import Selector
 from sparsec.tile.schedule import Schedule
 
 
 def lower(spec: Selector, schedule: Schedule) -> Lowered:
-    """The program of a selector."""
-    return Lowered((Step(_kind(spec).lower(spec, schedule), schedule),))
+    """The program of a selector; under the order "apart" log-sum-exps by a program of their own, before it."""
+    choose = Step(_kind(spec).lower(spec, schedule), schedule)
+    if schedule.order != "apart":
+        return Lowered((choose,))
+    sums = log_sums.schedule(spec, schedule)
+    return Lowered((Step(log_sums.lower(spec, sums), sums), choose), (log_sums.scratch(spec),))
 
 
 def default(spec: Selector, target: str) -> Schedule:

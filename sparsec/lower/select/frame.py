@@ -1,0 +1,92 @@
+"""What every step of a selector's token tile shares: its axes, tensors, heads and positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sparsec.lower.pieces import Span, spans
+from sparsec.lower.scalars import add, least, mul, sub
+from sparsec.plan.specs import Selector
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Tensor
+from sparsec.tile.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What every step of one token tile shares.
+
+    Attributes:
+        group: the axis of the heads that share a selection; None for one head.
+        head: the first query head.
+        row: the tokens' rows; ``env`` holds their positions and the launch parameters.
+    """
+
+    spec: Selector
+    schedule: Schedule
+    rows: Axis
+    keys: Axis
+    dims: list[Span]
+    group: Axis | None
+    batch: Node
+    head: Node
+    key_head: Node
+    row: Node
+    env: dict[str, Node]
+    tensors: dict[str, Tensor]
+
+
+def sharing(spec: Selector) -> int:
+    """The number of query heads that share a selection."""
+    if spec.head_weights is not None:
+        return spec.heads
+    return spec.heads // spec.kv_heads if spec.group is not None else 1
+
+
+def without_constants(spec: Selector) -> Selector:
+    """The spec without predicates that say nothing: eligible always, forced never."""
+    eligible, forced = spec.eligible, spec.forced
+    return replace(
+        spec,
+        eligible=None if eligible is not None and eligible.value is True else eligible,
+        forced=None if forced is not None and forced.value is False else forced,
+    )
+
+
+def params(spec: Selector) -> list[tuple[str, str]]:
+    """Launch parameters in order."""
+    names = dict.fromkeys(["B", "TQ", "TK", "q_offset", spec.key_length, spec.block_length])
+    return [(name, "int32") for name in names]
+
+
+def tensors(spec: Selector) -> dict[str, Tensor]:
+    """Buffers in launch order."""
+    units: tuple[str | int, ...] = ("B", "TQ", spec.heads // sharing(spec), spec.slots)
+    lead = ["B"] if spec.batched else []
+    found = [
+        Tensor(spec.q, spec.dtype, ("B", "TQ", spec.heads, spec.dim)),
+        Tensor(spec.keys, spec.key_dtype or spec.dtype, (*lead, spec.key_length, spec.kv_heads, spec.dim)),
+        Tensor(spec.indices, "int32", units),
+    ]
+    if spec.weights is not None and spec.weights_out is not None:
+        found.append(Tensor(spec.weights_out, "float32", units))
+    if spec.hard_out is not None:
+        found.append(Tensor(spec.hard_out, "float32", units))
+    return {t.name: t for t in found}
+
+
+def frame(builder: tile.Builder, spec: Selector, schedule: Schedule) -> Frame:
+    """A tile of tokens by ``program_id(0)``, the heads of one selection by 1, the batch by 2."""
+    share = sharing(spec)
+    rows, keys = builder.axis("m", schedule.rows), builder.axis("n", schedule.block)
+    dims = spans(builder, "d", spec.dim, schedule)
+    group = builder.axis("g", 1 << (share - 1).bit_length()) if share > 1 else None
+    first, length, offset = mul(tile.program_id(0), schedule.rows), tile.param("TQ"), tile.param("q_offset")
+    row, head = add(first, tile.iota(rows)), mul(tile.program_id(1), share)
+    last = sub(least(add(first, schedule.rows), length), 1)
+    env = {name: tile.param(name) for name, _ in params(spec)}
+    env |= {"b": tile.program_id(2), "h": head, "i": add(row, offset)}
+    env |= {"i_lo": add(first, offset), "i_hi": add(last, offset)}
+    key_head = tile.apply(Fn.TRUNCDIV, head, spec.heads // spec.kv_heads)
+    return Frame(spec, schedule, rows, keys, dims, group, tile.program_id(2), head, key_head, row, env, tensors(spec))
