@@ -29,7 +29,8 @@ def schedule(spec: Selector, found: Schedule) -> Schedule:
     """How the sums are worked out beside a choice under ``found``: wide tiles, since queries stay in registers."""
     if not found.split_dims:
         return replace(found, phases="split")
-    return replace(found, order="one_pass", rows=64, block=64, warps=4, stages=2, phases="split")
+    rows, stages = (64, 1) if found.descriptors else (128, 2)
+    return replace(found, order="one_pass", rows=rows, block=64, warps=4, stages=stages, phases="split")
 
 
 def lower(spec: Selector, schedule: Schedule) -> Program:

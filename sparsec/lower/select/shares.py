@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from sparsec.lower import softmax
 from sparsec.lower.ranges import tile_ranges
@@ -48,29 +49,34 @@ def shares(f: Frame, at: Node) -> Node:
 
 
 def _once(f: Frame, at: Node) -> Node:
-    """Of blocks that are summaries; the mask is applied once, after the heads are added."""
+    """Of blocks that are summaries."""
     number = add(mul(at, f.schedule.block), tile.iota(f.keys))
-    total = _over_heads(f, [Part(number, 1, shown(f, number))], _nothing(f), masked=False)
-    return tile.apply(Fn.WHERE, shown(f, number), total, 0.0)
+    return _masked(f, Part(number, 1, shown(f, number)))
+
+
+def _masked(f: Frame, part: Part) -> Node:
+    """Of one summary of every block; the mask is applied once, after the heads are put together."""
+    return tile.apply(Fn.WHERE, part.counts, _over_heads(f, [part], _nothing(f)), 0.0)
 
 
 def _pooled(f: Frame, at: Node) -> Node:
-    """Of blocks of several summaries, masked only in tiles where some summary does not count."""
+    """Of blocks of several summaries, each by itself and masked only in tiles where some summary does not count."""
     assert f.spec.pool is not None
     step, counts = offsets(f.spec.pool)
     clear = _clear(f, at, step, counts)
 
-    def visit(masked: bool, n: Node, total: Node) -> Sequence[Node]:  # n is 0: masks stay under the condition
-        tile_number = add(at, n) if masked else at
-        block = add(mul(tile_number, f.schedule.block), tile.iota(f.keys))
-        parts = [_part(f, block, step, *item) for item in sorted(counts.items())]
-        return [_over_heads(f, parts, total, masked)]
+    def parts(at: Node) -> list[Part]:
+        block = add(mul(at, f.schedule.block), tile.iota(f.keys))
+        return [_part(f, block, step, *item) for item in sorted(counts.items())]
 
+    def masked(n: Node, total: Node) -> Sequence[Node]:  # n is 0: what depends on it stays under the condition
+        return [reduce(add, (_masked(f, part) for part in parts(add(at, n))), total)]
+
+    total = _nothing(f)
     if clear is None:
-        return visit(True, tile.const(0), _nothing(f))[0]
-    (total,) = tile.loop(0, clear, 1, [_nothing(f)], lambda n, total: visit(False, n, total))
-    (total,) = tile.loop(0, tile.apply(Fn.NOT, clear), 1, [total], lambda n, total: visit(True, n, total))
-    return total
+        return masked(tile.const(0), total)[0]
+    (total,) = tile.loop(0, clear, 1, [total], lambda n, total: [_over_heads(f, parts(add(at, n)), total)])
+    return tile.loop(0, tile.apply(Fn.NOT, clear), 1, [total], masked)[0]
 
 
 def _nothing(f: Frame) -> Node:
@@ -99,7 +105,7 @@ def _clear(f: Frame, at: Node, step: int, counts: Counter[int]) -> Node | None:
     return found
 
 
-def _over_heads(f: Frame, parts: Sequence[Part], start: Node, masked: bool) -> Node:
+def _over_heads(f: Frame, parts: Sequence[Part], start: Node) -> Node:
     """The sum (or the maximum) over heads of the sums over parts of exp2(score - log-sum-exp)."""
     scale, sums = f.spec.scale * softmax.LOG2E, log_sums.tensor(f.spec)
 
@@ -109,7 +115,6 @@ def _over_heads(f: Frame, parts: Sequence[Part], start: Node, masked: bool) -> N
         for part in parts:
             height = tile.apply(Fn.SUB, own, math.log2(part.count)) if part.count > 1 else own
             power = tile.apply(Fn.EXP2, sub(mul(products(f, queries, part.number), scale), height))
-            power = tile.apply(Fn.WHERE, part.counts, power, 0.0) if masked else power
             total = most(total, power) if f.spec.group == "max" else add(total, power)
         return total
 
