@@ -18,6 +18,7 @@ from sparsec.plan.merge import merge
 from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
 from sparsec.plan.prefix import prefix
+from sparsec.plan.scan import readers_of, scan
 from sparsec.plan.select import select
 from sparsec.plan.select_set import select_set
 from sparsec.plan.signal import signal
@@ -42,6 +43,7 @@ def build_plan(
     with_lse |= targets
     inner = frozenset(vjps) - frozenset(outputs)
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
+    planner.recalls, planner.finals = readers_of(nodes), frozenset(n for n in outputs if n.op is Op.WRITE)
     planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
     planner.producers = PRODUCERS
     planner.exact = _exact(nodes) - frozenset(outputs)
@@ -81,6 +83,9 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
         return signal(planner, node)
     if node.op is Op.PREFIX:
         return prefix(planner, node)
+    if node.op is Op.WRITE:
+        scan(planner, node, planner.sizes.dtype)
+        return planner.places[node, "tensor"]
     if node.op is Op.VJP or is_total(node):
         return gradient(planner, node, dtype)
     if node.op is Op.MAP:
@@ -107,6 +112,8 @@ def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
         tiled(planner, [node], node, wants_lse or node in planner.lse_of, dtype)
     elif node.op is Op.MERGE:
         merge(planner, node, wants_lse or node in planner.lse_of, dtype, lambda n, w, d: _value(planner, n, w, d))
+    elif node.op is Op.RECALL:
+        scan(planner, node.src[1], dtype)
     else:
         raise planner.refuse(node, "no schedule class computes this op forward yet; the oracle runs it")
     return planner.places[node, "o"]
@@ -117,6 +124,7 @@ PRODUCERS: dict[Op, Callable[[Planner, Node], str]] = {
     Op.PREFIX: prefix,
     Op.ATTEND: lambda planner, node: _value(planner, node, False, planner.sizes.dtype),
     Op.MERGE: lambda planner, node: _value(planner, node, False, planner.sizes.dtype),
+    Op.RECALL: lambda planner, node: _value(planner, node, False, planner.sizes.dtype),
     Op.LSE: _lse,
 }
 """What plans a tensor that another kernel reads."""

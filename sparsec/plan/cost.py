@@ -16,6 +16,7 @@ from sparsec.plan.index_cost import INDEX_COSTS
 from sparsec.plan.map_cost import MAP_COSTS
 from sparsec.plan.reach import keys_seen
 from sparsec.plan.running_specs import Prefix
+from sparsec.plan.scan_cost import SCAN_COSTS
 from sparsec.plan.set_specs import Members, SetSelector
 from sparsec.plan.specs import (
     BlockList,
@@ -115,6 +116,7 @@ _COSTS: dict[type, Callable[..., Cost]] = {
     Members: _members,
     Prefix: _prefix,
     BlockList: _block_list,
+    **SCAN_COSTS,
     **GRAD_COSTS,
     **INDEX_COSTS,
     **MAP_COSTS,

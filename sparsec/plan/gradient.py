@@ -12,6 +12,7 @@ from sparsec.plan.gradient_gathered import gathered_gradient
 from sparsec.plan.gradient_map import map_gradient
 from sparsec.plan.gradient_merge import gate_gradient, merge_gradient
 from sparsec.plan.gradient_prefix import prefix_gradient
+from sparsec.plan.gradient_scan import scan_gradient
 from sparsec.plan.gradient_select import score_gradient, summary_gradient
 from sparsec.plan.gradient_signal import list_gradient
 from sparsec.plan.gradient_tiled import tiled_gradient
@@ -81,6 +82,8 @@ def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
         summary_gradient(planner, vjp, dtype, source)
     elif vjp.src[0].op is Op.PREFIX:
         prefix_gradient(planner, vjp, dtype, source)
+    elif vjp.src[0].op in (Op.STATE, Op.WRITE, Op.RECALL):
+        scan_gradient(planner, vjp, source)
     elif vjp.src[0].op is Op.SCORE:
         score_gradient(planner, vjp, dtype, source)
     else:

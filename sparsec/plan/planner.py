@@ -44,6 +44,8 @@ class Planner:
         exact: the maps that are kept in fp32, whatever their sources are.
         absorbed: the gates' functions that a merge applies itself.
         readers: how many sources of nodes, adjoints left out, and results each node is.
+        recalls: those of every written bank.
+        finals: the written banks whose last states are results.
     """
 
     sizes: Sizes
@@ -65,6 +67,8 @@ class Planner:
     exact: frozenset[Node] = frozenset()
     absorbed: set[Node] = field(default_factory=set)
     readers: Mapping[Node, int] = field(default_factory=dict)
+    recalls: Mapping[Node, tuple[Node, ...]] = field(default_factory=dict)
+    finals: frozenset[Node] = frozenset()
 
     def name(self, node: Node) -> str:
         """The node's name in the text."""

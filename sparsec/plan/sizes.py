@@ -45,13 +45,15 @@ class Sizes:
 def static_names(inputs: Sequence[Node]) -> frozenset[str]:
     """The dims that inputs use as heads or columns: the last two of four, the last of three or fewer.
 
-    A dim that stands second of four somewhere is a length, also where it is the last of another input.
+    A dim that stands second of four somewhere is a length, also where it is the last of another input, unless it counts
+    heads elsewhere: third of four.
     """
     found: set[str] = set()
+    heads = {name for node in inputs if len(node.shape) == 4 for name in variables(node.shape[2])}
     lengths = {"B", "T", "TQ", "TK"}
     for node in inputs:
         rank = len(node.shape)
         lengths |= {name for dim in node.shape[:2] for name in variables(dim)} if rank >= 4 else set()
         for dim in node.shape[max(rank - 2, 1) if rank >= 4 else rank - 1 :]:
             found |= variables(dim).keys()
-    return frozenset(found - lengths)
+    return frozenset(found - (lengths - heads))

@@ -1,0 +1,1 @@
+"""Matrix states: scans over tokens, by token recurrence or chunk by chunk."""

@@ -1,0 +1,83 @@
+"""The adjoint of matrix states: one kernel per written bank for all gradients that are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.plan.planner import Planner
+from sparsec.plan.row_dot import Source
+from sparsec.plan.scan import buffers, dims, question, writes_of
+from sparsec.plan.scan_specs import Operand, Scan, ScanGrad
+
+
+def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
+    """Plan the kernel of all gradients through the bank that an adjoint is about."""
+    primal = vjp.src[0]
+    if primal.op is Op.STATE:
+        raise planner.refuse(
+            vjp, "first states that all batch entries share have no gradient kernel yet; give one each"
+        )
+    written = primal if primal.op is Op.WRITE else primal.src[1]
+    wanted = _wanted(planner, written)
+    grads, final = _cotangents(planner, written, wanted)
+    writes = writes_of(planner, written)
+    made = {node: _made(planner, node) for node in wanted}
+    own = {node.word("of"): operand for node, operand in made.items() if node.src[0] is written}
+    asked = {node.src[0]: operand for node, operand in made.items() if node.src[0] is not written}
+    reads = tuple(replace(question(planner, written, r), out=Operand(f"{r.op.value}", "float32")) for r in grads)
+    given = tuple(_given(source(grad, planner.sizes.dtype), planner) for grad in grads.values())
+    names = [operand.name for operand in made.values()]
+    grad_final = source(final, "float32") if final is not None else None
+    initial = own.get("state")
+    spec = ScanGrad(
+        name=f"grad_{names[0]}",
+        forward=Scan(f"scan_of_{names[0]}", writes, reads, planner.sizes.dtype),
+        grads=given,
+        grad_final=grad_final,
+        grad_q=tuple(asked.get(r) for r in grads),
+        grad_k=own.get("k"),
+        grad_v=own.get("v"),
+        grad_beta=own.get("beta"),
+        grad_decay=own.get("decay"),
+        grad_erase=(own.get("erase_a"), own.get("erase_b")),
+        grad_initial=initial.name if initial is not None else None,
+    )
+    read = [
+        *buffers(writes),
+        *(r.q.name for r in reads),
+        *(g.name for g in given),
+        *([grad_final] if grad_final else []),
+    ]
+    planner.add(spec, read, names, wanted, dims(written))
+
+
+def _wanted(planner: Planner, written: Node) -> list[Node]:
+    """The adjoints through a bank that are arrays."""
+    readers = planner.recalls.get(written, ())
+    return [v for v in planner.vjps if v.kind == "tensor" and (v.src[0] is written or v.src[0] in readers)]
+
+
+def _cotangents(planner: Planner, written: Node, wanted: list[Node]) -> tuple[dict[Node, Node], Node | None]:
+    """The gradient of each reader's output, by reader, and that of the final states."""
+    found: dict[Node, Node] = {}
+    final: Node | None = None
+    for vjp in wanted:
+        for cotangent in vjp.positional[1:]:
+            if vjp.src[0] is not written:
+                found.setdefault(vjp.src[0], cotangent)
+            elif cotangent.kind == "cotangent":
+                found.setdefault(cotangent.src[0], cotangent.src[1])
+            else:
+                final = cotangent
+    return found, final
+
+
+def _made(planner: Planner, vjp: Node) -> Operand:
+    dtype = planner.precision(vjp, planner.sizes.dtype_of(vjp))
+    return Operand(planner.temporary(vjp, "tensor", vjp.shape, dtype), dtype)
+
+
+def _given(name: str, planner: Planner) -> Operand:
+    return Operand(name, planner.buffers[name].dtype)

@@ -1,0 +1,129 @@
+"""Matrix states: one kernel per written bank, with everything that reads it and the states that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsec.ir.node import Node
+from sparsec.ir.op import Op
+from sparsec.plan.honours import honours
+from sparsec.plan.planner import Planner
+from sparsec.plan.scan_specs import Operand, Read, Scan, Writes
+from sparsec.scalar.expr import Expr
+
+LENGTH = "N"
+
+
+def scan(planner: Planner, written: Node, dtype: str) -> Scan:
+    """The kernel of a written bank, planned on first use; outputs are of ``dtype``."""
+    found = planner.specs.get(written)
+    if isinstance(found, Scan):
+        return found
+    writes, readers = writes_of(planner, written), planner.recalls.get(written, ())
+    reads = tuple(_read(planner, written, reader, dtype) for reader in readers)
+    final = None
+    if written in planner.finals:
+        final = planner.temporary(written, "tensor", written.shape, "float32")
+    name = f"scan_{reads[0].out.name if reads else final}"
+    spec = Scan(name, writes, reads, planner.sizes.dtype, final)
+    planner.specs[written] = spec
+    outs = [read.out.name for read in reads]
+    covers = [*readers, written] if final is not None else [*readers]
+    asked = [read.q.name for read in reads]
+    planner.add(spec, [*buffers(writes), *asked], [*outs, *([final] if final else [])], covers, dims(written))
+    return spec
+
+
+def dims(written: Node) -> dict[str, Expr]:
+    """The launch parameters of a bank's kernels."""
+    length = written.src[1].shape[1]
+    return {LENGTH: length, "TQ": length, "TK": length}
+
+
+def buffers(writes: Writes) -> list[str]:
+    """What tokens bring, and the states before the first."""
+    operands = (writes.k, writes.v, writes.beta, writes.decay, *(writes.erase or ()))
+    return [*(x.name for x in operands if x is not None), *([writes.initial] if writes.initial else [])]
+
+
+def writes_of(planner: Planner, written: Node) -> Writes:
+    """How a bank is written. Raises PlanError for what no kernel computes yet."""
+    bank, k, v = written.positional
+    _refuse(planner, written)
+    given = {name: _operand(planner, node) for name, node in written.operands.items()}
+    erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
+    initial = _initial(planner, bank)
+    return Writes(
+        k=_operand(planner, k),
+        v=_operand(planner, v),
+        heads=planner.sizes.value(bank.shape[2]),
+        rows=planner.sizes.value(bank.shape[3]),
+        cols=planner.sizes.value(bank.shape[4]),
+        rule=written.word("rule"),
+        reads=written.word("reads"),
+        decay_kind=written.word("decay_kind"),
+        beta=given.get("beta"),
+        decay=given.get("decay"),
+        erase=erase,
+        initial=initial,
+        initial_batched=initial is None or len(bank.src[0].shape) == 5,
+        length=LENGTH,
+    )
+
+
+def _refuse(planner: Planner, written: Node) -> None:
+    bank = written.src[0]
+    if bank.op is not Op.STATE:
+        raise planner.refuse(
+            written, "a state written twice per token has no kernel yet; the oracle has no meaning for it"
+        )
+    honours(planner, bank, "heads", "rows", "cols")
+    honours(planner, written, "rule", "decay_kind", "reads", "freeze_unselected")
+    if "route" in written.operands:
+        raise planner.refuse(written, "writes to chosen parts have no kernel yet; the oracle runs them")
+    if written["decay_kind"] == "full":
+        raise planner.refuse(written, "a decay per element of the state has no kernel yet; the oracle runs it")
+
+
+def _initial(planner: Planner, bank: Node) -> str | None:
+    if not bank.src:
+        return None
+    name = planner.input(bank.src[0])
+    if planner.buffers[name].dtype != "float32":
+        raise planner.refuse(bank, f"its initial states are {planner.buffers[name].dtype}; declare the input float32")
+    return name
+
+
+def _operand(planner: Planner, node: Node) -> Operand:
+    name = planner.input(node)
+    return Operand(name, planner.buffers[name].dtype)
+
+
+def _read(planner: Planner, written: Node, reader: Node, dtype: str) -> Read:
+    """One recall as a read of the scan, its output a new buffer."""
+    asked = question(planner, written, reader)
+    out = planner.temporary(reader, "o", reader.shape, dtype)
+    return Read(asked.q, Operand(out, dtype), asked.heads, asked.scale, asked.when)
+
+
+def question(planner: Planner, written: Node, reader: Node) -> Read:
+    """What a recall asks, its output yet without a name."""
+    honours(planner, reader, "mode", "when", "scale", "renormalise", "read")
+    if len(reader.positional) > 2:
+        raise planner.refuse(reader, "reading several banks at once has no kernel yet; add up one recall per bank")
+    if reader["mode"] != "sum" or reader.operands:
+        what = f"mode = {reader['mode']}" if reader["mode"] != "sum" else ", ".join(reader.operands)
+        raise planner.refuse(reader, f"a readout with {what} has no kernel yet; the oracle runs it")
+    q, scale = reader.src[0], reader.expr("scale") if not isinstance(reader["scale"], float | int) else None
+    number = planner.sizes.number(scale) if scale is not None else float(reader["scale"])  # type: ignore[arg-type]
+    nothing = Operand("", planner.sizes.dtype)
+    return Read(_operand(planner, q), nothing, planner.sizes.value(q.shape[2]), number, reader.word("when"))
+
+
+def readers_of(nodes: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:
+    """The recalls of every written bank, in the order of the graph."""
+    found: dict[Node, tuple[Node, ...]] = {}
+    for node in nodes:
+        for bank in dict.fromkeys(node.positional[1:]) if node.op is Op.RECALL else ():
+            found[bank] = (*found.get(bank, ()), node)
+    return found

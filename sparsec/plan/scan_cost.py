@@ -1,0 +1,70 @@
+"""What scans of matrix states cost: the arithmetic of the recurrence, and every tensor moved once.
+
+Chunked schedules do more arithmetic, on matrix units; what they do is counted on their tile programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from sparsec.plan.cost_terms import DV, HKV, ZERO, B, Cost, D, item
+from sparsec.plan.scan_specs import Operand, Scan, ScanGrad, Writes
+from sparsec.scalar.expr import Expr, constant, var
+
+
+def _sizes(spec: Scan) -> dict[str, int]:
+    w = spec.writes
+    return {"H": spec.reads[0].heads if spec.reads else w.heads, "HKV": w.heads, "D": w.rows, "DV": w.cols}
+
+
+def _written(w: Writes) -> Expr:
+    """Bytes of what tokens bring."""
+    size = D * item(w.k.dtype) + DV * item(w.v.dtype)
+    size = size + (constant(item(w.beta.dtype)) if w.beta is not None else ZERO)
+    if w.decay is not None:
+        size = size + item(w.decay.dtype) * (D if w.decay_kind == "key" else constant(1))
+    for operand in w.erase or ():
+        size = size + D * item(operand.dtype)
+    return B * var(w.length) * HKV * size
+
+
+def _passes(w: Writes) -> int:
+    """How often a token goes over its state, two operations per element each."""
+    return 1 + (w.decay is not None) + (2 if w.rule == "delta" else 0)
+
+
+def _heads(spec: Scan) -> int:
+    return sum(read.heads for read in spec.reads)
+
+
+def _scan(spec: Scan) -> Cost:
+    w, tokens = spec.writes, B * var(spec.writes.length)
+    states = 4 * B * HKV * D * DV * ((w.initial is not None) + (spec.final is not None))
+    asked = sum((tokens * r.heads * (D * item(r.q.dtype) + DV * item(r.out.dtype)) for r in spec.reads), ZERO)
+    flops = 2 * tokens * D * DV * (HKV * _passes(w) + _heads(spec))
+    return Cost(flops, _written(w) + asked + states, sizes=_sizes(spec))
+
+
+def _scan_grad(spec: ScanGrad) -> Cost:
+    own, w, tokens = spec.forward, spec.forward.writes, B * var(spec.forward.writes.length)
+    states = (w.initial is not None) + (spec.grad_final is not None) + (spec.grad_initial is not None)
+    read = sum((tokens * r.heads * D * item(r.q.dtype) for r in own.reads), ZERO)
+    pairs = zip(spec.grads, own.reads, strict=True)
+    read = read + sum((tokens * r.heads * DV * item(g.dtype) for g, r in pairs), ZERO)
+    made = _made(spec)
+    flops = 2 * tokens * D * DV * (3 * HKV * _passes(w) + 3 * _heads(own))
+    return Cost(flops, _written(w) + read + tokens * made + 4 * B * HKV * D * DV * states, sizes=_sizes(own))
+
+
+def _made(spec: ScanGrad) -> Expr:
+    """Bytes per token of the gradients."""
+    w, pairs = spec.forward.writes, zip(spec.grad_q, spec.forward.reads, strict=True)
+    key = (w.rows,) if w.decay_kind == "key" else ()
+    found: list[tuple[Operand | None, tuple[int, ...]]] = [(q, (r.heads, w.rows)) for q, r in pairs]
+    found += [(spec.grad_k, (w.heads, w.rows)), (spec.grad_v, (w.heads, w.cols)), (spec.grad_beta, (w.heads,))]
+    found += [(spec.grad_decay, (w.heads, *key)), *((erase, (w.heads, w.rows)) for erase in spec.grad_erase)]
+    return constant(sum(item(operand.dtype) * prod(shape) for operand, shape in found if operand is not None))
+
+
+SCAN_COSTS: dict[type, Callable[..., Cost]] = {Scan: _scan, ScanGrad: _scan_grad}

@@ -1,0 +1,87 @@
+"""Declared recurrences that between them use every rule of matrix states, and inputs for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsec.ir.variant import Variant
+
+HEAD = "q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], beta: [B,T,HKV]"
+
+RECURRENT = {
+    "linear": f"variant linear({HEAD}) {{ return recall(q, write(state(), k, v, beta=beta)) }}",
+    "scalar": f"""variant scalar({HEAD}, g: [B,T,HKV] float32) {{
+      return recall(q, write(state(), k, v, beta=beta, decay=g) {{decay_kind = scalar}}) {{scale = rsqrt(D)}}
+    }}""",
+    "channel": f"""variant channel({HEAD}, g: [B,T,HKV,D] float32, m: [B,1,HKV,D,DV] float32) {{
+      s = write(state(m), k, v, beta=beta, decay=g) {{decay_kind = key}}
+      return recall(q, s) {{scale = rsqrt(D)}}, s
+    }}""",
+    "delta": f"""variant delta({HEAD}) {{
+      return recall(q, write(state(), k, v, beta=beta) {{rule = delta}}) {{scale = rsqrt(D)}}
+    }}""",
+    "gated-delta": f"""variant gated_delta({HEAD}, g: [B,T,HKV] float32, m: [B,1,HKV,D,DV] float32) {{
+      s = write(state(m), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = scalar}}
+      return recall(q, s) {{scale = rsqrt(D)}}, s
+    }}""",
+    "channel-delta": f"""variant channel_delta({HEAD}, g: [B,T,HKV,D] float32) {{
+      s = write(state(), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = key}}
+      return recall(q, s) {{scale = rsqrt(D)}}, s
+    }}""",
+    "erase": f"""variant erase({HEAD}, g: [B,T,HKV,D] float32, a: [B,T,HKV,D], b: [B,T,HKV,D]) {{
+      s = write(state(), k, v, beta=beta, decay=g, erase_a=a, erase_b=b) {{rule = delta, decay_kind = key}}
+      return recall(q, s)
+    }}""",
+    "undecayed-erase": f"""variant undecayed_erase({HEAD}, g: [B,T,HKV,D] float32, a: [B,T,HKV,D], b: [B,T,HKV,D],
+                                                    m: [B,1,HKV,D,DV] float32) {{
+      s = write(state(m), k, v, beta=beta, decay=g, erase_a=a, erase_b=b)
+        {{rule = delta, decay_kind = key, reads = undecayed}}
+      return recall(q, s), s
+    }}""",
+    "two-readers": f"""variant two_readers({HEAD}, p: [B,T,H,D], g: [B,T,HKV] float32) {{
+      s = write(state(), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = scalar, reads = undecayed}}
+      return recall(q, s), recall(p, s) {{when = before}}, s
+    }}""",
+}
+"""What kernels run."""
+
+LEARNED = f"""variant learned({HEAD}, g: [B,T,HKV,D] float32, m: [1,HKV,D,DV] float32) {{
+  s = write(state(m), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = key}}
+  return recall(q, s), s
+}}"""
+"""First states that all batch entries share."""
+
+ROUTED = f"""variant routed({HEAD}, g: [B,T,HKV], y: [B,T,1,DX], w: [3,1,DX]) {{
+  scores = score(y, w) {{fn = router}}
+  chosen = topk(scores) {{k = 1, unit = part, scope = token, selector_gradient = through_weights}}
+  e = weights(scores, chosen) {{fn = softmax, renormalise = false}}
+  s = write(state() {{parts = 3}}, k, v, beta=beta, decay=g, route=chosen, weight=e)
+    {{rule = delta, decay_kind = scalar}}
+  return recall(q, s) {{renormalise = false}}, s
+}}"""
+"""Parts that rest."""
+
+DECAYS = ((2, 0.0), (3, -torch.inf), (4, -60.0), (20, -8.0))
+"""Tokens whose log-decays are what kernels may stumble over."""
+
+
+def draw(
+    variant: Variant, sizes: dict[str, int], dtype: torch.dtype = torch.float32, seed: int = 0
+) -> dict[str, Tensor]:
+    """Inputs in the call's dtype and fp32: k, a and b short, beta between 0 and 1, g log-decays with ``DECAYS``."""
+    generator, made = torch.Generator().manual_seed(seed), dict[str, Tensor]()
+    for name, spec in variant.inputs.items():
+        shape = [sizes[str(d)] if str(d) in sizes else int(str(d)) for d in spec.shape]
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if name in ("k", "a", "b"):
+            x = x / x.norm(dim=-1, keepdim=True).clamp(min=1e-3)
+        if name == "beta":
+            x = torch.sigmoid(x)
+        if name == "g":
+            x = -x.abs()
+            for at, value in DECAYS:
+                x[:, at : at + 1] = value
+        exact = dtype is torch.float64 or spec.dtype == "float"
+        made[name] = x.to(dtype if exact else torch.float32)
+    return made
