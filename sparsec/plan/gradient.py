@@ -101,7 +101,7 @@ def _total(planner: Planner, node: Node, groups: list[list[Node]], dtype: str) -
     out, rank = planner.temporary(node, "tensor", node.shape, dtype), len(node.shape)
     if rank < 3 or (rank == 3 and node.shape[0] is var("B")):
         total: Expr = reduce(lambda a, b: a + b, map(symbol, range(len(parts))))
-        plan_map(planner, node, out, [(part, node) for part in parts], total)
+        plan_map(planner, node, out, [(part, node, "none") for part in parts], total)
         return
     spec = Total(
         name=f"total_{out}",

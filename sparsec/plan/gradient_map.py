@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
-from sparsec.plan.map import mapped
+from sparsec.plan.map import Read, mapped, sources
 from sparsec.plan.map_specs import Map, MapGrad, needed
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
-from sparsec.scalar.walk import variables
 
 ROUNDED = (Op.ATTEND, Op.MERGE)
 """Ops whose adjoints read the gradient of their output in the dtype of the inputs."""
@@ -17,22 +18,38 @@ ROUNDED = (Op.ATTEND, Op.MERGE)
 def map_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     """Plan the kernel that computes all asked adjoints of one map; each gets its buffer."""
     node, cotangent = vjp.positional[:2]
+    if node in planner.inlined:
+        node, cotangent = cotangent.positional[:2]
     mapped(planner, node)
-    forward, fn = planner.specs[node], node.expr("fn")
-    assert isinstance(forward, Map) and fn is not None
+    forward = planner.specs[node]
+    assert isinstance(forward, Map)
     grad = source(cotangent, "float32")
-    asked = {str(v["of"]): v for v in planner.vjps if v.src[0] is node and v.positional[1] is cotangent}
-    read = [f"x{k}" for k in range(len(node.src)) if f"x{k}" in variables(fn)]
-    outs = {of: planner.temporary(v, "tensor", v.shape, _dtype(planner, v)) for of, v in asked.items() if of in read}
-    grads = tuple((outs[of], planner.buffers[outs[of]].dtype) if of in outs else None for of in read)
-    name = f"grad_{'_'.join(outs.values())}"
-    spec = MapGrad(name, forward, grad, planner.buffers[grad].dtype, grads)
-    planner.follow(node, spec, [*(s.name for s in needed(spec)), grad], list(outs.values()), list(asked.values()))
+    asked = [_asked(planner, node, cotangent, read) for read in sources(planner, node)]
+    grads = tuple(None if found is None else _buffer(planner, found[-1]) for found in asked)
+    outs = [g[0] for g in grads if g is not None]
+    spec = MapGrad(f"grad_{'_'.join(outs)}", forward, grad, planner.buffers[grad].dtype, grads)
+    covers = [v for found in asked if found is not None for v in found]
+    planner.follow(node, spec, [*(s.name for s in needed(spec)), grad], outs, covers)
 
 
-def _dtype(planner: Planner, vjp: Node) -> str:
-    """That of the source for a result; for what goes on, what its reader takes."""
-    if vjp not in planner.inner:
-        return planner.sizes.dtype_of(vjp)
-    readers = [v for v in planner.vjps if v.positional[1] is vjp]
-    return planner.sizes.dtype if any(v.src[0].op in ROUNDED for v in readers) else "float32"
+def _asked(planner: Planner, node: Node, cotangent: Node, read: Read) -> Sequence[Node] | None:
+    """The adjoint of one source, and that of a map on the way to it, whose result is what is asked for."""
+    own = _adjoint(planner, node, cotangent, read.variable)
+    if own is None or read.through is None:
+        return None if own is None else [own]
+    inner = _adjoint(planner, read.through, own, "x0")
+    return None if inner is None else [own, inner]
+
+
+def _adjoint(planner: Planner, node: Node, cotangent: Node, of: str) -> Node | None:
+    found = (v for v in planner.vjps if v.src[0] is node and v.positional[1] is cotangent and v["of"] == of)
+    return next(found, None)
+
+
+def _buffer(planner: Planner, vjp: Node) -> tuple[str, str]:
+    """The result of an adjoint, with the dtype of the source, or with that of the kernel that reads it."""
+    dtype = planner.sizes.dtype_of(vjp)
+    if vjp in planner.inner:
+        readers = [v for v in planner.vjps if v.positional[1] is vjp]
+        dtype = planner.sizes.dtype if any(v.src[0].op in ROUNDED for v in readers) else "float32"
+    return planner.temporary(vjp, "tensor", vjp.shape, dtype), dtype

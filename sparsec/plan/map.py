@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sparsec.ir.node import Node
+from sparsec.ir.op import Op
 from sparsec.ir.scores import ONE
 from sparsec.plan.map_specs import Map, MapSource, Shape, symbol
 from sparsec.plan.planner import Planner
@@ -20,38 +22,88 @@ def mapped(planner: Planner, node: Node, name: str | None = None) -> str:
     """The buffer of a map, planned on first use; by default it is called as the node."""
     if (node, "tensor") in planner.places:
         return planner.places[node, "tensor"]
-    fn = node.expr("fn")
-    assert fn is not None
-    read = [k for k in range(len(node.src)) if f"x{k}" in variables(fn)]
-    names = [planner.input(node.src[k]) for k in read]
+    read = sources(planner, node)
+    names = [planner.input(s.node) for s in read]
     dtype = "float32" if node in planner.exact else planner.sizes.dtype_of(node)
     out = planner.fresh(name or planner.name(node), node.shape, dtype)
     planner.places[node, "tensor"] = out
-    fn = substitute(fn, {f"x{k}": symbol(n) for n, k in enumerate(read)})
-    plan_map(planner, node, out, [(b, node.src[k]) for b, k in zip(names, read, strict=True)], fn, node.word("row"))
+    inner = [s.through for s in read if s.through is not None]
+    planner.inlined |= dict.fromkeys(inner, node)
+    fn = substitute(_fn(node), {s.variable: _inside(s, n) for n, s in enumerate(read)})
+    plan_map(planner, node, out, [(b, s.node, s.row) for b, s in zip(names, read, strict=True)], fn, inner)
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a map reads for one of its variables.
+
+    Attributes:
+        variable: x0, x1, …
+        node: the tensor.
+        row: the row function that it goes through.
+        through: the map of the tensor that is computed on the way, whose value the variable has; None for none.
+    """
+
+    variable: str
+    node: Node
+    row: str
+    through: Node | None = None
+
+
+def sources(planner: Planner, node: Node) -> list[Read]:
+    """What the kernel of a map reads, in order: a map of one tensor with a row function that nobody else reads is
+    computed on the way."""
+    return [_read(planner, node, k) for k in range(len(node.src)) if f"x{k}" in variables(_fn(node))]
+
+
+def _read(planner: Planner, node: Node, number: int) -> Read:
+    source, name = node.src[number], f"x{number}"
+    alone = source.op is Op.MAP and len(source.src) == 1 and planner.readers[source] == 1
+    if alone and node["row"] == "none" and (source, "tensor") not in planner.places:
+        return Read(name, source.src[0], source.word("row"), source)
+    return Read(name, source, node.word("row"))
+
+
+def _inside(read: Read, number: int) -> Expr:
+    """The value of a variable over that of the tensor that is read for it."""
+    return symbol(number) if read.through is None else substitute(_fn(read.through), {"x0": symbol(number)})
+
+
+def _fn(node: Node) -> Expr:
+    fn = node.expr("fn")
+    assert fn is not None
+    return fn
+
+
 def plan_map(
-    planner: Planner, node: Node, out: str, sources: Sequence[tuple[str, Node]], fn: Expr, row: str = "none"
+    planner: Planner,
+    node: Node,
+    out: str,
+    read: Sequence[tuple[str, Node, str]],
+    fn: Expr,
+    inner: Sequence[Node] = (),
 ) -> None:
-    """Add the kernel of a function of buffers, each shaped like a node; its result is that of ``node``."""
+    """Add the kernel of a function of buffers, each shaped like a node and with its row function, to a buffer.
+
+    ``inner`` are the maps that it computes on the way to ``node``.
+    """
     dims: dict[str, Expr] = {}
     shape = extents(planner, node, node.shape, dims)
-    read = tuple(_source(planner, node, name, source, dims) for name, source in sources)
+    found = tuple(_source(planner, node, name, source, row, dims) for name, source, row in read)
     dims |= {"TQ": dims.get(LENGTH, ONE), "TK": planner.token_length}
     closed = planner.close(fn, dims)
     assert closed is not None
-    spec = Map(f"map_{out}", read, out, shape, planner.buffers[out].dtype, closed, row)
+    spec = Map(f"map_{out}", found, out, shape, planner.buffers[out].dtype, closed)
     planner.specs[node] = spec
-    planner.add(spec, [s.name for s in read], [out], [node], dims)
+    planner.add(spec, [s.name for s in found], [out], [*inner, node], dims)
 
 
-def _source(planner: Planner, node: Node, name: str, source: Node, dims: dict[str, Expr]) -> MapSource:
+def _source(planner: Planner, node: Node, name: str, source: Node, row: str, dims: dict[str, Expr]) -> MapSource:
     dtype = planner.buffers[name].dtype
     if not dtype.startswith(("float", "bfloat")):
         raise planner.refuse(node, f"`{name}` is {dtype}; kernels map floats: convert it before the call")
-    return MapSource(name, dtype, extents(planner, node, source.shape, dims))
+    return MapSource(name, dtype, extents(planner, node, source.shape, dims), row)
 
 
 def extents(planner: Planner, node: Node, shape: Sequence[Expr], dims: dict[str, Expr]) -> Shape:

@@ -17,7 +17,7 @@ ROW = {"none": 0, "l2norm": 3, "softmax": 5}
 
 def _map(spec: Map) -> Cost:
     moved = [_size(s.shape) * item(s.dtype) for s in dict.fromkeys(spec.sources)]
-    rows = total([_size(s.shape) * ROW[spec.row] for s in spec.sources])
+    rows = total([_size(s.shape) * ROW[s.row] for s in spec.sources])
     written = _size(spec.shape)
     return Cost(written * _operations(spec.fn) + rows, total(moved) + written * item(spec.dtype))
 
@@ -28,7 +28,7 @@ def _map_grad(spec: MapGrad) -> Cost:
     read = [_size(s.shape) * item(s.dtype) for s in needed(spec)] + [_size(forward.shape) * item(spec.grad_dtype)]
     written = [_size(forward.sources[k].shape) * item(g[1]) for k, g in enumerate(spec.grads) if g is not None]
     slopes = sum(_operations(derivative(forward.fn, symbol(k))) + 1 for k in asked)
-    rows = total([_size(forward.sources[k].shape) * (2 * ROW[forward.row]) for k in asked])
+    rows = total([_size(forward.sources[k].shape) * (2 * ROW[forward.sources[k].row]) for k in asked])
     return Cost(_size(forward.shape) * slopes + rows, total([*read, *written]))
 
 

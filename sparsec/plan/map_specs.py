@@ -18,11 +18,16 @@ Shape = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class MapSource:
-    """A tensor that a map reads."""
+    """A tensor that a map reads.
+
+    Attributes:
+        row: none, l2norm (x · rsqrt(Σx² + 1e-6)) or softmax, over the tensor's own last dim.
+    """
 
     name: str
     dtype: str
     shape: Shape
+    row: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,6 @@ class Map:
 
     Attributes:
         fn: over x0, x1, …, which are the sources in order; all of them are read.
-        row: none, l2norm (x · rsqrt(Σx² + 1e-6)) or softmax, over a source's own last dim.
     """
 
     name: str
@@ -40,7 +44,6 @@ class Map:
     shape: Shape
     dtype: str
     fn: Expr
-    row: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,5 +80,5 @@ def needed(spec: MapGrad) -> list[MapSource]:
     """The sources that the adjoint reads: those that a slope or a row function depends on."""
     forward, asked = spec.forward, [k for k, g in enumerate(spec.grads) if g is not None]
     read = {name for k in asked for name in variables(derivative(forward.fn, symbol(k)))}
-    rows = set(asked) if forward.row != "none" else set()
-    return [s for k, s in enumerate(forward.sources) if f"x{k}" in read or k in rows]
+    own = [k for k in asked if forward.sources[k].row != "none"]
+    return [s for k, s in enumerate(forward.sources) if f"x{k}" in read or k in own]

@@ -43,6 +43,7 @@ class Planner:
         producers: by op, what plans a tensor that kernels read and gives its buffer.
         exact: the maps that are kept in fp32, whatever their sources are.
         absorbed: the gates' functions that a merge applies itself.
+        inlined: the maps that one other map computes on the way, and that map.
         readers: how many sources of nodes, adjoints left out, and results each node is.
         recalls: those of every written bank.
         finals: the written banks whose last states are results.
@@ -66,6 +67,7 @@ class Planner:
     producers: Mapping[Op, Callable[[Planner, Node], str]] = field(default_factory=dict)
     exact: frozenset[Node] = frozenset()
     absorbed: set[Node] = field(default_factory=set)
+    inlined: dict[Node, Node] = field(default_factory=dict)
     readers: Mapping[Node, int] = field(default_factory=dict)
     recalls: Mapping[Node, tuple[Node, ...]] = field(default_factory=dict)
     finals: frozenset[Node] = frozenset()

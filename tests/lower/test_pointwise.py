@@ -30,8 +30,8 @@ GATES: Shape = ("B", "N", 5)
 
 def case(fn: Expr, *shapes: Shape, row: str = "none", shape: Shape = WIDE) -> Map:
     """A map of sources of these shapes."""
-    sources = tuple(MapSource(f"s{n}", "float32", s) for n, s in enumerate(shapes))
-    return Map("map", sources, "out", shape, "float32", fn, row)
+    sources = tuple(MapSource(f"s{n}", "float32", s, row) for n, s in enumerate(shapes))
+    return Map("map", sources, "out", shape, "float32", fn)
 
 
 PULLED = -exp(X[0]) * maximum(X[1] + X[2], log(1.0 + exp(X[1] + X[2])))
@@ -51,6 +51,18 @@ CASES: dict[str, Map] = {
     "shared by the batch": case(X[0] * X[1], WIDE, ("N", 3, 12)),
     "one number of each head": case(X[0] * X[1], WIDE, ("B", "N", 3, 1)),
     "rows of what is shared": case(X[0] * X[1] * X[2], WIDE, (3, 12), ("B", "N", 1, 12), row="softmax"),
+    "rows of some": Map(
+        "map",
+        (
+            MapSource("s0", "float32", WIDE, "l2norm"),
+            MapSource("s1", "float32", (3, 1)),
+            MapSource("s2", "float32", ("B", "N", 1, 12), "softmax"),
+        ),
+        "out",
+        WIDE,
+        "float32",
+        X[0] * X[1] + X[2],
+    ),
     "rows of one": case(X[0] * X[1], WIDE, (3, 1), row="l2norm"),
     "slots": case(X[0], ("N", 3, 12), row="l2norm", shape=("N", 3, 12)),
     "learned": case(X[0] * X[1], (3, 12), (12,), row="l2norm", shape=(3, 12)),
@@ -79,7 +91,7 @@ def draw(spec: Map) -> dict[str, Tensor]:
 def truth(spec: Map, x: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The result and the gradient of every source by their definition."""
     leaves = [x[s.name].clone().requires_grad_() for s in spec.sources]
-    found = evaluate(spec.fn, {f"x{n}": ROWS[spec.row](leaf) for n, leaf in enumerate(leaves)})
+    found = evaluate(spec.fn, {f"x{n}": ROWS[spec.sources[n].row](leaf) for n, leaf in enumerate(leaves)})
     out = found.expand(size(spec.shape))
     return out.detach(), list(torch.autograd.grad((out * x["grad"]).sum(), leaves))
 
@@ -170,7 +182,7 @@ def test_the_cpu_agrees(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_defaults_fit_an_h100_without_spills(tmp_path: Path) -> None:
     specs = [kernel for spec in CASES.values() for kernel in (spec, adjoint(spec))]
-    wide = [replace(CASES["unit length"], shape=s, sources=(MapSource("s0", "bfloat16", s),))
+    wide = [replace(CASES["unit length"], shape=s, sources=(MapSource("s0", "bfloat16", s, "l2norm"),))
             for s in (("B", "N", 16, n) for n in (48, 128, 512))]  # fmt: skip
     specs += [kernel for spec in wide for kernel in (spec, adjoint(spec))]
     for made in compile_all([job for spec in specs for _, job in jobs(spec, "sm_90")], tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant
 from sparsec.passes.canonicalise import canonicalise
+from sparsec.passes.fuse_maps import fuse_maps
 from sparsec.passes.pipeline import Pass, run
 from sparsec.passes.selections import normalise_selections
 from sparsec.passes.shared_lists import shared_lists_to_masks
@@ -22,6 +23,14 @@ CASES: dict[str, tuple[Pass, str]] = {
         b = attend(q, m, mask(m) {where = (j > 2) & (j <= i)})
         c = attend(q, m, mask(m) {where = j == 2})
         o = merge(merge(merge(a, b) {fn = lse}, c) {fn = lse}) {fn = lse}""",
+    ),
+    "chains of maps": (
+        fuse_maps,
+        """a = map(q) {fn = tanh(x0)}
+        b = map(q, a) {fn = x0 + x1}
+        m2 = tokens(map(map(k) {row = l2norm}) {fn = x0 * 2.0}, v)
+        u = map(q) {row = l2norm}
+        o = attend(map(b, a, u) {fn = x0 * x1 * x2}, m2, mask(m2) {where = j <= i})""",
     ),
     "several masks": (
         canonicalise,

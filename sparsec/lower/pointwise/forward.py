@@ -32,7 +32,7 @@ def applied(spec: Map, at: Frame, sources: Sequence[MapSource]) -> dict[str, lis
     found = {}
     for number, source in enumerate(spec.sources):
         if source in sources:
-            found[f"x{number}"] = FORWARD[spec.row](at.read(source), at.own(source.shape))
+            found[f"x{number}"] = FORWARD[source.row](at.read(source), at.own(source.shape))
     return found
 
 

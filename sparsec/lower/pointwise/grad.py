@@ -75,13 +75,10 @@ class Walk:
             if summed(forward, k):
                 target = shares.tensor(self.spec, k)
             else:
-                parts = BACK[forward.row](self._own(at, source), parts, at.own(source.shape))
+                parts = BACK[source.row](at.read(source) if source.row != "none" else [], parts, at.own(source.shape))
             for column, part in zip(at.own(source.shape), parts, strict=True):
                 at.write(target, column, part)
         return grown
-
-    def _own(self, at: Frame, source: MapSource) -> list[Node]:
-        return [] if self.spec.forward.row == "none" else at.read(source)
 
     def _inside(self, at: Frame, part: Node) -> Node:
         """What rows past the last one would add is nothing, whatever the slope says of them."""

@@ -131,10 +131,10 @@ def _finish(sums: Sums, number: int) -> list[Tensor]:
     assert given is not None
     found, target = sums.total(number), Tensor(*given, source.shape)
     tensors, (index, bounds) = [tensor(spec, number), target], sums.index(source)
-    if spec.forward.row != "none":
+    if source.row != "none":
         x = Tensor(source.name, source.dtype, source.shape)
         read = [tile.load(x, *index, _column(c), bounds=bounds) for c in sums.columns]
-        found = BACK[spec.forward.row]([tile.cast(p, "float32") for p in read], found, sums.columns)
+        found = BACK[source.row]([tile.cast(p, "float32") for p in read], found, sums.columns)
         tensors.append(x)
     for column, value in zip(sums.columns, found, strict=True):
         tile.store(target, *index, _column(column), value=tile.cast(value, target.dtype), bounds=bounds)
