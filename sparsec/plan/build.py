@@ -41,7 +41,7 @@ def build_plan(
     targets = frozenset(n.operands["target"] for n in nodes if n.op is Op.AUX and "target" in n.operands)
     with_lse = frozenset(n.src[0] for n in nodes if n.op is Op.LSE) | {v.src[0] for v in vjps if has_lse(v.src[0])}
     with_lse |= targets
-    inner = frozenset(vjps) - frozenset(outputs)
+    inner = frozenset(vjps) - frozenset(outputs) - _handed(nodes)
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
     planner.recalls, planner.finals = readers_of(nodes), frozenset(n for n in outputs if n.op is Op.WRITE)
     planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
@@ -59,6 +59,15 @@ def _exact(nodes: Sequence[Node]) -> frozenset[Node]:
     decays = {n.operands["decay"] for n in nodes if n.op is Op.WRITE and "decay" in n.operands}
     terms = {n.src[0] for n in nodes if n.op is Op.PREFIX}
     return frozenset(n for n in decays | terms if n.op is Op.MAP)
+
+
+def _handed(nodes: Sequence[Node]) -> frozenset[Node]:
+    """Gradients of activations that adjoints of maps alone read: in the dtype of the inputs, as what they are of."""
+    found = {v for v in nodes if v.op is Op.VJP and len(v.shape) == 4}
+    for reader in nodes:
+        through = reader.op is Op.VJP and reader.src[0].op is Op.MAP
+        found -= {s for s in reader.src if not through or s is not reader.positional[1]}
+    return frozenset(found)
 
 
 def _dtype(planner: Planner, node: Node) -> str:

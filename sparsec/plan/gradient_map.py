@@ -23,7 +23,8 @@ def map_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     mapped(planner, node)
     forward = planner.specs[node]
     assert isinstance(forward, Map)
-    grad = source(cotangent, "float32")
+    exact = len(node.shape) < 4 or node in planner.exact
+    grad = source(cotangent, "float32" if exact else planner.sizes.dtype_of(node))
     asked = [_asked(planner, node, cotangent, read) for read in sources(planner, node)]
     grads = tuple(None if found is None else _buffer(planner, found[-1]) for found in asked)
     outs = [g[0] for g in grads if g is not None]
