@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from sparsec.ir import build as lang
-from sparsec.ir.build_state import write
+from sparsec.ir.build_state import recall, state, write
 from sparsec.ir.node import Node
+
+
+LOG_SIGMOID = "minimum(x0, 0.0) - log(1.0 + exp(-abs(x0)))"
 
 
 def queries(ending: str = "") -> Node:
     """q ``[B,T,H,D]``."""
     return lang.input(f"q{ending}", "B T H D")
+
+
+def keys() -> Node:
+    """k ``[B,T,HKV,D]``."""
+    return lang.input("k", "B T HKV D")
+
+
+def values() -> Node:
+    """v ``[B,T,HKV,DV]``."""
+    return lang.input("v", "B T HKV DV")
+
+
+def log_decays(dim: str = "") -> Node:
+    """g <= 0 fp32 ``[B,T,HKV]``, or one per channel ``[B,T,HKV,dim]``."""
+    return lang.input("g", f"B T HKV {dim} float32")
+
+
+def rates(raw: bool = True) -> Node:
+    """beta ``[B,T,HKV]`` as it is given, or the sigmoid of logits b."""
+    return lang.input("beta", "B T HKV") if raw else rate("b")
+
+
+def bank(initial: bool) -> Node:
+    """One state per head: an input m fp32 ``[B,1,HKV,D,DV]``, or zero."""
+    return state(lang.input("m", "B 1 HKV D DV float32") if initial else None)
+
+
+def results(q: Node, written: Node, final: bool, scale: str | float = "rsqrt(D)") -> Node | tuple[Node, ...]:
+    """scale · Mᵀq after every token's write, and the states after the last token where they are asked for."""
+    out = recall(q, written, scale=scale)
+    return (out, written) if final else out
 
 
 def unit(x: Node) -> Node:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from sparsec.frontends.recurrent import queries, unit, written
-from sparsec.ir import build as lang
-from sparsec.ir.build_state import recall, state
+from sparsec.frontends.recurrent import bank, keys, log_decays, queries, rates, results, unit, values
+from sparsec.ir.build_state import write
 from sparsec.ir.node import Node
 
 
-def gdn() -> Node:
+def gdn(*, raw: bool = False, initial: bool = False, final: bool = False) -> Node | tuple[Node, ...]:
     """M = exp(g) M + beta k (v − Mᵀk)ᵀ, o = D^-½ Mᵀq, q and k of unit length (Gated DeltaNet, arXiv 2412.06464).
 
-    Inputs: log-decays g <= 0 and the rate's logits b ``[B,T,HKV]``; beta = sigmoid(b).
+    Inputs: log-decays g <= 0 ``[B,T,HKV]`` fp32 and the rate's logits b ``[B,T,HKV]``; beta = σ(b).
+
+    Knobs:
+        raw: queries, keys and beta ``[B,T,HKV]`` as they are given.
+        initial: the states before the first token are an input m, fp32 ``[B,1,HKV,D,DV]``; otherwise zero.
+        final: the states after the last token are a second output, fp32 ``[B,1,HKV,D,DV]``.
     """
-    k, v = unit(lang.input("k", "B T HKV D")), lang.input("v", "B T HKV DV")
-    return recall(unit(queries()), written(state(), k, v, "", rule="delta"), scale="rsqrt(D)")
+    q, k = (x if raw else unit(x) for x in (queries(), keys()))
+    written = write(bank(initial), k, values(), rule="delta", beta=rates(raw), decay=log_decays())
+    return results(q, written, final)
+

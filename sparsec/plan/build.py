@@ -55,10 +55,10 @@ def build_plan(
 
 
 def _exact(nodes: Sequence[Node]) -> frozenset[Node]:
-    """Maps that are added up over tokens: decays of states, terms of running sums."""
-    decays = {n.operands["decay"] for n in nodes if n.op is Op.WRITE and "decay" in n.operands}
+    """Maps that are added up over tokens: decays of states, terms of running sums; and the rates of writes, a few."""
+    gates = {n.operands[name] for n in nodes if n.op is Op.WRITE for name in ("decay", "beta") if name in n.operands}
     terms = {n.src[0] for n in nodes if n.op is Op.PREFIX}
-    return frozenset(n for n in decays | terms if n.op is Op.MAP)
+    return frozenset(n for n in gates | terms if n.op is Op.MAP)
 
 
 def _handed(nodes: Sequence[Node]) -> frozenset[Node]:

@@ -29,6 +29,8 @@ def inputs(
 ) -> dict[str, Tensor]:
     """Tensors by input name: normal floats, log-decays below 0, rates in (0, 1), given indices valid and causal.
 
+    Keys of delta rules have length 1.
+
     Dims are set by name; ``T`` sets both lengths. The rest: B 1, lengths 256, H 4, HKV 2, D = DV = DR = 64, others 16.
 
     Raises:
@@ -85,6 +87,8 @@ def _roles(variant: Variant) -> dict[Node, tuple[str, Node]]:
     for node in variant.nodes:
         for name, source in node.operands.items():
             roles.setdefault(source, (name, node))
+        if node.op is Op.WRITE and node["rule"] == "delta":
+            roles.setdefault(node.src[1], ("key", node))
         if node.op is Op.GIVEN:
             user = next((n for n in variant.nodes if n.op is Op.ATTEND and node in n.positional), node)
             roles[node.src[0]] = ("indices", user)
@@ -105,6 +109,8 @@ def _draw(
         drawn = torch.nn.functional.logsigmoid(drawn + 3)
     if name in ("beta", "weight", "gamma"):
         drawn = drawn.sigmoid()
+    if name in ("key", "erase_a", "erase_b"):  # longer ones would make a delta rule grow without bound
+        drawn = torch.nn.functional.normalize(drawn, dim=-1)
     return drawn.to(torch.float32 if node.dtype == "float32" else dtype)
 
 

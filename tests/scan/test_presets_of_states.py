@@ -1,0 +1,55 @@
+"""Every recurrence that is a preset: its kernels give the oracle's outputs and gradients, mapped inputs or raw ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sparsec
+from sparsec.frontends.preset import find
+from sparsec.oracle import oracle
+from sparsec.testing.trained import wrong_on
+
+NAMES = ["linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "kda", "gdn2", "rwkv7"]
+KNOBS: dict[str, dict[str, object]] = {
+    "mapped": {},
+    "raw, with first and last states": {"raw": True, "initial": True, "final": True},
+}
+
+
+def knobs(name: str, which: str) -> dict[str, object]:
+    known = {knob.name for knob in find(name).knobs}
+    return {key: value for key, value in KNOBS[which].items() if key in known}
+
+
+@pytest.mark.parametrize("which", KNOBS)
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_and_gradients(name: str, which: str) -> None:
+    variant = sparsec.preset(name, **knobs(name, which))
+    drawn = sparsec.inputs(variant, B=2, T=9, H=2, HKV=1, D=16, DV=8)
+    assert wrong_on(sparsec.compile(variant, target="interpreter"), drawn, "float32") == []
+
+
+def test_what_the_literature_calls_equal_is_equal() -> None:
+    """KDA with one decay for all channels is Gated DeltaNet; GDN-2 with b = w = beta is KDA; RWKV-7 holds GLA."""
+    raw = {"raw": True}
+    gdn, kda, gdn2, gla, rwkv7 = (sparsec.preset(name, **raw) for name in ("gdn", "kda", "gdn2", "gla", "rwkv7"))
+    x = {n: y.double() for n, y in sparsec.inputs(gdn, B=2, T=9, H=2, HKV=2, D=4, DV=8).items()}
+    wide = x["g"][..., None].expand(*x["g"].shape, 4)
+    one = oracle(gdn, x)
+    torch.testing.assert_close(oracle(kda, {**x, "g": wide}), one)
+    del x["beta"]
+    rate = torch.rand(2, 9, 2, 1, dtype=torch.float64)
+    scaled = {**x, "g": wide, "a": -rate * x["k"], "v": rate * x["v"]}
+    torch.testing.assert_close(oracle(gdn2, scaled), oracle(kda, {**x, "g": wide, "beta": rate[..., 0]}))
+    still = {**x, "g": wide, "a": 0 * x["k"], "b": x["k"]}
+    torch.testing.assert_close(oracle(rwkv7, still), 2 * oracle(gla, {**x, "g": wide}))
+
+
+def test_log_decays_keep_their_precision() -> None:
+    plan = sparsec.compile(sparsec.preset("kda"), target="interpreter").plan(
+        {"B": 1, "T": 8, "H": 2, "HKV": 2, "D": 16, "DV": 16}, "bfloat16"
+    )
+    scan = next(kernel.spec for kernel in plan.kernels if kernel.name.startswith("scan"))
+    assert scan.writes.decay.dtype == scan.writes.beta.dtype == "float32"  # type: ignore[union-attr]
+    assert scan.writes.k.dtype == "bfloat16"  # type: ignore[union-attr]
