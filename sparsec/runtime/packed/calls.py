@@ -32,6 +32,7 @@ class PackedCalls:
 
     Attributes:
         layouts: of each input, in the declared order; None for one that all documents share.
+        results: of each output; one without tokens, such as a last state, has an entry per document.
     """
 
     def __init__(self, compiled: Compiled) -> None:
@@ -41,6 +42,7 @@ class PackedCalls:
         layouts = {name: layout(shape, self.packing) for name, shape in shapes.items()}
         self.face = Face(variant.name, self.packing, shapes, layouts, compiled.lengths.keys is not None)
         self.layouts, self.shapes = list(layouts.values()), list(shapes.values())
+        self.results = [layout([self.packing.of(d) for d in x.shape], self.packing) for x in variant.outputs]
         self._plans: dict[int, tuple[Plan, Plan]] = {}
         self._halves: dict[int, tuple[Joint, Joint]] = {}
 
@@ -67,7 +69,7 @@ class PackedCalls:
         views = self.views(tensors)
         ready = self.ready(views, documents)
         made = ready([*views, documents.table])
-        return [made[n].squeeze(0) for n in ready.order]
+        return [unbatched(made[n], at) for n, at in zip(ready.order, self.results, strict=True)]
 
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Packed inputs as kernels take them: with a batch of one."""

@@ -139,10 +139,11 @@ def _fake_outputs(compiled: Compiled, inputs: Sequence[Tensor], ends: Sequence[A
     for node in compiled.graph.outputs:
         shape = [calls.packing.of(d) for d in node.shape]
         at = layout(shape, calls.packing)
-        assert at is not None and at.along is not None
+        assert at is not None
         whole = sizes(node.shape, dims)
-        whole[at.along] = dims[f"{TOTAL}TQ"]
-        whole.pop(at.batch)
+        if at.along is not None:
+            whole[at.along] = dims[f"{TOTAL}TQ"]
+            whole.pop(at.batch)
         dtype = given if node.dtype == "float" else getattr(torch, node.dtype)
         made.append(inputs[0].new_empty(whole, dtype=dtype))
     return made

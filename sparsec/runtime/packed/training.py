@@ -68,7 +68,7 @@ class _Packed(torch.autograd.Function):
         ctx.training, ctx.halves = training, halves
         kept = [tensors[n] for n in halves.kept_inputs]
         ctx.save_for_backward(*kept, *[results[n] for n in halves.kept_results], table)
-        outputs = [results[n].squeeze(0) for n in halves.outputs]
+        outputs = [unbatched(results[n], at) for n, at in zip(halves.outputs, calls.results, strict=True)]
         if len(halves.differentiable) < len(outputs):
             ctx.mark_non_differentiable(*[x for n, x in enumerate(outputs) if n not in halves.differentiable])
         return tuple(outputs)
@@ -79,7 +79,8 @@ class _Packed(torch.autograd.Function):
         training, halves, (*kept, table) = ctx.training, ctx.halves, ctx.saved_tensors
         calls, count = training.calls, len(halves.kept_inputs)
         inputs = [batched(x, calls.layouts[n]) for n, x in zip(halves.kept_inputs, kept[:count], strict=True)]
-        tensors = [*inputs, *kept[count:], *[grads[n].contiguous().unsqueeze(0) for n in halves.cotangents], table]
+        cotangents = [batched(grads[n].contiguous(), calls.results[n]) for n in halves.cotangents]
+        tensors = [*inputs, *kept[count:], *cotangents, table]
         found: Sequence[Tensor] = []
         if halves.wanted and route.traced(tensors):
             dims = [ctx.dims[name] for name in dim_names(training.compiled)]

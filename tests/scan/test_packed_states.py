@@ -1,0 +1,61 @@
+"""Packed documents: states begin anew with each, and equal the loop over the documents, gradients included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsec
+from sparsec.testing.packed_case import PackedCase, cotangents_like, floats, gradients, packed_case, results
+
+LENGTHS = (3, 0, 1, 20)
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    "mapped": ("gdn", {}),
+    "from given states": ("kda", {"raw": True, "initial": True}),
+    "first and last states": ("rwkv7", {"raw": True, "initial": True, "final": True}),
+}
+
+
+def together(parts: list[Tensor], alone: Tensor) -> Tensor:
+    """Results of documents as a packed call gives them: rows one after the other, last states one per document."""
+    return torch.cat(parts, 0) if alone.ndim == 5 else torch.cat(parts, 1).squeeze(0)
+
+
+def apart(call: sparsec.Compiled, case: PackedCase, cotangents: list[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Outputs and gradients of every document alone."""
+    outputs, grads, start = list[tuple[Tensor, ...]](), list[dict[str, Tensor]](), 0
+    for number, document in enumerate(case.documents):
+        leaves = {name: x.clone().requires_grad_() for name, x in document.items()}
+        found = results(call, **leaves)
+        rows = found[0].shape[1]
+        spans = [(number, number + 1) if o.ndim == 5 else (start, start + rows) for o in found]
+        mine = [c[a:b].reshape(o.shape) for o, c, (a, b) in zip(found, cotangents, spans, strict=True)]
+        torch.autograd.backward(found, mine)
+        start, outputs, grads = (
+            start + rows,
+            [*outputs, found],
+            [*grads, {n: x.grad for n, x in leaves.items() if x.grad is not None}],
+        )
+    made = [together(list(parts), parts[0]) for parts in zip(*outputs, strict=True)]
+    return made, {n: together([g[n] for g in grads], grads[0][n]) for n in grads[0]}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packing_is_looping(case: str) -> None:
+    name, knobs = CASES[case]
+    call = sparsec.compile(sparsec.preset(name, **knobs), target="interpreter")
+    packed = packed_case(call.variant, LENGTHS, LENGTHS)
+    outputs = results(call, **packed.packed, **packed.ends)
+    cotangents = cotangents_like(outputs)
+    wanted, wanted_grads = apart(call, packed, cotangents)
+    for mine, right in zip(outputs, wanted, strict=True):
+        torch.testing.assert_close(mine, right, rtol=0, atol=0)
+    for name, grad in gradients(call, packed, floats(call.variant), cotangents).items():
+        torch.testing.assert_close(grad, wanted_grads[name], rtol=0, atol=0, msg=name)
+
+
+def test_a_single_document_keeps_its_last_state_apart() -> None:
+    call = sparsec.compile(sparsec.preset("gdn", raw=True, final=True), target="interpreter")
+    packed = packed_case(call.variant, (5,), (5,))
+    assert [x.ndim for x in results(call, **packed.packed, **packed.ends)] == [3, 5]
