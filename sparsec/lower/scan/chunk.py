@@ -1,0 +1,58 @@
+"""Scans chunk by chunk, for GPUs: products of tiles inside a chunk, a state from one to the next, segments side by side.
+
+Programs in turn: decays summed per chunk; (delta rules) triangular solves; with several segments, what each makes of a
+state, and the states before them; outputs, which walk over each segment again from the right state. No state of a chunk
+is ever stored. Chunks have ``rows`` tokens, programs ``value_block`` value columns, a sequence ``splits`` segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower.inverse.index import as_scratch
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.scan import chunk_gates, chunk_outputs, chunk_segments, chunk_solve
+from sparsec.lower.scan.chunk_parts import Chunked, checked
+from sparsec.plan.scan_specs import Scan
+from sparsec.tile.language import Tensor
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+
+def lower(spec: Scan, schedule: Schedule) -> Lowered:
+    """q, k ``[B,N,·,D]``, v ``[B,N,HKV,DV]``, decay, beta ``[B,N,HKV]`` -> outputs ``[B,N,H,DV]``, final states."""
+    own = checked(spec.name, spec.writes, schedule)
+    if odd := [read.q for read in spec.reads if read.q.dtype != spec.writes.k.dtype]:
+        raise ScheduleError(f"{odd[0].name} is {odd[0].dtype}, keys are {spec.writes.k.dtype}; use order 'token'")
+    steps = prepared(own) + states(own, spec.final)
+    final = spec.final if own.splits == 1 else None
+    for number, read in enumerate(spec.reads):
+        program = chunk_outputs.lower(own, read, f"out{number}" if number else "", final)
+        steps.append(Step(program, schedule))
+        final = None
+    return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch(own)), own.params())
+
+
+def prepared(own: Chunked) -> list[Step]:
+    """Decay sums and triangular solves."""
+    small = replace(own.schedule, warps=1, stages=1, descriptors=False, registers=0)
+    steps = [Step(chunk_gates.lower(own), small)] if own.decays else []
+    return steps + ([Step(chunk_solve.lower(own), small)] if own.delta else [])
+
+
+def states(own: Chunked, final: str | None) -> list[Step]:
+    """What segments make of a state, and the states before them; nothing where there is one segment."""
+    if own.splits == 1:
+        return []
+    combined = replace(own.schedule, warps=8 if own.delta else 4, stages=2, registers=0)
+    return [
+        Step(chunk_segments.lower_ends(own), own.schedule),
+        Step(chunk_segments.lower_starts(own, final), combined),
+    ]
+
+
+def scratch(own: Chunked) -> list[Tensor]:
+    """The buffers between the programs."""
+    found = [own.sums] * own.decays + [own.solved] * own.delta
+    if own.splits > 1:
+        found += [own.ends, own.starts] + [own.fades] * (own.decays and not own.delta)
+    return found

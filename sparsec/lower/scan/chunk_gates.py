@@ -1,0 +1,37 @@
+"""Decays summed up inside each chunk: the first program of every chunked scan whose state fades."""
+
+from __future__ import annotations
+
+import math
+
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, Chunked
+from sparsec.lower.scalars import add, mul
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program
+
+LEAST = -100.0
+"""Log-decays below count as this: exp of it is 0 in fp32, and sums of it keep their digits."""
+
+
+def lower(own: Chunked) -> Program:
+    """decay ``[B,N,HKV]`` -> sums ``[B,HKV,tokens]`` of base-2 logarithms, per chunk."""
+    w = own.writes
+    assert w.decay is not None
+    with tile.Builder() as builder:
+        tokens, heads = builder.axis("n", own.chunk), builder.axis("h", 16)
+        chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
+        head = add(mul(tile.program_id(1), heads.size), tile.iota(heads))
+        given = own.tensor(w.decay, w.heads)
+        bounds: dict[int, tile.Value] = {1: tile.param(w.length), 2: w.heads}
+        decay = tile.load(given, chunk.batch, chunk.token(tokens), head, bounds=bounds)
+        summed = tile.scan(log2_decay(decay), tokens)
+        tile.store(own.sums, chunk.batch, head, chunk.token(tokens), value=summed, bounds={1: w.heads})
+        grid = (tile.param(CHUNKS), -(-w.heads // heads.size), tile.param("B"))
+        return own.program(builder, "sums", [given, own.sums], grid)
+
+
+def log2_decay(decay: Node) -> Node:
+    """A log-decay in base 2, bounded from below."""
+    bounded = tile.apply(Fn.MAXIMUM, tile.cast(decay, "float32"), LEAST)
+    return mul(bounded, 1.0 / math.log(2.0))

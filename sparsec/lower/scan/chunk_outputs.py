@@ -1,0 +1,88 @@
+"""Outputs chunk by chunk, the state carried from one chunk to the next in registers; segments side by side.
+
+    O = scale (e^Γ Q M + tril(Q Kᵀ e^{Γ_i − Γ_j}) W)        M <- e^Γ_C M + (K e^{Γ_C − Γ})ᵀ W
+
+with the written values W: beta V, or of a delta rule (I + A)⁻¹ beta (V − e^Γ K M).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk_segments import initial_state, store_final
+from sparsec.lower.scan.chunk_state import Axes, Walk, walk
+from sparsec.plan.scan_specs import Read
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program, Tensor
+
+
+def lower(own: Chunked, read: Read, name: str, final: str | None) -> Program:
+    """One (segment, tile of columns, batch and query head) per grid point; ``final`` where there is one segment."""
+    w = own.writes
+    with tile.Builder() as builder:
+        segment, both = tile.program_id(0), tile.program_id(2)
+        batch, query = tile.apply(Fn.TRUNCDIV, both, read.heads), tile.apply(Fn.TRUNCMOD, both, read.heads)
+        head = tile.apply(Fn.TRUNCDIV, query, read.heads // w.heads)
+        at = walk(builder, own, tile.program_id(1), own.tiles)
+        row = tile.iota(at.axes.dims)
+        found = {3: at.row_limit, 4: column_limit(w.cols, at.reach)}
+        limits: dict[int, tile.Value] = {dim: limit for dim, limit in found.items() if limit}
+        if own.splits == 1:
+            state, tensors = initial_state(own, batch, head, row, at.column, limits)
+        else:
+            state = tile.load(own.starts, batch, head, segment, row, at.column, bounds=dict(limits))
+            tensors = [own.starts]
+        first, last = segment_bounds(own, segment)
+
+        def visit(number: Node, state: Node) -> Sequence[Node]:
+            chunk = Chunk(own, batch, head, number)
+            return [_visit(at, chunk, read, query, state)]
+
+        (state,) = tile.loop(first, last, 1, [state], visit)
+        if final is not None:
+            tensors.append(store_final(own, final, (batch, head, row, at.column), state, limits))
+        tensors += [*at.tensors(), _queries(own, read), _out(own, read)]
+        grid = (own.splits, own.tiles, mul(tile.param("B"), read.heads))
+        return own.program(builder, name, tensors, grid)
+
+
+def _queries(own: Chunked, read: Read) -> Tensor:
+    return own.tensor(read.q, read.heads, own.writes.rows)
+
+
+def _out(own: Chunked, read: Read) -> Tensor:
+    return own.tensor(read.out, read.heads, own.writes.cols)
+
+
+def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node) -> Node:
+    """The outputs of a chunk; the state after it."""
+    own, a, precision = at.own, at.axes, at.own.schedule.precision
+    q = chunk.rows(_queries(own, read), query, a.queries, tile.iota(a.dims), at.row_limit)
+    keys = at.keys(chunk)
+    written = at.written(chunk, keys, state)
+    scores = weighted(own, chunk, a, tile.dot(q, keys, a.dims, precision=precision), read.when)
+    far = tile.dot(q, tile.cast(state, q.dtype), a.dims, precision=precision)
+    if own.decays:
+        far = mul(far, power_of_two(chunk.sums(a.queries)))
+    out, scores = far, tile.cast(scores, keys.dtype)
+    for part in at.parts(written):
+        out = tile.dot(scores, part, a.keys, out, precision)
+    bounds: dict[int, tile.Value] = {1: tile.param(own.writes.length)}
+    if limit := column_limit(own.writes.cols, at.reach):
+        bounds[3] = limit
+    place = (chunk.batch, chunk.token(a.queries), query, at.column)
+    tile.store(_out(own, read), *place, value=tile.cast(mul(out, read.scale), read.out.dtype), bounds=bounds)
+    return at.after(chunk, keys, written, state)
+
+
+def weighted(own: Chunked, chunk: Chunk, a: Axes, scores: Node, when: str) -> Node:
+    """Scores ``[c,n]`` of the tokens that a query sees, faded since they were written, times their strength."""
+    c, n = tile.iota(a.queries), tile.iota(a.keys)
+    seen = tile.apply(Fn.LE, n, c) if when == "after" else tile.apply(Fn.LT, n, c)
+    if own.decays:
+        scores = mul(scores, power_of_two(sub(chunk.sums(a.queries), chunk.sums(a.keys))))
+    beta = None if own.delta else chunk.beta(a.keys)
+    return tile.apply(Fn.WHERE, seen, scores if beta is None else mul(scores, beta), 0.0)

@@ -1,0 +1,229 @@
+"""What the programs of a chunked scan share: chunk sizes, scratch between them, and loads of one chunk.
+
+Tokens lie in chunks of ``Schedule.rows``; consecutive chunks make a segment, of which there are ``Schedule.splits``.
+Log-decays are kept as base-2 logarithms, summed up from the start of the own chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsec.lower.scalars import add, least, mul
+from sparsec.plan.scan_specs import Operand, Scan, Writes
+from sparsec.scalar.expr import Expr, var
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Program, Tensor
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+CHUNKS = "SCAN_CHUNKS"
+"""The launch parameter with the number of chunks."""
+
+SPAN = "SCAN_SPAN"
+"""The launch parameter with the chunks of a segment."""
+
+PADDED = "SCAN_PADDED"
+"""The launch parameter with the tokens of all chunks, those past the last one too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """A scan under a schedule: its tensors and its scratch.
+
+    Attributes:
+        name: what the names of programs and scratch begin with.
+    """
+
+    name: str
+    writes: Writes
+    schedule: Schedule
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a chunk."""
+        return self.schedule.rows
+
+    @property
+    def splits(self) -> int:
+        """Segments."""
+        return self.schedule.splits
+
+    @property
+    def delta(self) -> bool:
+        """Whether a write depends on what the state answers."""
+        return self.writes.rule == "delta"
+
+    @property
+    def decays(self) -> bool:
+        """Whether states fade."""
+        return self.writes.decay is not None
+
+    @property
+    def columns(self) -> int:
+        """Value columns of a program."""
+        w = self.writes
+        return min(self.schedule.value_block or power(w.cols), power(w.cols))
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of value columns."""
+        return -(-self.writes.cols // self.columns)
+
+    @property
+    def sums(self) -> Tensor:
+        """Decays summed from the start of the chunk, the token's own included; fp32 ``[B,HKV,tokens]``."""
+        return Tensor(f"{self.name}_sums", "float32", ("B", self.writes.heads, PADDED))
+
+    @property
+    def solved(self) -> Tensor:
+        """(I + A)⁻¹ − I of each chunk in the dtype of the keys ``[B,HKV,tokens,chunk]``."""
+        return Tensor(f"{self.name}_solved", self.writes.k.dtype, ("B", self.writes.heads, PADDED, self.chunk))
+
+    @property
+    def ends(self) -> Tensor:
+        """What each segment leaves of a zero state, and beside it (delta rules) of a unit matrix; fp32."""
+        w = self.writes
+        wide = self.tiles * self.columns + (power(w.rows) if self.delta else 0)
+        return Tensor(f"{self.name}_ends", "float32", ("B", w.heads, self.splits, w.rows, wide))
+
+    @property
+    def fades(self) -> Tensor:
+        """The decay over each segment; fp32 ``[B,HKV,segments]``."""
+        return Tensor(f"{self.name}_fades", "float32", ("B", self.writes.heads, self.splits))
+
+    @property
+    def starts(self) -> Tensor:
+        """The states before each segment; fp32."""
+        w = self.writes
+        return Tensor(f"{self.name}_starts", "float32", ("B", w.heads, self.splits, w.rows, w.cols))
+
+    def tensor(self, operand: Operand, heads: int, *dims: int) -> Tensor:
+        """A tensor per token."""
+        return Tensor(operand.name, operand.dtype, ("B", self.writes.length, heads, *dims))
+
+    def params(self) -> tuple[tuple[str, Expr], ...]:
+        """The launch parameters beyond the spec's."""
+        chunks = (var(self.writes.length) + (self.chunk - 1)) // self.chunk
+        return (CHUNKS, chunks), (SPAN, (chunks + (self.splits - 1)) // self.splits), (PADDED, chunks * self.chunk)
+
+    def program(self, builder: tile.Builder, name: str, tensors: Sequence[Tensor], grid: Sequence[tile.Value]) -> Program:
+        """The finished program ``<name of the scan>_<name>``."""
+        used = {t.name: t for t in tensors}
+        names = dict.fromkeys(["B", self.writes.length, CHUNKS, SPAN])
+        title = f"{self.name}_{name}" if name else self.name
+        return builder.program(title, list(used.values()), [(n, "int32") for n in names], grid)
+
+
+def power(size: int) -> int:
+    """The smallest power of two that is not less, at least 16."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def refusal(writes: Writes, schedule: Schedule) -> str | None:
+    """Why a scan has no chunk form here, in a sentence; None where it has."""
+    if writes.rule not in ("additive", "delta") or writes.decay_kind not in ("none", "scalar"):
+        return f"rule {writes.rule!r} with decay {writes.decay_kind!r} has no chunk form; use order 'token'"
+    if writes.rule == "delta" and writes.decay_kind != "none" and writes.reads != "decayed":
+        return "a delta rule that reads the undecayed state has no chunk form; use order 'token'"
+    if writes.k.dtype != writes.v.dtype:
+        return f"keys are {writes.k.dtype} and values {writes.v.dtype}; the chunk form multiplies equal dtypes"
+    chunk = schedule.rows
+    if chunk & (chunk - 1) or not 16 <= chunk <= 256:
+        return f"chunks of {chunk} tokens; use 16, 32, 64, 128 or 256"
+    if writes.rule == "delta" and chunk > 64:
+        return f"chunks of {chunk} tokens; the triangular solve takes up to 64"
+    return None
+
+
+def checked(name: str, writes: Writes, schedule: Schedule) -> Chunked:
+    """The scan in chunks; ScheduleError where there is no such form."""
+    if sentence := refusal(writes, schedule):
+        raise ScheduleError(sentence)
+    return Chunked(name, writes, schedule)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One chunk of one state head, inside a program.
+
+    Attributes:
+        number: which one, from the start of the sequence.
+    """
+
+    own: Chunked
+    batch: Node
+    head: Node
+    number: Node
+
+    def token(self, axis: Axis) -> Node:
+        """Positions of the chunk's tokens."""
+        return add(mul(self.number, self.own.chunk), tile.iota(axis))
+
+    def rows(self, tensor: Tensor, head: Node, tokens: Axis, column: Node, limit: int = 0) -> Node:
+        """A tile of a tensor per token; 0 past the last token, and from column ``limit`` on."""
+        bounds: dict[int, tile.Value] = {1: tile.param(self.own.writes.length)}
+        if limit:
+            bounds[3] = limit
+        return tile.load(tensor, self.batch, self.token(tokens), head, column, bounds=bounds)
+
+    def sums(self, axis: Axis) -> Node:
+        """The decays summed up to each token, its own included."""
+        return tile.load(self.own.sums, self.batch, self.head, self.token(axis))
+
+    def total(self) -> Node:
+        """The decay over the chunk."""
+        last = add(mul(self.number, self.own.chunk), self.own.chunk - 1)
+        return tile.load(self.own.sums, self.batch, self.head, last)
+
+    def beta(self, axis: Axis) -> Node | None:
+        """The write strengths in fp32; 0 past the last token."""
+        w = self.own.writes
+        if w.beta is None:
+            return None
+        tensor, bounds = self.own.tensor(w.beta, w.heads), {1: tile.param(w.length)}
+        return tile.cast(tile.load(tensor, self.batch, self.token(axis), self.head, bounds=dict(bounds)), "float32")
+
+    def left(self, axis: Axis) -> Node | None:
+        """What is left at the end of the chunk of a write by each token."""
+        return power_of_two(tile.apply(Fn.SUB, self.total(), self.sums(axis))) if self.own.decays else None
+
+
+def power_of_two(x: Node) -> Node:
+    """2^x of what is at most 0, up to rounding."""
+    return tile.apply(Fn.EXP2, tile.apply(Fn.MINIMUM, x, 0.0))
+
+
+def times(*factors: Node | None) -> Node | None:
+    """The product of what is there."""
+    found = [f for f in factors if f is not None]
+    made = found[0] if found else None
+    for factor in found[1:]:
+        assert made is not None
+        made = mul(made, factor)
+    return made
+
+
+def scaled(x: Node, *factors: Node | None) -> Node:
+    """x times whatever factors are there, in fp32, back in its own dtype."""
+    factor = times(*factors)
+    return x if factor is None else tile.cast(mul(tile.cast(x, "float32"), factor), x.dtype)
+
+
+def halves(x: Node, dtype: str) -> list[Node]:
+    """fp32 as the sum of two values of a half precision; as it is where ``dtype`` is fp32."""
+    if dtype == "float32":
+        return [x]
+    high = tile.cast(x, dtype)
+    return [high, tile.cast(tile.apply(Fn.SUB, x, tile.cast(high, "float32")), dtype)]
+
+
+def column_limit(size: int, reach: int) -> int:
+    """The bound of a column index that reaches ``reach``; 0 where it needs none."""
+    return size if reach > size else 0
+
+
+def segment_bounds(own: Chunked, segment: Node) -> tuple[Node, Node]:
+    """The first chunk of a segment and the one after its last."""
+    first = mul(segment, tile.param(SPAN))
+    return first, least(add(first, tile.param(SPAN)), tile.param(CHUNKS))

@@ -1,0 +1,101 @@
+"""One step of a state over a chunk: what it answers, what is written, and the state after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, halves, power, power_of_two, scaled, times
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """The axes of a program that walks over chunks: queries, key dims, keys and value columns."""
+
+    queries: Axis
+    dims: Axis
+    keys: Axis
+    columns: Axis
+
+
+def axes(builder: tile.Builder, own: Chunked) -> Axes:
+    """Declared in the order in which products need no transposed tile."""
+    c, d = builder.axis("c", own.chunk), builder.axis("d", power(own.writes.rows))
+    return Axes(c, d, builder.axis("n", own.chunk), builder.axis("e", own.columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """A program's walk over the chunks of one head and tile of columns.
+
+    Attributes:
+        column: indices of the value columns, ``reach`` more than the largest that any program has.
+    """
+
+    own: Chunked
+    axes: Axes
+    column: Node
+    reach: int
+
+    def keys(self, chunk: Chunk) -> Node:
+        """K of the chunk as ``[d,n]``."""
+        w = self.own.writes
+        tensor = self.own.tensor(w.k, w.heads, w.rows)
+        return chunk.rows(tensor, chunk.head, self.axes.keys, tile.iota(self.axes.dims), self.row_limit)
+
+    @property
+    def row_limit(self) -> int:
+        """The bound of key dims, where they are padded."""
+        return column_limit(self.own.writes.rows, self.axes.dims.size)
+
+    def values(self, chunk: Chunk) -> Node:
+        """V of the chunk as ``[n,e]``; 0 in columns that V does not have."""
+        w = self.own.writes
+        tensor = self.own.tensor(w.v, w.heads, w.cols)
+        return chunk.rows(tensor, chunk.head, self.axes.keys, self.column, column_limit(w.cols, self.reach))
+
+    def written(self, chunk: Chunk, keys: Node, state: Node) -> Node:
+        """The values as they are written ``[n,e]``; of a delta rule what the state does not know yet, in fp32."""
+        values = self.values(chunk)
+        if not self.own.delta:
+            return values
+        a, precision = self.axes, self.own.schedule.precision
+        known = tile.dot(keys, tile.cast(state, keys.dtype), a.dims, precision=precision)
+        fade = power_of_two(chunk.sums(a.keys)) if self.own.decays else None
+        known = known if fade is None else mul(known, fade)
+        surprise = times(sub(tile.cast(values, "float32"), known), chunk.beta(a.keys))
+        assert surprise is not None
+        solved = tile.load(self.own.solved, chunk.batch, chunk.head, chunk.token(a.queries), tile.iota(a.keys))
+        start = tile.rename(surprise, a.keys, a.queries)
+        found = tile.dot(solved, tile.cast(surprise, keys.dtype), a.keys, start, precision)
+        return tile.rename(found, a.queries, a.keys)
+
+    def after(self, chunk: Chunk, keys: Node, written: Node, state: Node) -> Node:
+        """The state after the chunk."""
+        a, beta = self.axes, None if self.own.delta else chunk.beta(self.axes.keys)
+        state = mul(state, power_of_two(chunk.total())) if self.own.decays else state
+        for part in self.parts(written, chunk.left(a.keys), beta):
+            state = tile.dot(keys, part, a.keys, state, self.own.schedule.precision)
+        return state
+
+    def parts(self, written: Node, *factors: Node | None) -> list[Node]:
+        """Written values times some factors as operands of a product: two where rounding once would cost too much."""
+        if not self.own.delta:
+            return [scaled(written, *factors)]
+        return halves(times(written, *factors) or written, self.own.writes.k.dtype)
+
+    def tensors(self) -> list[Tensor]:
+        """What the walk reads."""
+        w, own = self.own.writes, self.own
+        found = [own.tensor(w.k, w.heads, w.rows), own.tensor(w.v, w.heads, w.cols)]
+        found += [own.tensor(w.beta, w.heads)] if w.beta is not None else []
+        return found + [own.sums] * own.decays + [own.solved] * own.delta
+
+
+def walk(builder: tile.Builder, own: Chunked, tile_number: Node, tiles: int) -> Walk:
+    """The walk of one of ``tiles`` tiles of columns."""
+    made = axes(builder, own)
+    column = add(mul(tile_number, own.columns), tile.iota(made.columns))
+    return Walk(own, made, column, tiles * own.columns)

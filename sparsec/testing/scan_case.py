@@ -1,0 +1,119 @@
+"""Small scans with drawn inputs, and what they give token by token in fp64: the truth of their chunked lowerings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparsec.plan.scan_specs import Operand, Read, Scan, Writes
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One scan and its sizes.
+
+    Attributes:
+        gates: how log-decays are drawn: "mild", or "hard" with gates of exactly 0 and 1 among them.
+    """
+
+    rule: str = "additive"
+    decay: str = "none"
+    beta: bool = False
+    initial: bool = False
+    final: bool = False
+    when: str = "after"
+    batch: int = 1
+    length: int = 37
+    heads: int = 2
+    state_heads: int = 1
+    rows: int = 16
+    cols: int = 16
+    dtype: str = "float32"
+    gates: str = "mild"
+    scale: float = 0.25
+
+    @property
+    def params(self) -> dict[str, int]:
+        """Launch parameters."""
+        return {"B": self.batch, "N": self.length}
+
+    def scan(self) -> Scan:
+        """Its spec."""
+        writes = Writes(
+            Operand("k", self.dtype), Operand("v", self.dtype), self.state_heads, self.rows, self.cols, self.rule,
+            decay_kind=self.decay, beta=Operand("beta", self.dtype) if self.beta else None,
+            decay=None if self.decay == "none" else Operand("g", "float32"), initial="h0" if self.initial else None,
+        )  # fmt: skip
+        read = Read(Operand("q", self.dtype), Operand("o", self.dtype), self.heads, self.scale, self.when)
+        return Scan("scan", writes, (read,), self.dtype, "ht" if self.final else None)
+
+    def draw(self, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
+        """Inputs, and cotangents "do" and "dht"; keys of delta rules have length 1."""
+        random = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=random, device=device)
+
+        lead, dtype = (self.batch, self.length), getattr(torch, self.dtype)
+        states = (self.batch, self.state_heads, self.rows, self.cols)
+        keys = normal(*lead, self.state_heads, self.rows)
+        keys = torch.nn.functional.normalize(keys, dim=-1) if self.rule == "delta" else keys
+        found = {"q": normal(*lead, self.heads, self.rows), "k": keys}
+        found |= {"v": normal(*lead, self.state_heads, self.cols), "do": normal(*lead, self.heads, self.cols)}
+        found = {name: x.to(dtype) for name, x in found.items()}
+        if self.beta:
+            found["beta"] = torch.sigmoid(normal(*lead, self.state_heads)).to(dtype)
+        if self.decay != "none":
+            found["g"] = self._gates(normal(*lead, self.state_heads, *([self.rows] * (self.decay == "key"))))
+        found |= {"h0": normal(*states)} if self.initial else {}
+        return found | ({"dht": normal(*states)} if self.final else {})
+
+    def _gates(self, drawn: Tensor) -> Tensor:
+        mild = torch.nn.functional.logsigmoid(drawn + 3)
+        if self.gates == "mild":
+            return mild
+        hard = torch.where(drawn > 1.0, 0.0, mild)
+        return torch.where(drawn < -1.0, -torch.inf, hard)
+
+    def outputs(self, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
+        """Empty outputs, full of NaN."""
+        out = torch.full((self.batch, self.length, self.heads, self.cols), torch.nan, dtype=dtype, device=device)
+        states = (self.batch, self.state_heads, self.rows, self.cols)
+        last = {"ht": torch.full(states, torch.nan, device=device)} if self.final else {}
+        return {"o": out} | last
+
+    def exact(self) -> Setting:
+        """The same in fp32."""
+        return replace(self, dtype="float32")
+
+
+def truth(s: Setting, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs "o" and "ht" in fp64, and the gradients "dq", "dk", … of <o, do> + <ht, dht>."""
+    leaves = {n: t.double().requires_grad_() for n, t in x.items() if n not in ("do", "dht")}
+    out, last = _scan(s, leaves)
+    loss = (out * x["do"].double()).sum()
+    loss = loss + (last * x["dht"].double()).sum() if s.final else loss
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    found = {"o": out.detach(), "ht": last.detach()}
+    return found | {f"d{n}": g for n, g in zip(leaves, grads, strict=True) if g is not None}
+
+
+def _scan(s: Setting, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    group, state = s.heads // s.state_heads, x.get("h0")
+    if state is None:
+        state = torch.zeros(s.batch, s.state_heads, s.rows, s.cols, dtype=torch.float64, device=x["q"].device)
+    outputs = []
+    for t in range(s.length):
+        k, v = x["k"][:, t], x["v"][:, t]
+        if s.decay != "none":
+            gate = x["g"][:, t].exp()
+            state = state * (gate[..., None, None] if s.decay == "scalar" else gate[..., None])
+        before = state
+        value = v - torch.einsum("bhde,bhd->bhe", state, k) if s.rule == "delta" else v
+        value = value * x["beta"][:, t][..., None] if s.beta else value
+        state = state + k[..., :, None] * value[..., None, :]
+        seen = (state if s.when == "after" else before).repeat_interleave(group, 1)
+        outputs.append(s.scale * torch.einsum("bhde,bhd->bhe", seen, x["q"][:, t]))
+    return torch.stack(outputs, 1), state
