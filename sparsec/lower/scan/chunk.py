@@ -1,4 +1,4 @@
-"""Scans chunk by chunk, for GPUs: products of tiles inside a chunk, a state from one to the next, segments side by side.
+"""Scans chunk by chunk, for GPUs: products of tiles in a chunk, a state from one to the next, segments side by side.
 
 Programs in turn: decays summed per chunk; (delta rules) triangular solves; with several segments, what each makes of a
 state, and the states before them; outputs, which walk over each segment again from the right state. No state of a chunk

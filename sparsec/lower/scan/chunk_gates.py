@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, Chunked
 from sparsec.lower.scalars import add, mul
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, Chunked
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program

@@ -2,14 +2,14 @@
 
     O = scale (e^Γ Q M + tril(Q Kᵀ e^{Γ_i − Γ_j}) W)        M <- e^Γ_C M + (K e^{Γ_C − Γ})ᵀ W
 
-with the written values W: beta V, or of a delta rule (I + A)⁻¹ beta (V − e^Γ K M).
+with the written values W: beta V, or of a delta rule beta (I + A)⁻¹ (V − e^Γ K M).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk_segments import initial_state, store_final
 from sparsec.lower.scan.chunk_state import Axes, Walk, walk
@@ -84,5 +84,5 @@ def weighted(own: Chunked, chunk: Chunk, a: Axes, scores: Node, when: str) -> No
     seen = tile.apply(Fn.LE, n, c) if when == "after" else tile.apply(Fn.LT, n, c)
     if own.decays:
         scores = mul(scores, power_of_two(sub(chunk.sums(a.queries), chunk.sums(a.keys))))
-    beta = None if own.delta else chunk.beta(a.keys)
+    beta = chunk.beta(a.keys)
     return tile.apply(Fn.WHERE, seen, scores if beta is None else mul(scores, beta), 0.0)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, least, mul
-from sparsec.plan.scan_specs import Operand, Scan, Writes
+from sparsec.plan.scan_specs import Operand, Writes
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -107,7 +107,9 @@ class Chunked:
         chunks = (var(self.writes.length) + (self.chunk - 1)) // self.chunk
         return (CHUNKS, chunks), (SPAN, (chunks + (self.splits - 1)) // self.splits), (PADDED, chunks * self.chunk)
 
-    def program(self, builder: tile.Builder, name: str, tensors: Sequence[Tensor], grid: Sequence[tile.Value]) -> Program:
+    def program(
+        self, builder: tile.Builder, name: str, tensors: Sequence[Tensor], grid: Sequence[tile.Value]
+    ) -> Program:
         """The finished program ``<name of the scan>_<name>``."""
         used = {t.name: t for t in tensors}
         names = dict.fromkeys(["B", self.writes.length, CHUNKS, SPAN])

@@ -58,7 +58,7 @@ def _unit(at: Walk) -> Node:
     if not at.own.delta:
         return nothing
     diagonal = tile.apply(Fn.EQ, sub(at.column, at.own.tiles * at.own.columns), tile.iota(at.axes.dims))
-    return tile.apply(Fn.WHERE, diagonal, add(nothing, 1.0), nothing)
+    return tile.apply(Fn.WHERE, diagonal, tile.full(1.0, *nothing.axes), nothing)
 
 
 def lower_starts(own: Chunked, final: str | None) -> Program:
@@ -66,7 +66,11 @@ def lower_starts(own: Chunked, final: str | None) -> Program:
     w = own.writes
     with tile.Builder() as builder:
         size = min(_COMBINED, power(w.cols))
-        rows, dims, columns = builder.axis("r", power(w.rows)), builder.axis("d", power(w.rows)), builder.axis("e", size)
+        rows, dims, columns = (
+            builder.axis("r", power(w.rows)),
+            builder.axis("d", power(w.rows)),
+            builder.axis("e", size),
+        )
         tiles = -(-w.cols // size)
         head, batch = tile.program_id(1), tile.program_id(2)
         column, row = add(mul(tile.program_id(0), size), tile.iota(columns)), tile.iota(dims)

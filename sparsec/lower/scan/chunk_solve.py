@@ -1,4 +1,4 @@
-"""L = (I + A)⁻¹ − I of every chunk of a delta rule, A strictly lower: A_ij = beta_i (k_i·k_j) e^{Γ_i − Γ_j}.
+"""L = (I + A)⁻¹ − I of every chunk of a delta rule, A strictly lower: A_ij = beta_j (k_i·k_j) e^{Γ_i − Γ_j}.
 
 What L is multiplied with is added to the product in fp32, so that rounding L costs little.
 
@@ -72,7 +72,7 @@ class _Solver:
             since = sub(self._per_token(own.sums, i, self.rows), self._per_token(own.sums, j, self.columns))
             found = mul(found, power_of_two(since))
         if w.beta is not None:
-            found = mul(found, self._per_token(own.tensor(w.beta, w.heads), i, self.rows))
+            found = mul(found, self._per_token(own.tensor(w.beta, w.heads), j, self.columns))
         if i > j:
             return found
         below = tile.apply(Fn.LT, tile.iota(self.columns), tile.iota(self.rows))
@@ -82,7 +82,7 @@ class _Solver:
         """The inverses of the diagonal blocks: row i is e_i minus row i of A times the rows before it."""
         given = [self.given[b, b] for b in range(self.count)]
         r, s = tile.iota(self.rows), tile.iota(self.columns)
-        unit = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, r, s), add(mul(given[0], 0.0), 1.0), 0.0)
+        unit = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, r, s), tile.full(1.0, self.rows, self.columns), 0.0)
 
         def visit(i: Node, *found: Node) -> Sequence[Node]:
             return [self._next_row(i, a, x) for a, x in zip(given, found, strict=True)]

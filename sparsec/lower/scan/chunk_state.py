@@ -57,7 +57,7 @@ class Walk:
         return chunk.rows(tensor, chunk.head, self.axes.keys, self.column, column_limit(w.cols, self.reach))
 
     def written(self, chunk: Chunk, keys: Node, state: Node) -> Node:
-        """The values as they are written ``[n,e]``; of a delta rule what the state does not know yet, in fp32."""
+        """What is written ``[n,e]``, without beta: V or, in fp32, what a delta rule's state does not know of it."""
         values = self.values(chunk)
         if not self.own.delta:
             return values
@@ -65,8 +65,7 @@ class Walk:
         known = tile.dot(keys, tile.cast(state, keys.dtype), a.dims, precision=precision)
         fade = power_of_two(chunk.sums(a.keys)) if self.own.decays else None
         known = known if fade is None else mul(known, fade)
-        surprise = times(sub(tile.cast(values, "float32"), known), chunk.beta(a.keys))
-        assert surprise is not None
+        surprise = sub(tile.cast(values, "float32"), known)
         solved = tile.load(self.own.solved, chunk.batch, chunk.head, chunk.token(a.queries), tile.iota(a.keys))
         start = tile.rename(surprise, a.keys, a.queries)
         found = tile.dot(solved, tile.cast(surprise, keys.dtype), a.keys, start, precision)
@@ -74,9 +73,9 @@ class Walk:
 
     def after(self, chunk: Chunk, keys: Node, written: Node, state: Node) -> Node:
         """The state after the chunk."""
-        a, beta = self.axes, None if self.own.delta else chunk.beta(self.axes.keys)
+        a = self.axes
         state = mul(state, power_of_two(chunk.total())) if self.own.decays else state
-        for part in self.parts(written, chunk.left(a.keys), beta):
+        for part in self.parts(written, chunk.left(a.keys), chunk.beta(a.keys)):
             state = tile.dot(keys, part, a.keys, state, self.own.schedule.precision)
         return state
 

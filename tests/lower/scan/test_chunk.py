@@ -1,0 +1,111 @@
+"""Chunked scans against the token-by-token truth: exactly, in half precision, under Triton's interpreter, compiled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from sparsec.lower.scan import chunk
+from sparsec.testing.ahead import job, misfits, wide_dots
+from sparsec.testing.scan_case import Setting, truth
+from sparsec.testing.scratch import with_scratch
+from sparsec.tile.interpreter import interpret
+from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.verify import verify
+
+RULES = {
+    "linear": Setting("additive"),
+    "fading": Setting("additive", "scalar"),
+    "weighted": Setting("additive", "scalar", beta=True),
+    "delta": Setting("delta", beta=True),
+    "unweighted delta": Setting("delta"),
+    "gated delta": Setting("delta", "scalar", beta=True),
+}
+ODD: dict[str, Any] = {
+    "initial": True,
+    "final": True,
+    "length": 75,
+    "rows": 48,
+    "cols": 80,
+    "batch": 2,
+    "heads": 2,
+    "state_heads": 1,
+}
+BF16 = 0.003
+
+
+def found(s: Setting, schedule: Schedule) -> dict[str, float]:
+    """Root-mean-square errors over root-mean-square truth in the tile interpreter; fp32 is computed exactly."""
+    mode: Literal["exact", "storage"] = "exact" if s.dtype == "float32" else "storage"
+    lowered, given = chunk.lower(s.scan(), schedule), s.draw()
+    x = given if mode == "storage" else {name: t.double() for name, t in given.items()}
+    out = s.outputs(torch.float64 if mode == "exact" else getattr(torch, s.dtype))
+    out |= {"ht": out["ht"].double()} if s.final and mode == "exact" else {}
+    every, dims = with_scratch(lowered, {**x, **out}, s.params, mode)
+    for step in lowered.steps:
+        verify(step.program)
+        interpret(step.program, every, dims, mode)
+    want = truth(s, given)
+    return {name: float((every[name].double() - want[name]).norm() / want[name].norm()) for name in out}
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("rule", RULES)
+def test_chunks_agree_with_tokens(rule: str, splits: int) -> None:
+    errors = found(replace(RULES[rule], **ODD), Schedule(order="chunk", rows=16, value_block=32, splits=splits))
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("rule", ["weighted", "gated delta"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_gates_at_zero_and_one(rule: str, when: str) -> None:
+    s = replace(RULES[rule], gates="hard", when=when, length=100, final=True)
+    for splits in (1, 2):
+        errors = found(s, Schedule(order="chunk", rows=32, splits=splits))
+        assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17])
+def test_short_sequences(length: int) -> None:
+    s = replace(RULES["gated delta"], length=length, initial=True, final=True)
+    errors = found(s, Schedule(order="chunk", rows=16, splits=4))
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("rule", ["fading", "delta", "gated delta"])
+def test_half_precision(rule: str) -> None:
+    s = replace(RULES[rule], rows=128, cols=64, length=192, heads=1, dtype="bfloat16", initial=True, final=True)
+    errors = found(s, Schedule(order="chunk", rows=64, value_block=32, splits=2))
+    assert max(errors.values()) < BF16, errors
+
+
+def test_what_has_no_chunk_form() -> None:
+    with pytest.raises(ScheduleError, match="use order 'token'"):
+        chunk.lower(replace(RULES["fading"], decay="key").scan(), Schedule(order="chunk", rows=16))
+    with pytest.raises(ScheduleError, match="triangular solve takes up to 64"):
+        chunk.lower(RULES["delta"].scan(), Schedule(order="chunk", rows=128))
+
+
+def test_triton_interpreter(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sparsec.testing.scan_interpreter", str(tmp_path)]
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors = json.loads(done.stdout.splitlines()[-1])
+    assert max(errors.values()) < 1e-5, errors
+
+
+def test_compiled_for_a_gpu(tmp_path: Path) -> None:
+    s = replace(RULES["gated delta"], rows=128, cols=128, heads=16, state_heads=16, dtype="bfloat16", final=True)
+    schedule = Schedule(order="chunk", rows=64, value_block=32, splits=8, warps=4, stages=1)
+    steps = chunk.lower(s.scan(), schedule).steps
+    wanted = [(p.program.name, wide_dots(p.program), job(p.program, p.schedule, "sm_90")) for p in steps]
+    assert not misfits(wanted, "sm_90", tmp_path)
