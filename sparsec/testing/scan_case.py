@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparsec.plan.scan_specs import Operand, Read, Scan, Writes
+from sparsec.plan.scan_specs import Operand, Read, Scan, ScanGrad, Writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,22 @@ class Setting:
         states = (self.batch, self.state_heads, self.rows, self.cols)
         last = {"ht": torch.full(states, torch.nan, device=device)} if self.final else {}
         return {"o": out} | last
+
+    def grad(self) -> ScanGrad:
+        """The spec of all its gradients."""
+        beta = Operand("dbeta", self.dtype) if self.beta else None
+        decay = None if self.decay == "none" else Operand("dg", "float32")
+        return ScanGrad(
+            "grad", self.scan(), (Operand("do", self.dtype),), "dht" if self.final else None,
+            (Operand("dq", self.dtype),), Operand("dk", self.dtype), Operand("dv", self.dtype), beta, decay,
+            grad_initial="dh0" if self.initial else None,
+        )  # fmt: skip
+
+    def gradients(self, device: str = "cpu") -> dict[str, Tensor]:
+        """Empty gradients, full of NaN."""
+        x = self.draw(0, device)
+        names = ("q", "k", "v", "beta", "g", "h0")
+        return {f"d{n}": torch.full_like(x[n], torch.nan) for n in names if n in x}
 
     def exact(self) -> Setting:
         """The same in fp32."""

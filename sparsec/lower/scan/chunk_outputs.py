@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import mul, sub
-from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds, times
 from sparsec.lower.scan.chunk_segments import initial_state, store_final
 from sparsec.lower.scan.chunk_state import Axes, Walk, walk
 from sparsec.plan.scan_specs import Read
@@ -63,7 +63,8 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node) -> Node
     q = chunk.rows(_queries(own, read), query, a.queries, tile.iota(a.dims), at.row_limit)
     keys = at.keys(chunk)
     written = at.written(chunk, keys, state)
-    scores = weighted(own, chunk, a, tile.dot(q, keys, a.dims, precision=precision), read.when)
+    scores = visible(own, chunk, a, tile.dot(q, keys, a.dims, precision=precision), read.when)
+    scores = times(scores, chunk.beta(a.keys)) or scores
     far = tile.dot(q, tile.cast(state, q.dtype), a.dims, precision=precision)
     if own.decays:
         far = mul(far, power_of_two(chunk.sums(a.queries)))
@@ -78,11 +79,10 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node) -> Node
     return at.after(chunk, keys, written, state)
 
 
-def weighted(own: Chunked, chunk: Chunk, a: Axes, scores: Node, when: str) -> Node:
-    """Scores ``[c,n]`` of the tokens that a query sees, faded since they were written, times their strength."""
+def visible(own: Chunked, chunk: Chunk, a: Axes, scores: Node, when: str) -> Node:
+    """Scores of the tokens that a query sees, faded since they were written; 0 for the others."""
     c, n = tile.iota(a.queries), tile.iota(a.keys)
     seen = tile.apply(Fn.LE, n, c) if when == "after" else tile.apply(Fn.LT, n, c)
     if own.decays:
         scores = mul(scores, power_of_two(sub(chunk.sums(a.queries), chunk.sums(a.keys))))
-    beta = chunk.beta(a.keys)
-    return tile.apply(Fn.WHERE, seen, scores if beta is None else mul(scores, beta), 0.0)
+    return tile.apply(Fn.WHERE, seen, scores, 0.0)

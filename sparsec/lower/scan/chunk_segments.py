@@ -7,6 +7,7 @@ matrix ``[D,D]``, which comes of a unit matrix under the same writes with values
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, halves, power, power_of_two, segment_bounds
@@ -24,7 +25,7 @@ def lower_ends(own: Chunked) -> Program:
     w = own.writes
     extra = power(w.rows) // own.columns if own.delta else 0
     with tile.Builder() as builder:
-        segment, batch, head = tile.program_id(0), *_batch_and_head(own)
+        segment, batch, head = tile.program_id(0), *batch_and_head(own)
         at = walk(builder, own, tile.program_id(1), own.tiles + extra)
         first, last = segment_bounds(own, segment)
 
@@ -46,7 +47,7 @@ def lower_ends(own: Chunked) -> Program:
         return own.program(builder, "ends", tensors, grid)
 
 
-def _batch_and_head(own: Chunked) -> tuple[Node, Node]:
+def batch_and_head(own: Chunked) -> tuple[Node, Node]:
     """Of the grid's last dimension."""
     both = tile.program_id(2)
     return tile.apply(Fn.TRUNCDIV, both, own.writes.heads), tile.apply(Fn.TRUNCMOD, both, own.writes.heads)
@@ -61,50 +62,88 @@ def _unit(at: Walk) -> Node:
     return tile.apply(Fn.WHERE, diagonal, tile.full(1.0, *nothing.axes), nothing)
 
 
+@dataclass(frozen=True, slots=True)
+class Combining:
+    """One (tile of columns, head, batch) of a program that combines the transitions of all segments.
+
+    Attributes:
+        limits: bounds of the last two dimensions of a state per segment.
+    """
+
+    own: Chunked
+    rows: Axis
+    dims: Axis
+    columns: Axis
+    tiles: int
+
+    @property
+    def batch(self) -> Node:
+        """The batch entry."""
+        return tile.program_id(2)
+
+    @property
+    def head(self) -> Node:
+        """The state head."""
+        return tile.program_id(1)
+
+    @property
+    def row(self) -> Node:
+        """Indices of the state's rows."""
+        return tile.iota(self.dims)
+
+    @property
+    def column(self) -> Node:
+        """Indices of the state's columns."""
+        return add(mul(tile.program_id(0), self.columns.size), tile.iota(self.columns))
+
+    @property
+    def limits(self) -> dict[int, tile.Value]:
+        """Where they are padded."""
+        w = self.own.writes
+        found = {3: column_limit(w.rows, self.dims.size), 4: column_limit(w.cols, self.tiles * self.columns.size)}
+        return {dim: limit for dim, limit in found.items() if limit}
+
+    def carried(self, at: tuple[Node, Node, Node], state: Node, backwards: bool = False) -> Node:
+        """P M of one segment, or Pᵀ M."""
+        own, rows, dims = self.own, self.rows, self.dims
+        if not own.delta:
+            return mul(state, power_of_two(tile.load(own.fades, *at))) if own.decays else state
+        w, (left, right) = own.writes, (dims, rows) if backwards else (rows, dims)
+        limits: dict[int, tile.Value] = {3: w.rows} if rows.size > w.rows else {}
+        column = add(tile.iota(right), own.tiles * own.columns)
+        transition = halves(tile.load(own.ends, *at, tile.iota(left), column, bounds=limits), w.k.dtype)
+        return tile.rename(_product(transition, halves(state, w.k.dtype), dims), rows, dims)
+
+    def tensors(self) -> list[Tensor]:
+        """What transitions are read from."""
+        return [self.own.ends] * self.own.delta + [self.own.fades] * (self.own.decays and not self.own.delta)
+
+
+def combining(builder: tile.Builder, own: Chunked) -> Combining:
+    """The axes of a program that combines transitions."""
+    w = own.writes
+    size = min(_COMBINED, power(w.cols))
+    rows, dims = builder.axis("r", power(w.rows)), builder.axis("d", power(w.rows))
+    return Combining(own, rows, dims, builder.axis("e", size), -(-w.cols // size))
+
+
 def lower_starts(own: Chunked, final: str | None) -> Program:
     """The states before each segment, and the last ones; one (tile of columns, head, batch) per grid point."""
-    w = own.writes
     with tile.Builder() as builder:
-        size = min(_COMBINED, power(w.cols))
-        rows, dims, columns = (
-            builder.axis("r", power(w.rows)),
-            builder.axis("d", power(w.rows)),
-            builder.axis("e", size),
-        )
-        tiles = -(-w.cols // size)
-        head, batch = tile.program_id(1), tile.program_id(2)
-        column, row = add(mul(tile.program_id(0), size), tile.iota(columns)), tile.iota(dims)
-        limits = _limits(own, dims, tiles * size)
-        state, tensors = initial_state(own, batch, head, row, column, limits)
+        at = combining(builder, own)
+        state, tensors = initial_state(own, at.batch, at.head, at.row, at.column, at.limits)
 
         def visit(segment: Node, state: Node) -> Sequence[Node]:
-            tile.store(own.starts, batch, head, segment, row, column, value=state, bounds=dict(limits))
-            added = tile.load(own.ends, batch, head, segment, row, column, bounds=dict(limits))
-            return [add(_carried(own, (batch, head, segment), rows, dims, state), added)]
+            here = (at.batch, at.head, segment)
+            tile.store(own.starts, *here, at.row, at.column, value=state, bounds=dict(at.limits))
+            added = tile.load(own.ends, *here, at.row, at.column, bounds=dict(at.limits))
+            return [add(at.carried(here, state), added)]
 
         (last,) = tile.loop(0, own.splits, 1, [state], visit)
-        tensors += [own.ends, own.starts] + [own.fades] * (own.decays and not own.delta)
+        tensors += [own.ends, own.starts, *at.tensors()]
         if final is not None:
-            tensors.append(store_final(own, final, (batch, head, row, column), last, limits))
-        return own.program(builder, "starts", tensors, (tiles, w.heads, tile.param("B")))
-
-
-def _limits(own: Chunked, dims: Axis, reach: int) -> dict[int, tile.Value]:
-    """Bounds of the last two dimensions of a state per segment."""
-    w = own.writes
-    found = {3: column_limit(w.rows, dims.size), 4: column_limit(w.cols, reach)}
-    return {dim: limit for dim, limit in found.items() if limit}
-
-
-def _carried(own: Chunked, at: tuple[Node, Node, Node], rows: Axis, dims: Axis, state: Node) -> Node:
-    """P M of one segment."""
-    if not own.delta:
-        return mul(state, power_of_two(tile.load(own.fades, *at))) if own.decays else state
-    w = own.writes
-    row, column = tile.iota(rows), add(tile.iota(dims), own.tiles * own.columns)
-    limits: dict[int, tile.Value] = {3: w.rows} if rows.size > w.rows else {}
-    transition = tile.load(own.ends, *at, row, column, bounds=limits)
-    return tile.rename(_product(halves(transition, w.k.dtype), halves(state, w.k.dtype), dims), rows, dims)
+            tensors.append(store_final(own, final, (at.batch, at.head, at.row, at.column), last, at.limits))
+        return own.program(builder, "starts", tensors, (at.tiles, own.writes.heads, tile.param("B")))
 
 
 def _product(left: list[Node], right: list[Node], over: Axis) -> Node:

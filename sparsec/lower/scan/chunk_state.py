@@ -20,10 +20,11 @@ class Axes:
     columns: Axis
 
 
-def axes(builder: tile.Builder, own: Chunked) -> Axes:
-    """Declared in the order in which products need no transposed tile."""
-    c, d = builder.axis("c", own.chunk), builder.axis("d", power(own.writes.rows))
-    return Axes(c, d, builder.axis("n", own.chunk), builder.axis("e", own.columns))
+def axes(builder: tile.Builder, own: Chunked, order: str) -> Axes:
+    """Declared in the order in which a program's products need the fewest transposed tiles."""
+    sizes = {"c": own.chunk, "d": power(own.writes.rows), "n": own.chunk, "e": own.columns}
+    made = {name: builder.axis(name, sizes[name]) for name in order}
+    return Axes(made["c"], made["d"], made["n"], made["e"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,8 @@ class Walk:
         return found + [own.sums] * own.decays + [own.solved] * own.delta
 
 
-def walk(builder: tile.Builder, own: Chunked, tile_number: Node, tiles: int) -> Walk:
+def walk(builder: tile.Builder, own: Chunked, tile_number: Node, tiles: int, order: str = "cdne") -> Walk:
     """The walk of one of ``tiles`` tiles of columns."""
-    made = axes(builder, own)
+    made = axes(builder, own, order)
     column = add(mul(tile_number, own.columns), tile.iota(made.columns))
     return Walk(own, made, column, tiles * own.columns)

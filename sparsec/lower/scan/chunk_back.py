@@ -1,0 +1,106 @@
+"""The backward of a chunked scan under a schedule: its tensors, its scratch, and which specs have this form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.lower.scan.chunk_parts import PADDED, CHUNKS, Chunked, checked
+from sparsec.plan.scan_specs import Operand, Read, ScanGrad
+from sparsec.tile.language import Tensor
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A scan's backward.
+
+    States and their gradients at the ends of chunks are kept in the keys' dtype for the last program, which then works
+    on all chunks side by side.
+    """
+
+    spec: ScanGrad
+    own: Chunked
+
+    @property
+    def read(self) -> Read:
+        """The only read."""
+        return self.spec.forward.reads[0]
+
+    @property
+    def grad_out(self) -> Tensor:
+        """``[B,N,H,DV]``."""
+        return self.own.tensor(self.spec.grads[0], self.read.heads, self.own.writes.cols)
+
+    @property
+    def queries(self) -> Tensor:
+        """``[B,N,H,D]``."""
+        return self.own.tensor(self.read.q, self.read.heads, self.own.writes.rows)
+
+    @property
+    def states(self) -> Tensor:
+        """States before each chunk ``[B,HKV,chunks,D,DV]``."""
+        return self._per_chunk("states")
+
+    @property
+    def grad_states(self) -> Tensor:
+        """Gradients of the states after each chunk."""
+        return self._per_chunk("grad_states")
+
+    def _per_chunk(self, name: str) -> Tensor:
+        w = self.own.writes
+        return Tensor(f"{self.own.name}_{name}", w.k.dtype, ("B", w.heads, CHUNKS, w.rows, w.cols))
+
+    @property
+    def surprises(self) -> Tensor:
+        """What a delta rule writes, without beta ``[B,HKV,tokens,DV]``."""
+        w = self.own.writes
+        return Tensor(f"{self.own.name}_surprises", w.k.dtype, ("B", w.heads, PADDED, w.cols))
+
+    @property
+    def grad_values(self) -> Tensor:
+        """The gradient of v: an output, or scratch where nobody asks for it and a delta rule needs it."""
+        w = self.own.writes
+        given = self.spec.grad_v or Operand(f"{self.own.name}_grad_v", w.v.dtype)
+        return self.own.tensor(given, w.heads, w.cols)
+
+    @property
+    def grad_ends(self) -> Tensor:
+        """Gradients of the states before each segment where those after it have none; fp32."""
+        return self._per_segment("grad_ends")
+
+    @property
+    def grad_starts(self) -> Tensor:
+        """Gradients of the states after each segment; fp32."""
+        return self._per_segment("grad_starts")
+
+    def _per_segment(self, name: str) -> Tensor:
+        w = self.own.writes
+        return Tensor(f"{self.own.name}_{name}", "float32", ("B", w.heads, self.own.splits, w.rows, w.cols))
+
+    def scratch(self) -> list[Tensor]:
+        """What is written beyond what the forward's programs write."""
+        found = [self.states, self.grad_states] + [self.surprises] * self.own.delta
+        if self.own.delta and self.spec.grad_v is None:
+            found.append(self.grad_values)
+        return found + [self.grad_ends, self.grad_starts] * (self.own.splits > 1)
+
+
+def refusal(spec: ScanGrad) -> str | None:
+    """Why a backward has no chunk form beyond what the forward says, in a sentence; None where it has."""
+    reads, w = spec.forward.reads, spec.forward.writes
+    if len(reads) != 1 or reads[0].heads != w.heads:
+        heads = ", ".join(str(r.heads) for r in reads)
+        return f"reads of {heads} heads from {w.heads} states; one read of as many heads has a chunk form: use 'token'"
+    if reads[0].when != "after":
+        return "a read before the own write has no chunk form of its backward; use order 'token'"
+    if spec.grads[0].dtype != w.k.dtype or reads[0].q.dtype != w.k.dtype:
+        return f"q, k and the outputs' gradients are {reads[0].q.dtype}, {w.k.dtype}, {spec.grads[0].dtype}; use 'token'"
+    return None
+
+
+def back(spec: ScanGrad, schedule: Schedule) -> Back:
+    """The backward in chunks; ScheduleError where there is no such form."""
+    own = checked(spec.name, spec.forward.writes, schedule)
+    if sentence := refusal(spec):
+        raise ScheduleError(sentence)
+    return Back(spec, own)

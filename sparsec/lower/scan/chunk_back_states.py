@@ -1,0 +1,211 @@
+"""States before every chunk and gradients of those after it: two walks over each segment, forward and backward.
+
+With G the gradient of the state after a chunk, Y that of V, and P = tril(Q Kᵀ e^{Γ_i − Γ_j}):
+
+    dW = scale Pᵀ dO + e^{Γ_C − Γ} K G        Y = beta dW, or of a delta rule (I + A)⁻ᵀ beta dW
+    G <- e^Γ_C G + scale (e^Γ Q)ᵀ dO          and of a delta rule − (e^Γ K)ᵀ Y
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk_back import Back
+from sparsec.lower.scan.chunk_outputs import visible
+from sparsec.lower.scan.chunk_parts import Chunk, column_limit, halves, power, power_of_two, segment_bounds, times
+from sparsec.lower.scan.chunk_segments import batch_and_head, combining, initial_state
+from sparsec.lower.scan.chunk_state import Walk, walk
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program, Tensor
+
+
+def lower_states(b: Back) -> Program:
+    """The states before each chunk, and what a delta rule writes; one (segment, columns, batch and head) per point."""
+    own, w = b.own, b.own.writes
+    with tile.Builder() as builder:
+        at, (batch, head) = walk(builder, own, tile.program_id(1), own.tiles), batch_and_head(own)
+        row, limits = tile.iota(at.axes.dims), state_limits(at)
+        if own.splits == 1:
+            state, tensors = initial_state(own, batch, head, row, at.column, limits)
+        else:
+            state = tile.load(own.starts, batch, head, tile.program_id(0), row, at.column, bounds=dict(limits))
+            tensors = [own.starts]
+
+        def visit(number: Node, state: Node) -> Sequence[Node]:
+            chunk, place = Chunk(own, batch, head, number), (batch, head, number, row, at.column)
+            tile.store(b.states, *place, value=tile.cast(state, w.k.dtype), bounds=dict(limits))
+            keys = at.keys(chunk)
+            written = at.written(chunk, keys, state)
+            if own.delta:
+                bounds: dict[int, tile.Value] = {3: limits[4]} if 4 in limits else {}
+                here = (batch, head, chunk.token(at.axes.keys), at.column)
+                tile.store(b.surprises, *here, value=tile.cast(written, w.k.dtype), bounds=bounds)
+            return [at.after(chunk, keys, written, state)]
+
+        tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
+        tensors += [*at.tensors(), b.states] + [b.surprises] * own.delta
+        grid = (own.splits, own.tiles, mul(tile.param("B"), w.heads))
+        return own.program(builder, "states", tensors, grid)
+
+
+def state_limits(at: Walk) -> dict[int, tile.Value]:
+    """Bounds of the last two dimensions of a state per segment or chunk."""
+    found = {3: at.row_limit, 4: column_limit(at.own.writes.cols, at.reach)}
+    return {dim: limit for dim, limit in found.items() if limit}
+
+
+@dataclass(frozen=True, slots=True)
+class Reverse:
+    """A walk from the last chunk of a segment to its first."""
+
+    b: Back
+    at: Walk
+
+    def rows(self, chunk: Chunk, tensor: Tensor, column: Node, limit: int) -> Node:
+        """A tile per query."""
+        return chunk.rows(tensor, chunk.head, self.at.axes.queries, column, limit)
+
+    def step(self, chunk: Chunk, grad: Node) -> tuple[Node, Node | None]:
+        """The gradient of the state before the chunk; of a delta rule that of its values too."""
+        at, own, a = self.at, self.at.own, self.at.axes
+        keys, precision = at.keys(chunk), own.schedule.precision
+        q = self.rows(chunk, self.b.queries, tile.iota(a.dims), at.row_limit)
+        do = self.rows(chunk, self.b.grad_out, at.column, column_limit(own.writes.cols, at.reach))
+        faded = mul(grad, power_of_two(chunk.total())) if own.decays else grad
+        since = power_of_two(chunk.sums(a.queries)) if own.decays else None
+        shares = self._shares(do, since)
+        for part in shares:
+            faded = tile.dot(q, part, a.queries, faded, precision)
+        if not own.delta:
+            return faded, None
+        values = self._values(chunk, keys, q, do, grad)
+        since = power_of_two(chunk.sums(a.keys)) if own.decays else None
+        for part in halves(mul(times(values, since) or values, -1.0), keys.dtype):
+            faded = tile.dot(keys, part, a.keys, faded, precision)
+        return faded, values
+
+    def _shares(self, do: Node, since: Node | None) -> list[Node]:
+        """scale e^Γ dO as operands."""
+        wide = mul(times(tile.cast(do, "float32"), since) or do, self.b.read.scale)
+        return halves(wide, do.dtype) if self.b.own.delta else [tile.cast(wide, do.dtype)]
+
+    def _values(self, chunk: Chunk, keys: Node, q: Node, do: Node, grad: Node) -> Node:
+        """Y ``[n,e]``."""
+        own, a = self.at.own, self.at.axes
+        precision = own.schedule.precision
+        known = tile.dot(keys, tile.cast(grad, keys.dtype), a.dims, precision=precision)
+        left = chunk.left(a.keys)
+        known = known if left is None else mul(known, left)
+        scores = mul(visible(own, chunk, a, tile.dot(keys, q, a.dims, precision=precision), "after"), self.b.read.scale)
+        found = tile.dot(tile.cast(scores, do.dtype), do, a.queries, known, precision)
+        found = times(found, chunk.beta(a.keys)) or found
+        solved = tile.load(own.solved, chunk.batch, chunk.head, chunk.token(a.queries), tile.iota(a.keys))
+        other = tile.cast(tile.rename(found, a.keys, a.queries), keys.dtype)
+        return tile.dot(solved, other, a.queries, found, precision)
+
+    def tensors(self) -> list[Tensor]:
+        """What the walk reads."""
+        own, w = self.b.own, self.b.own.writes
+        found = [self.b.queries, self.b.grad_out] + [own.sums] * own.decays
+        if own.delta:
+            found += [own.tensor(w.k, w.heads, w.rows), own.solved]
+            found += [own.tensor(w.beta, w.heads)] if w.beta is not None else []
+        return found
+
+
+def _reverse(builder: tile.Builder, b: Back) -> Reverse:
+    return Reverse(b, walk(builder, b.own, tile.program_id(1), b.own.tiles, "dnce"))
+
+
+def lower_grad_ends(b: Back) -> Program:
+    """What each segment makes of a zero gradient of the state after it."""
+    own = b.own
+    with tile.Builder() as builder:
+        found, (batch, head) = _reverse(builder, b), batch_and_head(own)
+        first, last = segment_bounds(own, tile.program_id(0))
+
+        def visit(i: Node, grad: Node) -> Sequence[Node]:
+            return [found.step(Chunk(own, batch, head, sub(sub(last, 1), i)), grad)[0]]
+
+        zero = tile.full(0.0, found.at.axes.dims, found.at.axes.columns)
+        (grad,) = tile.loop(0, sub(last, first), 1, [zero], visit)
+        place = (batch, head, tile.program_id(0), tile.iota(found.at.axes.dims), found.at.column)
+        tile.store(b.grad_ends, *place, value=grad, bounds=state_limits(found.at))
+        grid = (own.splits, own.tiles, mul(tile.param("B"), own.writes.heads))
+        return own.program(builder, "grad_ends", [*found.tensors(), b.grad_ends], grid)
+
+
+def lower_grad_states(b: Back) -> Program:
+    """The gradients of the states after each chunk, of a delta rule those of its values, and of the first state."""
+    own, w = b.own, b.own.writes
+    with tile.Builder() as builder:
+        found, (batch, head) = _reverse(builder, b), batch_and_head(own)
+        at, row, limits = found.at, tile.iota(found.at.axes.dims), state_limits(found.at)
+        if own.splits == 1:
+            grad, tensors = final_gradient(b, (batch, head, row, at.column), limits)
+        else:
+            grad = tile.load(b.grad_starts, batch, head, tile.program_id(0), row, at.column, bounds=dict(limits))
+            tensors = [b.grad_starts]
+        first, last = segment_bounds(own, tile.program_id(0))
+
+        def visit(i: Node, grad: Node) -> Sequence[Node]:
+            chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
+            here = (batch, head, chunk.number, row, at.column)
+            tile.store(b.grad_states, *here, value=tile.cast(grad, w.k.dtype), bounds=dict(limits))
+            before, values = found.step(chunk, grad)
+            if values is not None:
+                bounds: dict[int, tile.Value] = {1: tile.param(w.length)} | ({3: limits[4]} if 4 in limits else {})
+                place = (batch, chunk.token(at.axes.keys), head, at.column)
+                tile.store(b.grad_values, *place, value=tile.cast(values, b.grad_values.dtype), bounds=bounds)
+            return [before]
+
+        (grad,) = tile.loop(0, sub(last, first), 1, [grad], visit)
+        if own.splits == 1 and b.spec.grad_initial is not None:
+            tensors.append(store_initial(b, (batch, head, row, at.column), grad, limits))
+        tensors += [*found.tensors(), b.grad_states] + [b.grad_values] * own.delta
+        grid = (own.splits, own.tiles, mul(tile.param("B"), w.heads))
+        return own.program(builder, "grad_states", tensors, grid)
+
+
+def final_gradient(
+    b: Back, place: tuple[Node, Node, Node, Node], limits: dict[int, tile.Value]
+) -> tuple[Node, list[Tensor]]:
+    """The gradient of the states after the last token, and the tensor that it comes from."""
+    w = b.own.writes
+    if b.spec.grad_final is None:
+        return tile.full(0.0, place[2].axes[0], place[3].axes[0]), []
+    tensor = Tensor(b.spec.grad_final, "float32", ("B", w.heads, w.rows, w.cols))
+    return tile.load(tensor, *place, bounds={dim - 1: limit for dim, limit in limits.items()}), [tensor]
+
+
+def store_initial(
+    b: Back, place: tuple[Node, Node, Node, Node], grad: Node, limits: dict[int, tile.Value]
+) -> Tensor:
+    """Write the gradient of the states before the first token; the tensor that has it."""
+    w = b.own.writes
+    assert b.spec.grad_initial is not None
+    tensor = Tensor(b.spec.grad_initial, "float32", ("B", w.heads, w.rows, w.cols))
+    tile.store(tensor, *place, value=grad, bounds={dim - 1: limit for dim, limit in limits.items()})
+    return tensor
+
+
+def lower_grad_starts(b: Back) -> Program:
+    """The gradients of the states after each segment, from the last segment back."""
+    own, w = b.own, b.own.writes
+    with tile.Builder() as builder:
+        at = combining(builder, own)
+        grad, tensors = final_gradient(b, (at.batch, at.head, at.row, at.column), at.limits)
+
+        def visit(i: Node, grad: Node) -> Sequence[Node]:
+            here = (at.batch, at.head, sub(own.splits - 1, i))
+            tile.store(b.grad_starts, *here, at.row, at.column, value=grad, bounds=dict(at.limits))
+            added = tile.load(b.grad_ends, *here, at.row, at.column, bounds=dict(at.limits))
+            return [add(at.carried(here, grad, backwards=True), added)]
+
+        (grad,) = tile.loop(0, own.splits, 1, [grad], visit)
+        tensors += [b.grad_ends, b.grad_starts, *at.tensors()]
+        if b.spec.grad_initial is not None:
+            tensors.append(store_initial(b, (at.batch, at.head, at.row, at.column), grad, at.limits))
+        return own.program(builder, "grad_starts", tensors, (at.tiles, w.heads, tile.param("B")))

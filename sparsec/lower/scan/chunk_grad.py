@@ -1,0 +1,31 @@
+"""Gradients of a chunked scan: states and their gradients at every chunk by two walks, then all chunks side by side.
+
+Nothing is kept from the forward: decay sums, triangular solves and states are worked out again. Memory is O(N): a state
+and its gradient per chunk, in the keys' dtype. No two programs add to one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower.inverse.index import as_scratch
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.scan import chunk, chunk_back, chunk_back_states, chunk_back_tokens
+from sparsec.plan.scan_specs import ScanGrad
+from sparsec.tile.schedule import Schedule
+
+
+def lower(spec: ScanGrad, schedule: Schedule) -> Lowered:
+    """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for."""
+    b = chunk_back.back(spec, schedule)
+    own = b.own
+    steps = chunk.prepared(own) + chunk.states(own, None)
+    steps.append(Step(chunk_back_states.lower_states(b), schedule))
+    if own.splits > 1:
+        combined = replace(schedule, warps=8 if own.delta else 4, stages=2, registers=0)
+        steps.append(Step(chunk_back_states.lower_grad_ends(b), schedule))
+        steps.append(Step(chunk_back_states.lower_grad_starts(b), combined))
+    steps.append(Step(chunk_back_states.lower_grad_states(b), schedule))
+    last = replace(schedule, warps=8, stages=1)
+    steps.append(Step(chunk_back_tokens.lower(b), last))
+    return Lowered(tuple(steps), tuple(as_scratch(t) for t in (*chunk.scratch(own), *b.scratch())), own.params())
