@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk_gates, chunk_outputs, chunk_segments, chunk_solve
+from sparsec.lower.scan import chunk_gates, chunk_keyed, chunk_outputs, chunk_segments, chunk_solve
 from sparsec.lower.scan.chunk_parts import Chunked, checked
-from sparsec.plan.scan_specs import Scan
+from sparsec.plan.scan_specs import Operand, Scan
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
@@ -23,7 +23,9 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
     own = checked(spec.name, spec.writes, schedule)
     if odd := [read.q for read in spec.reads if read.q.dtype != spec.writes.k.dtype]:
         raise ScheduleError(f"{odd[0].name} is {odd[0].dtype}, keys are {spec.writes.k.dtype}; use order 'token'")
-    steps = prepared(own) + states(own, spec.final)
+    if own.keyed and (len(spec.reads) != 1 or spec.reads[0].heads != own.writes.heads or spec.reads[0].when != "after"):
+        raise ScheduleError("decays per key channel have a chunk form with one read per state, after writes only")
+    steps = prepared(own, spec.reads[0].q if own.keyed else None) + states(own, spec.final)
     final = spec.final if own.splits == 1 else None
     for number, read in enumerate(spec.reads):
         program = chunk_outputs.lower(own, read, f"out{number}" if number else "", final)
@@ -32,9 +34,11 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch(own)), own.params())
 
 
-def prepared(own: Chunked) -> list[Step]:
-    """Decay sums and triangular solves."""
+def prepared(own: Chunked, query: Operand | None) -> list[Step]:
+    """Decay sums and triangular solves; of decays per key channel all that needs no state, for the one ``query``."""
     small = replace(own.schedule, warps=1, stages=1, descriptors=False, registers=0)
+    if query is not None:
+        return [Step(chunk_keyed.lower(own, query), replace(small, warps=4))]
     steps = [Step(chunk_gates.lower(own), small)] if own.decays else []
     return steps + ([Step(chunk_solve.lower(own), small)] if own.delta else [])
 
@@ -52,7 +56,7 @@ def states(own: Chunked, final: str | None) -> list[Step]:
 
 def scratch(own: Chunked) -> list[Tensor]:
     """The buffers between the programs."""
-    found = [own.sums] * own.decays + [own.solved] * own.delta
+    found = own.keyed_scratch() if own.keyed else [own.sums] * own.decays + [own.solved] * own.delta
     if own.splits > 1:
-        found += [own.ends, own.starts] + [own.fades] * (own.decays and not own.delta)
+        found += [own.ends, own.starts] + [own.fades] * own.fading
     return found

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_back import Back
 from sparsec.lower.scan.chunk_outputs import visible
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit, halves, power, power_of_two, segment_bounds, times
+from sparsec.lower.scan.chunk_parts import Chunk, column_limit, halves, power_of_two, segment_bounds, times
 from sparsec.lower.scan.chunk_segments import batch_and_head, combining, initial_state
 from sparsec.lower.scan.chunk_state import Walk, walk
 from sparsec.tile import build as tile
@@ -156,7 +156,7 @@ def lower_grad_states(b: Back) -> Program:
             tile.store(b.grad_states, *here, value=tile.cast(grad, w.k.dtype), bounds=dict(limits))
             before, values = found.step(chunk, grad)
             if values is not None:
-                bounds: dict[int, tile.Value] = {1: tile.param(w.length)} | ({3: limits[4]} if 4 in limits else {})
+                bounds: dict[int, tile.Value] = {1: tile.param(w.length), **({3: limits[4]} if 4 in limits else {})}
                 place = (batch, chunk.token(at.axes.keys), head, at.column)
                 tile.store(b.grad_values, *place, value=tile.cast(values, b.grad_values.dtype), bounds=bounds)
             return [before]
@@ -180,9 +180,7 @@ def final_gradient(
     return tile.load(tensor, *place, bounds={dim - 1: limit for dim, limit in limits.items()}), [tensor]
 
 
-def store_initial(
-    b: Back, place: tuple[Node, Node, Node, Node], grad: Node, limits: dict[int, tile.Value]
-) -> Tensor:
+def store_initial(b: Back, place: tuple[Node, Node, Node, Node], grad: Node, limits: dict[int, tile.Value]) -> Tensor:
     """Write the gradient of the states before the first token; the tensor that has it."""
     w = b.own.writes
     assert b.spec.grad_initial is not None

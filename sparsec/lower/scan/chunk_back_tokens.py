@@ -1,7 +1,8 @@
 """Gradients per token from the states before and the gradients after every chunk, all chunks side by side.
 
-With U what is written without beta (V, or what a delta rule's state did not know), M and G of the chunk, Y = dU of a delta
-rule, E = tril(e^{Γ_i − Γ_j}), E' the same without its diagonal, S = Q Kᵀ, X = scale dO Uᵀ, A = E' K Kᵀ, C = −E' Y Uᵀ:
+With U what is written without beta (V, or what a delta rule's state did not know), M and G of the chunk, Y = dU of a
+delta rule, E = tril(e^{Γ_i − Γ_j}), E' the same without its diagonal, S = Q Kᵀ, X = scale dO Uᵀ, A = E' K Kᵀ and
+C = −E' Y Uᵀ:
 
     dQ = scale e^Γ dO Mᵀ + (E X beta) K
     dK = e^{Γ_C − Γ} beta U Gᵀ + (E X beta)ᵀ Q            and of a delta rule − e^Γ Y Mᵀ + (C beta) K + (C beta)ᵀ K
@@ -19,11 +20,11 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_back import Back
 from sparsec.lower.scan.chunk_outputs import visible
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, power, power_of_two, scaled, times
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, power_of_two, times
 from sparsec.lower.scan.chunk_state import Axes, axes
 from sparsec.plan.scan_specs import Operand
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, Program, Tensor
+from sparsec.tile.language import Axis, Node, Program, Tensor
 
 
 def lower(b: Back) -> Program:
@@ -90,8 +91,8 @@ class Tokens:
         w = self.b.own.writes
         return self._rows(self.b.own.tensor(w.k, w.heads, w.rows), False, tile.iota(self.axes.dims), self._row_limit)
 
-    def _dot(self, a: Node, b: Node, over: object, acc: Node | None = None) -> Node:
-        return tile.dot(a, b, over, acc, self.b.own.schedule.precision)  # type: ignore[arg-type]
+    def _dot(self, a: Node, b: Node, over: Axis, acc: Node | None = None) -> Node:
+        return tile.dot(a, b, over, acc, self.b.own.schedule.precision)
 
     def scores(self) -> Node:
         """S, faded and causal ``[c,n]``."""
@@ -104,9 +105,7 @@ class Tokens:
         if not own.delta:
             return self._rows(own.tensor(own.writes.v, own.writes.heads, own.writes.cols), False, column, limit)
         bounds: dict[int, tile.Value] = {3: limit} if limit else {}
-        return tile.load(
-            self.b.surprises, chunk.batch, chunk.head, chunk.token(self.axes.keys), column, bounds=bounds
-        )
+        return tile.load(self.b.surprises, chunk.batch, chunk.head, chunk.token(self.axes.keys), column, bounds=bounds)
 
     def _per_chunk(self, tensor: Tensor, column: Node, limit: int) -> Node:
         found = {3: self._row_limit, 4: limit}
@@ -210,14 +209,15 @@ class _Stored:
     """The gradients that are asked for, stored."""
 
     def __init__(self, at: Tokens, found: Found) -> None:
-        spec, w, a = at.b.spec, at.b.own.writes, at.axes
-        self.at, self.tensors = at, [at.b.grad_values] if spec.grad_v is not None and not at.b.own.delta else []
+        spec, w = at.b.spec, at.b.own.writes
+        self.at = at
+        self.tensors = [at.b.grad_values] if spec.grad_v is not None and not at.b.own.delta else []
         for operand, value in ((spec.grad_q[0], found.q), (spec.grad_k, found.k)):
             if operand is not None:
                 self._wide(at.b.own.tensor(operand, w.heads, w.rows), value)
         for operand, per_token in ((spec.grad_beta, found.beta), (spec.grad_decay, found.decay)):
             if operand is not None and per_token is not None:
-                self._narrow(operand, tile.cast(per_token, operand.dtype), a.keys)
+                self._narrow(operand, tile.cast(per_token, operand.dtype))
 
     def all(self) -> list[Tensor]:
         """The tensors that are written."""
@@ -233,7 +233,7 @@ class _Stored:
         tile.store(tensor, *place, value=tile.cast(value, tensor.dtype), bounds=bounds)
         self.tensors.append(tensor)
 
-    def _narrow(self, operand: Operand, value: Node, tokens: object) -> None:
+    def _narrow(self, operand: Operand, value: Node) -> None:
         w, chunk = self.at.b.own.writes, self.at.chunk
         tensor = self.at.b.own.tensor(operand, w.heads)
         token = chunk.token(self.at.axes.keys)

@@ -56,8 +56,13 @@ class Chunked:
 
     @property
     def decays(self) -> bool:
-        """Whether states fade."""
-        return self.writes.decay is not None
+        """Whether states fade as a whole."""
+        return self.writes.decay is not None and not self.keyed
+
+    @property
+    def keyed(self) -> bool:
+        """Whether every key channel fades by itself."""
+        return self.writes.decay_kind == "key"
 
     @property
     def columns(self) -> int:
@@ -89,8 +94,47 @@ class Chunked:
 
     @property
     def fades(self) -> Tensor:
-        """The decay over each segment; fp32 ``[B,HKV,segments]``."""
-        return Tensor(f"{self.name}_fades", "float32", ("B", self.writes.heads, self.splits))
+        """The decay over each segment; fp32 ``[B,HKV,segments]``, per key channel ``[B,HKV,segments,D]``."""
+        dims = (power(self.writes.rows),) * self.keyed
+        return Tensor(f"{self.name}_fades", "float32", ("B", self.writes.heads, self.splits, *dims))
+
+    @property
+    def fading(self) -> bool:
+        """Whether a segment's transition is a decay."""
+        return (self.decays or self.keyed) and not self.delta
+
+    def _keyed(self, name: str, *dims: int) -> Tensor:
+        return Tensor(f"{self.name}_{name}", self.writes.k.dtype, ("B", self.writes.heads, PADDED, *dims))
+
+    @property
+    def lifted_queries(self) -> Tensor:
+        """Queries times what is left since the start of the chunk, per key channel."""
+        return self._keyed("lifted_queries", power(self.writes.rows))
+
+    @property
+    def lifted_keys(self) -> Tensor:
+        """Keys times the same."""
+        return self._keyed("lifted_keys", power(self.writes.rows))
+
+    @property
+    def faded_keys(self) -> Tensor:
+        """Keys times what is left at the end of the chunk."""
+        return self._keyed("faded_keys", power(self.writes.rows))
+
+    @property
+    def weights(self) -> Tensor:
+        """What queries see of writes in their own chunk ``[B,HKV,tokens,chunk]``."""
+        return self._keyed("weights", self.chunk)
+
+    @property
+    def totals(self) -> Tensor:
+        """The decay over each chunk; fp32 ``[B,HKV,chunks,D]``."""
+        return Tensor(f"{self.name}_totals", "float32", ("B", self.writes.heads, CHUNKS, power(self.writes.rows)))
+
+    def keyed_scratch(self) -> list[Tensor]:
+        """What is made of decays per key channel."""
+        found = [self.lifted_queries, self.faded_keys, self.totals, self.weights]
+        return found + [self.lifted_keys, self.solved] * self.delta
 
     @property
     def starts(self) -> Tensor:
@@ -124,7 +168,7 @@ def power(size: int) -> int:
 
 def refusal(writes: Writes, schedule: Schedule) -> str | None:
     """Why a scan has no chunk form here, in a sentence; None where it has."""
-    if writes.rule not in ("additive", "delta") or writes.decay_kind not in ("none", "scalar"):
+    if writes.rule not in ("additive", "delta") or writes.decay_kind not in ("none", "scalar", "key"):
         return f"rule {writes.rule!r} with decay {writes.decay_kind!r} has no chunk form; use order 'token'"
     if writes.rule == "delta" and writes.decay_kind != "none" and writes.reads != "decayed":
         return "a delta rule that reads the undecayed state has no chunk form; use order 'token'"
@@ -180,11 +224,19 @@ class Chunk:
 
     def beta(self, axis: Axis) -> Node | None:
         """The write strengths in fp32; 0 past the last token."""
+        return self.beta_at(self.token(axis))
+
+    def beta_at(self, token: Node) -> Node | None:
+        """Those of some tokens."""
         w = self.own.writes
         if w.beta is None:
             return None
         tensor, bounds = self.own.tensor(w.beta, w.heads), {1: tile.param(w.length)}
-        return tile.cast(tile.load(tensor, self.batch, self.token(axis), self.head, bounds=dict(bounds)), "float32")
+        return tile.cast(tile.load(tensor, self.batch, token, self.head, bounds=dict(bounds)), "float32")
+
+    def tile_of(self, tensor: Tensor, tokens: Axis, column: Node) -> Node:
+        """A tile of scratch per token."""
+        return tile.load(tensor, self.batch, self.head, self.token(tokens), column)
 
     def left(self, axis: Axis) -> Node | None:
         """What is left at the end of the chunk of a write by each token."""

@@ -33,15 +33,16 @@ def lower_ends(own: Chunked) -> Program:
             chunk = Chunk(own, batch, head, number)
             keys = at.keys(chunk)
             after = at.after(chunk, keys, at.written(chunk, keys, state), state)
-            return [after, add(total, chunk.total()) if own.decays else total]
+            return [after, add(total, at.total(chunk)) if own.fading else total]
 
-        state, total = tile.loop(first, last, 1, [_unit(at), tile.const(0.0)], visit)
+        nothing = tile.full(0.0, at.axes.dims) if own.keyed else tile.const(0.0)
+        state, total = tile.loop(first, last, 1, [_unit(at), nothing], visit)
         row = tile.iota(at.axes.dims)
         limits: dict[int, tile.Value] = {3: w.rows} if at.row_limit else {}
         tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
         tensors = [*at.tensors(), own.ends]
-        if own.decays and not own.delta:
-            tile.store(own.fades, batch, head, segment, value=total)
+        if own.fading:
+            tile.store(own.fades, batch, head, segment, *[row] * own.keyed, value=total)
             tensors.append(own.fades)
         grid = (own.splits, own.tiles + extra, mul(tile.param("B"), w.heads))
         return own.program(builder, "ends", tensors, grid)
@@ -107,7 +108,8 @@ class Combining:
         """P M of one segment, or Pᵀ M."""
         own, rows, dims = self.own, self.rows, self.dims
         if not own.delta:
-            return mul(state, power_of_two(tile.load(own.fades, *at))) if own.decays else state
+            fade = tile.load(own.fades, *at, *[tile.iota(dims)] * own.keyed) if own.fading else None
+            return state if fade is None else mul(state, power_of_two(fade))
         w, (left, right) = own.writes, (dims, rows) if backwards else (rows, dims)
         limits: dict[int, tile.Value] = {3: w.rows} if rows.size > w.rows else {}
         column = add(tile.iota(right), own.tiles * own.columns)
@@ -116,7 +118,7 @@ class Combining:
 
     def tensors(self) -> list[Tensor]:
         """What transitions are read from."""
-        return [self.own.ends] * self.own.delta + [self.own.fades] * (self.own.decays and not self.own.delta)
+        return [self.own.ends] * self.own.delta + [self.own.fades] * self.own.fading
 
 
 def combining(builder: tile.Builder, own: Chunked) -> Combining:

@@ -1,0 +1,78 @@
+"""Gradients of chunked scans against autograd through the token-by-token form: exactly, and in half precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+
+from sparsec.lower.scan import chunk_grad
+from sparsec.testing.scan_case import Setting, truth
+from sparsec.testing.scratch import with_scratch
+from sparsec.tile.interpreter import interpret
+from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.verify import verify
+
+RULES = {
+    "linear": Setting("additive"),
+    "fading": Setting("additive", "scalar"),
+    "weighted": Setting("additive", "scalar", beta=True),
+    "delta": Setting("delta", beta=True),
+    "unweighted delta": Setting("delta"),
+    "gated delta": Setting("delta", "scalar", beta=True),
+}
+LIMITS = {"dv": 0.003}
+OTHERS = 0.008
+
+
+def found(s: Setting, schedule: Schedule, without: tuple[str, ...] = ()) -> dict[str, float]:
+    """Root-mean-square errors over root-mean-square truth in the tile interpreter; fp32 is computed exactly."""
+    mode: Literal["exact", "storage"] = "exact" if s.dtype == "float32" else "storage"
+    given, out = s.draw(), {n: x for n, x in s.gradients().items() if n not in without}
+    names = {"dv": "grad_v", "dbeta": "grad_beta", "dg": "grad_decay"}
+    asked = {names[n]: None for n in without}
+    spec = replace(s.grad(), **asked)  # type: ignore[arg-type]
+    lowered, want = chunk_grad.lower(spec, schedule), truth(s, given)
+    x = given
+    if mode == "exact":
+        x, out = ({n: t.double() for n, t in each.items()} for each in (given, out))
+    every, dims = with_scratch(lowered, {**x, **out}, s.params, mode)
+    for step in lowered.steps:
+        verify(step.program)
+        interpret(step.program, every, dims, mode)
+    return {name: float((every[name].double() - want[name]).norm() / want[name].norm()) for name in out}
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("rule", RULES)
+def test_chunks_agree_with_autograd(rule: str, splits: int) -> None:
+    s = replace(RULES[rule], initial=True, final=True, length=75, rows=48, cols=24, batch=2, heads=2, state_heads=2)
+    errors = found(s, Schedule(order="chunk", rows=16, value_block=16, splits=splits))
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("rule", ["weighted", "gated delta"])
+def test_gates_at_zero_and_one(rule: str) -> None:
+    s = replace(RULES[rule], gates="hard", length=100, heads=1)
+    errors = found(s, Schedule(order="chunk", rows=32, splits=2))
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("rule", ["fading", "delta", "gated delta"])
+def test_half_precision(rule: str) -> None:
+    s = replace(RULES[rule], rows=128, cols=64, length=192, heads=1, dtype="bfloat16", initial=True, final=True)
+    errors = found(s, Schedule(order="chunk", rows=64, value_block=32, splits=2))
+    assert all(error < LIMITS.get(name, OTHERS) for name, error in errors.items()), errors
+
+
+@pytest.mark.parametrize("rule", ["weighted", "gated delta"])
+def test_what_nobody_asks_for_is_not_needed(rule: str) -> None:
+    s = replace(RULES[rule], heads=1)
+    errors = found(s, Schedule(order="chunk", rows=16, splits=2), without=("dv", "dbeta", "dg"))
+    assert set(errors) == {"dq", "dk"} and max(errors.values()) < 1e-12, errors
+
+
+def test_groups_have_no_chunk_form() -> None:
+    with pytest.raises(ScheduleError, match="one read of as many heads"):
+        chunk_grad.lower(replace(RULES["linear"], heads=2).grad(), Schedule(order="chunk", rows=16))
