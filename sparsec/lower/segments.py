@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.scalars import add, both, emit
+from sparsec.lower.scan.schedules import token_form
 from sparsec.plan.grad_specs import AnySpec, TiledGradKV
 from sparsec.plan.packing import (
     ALL,
@@ -31,6 +32,7 @@ from sparsec.plan.packing import (
     total,
 )
 from sparsec.plan.plan import Kernel
+from sparsec.plan.scan_specs import Scan, ScanGrad
 from sparsec.plan.specs import DIM
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
@@ -46,6 +48,8 @@ FEW = 4
 
 def schedule(spec: AnySpec, found: Schedule) -> Schedule:
     """The schedule of a packed kernel: every share of every document has sums of its own, so that there are few."""
+    if isinstance(spec, Scan | ScanGrad):
+        return token_form(spec, found)
     batched = isinstance(spec, TiledGradKV) and spec.forward.pieces[spec.piece].batched
     return replace(found, splits=min(found.splits, FEW)) if batched else found
 

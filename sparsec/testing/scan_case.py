@@ -57,7 +57,7 @@ class Setting:
             return torch.randn(shape, generator=random, device=device)
 
         lead, dtype = (self.batch, self.length), getattr(torch, self.dtype)
-        states = (self.batch, self.state_heads, self.rows, self.cols)
+        states = (self.batch, 1, self.state_heads, self.rows, self.cols)
         keys = normal(*lead, self.state_heads, self.rows)
         keys = torch.nn.functional.normalize(keys, dim=-1) if self.rule == "delta" else keys
         found = {"q": normal(*lead, self.heads, self.rows), "k": keys}
@@ -80,7 +80,7 @@ class Setting:
     def outputs(self, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
         """Empty outputs, full of NaN."""
         out = torch.full((self.batch, self.length, self.heads, self.cols), torch.nan, dtype=dtype, device=device)
-        states = (self.batch, self.state_heads, self.rows, self.cols)
+        states = (self.batch, 1, self.state_heads, self.rows, self.cols)
         last = {"ht": torch.full(states, torch.nan, device=device)} if self.final else {}
         return {"o": out} | last
 
@@ -118,7 +118,9 @@ def truth(s: Setting, x: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _scan(s: Setting, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     group, state = s.heads // s.state_heads, x.get("h0")
-    if state is None:
+    if state is not None:
+        state = state[:, 0]
+    else:
         state = torch.zeros(s.batch, s.state_heads, s.rows, s.cols, dtype=torch.float64, device=x["q"].device)
     outputs = []
     for t in range(s.length):
@@ -132,4 +134,4 @@ def _scan(s: Setting, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         state = state + k[..., :, None] * value[..., None, :]
         seen = (state if s.when == "after" else before).repeat_interleave(group, 1)
         outputs.append(s.scale * torch.einsum("bhde,bhd->bhe", seen, x["q"][:, t]))
-    return torch.stack(outputs, 1), state
+    return torch.stack(outputs, 1), state[:, None]

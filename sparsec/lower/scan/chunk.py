@@ -11,20 +11,34 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk_gates, chunk_keyed, chunk_outputs, chunk_segments, chunk_solve
-from sparsec.lower.scan.chunk_parts import Chunked, checked
+from sparsec.lower.scan import chunk_gates, chunk_keyed, chunk_outputs, chunk_parts, chunk_segments, chunk_solve
+from sparsec.lower.scan.chunk_parts import Chunked
 from sparsec.plan.scan_specs import Operand, Scan
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 
+def refusal(spec: Scan, schedule: Schedule) -> str | None:
+    """Why a scan has no chunk form, in a sentence; None where it has."""
+    w = spec.writes
+    if not spec.reads:
+        return "nobody reads the states; use order 'token'"
+    if odd := [read.q for read in spec.reads if read.q.dtype != w.k.dtype]:
+        return f"{odd[0].name} is {odd[0].dtype}, keys are {w.k.dtype}; use order 'token'"
+    single = len(spec.reads) == 1 and spec.reads[0].heads == w.heads and spec.reads[0].when == "after"
+    if w.decay_kind == "key" and not single:
+        return "decays per key channel have a chunk form with one read per state, after writes only; use order 'token'"
+    return chunk_parts.refusal(w, schedule)
+
+
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
-    """q, k ``[B,N,·,D]``, v ``[B,N,HKV,DV]``, decay, beta ``[B,N,HKV]`` -> outputs ``[B,N,H,DV]``, final states."""
-    own = checked(spec.name, spec.writes, schedule)
-    if odd := [read.q for read in spec.reads if read.q.dtype != spec.writes.k.dtype]:
-        raise ScheduleError(f"{odd[0].name} is {odd[0].dtype}, keys are {spec.writes.k.dtype}; use order 'token'")
-    if own.keyed and (len(spec.reads) != 1 or spec.reads[0].heads != own.writes.heads or spec.reads[0].when != "after"):
-        raise ScheduleError("decays per key channel have a chunk form with one read per state, after writes only")
+    """q, k ``[B,N,·,D]``, v ``[B,N,HKV,DV]``, decay, beta ``[B,N,HKV]`` -> outputs ``[B,N,H,DV]``, final states.
+
+    Raises ScheduleError where there is no such form.
+    """
+    if sentence := refusal(spec, schedule):
+        raise ScheduleError(sentence)
+    own = Chunked(spec.name, spec.writes, schedule)
     steps = prepared(own, spec.reads[0].q if own.keyed else None) + states(own, spec.final)
     final = spec.final if own.splits == 1 else None
     for number, read in enumerate(spec.reads):

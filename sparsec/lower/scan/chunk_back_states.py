@@ -15,7 +15,7 @@ from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_back import Back
 from sparsec.lower.scan.chunk_outputs import visible
 from sparsec.lower.scan.chunk_parts import Chunk, column_limit, halves, power_of_two, segment_bounds, times
-from sparsec.lower.scan.chunk_segments import batch_and_head, combining, initial_state
+from sparsec.lower.scan.chunk_segments import batch_and_head, combining, initial_state, store_final, whole_states
 from sparsec.lower.scan.chunk_state import Walk, walk
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -163,7 +163,8 @@ def lower_grad_states(b: Back) -> Program:
 
         (grad,) = tile.loop(0, sub(last, first), 1, [grad], visit)
         if own.splits == 1 and b.spec.grad_initial is not None:
-            tensors.append(store_initial(b, (batch, head, row, at.column), grad, limits))
+            place = (batch, head, row, at.column)
+            tensors.append(store_final(own, b.spec.grad_initial, place, grad, limits))
         tensors += [*found.tensors(), b.grad_states] + [b.grad_values] * own.delta
         grid = (own.splits, own.tiles, mul(tile.param("B"), w.heads))
         return own.program(builder, "grad_states", tensors, grid)
@@ -173,20 +174,10 @@ def final_gradient(
     b: Back, place: tuple[Node, Node, Node, Node], limits: dict[int, tile.Value]
 ) -> tuple[Node, list[Tensor]]:
     """The gradient of the states after the last token, and the tensor that it comes from."""
-    w = b.own.writes
     if b.spec.grad_final is None:
         return tile.full(0.0, place[2].axes[0], place[3].axes[0]), []
-    tensor = Tensor(b.spec.grad_final, "float32", ("B", w.heads, w.rows, w.cols))
-    return tile.load(tensor, *place, bounds={dim - 1: limit for dim, limit in limits.items()}), [tensor]
-
-
-def store_initial(b: Back, place: tuple[Node, Node, Node, Node], grad: Node, limits: dict[int, tile.Value]) -> Tensor:
-    """Write the gradient of the states before the first token; the tensor that has it."""
-    w = b.own.writes
-    assert b.spec.grad_initial is not None
-    tensor = Tensor(b.spec.grad_initial, "float32", ("B", w.heads, w.rows, w.cols))
-    tile.store(tensor, *place, value=grad, bounds={dim - 1: limit for dim, limit in limits.items()})
-    return tensor
+    tensor = whole_states(b.own, b.spec.grad_final)
+    return tile.load(tensor, place[0], 0, *place[1:], bounds=dict(limits)), [tensor]
 
 
 def lower_grad_starts(b: Back) -> Program:
@@ -205,5 +196,6 @@ def lower_grad_starts(b: Back) -> Program:
         (grad,) = tile.loop(0, own.splits, 1, [grad], visit)
         tensors += [b.grad_ends, b.grad_starts, *at.tensors()]
         if b.spec.grad_initial is not None:
-            tensors.append(store_initial(b, (at.batch, at.head, at.row, at.column), grad, at.limits))
+            place = (at.batch, at.head, at.row, at.column)
+            tensors.append(store_final(own, b.spec.grad_initial, place, grad, at.limits))
         return own.program(builder, "grad_starts", tensors, (at.tiles, w.heads, tile.param("B")))

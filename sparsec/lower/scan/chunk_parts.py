@@ -172,6 +172,8 @@ def refusal(writes: Writes, schedule: Schedule) -> str | None:
         return f"rule {writes.rule!r} with decay {writes.decay_kind!r} has no chunk form; use order 'token'"
     if writes.rule == "delta" and writes.decay_kind != "none" and writes.reads != "decayed":
         return "a delta rule that reads the undecayed state has no chunk form; use order 'token'"
+    if writes.erase is not None:
+        return "erasing along given vectors has no chunk form; use order 'token'"
     if writes.k.dtype != writes.v.dtype:
         return f"keys are {writes.k.dtype} and values {writes.v.dtype}; the chunk form multiplies equal dtypes"
     chunk = schedule.rows

@@ -165,18 +165,23 @@ def initial_state(
     w = own.writes
     if w.initial is None:
         return tile.full(0.0, row.axes[0], column.axes[0]), []
-    shape: tuple[str | int, ...] = ("B", w.heads, w.rows, w.cols)
-    tensor = Tensor(w.initial, "float32", shape if w.initial_batched else shape[1:])
-    place = (batch, head, row, column) if w.initial_batched else (head, row, column)
-    less = 5 - len(place)
-    return tile.load(tensor, *place, bounds={dim - less: limit for dim, limit in limits.items()}), [tensor]
+    tensor, place = whole_states(own, w.initial), (batch, 0, head, row, column)
+    if w.initial_batched:
+        return tile.load(tensor, *place, bounds=dict(limits)), [tensor]
+    tensor = Tensor(tensor.name, tensor.dtype, tensor.shape[1:])
+    return tile.load(tensor, *place[1:], bounds={dim - 1: limit for dim, limit in limits.items()}), [tensor]
+
+
+def whole_states(own: Chunked, name: str) -> Tensor:
+    """States of all heads as they come and go; the 1 counts parts."""
+    w = own.writes
+    return Tensor(name, "float32", ("B", 1, w.heads, w.rows, w.cols))
 
 
 def store_final(
     own: Chunked, name: str, place: tuple[Node, Node, Node, Node], state: Node, limits: dict[int, tile.Value]
 ) -> Tensor:
     """Write the states after the last token; the tensor that has them."""
-    w = own.writes
-    tensor = Tensor(name, "float32", ("B", w.heads, w.rows, w.cols))
-    tile.store(tensor, *place, value=state, bounds={dim - 1: limit for dim, limit in limits.items()})
+    tensor = whole_states(own, name)
+    tile.store(tensor, place[0], 0, *place[1:], value=state, bounds=dict(limits))
     return tensor

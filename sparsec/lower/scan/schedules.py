@@ -1,50 +1,104 @@
-"""How scans are made: by the token recurrence."""
+"""How scans are made: by the token recurrence; on GPUs, in half precision, chunk by chunk where there is such a form."""
 
 from __future__ import annotations
 
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.scan import token, token_grad
+from sparsec.lower.scan import chunk, chunk_back, chunk_grad, token, token_grad
 from sparsec.lower.scan.cell import padded
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.scan_specs import Scan, ScanGrad, Writes
 from sparsec.tile.schedule import Schedule
 
 Choices = dict[str, tuple[object, ...]]
 
+_CHUNKED: Choices = {
+    "order": ("chunk", "token"), "rows": (32, 64), "value_block": (16, 32, 64),
+    "splits": (1, 4, 8, 16), "warps": (2, 4), "stages": (2, 3),
+}  # fmt: skip
+
 
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """The programs of a scan."""
-    return token.lower(spec, schedule)
+    return chunk.lower(spec, schedule) if schedule.order == "chunk" else token.lower(spec, schedule)
 
 
 def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
     """The programs of a scan's adjoint."""
-    return token_grad.lower(spec, schedule)
+    return chunk_grad.lower(spec, schedule) if schedule.order == "chunk" else token_grad.lower(spec, schedule)
+
+
+def in_chunks(spec: Scan, target: str) -> Schedule | None:
+    """The schedule of the chunk form on a GPU: some 256 programs side by side for one sequence; None without a form."""
+    w = spec.writes
+    found = Schedule(order="chunk", rows=64, value_block=min(64, padded(w.cols)), splits=_splits(w), warps=4, stages=2)
+    halves = target.startswith("triton") and w.k.dtype != "float32"
+    return found if halves and chunk.refusal(spec, found) is None else None
+
+
+def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
+    """As ``in_chunks``, for the adjoint."""
+    found = in_chunks(spec.forward, target)
+    return found if found is not None and chunk_back.refusal(spec) is None else None
+
+
+def _splits(w: Writes) -> int:
+    """Segments of a sequence."""
+    tiles = -(-w.cols // 64)
+    wanted = max(1, 256 // (w.heads * tiles))
+    return min(16, 1 << (wanted.bit_length() - 1))
+
+
+def _checked(w: Writes) -> bool:
+    """Whether the chunk form is known to be right and fast on a GPU without a search; others are left to the tuner."""
+    return w.decay_kind != "key" and w.rows in (64, 128) and w.cols >= 64 and w.cols % 64 == 0
+
+
+def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
+    """A schedule of the token recurrence in place of one of chunks, which know no documents."""
+    if schedule.order != "chunk":
+        return schedule
+    w = spec.writes if isinstance(spec, Scan) else spec.forward.writes
+    return _token(w) if isinstance(spec, Scan) else _token_back(w)
+
+
+def _token(w: Writes) -> Schedule:
+    return Schedule(order="token", value_block=min(16, padded(w.cols)), warps=1, stages=1)
+
+
+def _token_back(w: Writes) -> Schedule:
+    return Schedule(order="token", value_block=min(16, padded(w.cols)), block=16, rows=1, warps=2, stages=1)
 
 
 def default(spec: Scan, target: str) -> Schedule:
-    """On a GPU a narrow tile of columns per program, on a CPU the whole state."""
+    """On a GPU chunks, or a narrow tile of columns per program; on a CPU the whole state."""
+    if (chunked := in_chunks(spec, target)) is not None and _checked(spec.writes):
+        return chunked
     if target.startswith("triton"):
-        return Schedule(order="token", value_block=min(16, padded(spec.writes.cols)), warps=1, stages=1)
+        return _token(spec.writes)
     return Schedule(order="token", lanes=("e", "d"), split_dims=False)
 
 
 def default_grad(spec: ScanGrad, target: str) -> Schedule:
-    """As ``default``; states are kept before every 16 tokens, and walked from in groups of 4 on a CPU."""
+    """As ``default``; the recurrence keeps states before every 16 tokens, on a CPU it walks from them in groups of 4."""
+    if (chunked := in_chunks_back(spec, target)) is not None and _checked(spec.forward.writes):
+        return chunked
     if target.startswith("triton"):
-        cols = spec.forward.writes.cols
-        return Schedule(order="token", value_block=min(16, padded(cols)), block=16, rows=1, warps=2, stages=1)
+        return _token_back(spec.forward.writes)
     return Schedule(order="token", block=16, rows=4, lanes=("e", "d"), split_dims=False)
 
 
 def space(spec: Scan, target: str) -> Choices:
-    """Columns per program."""
+    """Columns per program; of chunks also their tokens, and segments."""
+    if in_chunks(spec, target) is not None:
+        return dict(_CHUNKED)
     if target.startswith("triton"):
         return {"value_block": (8, 16, 32), "warps": (1, 2, 4)}
     return {"value_block": (0, 16, 32, 64)}
 
 
 def space_grad(spec: ScanGrad, target: str) -> Choices:
-    """Columns per program, tokens between states that are kept, and tokens held at once."""
+    """Columns per program, tokens between states that are kept, and tokens held at once; of chunks as for a scan."""
+    if in_chunks_back(spec, target) is not None:
+        return dict(_CHUNKED)
     if target.startswith("triton"):
         return {"value_block": (8, 16, 32), "block": (8, 16, 32), "rows": (1, 2), "warps": (1, 2, 4)}
     return {"block": (8, 16, 32, 64), "rows": (1, 2, 4, 8)}
