@@ -1,4 +1,4 @@
-"""How scans are made: by the token recurrence; on GPUs, in half precision, chunk by chunk where there is such a form."""
+"""How scans are made: by the token recurrence; on GPUs, in half precision, chunk by chunk where that is possible."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def default(spec: Scan, target: str) -> Schedule:
 
 
 def default_grad(spec: ScanGrad, target: str) -> Schedule:
-    """As ``default``; the recurrence keeps states before every 16 tokens, on a CPU it walks from them in groups of 4."""
+    """As ``default``; the recurrence keeps a state per 16 tokens, from which it walks in groups of 4 on a CPU."""
     if (chunked := in_chunks_back(spec, target)) is not None and _checked(spec.forward.writes):
         return chunked
     if target.startswith("triton"):

@@ -1,0 +1,50 @@
+"""Which form of a scan is the default where."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sparsec.lower import segments
+from sparsec.lower.registry import default, lower_kernel, space
+from sparsec.testing.scan_case import Setting
+
+LAYER = Setting("delta", "scalar", True, heads=16, state_heads=16, rows=128, cols=128, dtype="bfloat16")
+GPU = "triton:sm_90"
+
+
+@pytest.mark.parametrize(
+    ("s", "target", "order"),
+    [
+        (LAYER, GPU, "chunk"),
+        (replace(LAYER, decay="none"), GPU, "chunk"),
+        (replace(LAYER, rule="additive"), GPU, "chunk"),
+        (replace(LAYER, decay="key"), GPU, "token"),
+        (replace(LAYER, dtype="float32"), GPU, "token"),
+        (replace(LAYER, rows=256), GPU, "token"),
+        (LAYER, "tvm:c", "token"),
+    ],
+)
+def test_defaults(s: Setting, target: str, order: str) -> None:
+    for spec in (s.scan(), s.grad()):
+        schedule = default(spec, target)
+        assert schedule.order == order
+        assert lower_kernel(spec, schedule).steps
+
+
+def test_groups_go_backward_by_the_recurrence() -> None:
+    s = replace(LAYER, state_heads=4)
+    assert default(s.scan(), GPU).order == "chunk"
+    assert default(s.grad(), GPU).order == "token"
+
+
+def test_documents_go_by_the_recurrence() -> None:
+    for spec in (LAYER.scan(), LAYER.grad()):
+        own = segments.schedule(spec, default(spec, GPU))
+        assert own.order == "token" and lower_kernel(spec, own).steps
+
+
+def test_the_tuner_may_try_chunks_per_key_channel() -> None:
+    assert "chunk" in space(replace(LAYER, decay="key").scan(), GPU)["order"]
+    assert "order" not in space(replace(LAYER, decay="key").grad(), GPU)
