@@ -24,7 +24,8 @@ def recall(bank: Written, q: Tensor, share: Tensor, when: str) -> Tensor:
     """Σ_n share_n · M_nᵀq: q ``[B,T,H,D]``, share ``[B,T,H,N]`` -> ``[B,T,H,DV]``."""
     heads = bank.k.shape[2]
     asked = (share[..., None] * q[..., None, :]).unflatten(2, (heads, -1))  # [B,T,HKV,G,N,D]
-    read, _ = _walk(bank, asked.permute(0, 2, 4, 3, 1, 5), when)
+    read, last = _walk(bank, asked.permute(0, 2, 4, 3, 1, 5), when)
+    vars(bank).setdefault("last", last.transpose(1, 2))  # one walk gives both
     return read.sum(2).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
@@ -43,13 +44,14 @@ def _walk(bank: Written, q: Tensor, when: str) -> tuple[Tensor, Tensor]:
     def chunk(old: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
         return _chunk(old, pieces, when, erases, bank.rule.undecayed)
 
-    for start in range(0, q.shape[4], size):
-        pieces = [x[..., start : start + size, :] for x in every]
-        again = torch.is_grad_enabled() and q.shape[4] > 4 * size
+    if not q.shape[4]:
+        return q.new_zeros(*q.shape[:5], bank.v.shape[3]), state
+    again = torch.is_grad_enabled() and q.shape[4] > 4 * size
+    for pieces in zip(*(x.split(size, dim=-2) for x in every), strict=True):
         found = _again(chunk, state, pieces) if again else chunk(state, *pieces)
         read.append(found[0])
         state = found[1]
-    return torch.cat(read, dim=4) if read else q.new_zeros(*q.shape[:5], bank.v.shape[3]), state
+    return torch.cat(read, dim=4), state
 
 
 def _again(
