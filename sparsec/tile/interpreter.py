@@ -1,10 +1,14 @@
-"""Runs a tile program on the CPU with torch: the meaning of the language, and the test of every lowering."""
+"""Runs a tile program on the CPU with torch: the meaning of the language, and the test of every lowering.
+
+Grid points run side by side, in lanes: a value that differs between them has their number as its first dimension, and
+one that does not is worked out once. Loops end when the last lane's does; lanes that are done keep what they carried.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Literal, cast
 
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
 from sparsec.tile.arithmetic import FUNCTIONS, tf32
-from sparsec.tile.build import FLOATS, union
+from sparsec.tile.build import FLOATS
 from sparsec.tile.language import Axis, Node, Program, TileOp
 from sparsec.tile.memory import Memory, access_of
 from sparsec.tile.regions import TOP, body_of, regions
@@ -21,6 +25,9 @@ from sparsec.tile.scalars import grid_of
 
 Mode = Literal["exact", "storage"]
 Point = tuple[int, ...]
+
+_TOGETHER = 1 << 18
+"""How many elements the largest value may have in all lanes."""
 
 _INTEGERS = {"int32": torch.int32, "int64": torch.int64, "bool": torch.bool}
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,8 +52,9 @@ def interpret(
     _check_tensors(program, tensors, mode)
     machine = _Machine(program, tensors, params, mode, poison)
     grid = grid_of(program, {k: int(v) for k, v in params.items()})
-    for point in points if points is not None else itertools.product(*map(range, grid)):
-        machine.run(point, grid)
+    every = iter(points if points is not None else itertools.product(*map(range, grid)))
+    while some := list(itertools.islice(every, machine.lanes)):
+        machine.run(torch.tensor(some, dtype=torch.int64), grid)
 
 
 def _check_tensors(program: Program, tensors: Mapping[str, Tensor], mode: Mode) -> None:
@@ -62,7 +70,14 @@ def _check_tensors(program: Program, tensors: Mapping[str, Tensor], mode: Mode) 
 
 
 class _Machine:
-    """The state of one run: memory, launch parameters and the values of the current grid point."""
+    """The state of one run: memory, launch parameters and the values at the current grid points.
+
+    Attributes:
+        lanes: how many grid points run at once.
+        points: the current ones, ``[lane, dimension]``.
+        numbers: of the current ones, ``[lane]``.
+        active: the lanes that take part in the current iteration, ``[lane]``; None: all of them.
+    """
 
     def __init__(
         self,
@@ -76,10 +91,11 @@ class _Machine:
         self.params = params
         self.exact = mode == "exact"
         self.float = torch.float64 if self.exact else torch.float32
-        self.point: Point = ()
-        self.number = 0
+        self.points = self.numbers = torch.empty(0)
+        self.active: Tensor | None = None
         self.regions = regions(program)
         everything = [n for nodes in self.regions.nodes.values() for n in nodes]
+        self.lanes = max(1, _TOGETHER // max((math.prod(a.size for a in n.axes) for n in everything), default=1))
         self.values = {n.serial: FIXED[n.op](self, n) for n in everything if n.op in FIXED}
         self.carried: dict[int, list[Tensor]] = {}
         self.steps = {
@@ -87,12 +103,12 @@ class _Machine:
             for region, nodes in self.regions.nodes.items()
         }
 
-    def run(self, point: Point, grid: Point) -> None:
-        """One grid point."""
-        self.point = point
-        self.number = 0
-        for position, extent in zip(point, grid, strict=True):
-            self.number = self.number * extent + position
+    def run(self, points: Tensor, grid: Point) -> None:
+        """Some grid points."""
+        self.points = points
+        self.numbers = torch.zeros(len(points), dtype=torch.int64)
+        for dimension, extent in enumerate(grid):
+            self.numbers = self.numbers * extent + points[:, dimension]
         self.region(TOP)
 
     def region(self, number: int) -> None:
@@ -103,9 +119,19 @@ class _Machine:
                 self.values[node.serial] = value
 
     def at(self, node: Node, to: tuple[Axis, ...]) -> Tensor:
-        """The value of a node, broadcastable over the axes ``to``."""
+        """The value of a node, broadcastable over lanes and the axes ``to``."""
         value = self.values[node.serial]
-        return value if not node.axes or node.axes == to else value[_spread(node.axes, to)]
+        if node.axes == to or not value.dim():
+            return value
+        return value[_spread(node.axes, to, value.dim() > len(node.axes))]
+
+    def over(self, each: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+        """A number per lane, broadcastable over axes."""
+        return each.view(-1, *[1] * len(axes))
+
+    def among(self, axes: tuple[Axis, ...]) -> Tensor | None:
+        """The active lanes, broadcastable over axes."""
+        return None if self.active is None else self.over(self.active, axes)
 
     def dtype(self, name: str) -> torch.dtype:
         """The torch dtype in which values of a tile dtype are computed."""
@@ -118,8 +144,9 @@ class _Machine:
 
 
 @cache
-def _spread(axes: tuple[Axis, ...], to: tuple[Axis, ...]) -> tuple[slice | None, ...]:
-    return tuple(slice(None) if axis in axes else None for axis in to)
+def _spread(axes: tuple[Axis, ...], to: tuple[Axis, ...], lanes: bool = False) -> tuple[slice | None, ...]:
+    kept = tuple(slice(None) if axis in axes else None for axis in to)
+    return (slice(None), *kept) if lanes else kept
 
 
 def _constant(machine: _Machine, node: Node) -> Tensor:
@@ -133,7 +160,7 @@ def _param(machine: _Machine, node: Node) -> Tensor:
 
 
 def _program_id(machine: _Machine, node: Node) -> Tensor:
-    return torch.tensor(machine.point[cast(int, node.attrs[0])], dtype=torch.int32)
+    return machine.points[:, cast(int, node.attrs[0])].to(torch.int32)
 
 
 def _iota(machine: _Machine, node: Node) -> Tensor:
@@ -164,13 +191,23 @@ def _mask_if(machine: _Machine, node: Node) -> Tensor:
 def _load(machine: _Machine, node: Node) -> Tensor:
     rank = access_of(node).tensor.rank
     xs = [machine.at(a, node.axes) for a in node.args]
-    return machine.rounded(machine.memory.load(node, xs[:rank], xs[rank:]), node.dtype)
+    among = machine.among(node.axes) if _apart(node, xs) else None
+    return machine.rounded(machine.memory.load(node, xs[:rank], xs[rank:], among), node.dtype)
 
 
 def _store(machine: _Machine, node: Node) -> None:
     rank = access_of(node).tensor.rank
     *xs, value = (machine.at(a, node.axes) for a in node.args)
-    machine.memory.store(node, xs[:rank], xs[rank:], value, machine.number)
+    if _apart(node, [*xs, value]):
+        programs, among = machine.over(machine.numbers, node.axes), machine.among(node.axes)
+    else:
+        programs, among = machine.numbers[0 if machine.active is None else machine.active.nonzero()[0, 0]], None
+    machine.memory.store(node, xs[:rank], xs[rank:], value, programs, among)
+
+
+def _apart(node: Node, values: Iterable[Tensor]) -> bool:
+    """Whether any value of an access differs between lanes; if not, one access does for all of them."""
+    return any(x.dim() > len(node.axes) for x in values)
 
 
 def _dot(machine: _Machine, node: Node) -> Tensor:
@@ -178,10 +215,15 @@ def _dot(machine: _Machine, node: Node) -> Tensor:
     x, y = machine.values[a.serial], machine.values[b.serial]
     if node.attrs[1] == "tf32" and not machine.exact and a.dtype == "float32":
         x, y = tf32(x), tf32(y)
-    letters = {axis: chr(97 + k) for k, axis in enumerate(union(a, b))}
-    sides = ("".join(letters[axis] for axis in side) for side in (a.axes, b.axes, node.axes))
-    product = torch.einsum("{},{}->{}".format(*sides), x, y)
+    product = torch.einsum(_equation(a.axes, b.axes, node.axes), x, y)
     return product + machine.values[node.args[2].serial] if len(node.args) == 3 else product
+
+
+@cache
+def _equation(*sides: tuple[Axis, ...]) -> str:
+    """Two operands and their product for einsum; lanes are what comes before the axes."""
+    letters = {axis: chr(97 + k) for k, axis in enumerate(dict.fromkeys(axis for side in sides for axis in side))}
+    return "...{},...{}->...{}".format(*("".join(letters[axis] for axis in side) for side in sides))
 
 
 def _reduce(machine: _Machine, node: Node) -> Tensor:
@@ -189,19 +231,29 @@ def _reduce(machine: _Machine, node: Node) -> Tensor:
     (x,) = node.args
     assert isinstance(axis, Axis)
     reducers: dict[object, Callable[..., Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
-    return machine.rounded(reducers[kind](machine.values[x.serial], dim=x.axes.index(axis)), node.dtype)
+    return machine.rounded(reducers[kind](machine.values[x.serial], dim=_from_end(x.axes, axis)), node.dtype)
+
+
+def _from_end(axes: tuple[Axis, ...], axis: Axis) -> int:
+    return axes.index(axis) - len(axes)
+
+
+def _permuted(value: Tensor, order: Sequence[int]) -> Tensor:
+    """The dimensions of axes in another order, lanes before them."""
+    lanes = value.dim() - len(order)
+    return value.permute([*range(lanes), *(lanes + position for position in order)])
 
 
 def _scan(machine: _Machine, node: Node) -> Tensor:
     (axis,) = node.attrs
     assert isinstance(axis, Axis)
-    return machine.rounded(machine.values[node.args[0].serial].cumsum(node.axes.index(axis)), node.dtype)
+    return machine.rounded(machine.values[node.args[0].serial].cumsum(_from_end(node.axes, axis)), node.dtype)
 
 
 def _rename(machine: _Machine, node: Node) -> Tensor:
     old, new = node.attrs
     names = [new if axis == old else axis for axis in node.args[0].axes]
-    return machine.values[node.args[0].serial].permute([names.index(axis) for axis in node.axes])
+    return _permuted(machine.values[node.args[0].serial], [names.index(axis) for axis in node.axes])
 
 
 def _cast(machine: _Machine, node: Node) -> Tensor:
@@ -214,24 +266,37 @@ def _top_insert(machine: _Machine, node: Node) -> Tensor:
     assert isinstance(slots, Axis) and isinstance(candidates, Axis)
     rows = tuple(axis for axis in keys.axes if axis != slots)
     last = [*(keys.axes.index(axis) for axis in rows), keys.axes.index(slots)]
-    kept = machine.values[keys.serial].permute(last)
-    more = machine.values[new.serial].movedim(new.axes.index(candidates), -1)
-    more = more[_spread(tuple(axis for axis in new.axes if axis != candidates), rows)]
-    both = torch.cat([kept, more.expand(*kept.shape[:-1], candidates.size)], -1)
+    kept = _permuted(machine.values[keys.serial], last)
+    more = machine.values[new.serial].movedim(_from_end(new.axes, candidates), -1)
+    lanes = more.dim() > len(new.axes)
+    more = more[(*_spread(tuple(axis for axis in new.axes if axis != candidates), rows, lanes), slice(None))]
+    lead = torch.broadcast_shapes(kept.shape[:-1], more.shape[:-1])
+    both = torch.cat([x.expand(*lead, x.shape[-1]) for x in (kept, more)], -1)
     best = both.sort(-1, descending=True).values[..., : slots.size]
-    return best.permute([last.index(k) for k in range(len(last))])
+    return _permuted(best, [last.index(k) for k in range(len(last))])
 
 
 def _loop(machine: _Machine, node: Node) -> None:
-    body = body_of(node)
+    body, around = body_of(node), machine.active
     lo, hi, *carried = (machine.values[a.serial] for a in node.args)
-    for i in range(int(lo), int(hi), body.step):
-        machine.values[body.index.serial] = torch.tensor(i, dtype=torch.int32)
+    trips = torch.div(hi.long() - lo.long() + (body.step - 1), body.step, rounding_mode="floor")
+    trips = trips if around is None else torch.where(around, trips, 0)
+    fewest, most = int(trips.min()), int(trips.max())
+    for trip in range(most):
+        machine.active = None if trip < fewest else trips > trip
+        machine.values[body.index.serial] = (lo + trip * body.step).to(torch.int32)
         for carry, value in zip(body.carries, carried, strict=True):
             machine.values[carry.serial] = value
         machine.region(body.number)
-        carried = [machine.values[y.serial] for y in body.yields]
+        carried = [_kept(machine, y, old) for y, old in zip(body.yields, carried, strict=True)]
+    machine.active = around
     machine.carried[node.serial] = carried
+
+
+def _kept(machine: _Machine, new: Node, old: Tensor) -> Tensor:
+    """What is carried on: by lanes that are done, what they had."""
+    among, value = machine.among(new.axes), machine.values[new.serial]
+    return value if among is None else torch.where(among, value, old)
 
 
 def _result(machine: _Machine, node: Node) -> Tensor:

@@ -29,64 +29,75 @@ class Memory:
     poison: float
     owners: dict[str, Tensor] = field(default_factory=dict)
 
-    def load(self, node: Node, index: Sequence[Tensor], bounds: Sequence[Tensor]) -> Tensor:
-        """The elements at broadcast indices; ``other`` or the poison outside the bounds."""
+    def load(
+        self, node: Node, index: Sequence[Tensor], bounds: Sequence[Tensor], among: Tensor | None = None
+    ) -> Tensor:
+        """The elements at broadcast indices; ``other`` or the poison outside the bounds and the lanes ``among``."""
         access = access_of(node)
         tensor = self.tensors[access.tensor.name]
-        inside, at = self._address(node, index, bounds)
-        nothing = tensor.new_zeros(()).expand(torch.broadcast_shapes(*(i.shape for i in at)))
-        values = nothing if inside is not None and not tensor.numel() else tensor[at]
+        inside, at = self._address(node, index, bounds, among)
         if inside is None:
-            return values
+            return tensor[at]
+        nothing = tensor.numel() == 0
+        values = tensor.new_zeros(torch.broadcast_shapes(*(i.shape for i in at))) if nothing else tensor[at]
         other = access.other
         if other is None:
             other = self.poison if tensor.is_floating_point() else 1 << 30
         return torch.where(inside, values, torch.tensor(other, dtype=tensor.dtype))
 
-    def store(self, node: Node, index: Sequence[Tensor], bounds: Sequence[Tensor], value: Tensor, program: int) -> None:
-        """Write inside the bounds; grid point ``program`` owns what it writes."""
+    def store(
+        self,
+        node: Node,
+        index: Sequence[Tensor],
+        bounds: Sequence[Tensor],
+        value: Tensor,
+        programs: Tensor,
+        among: Tensor | None = None,
+    ) -> None:
+        """Write inside the bounds and the lanes ``among``; its grid point, in ``programs``, owns the result."""
         access = access_of(node)
         tensor = self.tensors[access.tensor.name]
-        inside, at = self._address(node, index, bounds)
+        inside, at = self._address(node, index, bounds, among)
         shape = torch.broadcast_shapes(*(i.shape for i in at), value.shape)
+        shape = shape if inside is None else torch.broadcast_shapes(shape, inside.shape)
         at = tuple(i.expand(shape) for i in at)
         value = value.to(tensor.dtype).expand(shape)
         if inside is not None:
             keep = inside.expand(shape)
-            at, value = tuple(i[keep] for i in at), value[keep]
+            at, value, programs = tuple(i[keep] for i in at), value[keep], programs.expand(shape)[keep]
         if access.atomic:
             tensor.index_put_(at, value, accumulate=True)
         else:
-            self._write(node, tensor, at, value, program)
+            self._write(node, tensor, at, value, programs.expand(value.shape))
 
-    def _write(self, node: Node, tensor: Tensor, at: tuple[Tensor, ...], value: Tensor, program: int) -> None:
+    def _write(self, node: Node, tensor: Tensor, at: tuple[Tensor, ...], value: Tensor, programs: Tensor) -> None:
         name = access_of(node).tensor.name
-        owner = self.owners.setdefault(name, torch.full(tensor.shape, -1, dtype=torch.int64))
-        foreign = (owner[at] != -1) & (owner[at] != program)
-        changed = foreign & ~_same(tensor[at], value)
-        if changed.any():
-            raise AccessError(f"{node!r}: grid point {program} overwrites elements of {name} that another one wrote")
+        if name not in self.owners:
+            self.owners[name] = torch.full(tensor.shape, -1, dtype=torch.int64)
+        owner = self.owners[name]
+        before = owner[at]
+        foreign = (before != -1) & (before != programs)
+        if foreign.any():
+            _disagree(node, programs[foreign & ~_same(tensor[at], value)])
         tensor[at] = value
-        owner[at] = program
-        if not _same(tensor[at], value).all():
+        owner[at] = programs
+        lost = ~_same(tensor[at], value)
+        if lost.any():
+            winners = owner[at]
+            _disagree(node, winners[lost & (winners != programs)])
             raise AccessError(f"{node!r}: one store writes different values to one element of {name}")
 
     def _address(
-        self, node: Node, index: Sequence[Tensor], bounds: Sequence[Tensor]
+        self, node: Node, index: Sequence[Tensor], bounds: Sequence[Tensor], among: Tensor | None
     ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """Which positions are inside, and indices that may be read everywhere."""
         access = access_of(node)
-        inside: Tensor | None = None
+        inside = among
         for dim, bound in zip(access.bounded, bounds, strict=True):
             below = index[dim] < bound
             inside = below if inside is None else inside & below
         shape = self.tensors[access.tensor.name].shape
-        reached = inside is None or bool(inside.any())
-        for dim, (i, size) in enumerate(zip(index, shape, strict=True)) if reached else ():
-            _check(node, dim, i if inside is None else torch.where(inside, i, 0), size)
-        if inside is None:
-            return None, tuple(i.to(torch.int64) for i in index)
-        return inside, tuple(torch.where(inside, i, 0).to(torch.int64) for i in index)
+        return inside, tuple(_legal(node, dim, i, shape[dim], inside).to(torch.int64) for dim, i in enumerate(index))
 
 
 def access_of(node: Node) -> Access:
@@ -96,13 +107,27 @@ def access_of(node: Node) -> Access:
     return access
 
 
-def _check(node: Node, dim: int, index: Tensor, size: int) -> None:
-    low, high = int(index.min()), int(index.max())
+def _legal(node: Node, dim: int, index: Tensor, size: int, inside: Tensor | None) -> Tensor:
+    """An index as it is where it keeps to its dimension, else zero wherever nothing is accessed."""
+    low, high = map(int, index.aminmax())
+    if inside is not None and (low < 0 or high >= size):
+        index = torch.where(inside, index, 0)
+        low, high = map(int, index.aminmax()) if inside.any() else (0, size - 1)
     if low < 0 or high >= size:
         bad, tensor = low if low < 0 else high, access_of(node).tensor
         raise AccessError(
             f"{node!r}: index {bad} in dimension {dim} of {tensor.name} is outside 0 … {size - 1}; "
             f"give the access a bound, or keep the index in range"
+        )
+    return index
+
+
+def _disagree(node: Node, programs: Tensor) -> None:
+    """Refuse what these grid points wrote over others."""
+    if programs.numel():
+        name = access_of(node).tensor.name
+        raise AccessError(
+            f"{node!r}: grid point {int(programs[0])} overwrites elements of {name} that another one wrote"
         )
 
 

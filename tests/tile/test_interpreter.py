@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,8 +13,9 @@ from sparsec.testing.tile_case import Case, randn
 from sparsec.testing.tile_cases import CASES
 from sparsec.tile import build as tile
 from sparsec.tile.interpreter import EVALUATE, FIXED, interpret
-from sparsec.tile.language import Program, Tensor, TileOp
+from sparsec.tile.language import Node, Program, Tensor, TileOp
 from sparsec.tile.memory import AccessError
+from sparsec.tile.scalars import grid_of
 
 ROUNDING = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.2e-2}
 
@@ -143,6 +145,59 @@ def test_some_points_of_the_grid_can_be_run_alone() -> None:
     interpret(case.program, tensors, case.params, points=[(1,)])
     rows = tensors["out"].isnan().any(-1)
     assert rows.tolist() == [True] * 8 + [False] * 8 + [True] * 5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_points_side_by_side_give_what_each_gives_alone(name: str) -> None:
+    case = CASES[name]()
+    together, alone = case.tensors(), case.tensors()
+    interpret(case.program, together, case.params, mode="storage")
+    for point in itertools.product(*map(range, grid_of(case.program, case.params))):
+        interpret(case.program, alone, case.params, mode="storage", points=[point])
+    for one, other in zip(together.values(), alone.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=ROUNDING[storage(case)], atol=1e-6, equal_nan=True)
+
+
+def ragged(trips: str) -> Program:
+    """out[p] = the sum of x[p, i] over i in range(P - p, P - p + trips), visited two by two; seen[p, i] marks them."""
+    with tile.Builder() as b:
+        x, out, seen = (
+            Tensor(name, "int32", shape) for name, shape in (("x", (5, 12)), ("out", (5,)), ("seen", (5, 12)))
+        )
+        p = tile.program_id(0)
+        lo = tile.apply(Fn.SUB, 5, p)
+        count = tile.load(Tensor(trips, "int32", (5,)), p)
+
+        def visit(i: Node, total: Node) -> list[Node]:
+            tile.store(seen, p, i, value=tile.const(1))
+            return [tile.apply(Fn.ADD, total, tile.load(x, p, i))]
+
+        (total,) = tile.loop(lo, tile.apply(Fn.ADD, lo, count), 2, [tile.const(0)], visit)
+        tile.store(out, p, value=total)
+        return b.program("ragged", [x, out, seen, Tensor(trips, "int32", (5,))], [], [5])
+
+
+@pytest.mark.parametrize("counts", [[0, 1, 5, 2, 7], [0, 0, 0, 0, 0], [4, 4, 4, 4, 4]])
+def test_each_point_ends_its_loop_by_itself(counts: list[int]) -> None:
+    x = torch.randint(-99, 99, (5, 12), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    out, seen = torch.full((5,), -7, dtype=torch.int32), torch.zeros(5, 12, dtype=torch.int32)
+    interpret(ragged("n"), {"x": x, "out": out, "seen": seen, "n": torch.tensor(counts, dtype=torch.int32)}, {})
+    want = torch.zeros_like(seen)
+    for p, count in enumerate(counts):
+        want[p, 5 - p : 5 - p + count : 2] = 1
+    assert torch.equal(seen, want)
+    assert torch.equal(out, (x * want).sum(1, dtype=torch.int32))
+
+
+def test_a_point_that_is_done_may_stand_outside_its_tensors() -> None:
+    """Rows of x end at 12: the loop of the longest list runs past the end of all others."""
+    n = torch.tensor([7, 0, 0, 0, 0], dtype=torch.int32)
+    tensors = {"x": torch.ones(5, 12, dtype=torch.int32), "out": torch.zeros(5, dtype=torch.int32)}
+    seen = torch.zeros(5, 12, dtype=torch.int32)
+    interpret(ragged("n"), {**tensors, "seen": seen, "n": n}, {})
+    assert tensors["out"].tolist() == [4, 0, 0, 0, 0]
+    with pytest.raises(AccessError, match="index 13 in dimension 1 of"):
+        interpret(ragged("n"), {**tensors, "seen": seen, "n": n + 2}, {})
 
 
 @pytest.mark.parametrize(
