@@ -40,6 +40,11 @@ def rank_score(key: Tensor) -> Tensor:
     return bits.to(torch.int32).view(torch.float32)
 
 
+def wide(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function rounded from fp64: torch's own in fp32 give the last elements of a tensor other bits than the rest."""
+    return lambda x: function(x.double()).to(x.dtype)
+
+
 FUNCTIONS: dict[Fn, Callable[..., Tensor]] = {
     Fn.ADD: torch.add,
     Fn.SUB: torch.sub,
@@ -52,13 +57,13 @@ FUNCTIONS: dict[Fn, Callable[..., Tensor]] = {
     Fn.MINIMUM: torch.minimum,
     Fn.MAXIMUM: torch.maximum,
     Fn.EXP: torch.exp,
-    Fn.EXP2: torch.exp2,
+    Fn.EXP2: wide(torch.exp2),
     Fn.LOG: torch.log,
     Fn.LOG2: torch.log2,
     Fn.SQRT: torch.sqrt,
     Fn.RSQRT: torch.rsqrt,
     Fn.TANH: torch.tanh,
-    Fn.SIGMOID: torch.sigmoid,
+    Fn.SIGMOID: wide(torch.sigmoid),
     Fn.LT: torch.lt,
     Fn.LE: torch.le,
     Fn.EQ: torch.eq,
@@ -80,3 +85,15 @@ FUNCTIONS: dict[Fn, Callable[..., Tensor]] = {
 def tf32(x: Tensor) -> Tensor:
     """fp32 rounded to 10 bits of mantissa, ties away from zero, as tensor cores read it."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """Products of matrices ``[lane,] m, k`` and ``[lane,] k, n``, one by one: a lane's bits depend on it alone."""
+    if x.dim() == y.dim() == 2:
+        return x @ y
+    lanes = max(x.shape[0] if x.dim() == 3 else 0, y.shape[0] if y.dim() == 3 else 0)
+    left, right = (z if z.dim() == 3 else z.expand(lanes, *z.shape) for z in (x, y))
+    made = x.new_empty(lanes, x.shape[-2], y.shape[-1])
+    for a, b, out in zip(left.unbind(), right.unbind(), made.unbind(), strict=True):
+        torch.mm(a, b, out=out)
+    return made

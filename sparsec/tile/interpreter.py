@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
-from sparsec.tile.arithmetic import FUNCTIONS, tf32
+from sparsec.tile.arithmetic import FUNCTIONS, product, tf32
 from sparsec.tile.build import FLOATS
 from sparsec.tile.language import Axis, Node, Program, TileOp
 from sparsec.tile.memory import Memory, access_of
@@ -211,19 +211,24 @@ def _apart(node: Node, values: Iterable[Tensor]) -> bool:
 
 
 def _dot(machine: _Machine, node: Node) -> Tensor:
-    a, b = node.args[:2]
+    (a, b), (over, precision) = node.args[:2], node.attrs
+    assert isinstance(over, Axis)
     x, y = machine.values[a.serial], machine.values[b.serial]
-    if node.attrs[1] == "tf32" and not machine.exact and a.dtype == "float32":
+    if precision == "tf32" and not machine.exact and a.dtype == "float32":
         x, y = tf32(x), tf32(y)
-    product = torch.einsum(_equation(a.axes, b.axes, node.axes), x, y)
-    return product + machine.values[node.args[2].serial] if len(node.args) == 3 else product
+    left, right = (tuple(axis for axis in side.axes if axis != over) for side in (a, b))
+    made = product(_matrices(x, a.axes, (left, (over,))), _matrices(y, b.axes, ((over,), right)))
+    axes = (*left, *right)
+    tiles = made.view(*made.shape[:-2], *(axis.size for axis in axes))
+    found = _permuted(tiles, [axes.index(axis) for axis in node.axes])
+    return found + machine.values[node.args[2].serial] if len(node.args) == 3 else found
 
 
-@cache
-def _equation(*sides: tuple[Axis, ...]) -> str:
-    """Two operands and their product for einsum; lanes are what comes before the axes."""
-    letters = {axis: chr(97 + k) for k, axis in enumerate(dict.fromkeys(axis for side in sides for axis in side))}
-    return "...{},...{}->...{}".format(*("".join(letters[axis] for axis in side) for side in sides))
+def _matrices(x: Tensor, axes: tuple[Axis, ...], sides: tuple[tuple[Axis, ...], tuple[Axis, ...]]) -> Tensor:
+    """A tile as a matrix with some axes as its rows and the others as its columns; lanes before them."""
+    shape = [math.prod(axis.size for axis in side) for side in sides]
+    moved = _permuted(x, [axes.index(axis) for side in sides for axis in side])
+    return moved.reshape(*moved.shape[: x.dim() - len(axes)], *shape)
 
 
 def _reduce(machine: _Machine, node: Node) -> Tensor:
