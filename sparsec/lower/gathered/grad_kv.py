@@ -157,7 +157,12 @@ def _sums(walk: Walk) -> list[Node]:
         return _step(walk, frame(walk, n), n, list(carried))
 
     inits = [tile.full(0.0, walk.keys, span.axis) for columns in _spreads(walk) for span in columns]
-    return tile.loop(0, ceil_div(walk.share.count, walk.step), 1, inits, visit, walk.schedule.stages)
+    return tile.loop(0, turns(walk), 1, inits, visit, walk.schedule.stages)
+
+
+def turns(walk: Walk) -> Node:
+    """Tiles of rows of the share."""
+    return ceil_div(walk.share.count, walk.step)
 
 
 def _entry(walk: Walk, at: Node) -> Node:
@@ -167,8 +172,11 @@ def _entry(walk: Walk, at: Node) -> Node:
 
 
 def _rows(walk: Walk, n: Node) -> tuple[Rows, Node, Node]:
-    """The query rows of a turn, each choice with the heads that share its list; the list and slot of each row."""
-    spec, found, start = walk.spec, walk.found, mul(n, walk.step)
+    """The query rows of a turn, each choice with the heads that share its list; the list and slot of each row.
+
+    The last queries come first: all chunks may be chosen there, so programs that run together read the same ones.
+    """
+    spec, found, start = walk.spec, walk.found, mul(sub(sub(turns(walk), 1), n), walk.step)
     share = chunks.sharing(spec)
     lane = tile.apply(Fn.TRUNCDIV, tile.iota(walk.rows), share)
     there = tile.apply(Fn.LT, add(start, lane), walk.share.count)

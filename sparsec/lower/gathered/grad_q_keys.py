@@ -65,7 +65,7 @@ def _main(spec: GatheredGradKV, schedule: Schedule, total: Tensor) -> Program:
             _add(walk, gathered_grad_kv.frame(walk, n), total)
             return []
 
-        tile.loop(0, ceil_div(walk.share.count, walk.step), 1, [], visit, schedule.stages)
+        tile.loop(0, gathered_grad_kv.turns(walk), 1, [], visit, schedule.stages)
         tensors = [*walk.sources.values(), walk.found.entries, shares.buffer(walk.spec, walk.found), total]
         params = [(name, "int32") for name in shares.PARAMS]
         return builder.program(spec.name, tensors, params, gathered_grad_kv.grid(walk.spec, schedule))

@@ -1,8 +1,9 @@
 """The entries of a complete inverse cut into shares of bounded length, so that a popular chunk is no single long loop.
 
-Every chunk has a share, chunks that nobody chose an empty one. What the shares of a cut chunk give are partial sums,
-kept apart and added up afterwards. A share may be ``SPREAD / splits`` times as long as the entries of a mean chunk, so
-that there are at most ``splits`` times as many partial sums as chunks, plus one.
+Every chunk has a share, chunks that nobody chose an empty one. They are counted from a chunk's last entry: programs
+that walk theirs backwards, side by side, then meet the same queries at about the same time. What the shares of a cut chunk
+give are partial sums, kept apart and added up afterwards. A share may be ``SPREAD / splits`` times as long as the
+entries of a mean chunk, so that there are at most ``splits`` times as many partial sums as chunks, plus one.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _visit(found: Inverse, at: tuple[Node, Node], number: Node, chunk: Node, sta
     cut = tile.apply(Fn.LT, 1, pieces)
     values = (
         add(chunk, 1),
-        add(add(entries, exclusive(total)), passed),
+        add(add(entries, exclusive(total)), most(sub(sub(total, passed), length), 0)),
         least(sub(total, passed), length),
         tile.apply(Fn.WHERE, cut, place, 0),
         tile.apply(Fn.WHERE, tile.apply(Fn.EQ, local, 0), several, 0),

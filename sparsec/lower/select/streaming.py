@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower import softmax
+from sparsec.lower import descriptors, softmax
 from sparsec.lower.ranges import tile_ranges
 from sparsec.lower.scalars import add, both, ceil_div, emit, mul
 from sparsec.lower.select import chosen, insert, log_sums
 from sparsec.lower.select.candidates import as_keys, block_scores, summary_scores
 from sparsec.lower.select.frame import Frame, frame, params, sharing, without_constants
+from sparsec.lower.select.insert import Axes
 from sparsec.lower.select.shares import fits, shares
 from sparsec.plan.specs import Piece, Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import EMPTY_KEY, Axis, Node, Program
+from sparsec.tile.language import EMPTY_KEY, Node, Program
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 
@@ -28,7 +29,7 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         f = frame(builder, spec, schedule)
         slots, spare = (builder.axis(name, 1 << (spec.slots - 1).bit_length()) for name in ("k", "kk"))
-        best, everything = _best(f, slots, spare)
+        best, everything = _best(f, Axes(f.rows, slots, f.keys, spare))
         ids, scores = chosen.listed(spec, best, slots, spare)
         place = (f.batch, f.row, tile.program_id(1), tile.iota(slots))
         bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
@@ -56,68 +57,80 @@ def check(spec: Selector, schedule: Schedule) -> None:
         raise ScheduleError("the order 'apart' is for shares of a softmax, by sums of few summaries; use 'two_pass'")
 
 
-def _best(f: Frame, slots: Axis, spare: Axis) -> tuple[Node, Node | None]:
+def _best(f: Frame, axes: Axes) -> tuple[Node, Node | None]:
     """The rank keys of the best blocks, descending; the log-sum-exp of all eligible scores where weights need it."""
-    spec, apart = f.spec, f.schedule.order == "apart"
+    spec, apart, limit = f.spec, f.schedule.order == "apart", tile.param(f.spec.block_length)
     scores = None if apart else summary_scores(f)
-    limit = tile.param(spec.block_length)
     piece = Piece(spec.keys, spec.keys, spec.block_length, as_keys(spec.eligible))
     ranges = tile_ranges(piece, f.schedule.block, limit, f.env, f.tensors)
 
-    def visit(at: Node, kept: Node, *sums: Node) -> Sequence[Node]:
+    def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
         found = shares(f, at) if scores is None else block_scores(f, scores, block)
-        rank = tile.apply(Fn.RANK, found, block)
         env, open_ = {**f.env, "c": block}, tile.apply(Fn.LT, block, limit)
-        if spec.forced is not None:
-            forced = tile.apply(Fn.XOR, rank, EMPTY_KEY)
-            rank = tile.apply(Fn.WHERE, emit(spec.forced, env), forced, rank)
+        forced = None if spec.forced is None else emit(spec.forced, env)
         if spec.eligible is not None:
             open_ = both(open_, emit(spec.eligible, env))
-        rank = tile.apply(Fn.WHERE, open_, rank, EMPTY_KEY)
-        best = insert.insert(kept, rank, f.rows, slots, f.keys) if apart else tile.top_insert(kept, rank, slots, f.keys)
+        if apart:
+            kept = insert.insert(state[:2], insert.ranks(found, forced, open_), block, axes)
+        else:
+            kept = [tile.top_insert(state[0], _rank_keys(found, block, forced, open_), axes.slots, f.keys)]
+        sums = state[len(kept) :]
         if not sums:
-            return [best]
-        return [best, *chosen.summed(sums, tile.apply(Fn.WHERE, open_, found, softmax.HIDDEN), f.keys)]
+            return kept
+        return [*kept, *chosen.summed(sums, tile.apply(Fn.WHERE, open_, found, softmax.HIDDEN), f.keys)]
 
-    inits = [insert.start(f.rows, slots) if apart else tile.full(EMPTY_KEY, f.rows, slots, dtype="int64")]
-    if spec.weights == "softmax_all":
-        inits += [tile.full(softmax.HIDDEN, f.rows), tile.full(0.0, f.rows)]
-    best, *sums = tile.loop(ranges[0].start, ranges[-1].stop, 1, inits, visit, f.schedule.stages)
-    best = insert.descending(best, f.rows, slots, spare) if apart else best
+    inits = insert.start(axes) if apart else [tile.full(EMPTY_KEY, f.rows, axes.slots, dtype="int64")]
+    sums = [tile.full(softmax.HIDDEN, f.rows), tile.full(0.0, f.rows)] if spec.weights == "softmax_all" else []
+    state = tile.loop(ranges[0].start, ranges[-1].stop, 1, [*inits, *sums], visit, f.schedule.stages)
+    kept, sums = state[: len(inits)], state[len(inits) :]
+    best = insert.descending(kept, axes) if apart else kept[0]
     return best, add(sums[0], tile.apply(Fn.LOG, sums[1])) if sums else None
+
+
+def _rank_keys(scores: Node, block: Node, forced: Node | None, open_: Node) -> Node:
+    """The rank keys of a tile's candidates."""
+    rank = tile.apply(Fn.RANK, scores, block)
+    if forced is not None:
+        rank = tile.apply(Fn.WHERE, forced, tile.apply(Fn.XOR, rank, EMPTY_KEY), rank)
+    return tile.apply(Fn.WHERE, open_, rank, EMPTY_KEY)
 
 
 def default(spec: Selector, target: str) -> Schedule:
     """Tiles of 64 tokens x 16 candidates or more; fewer tokens on a CPU and for fp32, more warps for long lists.
 
     sm_90 keeps such lists in the registers of 4 warps, and was measured: sorting candidates is most of the work, and
-    128 tokens were best for single heads with short lists (MoBA at T16384, 0.080 ms).
+    128 tokens were best for single heads with short lists (MoBA at T16384, 0.080 ms). Shares of a softmax are taken in
+    two kernels there: 13 ms instead of 24 (NSA at 128K).
     """
     if not target.startswith("triton"):
         return Schedule(order="two_pass", rows=16, block=16, lanes=("m", "n", "d"), split_dims=False)
+    if target == "triton:sm_90" and fits(spec) and _whole(spec):
+        boxes = descriptors.pay(target, spec.dtype, spec.dim)
+        return Schedule("apart", 64, 128 if spec.pool is None else 64, warps=4, stages=3, descriptors=boxes)
     order = "two_pass" if spec.softmax else "one_pass"
     rows = 32 if spec.dtype == "float32" else 64
     if rows == 64 and target == "triton:sm_90" and spec.group is None and not spec.softmax and spec.slots <= 4:
         rows = 128 if spec.dim <= 128 else 64
     warps = 8 if spec.slots > 32 and target.startswith("triton:sm") and target != "triton:sm_90" else 4
-    return Schedule(order, rows, _block(spec, target), warps=warps, stages=2 if spec.softmax else 3)
+    block = 32 if spec.softmax and target == "triton:sm_90" and _whole(spec) else 16
+    return Schedule(order, rows, block, warps=warps, stages=2 if spec.softmax else 3)
 
 
-def _block(spec: Selector, target: str) -> int:
-    """Every head's queries are read again for each tile of candidates: wide tiles, where registers hold them.
+def _whole(spec: Selector) -> bool:
+    """Whether registers hold wide tiles of candidates, for which every head's queries are read less often.
 
     Summaries that are kept in fp32 take three products each, and the registers of their parts.
     """
-    whole = spec.softmax and spec.dtype != "float32" and spec.key_dtype in (None, spec.dtype)
-    if not whole or target != "triton:sm_90" or spec.slots > 16 or spec.dim > 128:
-        return 16
-    return 64 if spec.pool is None else 32
+    return spec.dtype != "float32" and spec.key_dtype in (None, spec.dtype) and spec.slots <= 16 and spec.dim <= 128
 
 
 def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
-    """Tile sizes, warps and stages."""
+    """Loop order, tile sizes, warps and stages."""
     if not target.startswith("triton"):
         return {"rows": (8, 16, 32), "block": (8, 16, 32)}
-    blocks = tuple(sorted({16, 32, _block(spec, target)}))
-    return {"rows": (32, 64, 128), "block": blocks, "warps": (2, 4, 8), "stages": (1, 2, 3)}
+    found: dict[str, tuple[object, ...]] = {"rows": (32, 64, 128), "warps": (2, 4, 8), "stages": (1, 2, 3)}
+    if not fits(spec):
+        return found | {"block": (16, 32)}
+    wide = (64, 128) if _whole(spec) else ()
+    return found | {"order": ("two_pass", "apart"), "block": (16, 32, *wide), "descriptors": (False, True)}
