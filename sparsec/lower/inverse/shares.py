@@ -1,8 +1,8 @@
 """The entries of a complete inverse cut into shares of bounded length, so that a popular chunk is no single long loop.
 
 Every chunk has a share, chunks that nobody chose an empty one. They are counted from a chunk's last entry: programs
-that walk theirs backwards, side by side, then meet the same queries at about the same time. What the shares of a cut chunk
-give are partial sums, kept apart and added up afterwards. A share may be ``SPREAD / splits`` times as long as the
+that walk theirs backwards, side by side, then meet the same queries at about the same time. What the shares of a cut
+chunk give are partial sums, kept apart and added up afterwards. A share may be ``SPREAD / splits`` times as long as the
 entries of a mean chunk, so that there are at most ``splits`` times as many partial sums as chunks, plus one.
 """
 
