@@ -171,6 +171,21 @@ def _entry(walk: Walk, at: Node) -> Node:
     return tile.load(walk.found.entries, *walk.at, place)
 
 
+FEW = 4
+"""Choices of a tile that are read one by one: a vector of them each thread would load again for all its rows."""
+
+
+def _picked(walk: Walk, start: Node, lane: Node) -> Node:
+    """Entry ``start + lane`` of the share."""
+    if walk.step > FEW:
+        return _entry(walk, add(start, lane))
+    each = [_entry(walk, add(start, k)) for k in range(walk.step)]
+    found = each[-1]
+    for k in reversed(range(walk.step - 1)):
+        found = tile.apply(Fn.WHERE, tile.apply(Fn.LE, lane, k), each[k], found)
+    return found
+
+
 def _rows(walk: Walk, n: Node) -> tuple[Rows, Node, Node]:
     """The query rows of a turn, each choice with the heads that share its list; the list and slot of each row.
 
@@ -182,7 +197,7 @@ def _rows(walk: Walk, n: Node) -> tuple[Rows, Node, Node]:
     there = tile.apply(Fn.LT, add(start, lane), walk.share.count)
     if walk.step * share < walk.schedule.rows:
         there = both(there, tile.apply(Fn.LT, lane, walk.step))
-    entry = _entry(walk, add(start, lane))
+    entry = _picked(walk, start, lane)
     token = tile.apply(Fn.TRUNCDIV, entry, found.per_token)
     slot = tile.apply(Fn.TRUNCMOD, entry, spec.slots)
     local = tile.apply(Fn.TRUNCMOD, tile.iota(walk.rows), share)
