@@ -9,51 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from copy import copy
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-_MOST_KEPT = 64
+from sparsec.backends.triton.box import Box
+from sparsec.backends.triton.packed import Packed, packed
 
 Again = Callable[[Sequence[int], int], None]
 """Launches on addresses in the program's order, on a raw stream of the current device."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Stands in for a tensor in a descriptor, so that a kept descriptor keeps no memory."""
-
-    pointer: int
-    dtype: Any
-
-    def data_ptr(self) -> int:
-        """What Triton asks a tensor for."""
-        return self.pointer
-
-
-class Box:
-    """The descriptors of one tensor of a kernel, kept by address."""
-
-    def __init__(self, position: int, example: Any) -> None:
-        self.position = position
-        self._example = _moved(example, 0)
-        self._made: dict[int, Any] = {}
-
-    def at(self, pointer: int) -> Any:
-        """The descriptor of the same shape and strides at an address."""
-        found = self._made.get(pointer)
-        if found is None:
-            if len(self._made) >= _MOST_KEPT:
-                self._made.clear()
-            found = self._made[pointer] = _moved(self._example, pointer)
-        return found
-
-
-def _moved(descriptor: Any, pointer: int) -> Any:
-    made = copy(descriptor)
-    made.base = Address(pointer, descriptor.base.dtype)
-    return made
 
 
 _CALL = (
@@ -70,20 +33,26 @@ def known() -> bool:
     return _CALL in " ".join(inspect.getsource(JITFunction.run).split())
 
 
-def again(compiled: Any, grid: Sequence[int], scalars: Sequence[Any], boxes: Sequence[Box]) -> Again:
+class Relaunch:
     """Launches of a kernel that Triton compiled and launched before; ``scalars`` are its parameters and strides."""
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-    x, y, z = (*grid, 1, 1)[:3]
-    rest = tuple(scalars)
 
-    def plain(pointers: Sequence[int], stream: int) -> None:
-        run(x, y, z, stream, function, metadata, None, None, None, *pointers, *rest)
+    def __init__(self, compiled: Any, grid: Sequence[int], scalars: Sequence[Any], boxes: Sequence[Box]) -> None:
+        self.compiled, self.grid, self.scalars, self.boxes = compiled, (*grid, 1, 1)[:3], tuple(scalars), tuple(boxes)
+        self._run, self._function, self._metadata = compiled.run, compiled.function, compiled.packed_metadata
 
-    def boxed(pointers: Sequence[int], stream: int) -> None:
-        made = [box.at(pointers[box.position]) for box in boxes]
-        run(x, y, z, stream, function, metadata, None, None, None, *pointers, *rest, *made)
+    def __call__(self, pointers: Sequence[int], stream: int) -> None:
+        """Launch on addresses in the program's order, on a raw stream of the current device."""
+        made = [box.at(pointers[box.position]) for box in self.boxes]
+        fixed = (stream, self._function, self._metadata, None, None, None)
+        self._run(*self.grid, *fixed, *pointers, *self.scalars, *made)
 
-    return boxed if boxes else plain
+    def packed(self) -> Packed | None:
+        """The launch without its addresses; None for a kernel that Triton launches in a way that is not known."""
+        return packed(self.compiled, self.grid, self.scalars, self.boxes)
+
+
+def nothing(pointers: Sequence[int], stream: int) -> None:
+    """The launch of an empty grid."""
 
 
 def current_stream() -> Callable[[int], int]:

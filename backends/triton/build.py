@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sparsec.backends.triton.address import stride_limits
-from sparsec.backends.triton.again import Again, Box, again, known
+from sparsec.backends.triton.again import Again, Relaunch, known, nothing
 from sparsec.backends.triton.arguments import descriptor_arguments
+from sparsec.backends.triton.box import Box
 from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
@@ -110,14 +111,14 @@ def relaunch(
     None where there is no compiled kernel (Triton's interpreter), or a Triton that launches otherwise.
     """
     if 0 in grid:
-        return lambda pointers, stream: None
+        return nothing
     if not hasattr(compiled, "packed_metadata") or not known():
         return None
     _, wanted = _needs(program, schedule)
     first = len(args) - len(wanted)
     places = [program.tensors.index(d.tensor) for d in wanted]
     boxes = [Box(place, made) for place, made in zip(places, args[first:], strict=True)]
-    return again(compiled, grid, args[len(program.tensors) : first], boxes)
+    return Relaunch(compiled, grid, args[len(program.tensors) : first], boxes)
 
 
 def options(schedule: Schedule) -> dict[str, Any]:

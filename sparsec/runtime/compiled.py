@@ -21,6 +21,7 @@ from sparsec.runtime.decode.face import Decoding
 from sparsec.runtime.deterministic import in_order
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.native.tables import Tables
 from sparsec.runtime.ready import Ready
 from sparsec.runtime.records import Records, bucket
 from sparsec.runtime.target import Target, available, find
@@ -48,6 +49,12 @@ class Call:
     ready: Ready
     schedules: Mapping[str, Schedule]
     rules: tuple[tuple[bind.IndexRule, tuple[int, ...]], ...]
+
+    @property
+    def native(self) -> Any:
+        """The call in C++, where there is one that needs no check."""
+        quick = self.ready.quick
+        return None if self.rules or quick is None else quick.native
 
 
 class Compiled(Decoding):
@@ -77,6 +84,7 @@ class Compiled(Decoding):
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._built: dict[tuple[object, ...], BuiltKernel] = {}
         self._calls: dict[tuple[object, ...], Call] = {}
+        self.tables = Tables(tuple(variant.inputs), self.schedules, target.device, self.cache_dir)
         self.names = tuple(variant.inputs)
         self._floats = [spec.dtype == "float" for spec in variant.inputs.values()]
         self._route, self.operator = route, register(self)
@@ -93,6 +101,10 @@ class Compiled(Decoding):
         a tensor of one position per document; see "Packed sequences" in docs/reference.md.
         Raises InputError where a name, shape, dtype, device, stride or given index does not fit.
         """
+        if not self._route.compiling() and cu_seqlens is None and cu_seqlens_k is None:
+            straight = self.tables.straight
+            if straight is not None and (done := straight(inputs, q_offset)) is not None:
+                return done
         try:
             tensors: Sequence[Tensor] = [inputs[name] for name in self.names]
         except KeyError:
@@ -142,6 +154,16 @@ class Compiled(Decoding):
 
     def ready(self, tensors: Sequence[Tensor], q_offset: int | None = None, wrt: tuple[str, ...] = ()) -> Ready:
         """The call of these inputs, in the declared order, worked out and checked; saving for gradients of ``wrt``."""
+        call: Call | None = self.tables.find(wrt, tensors, q_offset)
+        if call is None:
+            call = self._known(tensors, q_offset, wrt)
+            self.tables.keep(wrt, tensors, q_offset, call)
+        for rule, positions in call.rules:
+            rule(*[tensors[n] for n in positions])
+        return call.ready
+
+    def _known(self, tensors: Sequence[Tensor], q_offset: int | None, wrt: tuple[str, ...]) -> Call:
+        """The call of these inputs as it was worked out before, or now."""
         described: list[object] = [q_offset, wrt, Records.generation, self._route.deterministic()]
         for x in tensors:
             described += (x.shape, x.stride(), x.dtype, x.device)
@@ -149,9 +171,7 @@ class Compiled(Decoding):
         call = self._calls.get(key)
         if call is None or call.schedules != self.schedules:
             call = self._work_out(key, tensors, q_offset, wrt)
-        for rule, positions in call.rules:
-            rule(*[tensors[n] for n in positions])
-        return call.ready
+        return call
 
     def _work_out(
         self, key: tuple[object, ...], tensors: Sequence[Tensor], q_offset: int | None, wrt: tuple[str, ...]
@@ -171,13 +191,23 @@ class Compiled(Decoding):
         self, halves: Joint, tensors: Sequence[Tensor], dims: Mapping[str, int], beside: tuple[str, ...] = ()
     ) -> Ready:
         """The backward half of a joint plan worked out for what it reads, in the order of its names and ``beside``."""
+        kind, lengths = (id(halves), beside), tuple(dims.values())
+        call: Call | None = self.tables.find(kind, tensors, lengths)
+        if call is None:
+            call = self._known_backward(halves, tensors, dims, beside)
+            self.tables.keep(kind, tensors, lengths, call)
+        return call.ready
+
+    def _known_backward(
+        self, halves: Joint, tensors: Sequence[Tensor], dims: Mapping[str, int], beside: tuple[str, ...]
+    ) -> Call:
         described = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
         key = (id(halves), Records.generation, self._route.deterministic(), *dims.values(), *described)
         call = self._calls.get(key)
         if call is None or call.schedules != self.schedules:
             call = self._keep(key, halves.split.backward, dims, (*halves.names, *beside))
             call.ready.halves = halves  # which keeps its id its own
-        return call.ready
+        return call
 
     def _keep(
         self, key: tuple[object, ...], plan: Plan, dims: Mapping[str, int], names: Sequence[str],

@@ -40,3 +40,6 @@ class Env:
 
     check_values: bool = field(default_factory=lambda: _flag("SPARSEC_CHECK_VALUES"))
     """SPARSEC_CHECK_VALUES: on a GPU too, read the values of cu_seqlens before a packed call, which waits for them."""
+
+    python_launches: bool = field(default_factory=lambda: _flag("SPARSEC_PYTHON_LAUNCHES"))
+    """SPARSEC_PYTHON_LAUNCHES: make repeated calls from Python, without the C++ module that is built for them."""

@@ -31,7 +31,7 @@ class BuiltKernel:
     """Ready to run on tensors by buffer name."""
 
     def __init__(self, kernel: Kernel, schedule: Schedule, target: Target, cache_dir: Path) -> None:
-        self.kernel, self.schedule, self.target = kernel, schedule, target
+        self.kernel, self.schedule, self.target, self.cache_dir = kernel, schedule, target, cache_dir
         if kernel.packed is None:
             self.lowered = lower_kernel(kernel.spec, schedule)
         else:

@@ -9,7 +9,10 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from sparsec.runtime.arena import arena
+from sparsec.runtime.env import Env
 from sparsec.runtime.launch import Again
+from sparsec.runtime.native.build import native
+from sparsec.runtime.native.prepare import Memory, prepared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +31,9 @@ Learned = Sequence[tuple[str, Sequence[tuple[tuple[str, ...], "Again | None"]]]]
 Steps = list[tuple[Callable[[Sequence[Any]], tuple[Any, ...]], Again]]
 """Per program, the choice of its tensors among all, and its launch."""
 
+Named = list[tuple[list[int], "Again"]]
+"""Per program, the positions of its tensors among all, and its launch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Quick:
@@ -37,50 +43,65 @@ class Quick:
         run: the whole of it.
         steps: its launches; to replace one is to replace it in ``run`` too.
         place: the first half of it: from the inputs to the outputs and what the steps pick from.
+        native: the whole of it in C++, if it can be had; see ``sparsec.runtime.native``.
     """
 
     run: Run
     steps: Steps
     place: Callable[[Sequence[Tensor]], Placed]
+    native: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a launch asks of a GPU's runtime: which device is current, a device's raw stream, whether hooks are set."""
+    """What a launch asks of a GPU's runtime: which device is current, a device's raw stream, whether hooks are set.
+
+    ``native`` is the C++ module, where there is one, and ``hooks`` where it looks for hooks.
+    """
 
     current: Callable[[], int]
     stream: Callable[[int], int]
     watched: Callable[[], bool]
+    native: Any = None
+    hooks: Any = None
 
 
 def quick(ready: Ready, learned: Learned, inputs: Sequence[Tensor]) -> Quick | None:
     """The quick way of a call like this one, if all its programs can be launched again."""
     if any(again is None for _, programs in learned for _, again in programs) or any(not x.numel() for x in inputs):
         return None
-    return on_gpu(ready, learned, inputs, _cuda()) if inputs[0].is_cuda else on_cpu(ready, learned, inputs)
+    return on_gpu(ready, learned, inputs, _cuda(ready)) if inputs[0].is_cuda else on_cpu(ready, learned, inputs)
 
 
-def _cuda() -> Device:
+def _cuda(ready: Ready) -> Device:
     import torch
+    from triton import knobs
 
     from sparsec.backends.triton.again import current_stream, watched
 
-    return Device(torch._C._cuda_getDevice, current_stream(), watched())  # CUDA is up: inputs are on it
+    current = torch._C._cuda_getDevice  # CUDA is up: inputs are on it
+    return Device(
+        current, current_stream(), watched(), None if Env().python_launches else native(ready.folder), knobs.runtime
+    )
 
 
 _ODD = 15
 """The bits of an address that a launch prepared for multiples of 16 must not have."""
 
 
-def _steps(learned: Learned, names: Sequence[str]) -> Steps:
+def _named(learned: Learned, names: Sequence[str]) -> Named:
     places = {name: n for n, name in enumerate(names)}
-    found: Steps = []
+    found: Named = []
     for kernel, programs in learned:
         for tensors, again in programs:
             assert again is not None
             own = [f"{kernel}/{t}" for t in tensors]
-            found.append((_picker([places[o if o in places else t] for o, t in zip(own, tensors, strict=True)]), again))
+            found.append(([places[o if o in places else t] for o, t in zip(own, tensors, strict=True)], again))
     return found
+
+
+def _steps(named: Named) -> Steps:
+    return [(_picker(positions), again) for positions, again in named]
 
 
 def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
@@ -95,11 +116,13 @@ def on_gpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor], gpu: Device
     import torch
 
     offsets, total = arena(ready.plan, ready.dims, ready.fixed)
-    steps, starts = _steps(learned, (*ready.names, *ready.outputs, *offsets)), list(offsets.values())
+    named, starts = _named(learned, (*ready.names, *ready.outputs, *offsets)), list(offsets.values())
     device, index, like = inputs[0].device, inputs[0].get_device(), torch.empty_like
     shapes = [_shape(size, getattr(torch, dtype), device) for size, dtype in ready.outputs.values()]
     scratch = _shape((total,), torch.uint8, device)
-    current, stream_of, watched = gpu.current, gpu.stream, gpu.watched
+    steps, current, stream_of, watched = _steps(named), gpu.current, gpu.stream, gpu.watched
+    memory = Memory(inputs, shapes, ready.order, scratch if total else None, starts)
+    launched = None if gpu.native is None else prepared(gpu.native, named, memory, gpu.hooks)
 
     def placed(addresses: list[int]) -> Placed:
         outputs = [like(shape) for shape in shapes]
@@ -111,7 +134,7 @@ def on_gpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor], gpu: Device
         addresses += [base + start for start in starts]
         return outputs, addresses, block
 
-    def run(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    def stepwise(tensors: Sequence[Tensor]) -> list[Tensor] | None:
         addresses, bits = [x.data_ptr() for x in tensors], 0
         for address in addresses:
             bits |= address
@@ -119,14 +142,25 @@ def on_gpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor], gpu: Device
             return None
         if current() != index:
             with torch.cuda.device(index):
-                return run(tensors)
+                return stepwise(tensors)
         outputs, addresses, _block = placed(addresses)
         stream = stream_of(index)
         for pick, again in steps:
             again(pick(addresses), stream)
         return outputs
 
-    return Quick(run, steps, lambda tensors: placed([x.data_ptr() for x in tensors]))
+    whole = stepwise if launched is None else _either(launched.run, stepwise)
+    return Quick(whole, steps, lambda tensors: placed([x.data_ptr() for x in tensors]), launched)
+
+
+def _either(first: Run, second: Run) -> Run:
+    """The first, or the second where the first does nothing."""
+
+    def run(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+        made = first(tensors)
+        return second(tensors) if made is None else made
+
+    return run
 
 
 def _shape(size: Sequence[int], dtype: Any, device: Any) -> Tensor:
@@ -141,7 +175,7 @@ def on_cpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor]) -> Quick:
     import torch
 
     own = _unseen(ready)
-    steps = _steps(learned, (*ready.names, *ready.outputs, *own))
+    steps = _steps(_named(learned, (*ready.names, *ready.outputs, *own)))
     sizes = [(size, getattr(torch, dtype)) for size, dtype in ready.outputs.values()]
     made = [(prod(size), torch.int16 if dtype == "bfloat16" else getattr(torch, dtype)) for size, dtype in own.values()]
     extents = [(1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)),) for x in inputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsec.plan.plan import Plan
@@ -51,6 +52,11 @@ class Ready:
         else:
             self._launch(buffers)
         return [buffers[name] for name in self.outputs]
+
+    @property
+    def folder(self) -> Path:
+        """Where its kernels were built."""
+        return self._kernels[0].cache_dir
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Allocate, launch every kernel, and give all buffers by name. A GPU may not be done then."""

@@ -20,13 +20,13 @@ _modes = torch._C._len_torch_dispatch_stack
 _transform = torch._C._functorch.peek_interpreter_stack
 _casting = torch._C._is_any_autocast_enabled
 _gradients = torch.is_grad_enabled
-_compiling = torch.compiler.is_compiling
+compiling = torch.compiler.is_compiling
 deterministic = torch.get_deterministic_debug_mode  # 0: not asked for; 1: torch warns; 2: it refuses
 
 
 def traced(tensors: Sequence[Tensor]) -> bool:
     """Whether somebody records or transforms this call instead of merely making it."""
-    if _compiling() or _modes() or _transform() is not None:
+    if compiling() or _modes() or _transform() is not None:
         return True
     return not PLAIN.issuperset([x.__class__ for x in tensors])
 
@@ -42,7 +42,7 @@ def differentiated(tensors: Sequence[Tensor]) -> bool:
 
 def autocast(tensors: Sequence[Tensor], floats: Sequence[bool]) -> Sequence[Tensor]:
     """The tensors in the dtype of the autocast that is on for their device, where the declaration says "float"."""
-    if not (_compiling() or _casting()) or not tensors:
+    if not (compiling() or _casting()) or not tensors:
         return tensors
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsec.backends.triton.again import Box, again, known
+from sparsec.backends.triton.again import Relaunch, known
+from sparsec.backends.triton.box import Box
 from sparsec.benchmarks.overhead import CASES, bare, prepared, seconds
 from sparsec.frontends.preset import preset
 from sparsec.ir.error import InputError
@@ -139,7 +140,7 @@ def test_triton_is_launched_with_new_addresses_and_old_everything_else() -> None
     compiled = SimpleNamespace(run=lambda *args: calls.append(args), function=7, packed_metadata="meta")
     base = torch.zeros(4, dtype=torch.bfloat16)
     example = SimpleNamespace(base=base, shape=[4], strides=[1])
-    run = again(compiled, (3, 2), [64, 128], [Box(1, example)])
+    run = Relaunch(compiled, (3, 2), [64, 128], [Box(1, example)])
     run([16, 32], 99)
     run([48, 32], 99)
     run([48, 64], 99)
