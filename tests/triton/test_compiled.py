@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sparsec.backends.triton.arguments import signature
+from sparsec.backends.triton.box import Box
 from sparsec.backends.triton.compile import Compiled, CompileError, Job, compile_all
 from sparsec.backends.triton.emit import emit
+from sparsec.backends.triton.packed import packed
 from sparsec.testing.tile_attention import window_program
 from sparsec.testing.tile_selection import top
 from sparsec.tile.language import Program
@@ -69,6 +75,34 @@ def test_hopper_uses_warp_group_products(name: str, results: Results) -> None:
     found = compiled(results, name)
     assert found.resources.wgmma
     assert ("cp.async.bulk.tensor" in found.text) == name.startswith("descriptors")
+
+
+def packed_sizes(name: str) -> tuple[int, ...]:
+    """The sizes of the arguments that a repeated launch of a job's kernel would pass."""
+    kinds = {k: v.removesuffix(":16") for k, v in JOBS[name].signature.items()}
+    boxes = [
+        Box(0, TensorDescriptor(torch.zeros(4, 64, dtype=torch.bfloat16), [4, 64], [64, 1], [4, 64]))
+        for kind in kinds.values()
+        if kind.startswith("tensordesc")
+    ]
+    simple = {"launch_cooperative_grid": False, "launch_pdl": False, "num_ctas": 1, "num_warps": 4, "shared": 0}
+    metadata = SimpleNamespace(
+        **simple, global_scratch_size=0, profile_scratch_size=0, tensordesc_meta=[{"swizzle": 1}] * len(boxes)
+    )
+    compiled = SimpleNamespace(function=1, src=SimpleNamespace(signature=kinds), metadata=metadata)
+    numbers = [1 for kind in kinds.values() if kind[0] != "*" and not kind.startswith("tensordesc")]
+    found = packed(compiled, (1,), numbers, boxes)
+    assert found is not None
+    return found.sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pointers sm_90", "descriptors sm_90", "descriptors sm_100", "top 8"])
+def test_repeated_launches_pass_the_arguments_that_the_assembly_takes(name: str, results: Results) -> None:
+    entry = re.search(r"\.entry\s+\w+\((.*?)\)", compiled(results, name).text, re.DOTALL)
+    assert entry is not None
+    taken = re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.([a-z]+)(\d+)[^,\[]*(?:\[(\d+)\])?", entry[1])
+    assert tuple(int(bits) // 8 * int(count or 1) for _, bits, count in taken) == packed_sizes(name)
 
 
 @pytest.mark.slow

@@ -107,9 +107,16 @@ static PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-// launch_with(address): that of a function to call in place of CUDA's cuLaunchKernel; 0 for CUDA's own again.
+static int no_launch(
+    void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**) {
+  return 0;
+}
+
+// launch_with(address): that of a function to call in place of CUDA's cuLaunchKernel; None for one that does nothing,
+// 0 for CUDA's own again.
 static PyObject* launch_with(PyObject*, PyObject* address) {
-  unsigned long long given = PyLong_AsUnsignedLongLong(address);
+  unsigned long long given =
+      address == Py_None ? reinterpret_cast<uintptr_t>(&no_launch) : PyLong_AsUnsignedLongLong(address);
   if (PyErr_Occurred()) return nullptr;
   driver = Driver{};
   if (given) driver.launch = reinterpret_cast<LaunchKernel>(given);

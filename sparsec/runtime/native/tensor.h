@@ -86,7 +86,7 @@ inline bool plain(const at::TensorBase& x) {
   static const c10::DispatchKeySet known =
       c10::DispatchKeySet({DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::ADInplaceOrView}) |
       c10::autograd_dispatch_keyset | c10::DispatchKeySet({DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA});
-  return (x.key_set() - known).empty();
+  return known.has_all(x.key_set());
 }
 
 // Whether this thread records nothing and transforms nothing: no mode, no functorch level, no autocast.
@@ -95,7 +95,7 @@ inline bool untraced() {
       c10::default_included_set - c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView);
   auto local = c10::impl::tls_local_dispatch_key_set();
   bool usual = local.included_ == c10::default_included_set || local.included_ == inference;
-  return usual && (c10::default_excluded_set - local.excluded_).empty();
+  return usual && local.excluded_.has_all(c10::default_excluded_set);
 }
 
 }  // namespace sparsec
