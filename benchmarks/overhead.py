@@ -46,15 +46,15 @@ ROUNDS, CALLS = 41, 50  # so few that a queue of launches never fills up
 Row = dict[str, float]
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Seconds of this thread for one call, without those when others ran: the median of several rounds' means."""
+def seconds(run: Callable[[], object], clock: Callable[[], float] = time.thread_time) -> float:
+    """Seconds for one call, of this thread where no clock is given: the median of several rounds' means."""
     run()
     rounds = []
     for _ in range(ROUNDS):
-        started = time.thread_time()
+        started = clock()
         for _ in range(CALLS):
             run()
-        rounds.append((time.thread_time() - started) / CALLS)
+        rounds.append((clock() - started) / CALLS)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     return median(rounds)
@@ -83,6 +83,7 @@ def prepared(compiled: Compiled, given: dict[str, Tensor]) -> tuple[Ready, Quick
     ready = compiled.ready(tensors)
     if ready.quick is None or not tensors[0].is_cuda:
         stub(compiled, ready, tensors)
+        compiled.ready(tensors)
     assert ready.quick is not None
     return ready, ready.quick
 
@@ -93,13 +94,11 @@ def stub(compiled: Compiled, ready: Ready, tensors: Sequence[Tensor]) -> None:
     if module is not None:
         module.launch_with(None)
     compiled.tables.module = module
-    compiled.ready(tensors)
     kernels = [compiled.built(kernel, ready.dims) for kernel in ready.plan.kernels]
     learned = [(k.kernel.name, [(names, Nothing(len(names))) for names in k.tensors]) for k in kernels]
     hooks = SimpleNamespace(launch_enter_hook=None, launch_exit_hook=None)
     gpu = Device(lambda: -1, lambda index: 0, lambda: False, module, hooks)
     ready.quick = on_gpu(ready, learned, tensors, gpu)
-    compiled.tables.keep((), tensors, None, compiled.tables.find((), tensors, None))
 
 
 def bare(quick: Quick, given: Mapping[str, Tensor], stream: int) -> Callable[[], object]:
@@ -153,10 +152,13 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES))
     parser.add_argument("--target", default="auto")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
+    parser.add_argument("--train", action="store_true", help="training steps instead of calls without gradients")
     parser.add_argument("--out", type=Path, help="where to write the rows as JSON")
-    asked, rows = parser.parse_args(), {}
+    asked, rows, way = parser.parse_args(), {}, measure
+    if asked.train:
+        from sparsec.benchmarks.overhead_training import measure as way
     for name in asked.cases:
-        rows[name], launches = measure(name, asked.target, asked.dtype)
+        rows[name], launches = way(name, asked.target, asked.dtype)
         told = ", ".join(f"{key} {value:.1f}" for key, value in rows[name].items())
         print(f"{name:10} {launches} launches, us: {told}", flush=True)
     if asked.out:

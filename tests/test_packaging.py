@@ -88,4 +88,6 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
         for package, folder in FOLDERS.items()
         for path in sources(ROOT / folder)
     }
-    assert {name for name in names if ".dist-info/" not in name} == expected | {"sparsec/py.typed"}
+    native = ROOT / "sparsec/runtime/native"
+    data = {str(path.relative_to(ROOT)) for path in native.iterdir() if path.suffix in (".cpp", ".h")}
+    assert data and {name for name in names if ".dist-info/" not in name} == expected | data | {"sparsec/py.typed"}

@@ -105,8 +105,13 @@ class _Attention(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """Once differentiable: what torch has for that takes microseconds to switch off what is off."""
+        return _pulled_once(ctx, *grads) if torch.is_grad_enabled() else _Attention.pulled(ctx, *grads)
+
+    @staticmethod
+    def pulled(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """The gradients of everything that ``forward`` was given."""
         training, halves, kept = ctx.training, ctx.halves, ctx.saved_tensors
         cotangents = [grads[n] for n in halves.cotangents]
         found: Sequence[Tensor] = []
@@ -117,6 +122,9 @@ class _Attention(torch.autograd.Function):
             found = training.run_backward(halves, kept, cotangents, ctx.dims)
         by_name = halves.by_input(found)
         return None, None, *[by_name.get(name) for name in training.compiled.names]
+
+
+_pulled_once = once_differentiable(_Attention.pulled)
 
 
 def _dense(x: Tensor) -> bool:

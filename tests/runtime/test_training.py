@@ -96,6 +96,15 @@ def test_what_does_not_depend_on_an_input_is_none() -> None:
     assert inputs["l"].grad is None and inputs["q"].grad is not None
 
 
+def test_gradients_cannot_be_differentiated_again() -> None:
+    compiled, inputs = on("msa-window", "cpu"), drawn("msa-window")
+    (plain,) = torch.autograd.grad(called(compiled, inputs).square().sum(), [inputs["q"]])
+    (grad,) = torch.autograd.grad(called(compiled, inputs).square().sum(), [inputs["q"]], create_graph=True)
+    assert torch.equal(grad, plain)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_spread_gradients_are_read_as_they_are_meant() -> None:
     compiled, one, other = on("msa-window", "cpu"), drawn("msa-window"), drawn("msa-window")
     called(compiled, one).sum().backward()  # the gradient of a sum is one number, seen everywhere
