@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from sparsec.runtime.decode.face import Decoding
 from sparsec.runtime.deterministic import in_order
 from sparsec.runtime.env import Env
 from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.known import MOST_CALLS, MOST_PLANS, Call, room
 from sparsec.runtime.native.tables import Tables
 from sparsec.runtime.ready import Ready
 from sparsec.runtime.records import Records, bucket
@@ -34,27 +34,6 @@ if TYPE_CHECKING:
     from sparsec.runtime.joint import Joint
     from sparsec.runtime.packed.calls import PackedCalls
     from sparsec.runtime.training import Training
-
-
-MOST_CALLS = 4096
-"""How many calls worked out are kept; the oldest goes first."""
-MOST_PLANS = 512
-"""How many plans, and how many built kernels, are kept: there is one for each set of heads and head dims."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call worked out: how to run it, the schedules it was made under, and what to check of which inputs."""
-
-    ready: Ready
-    schedules: Mapping[str, Schedule]
-    rules: tuple[tuple[bind.IndexRule, tuple[int, ...]], ...]
-
-    @property
-    def native(self) -> Any:
-        """The call in C++, where there is one that needs no check."""
-        quick = self.ready.quick
-        return None if self.rules or quick is None else quick.native
 
 
 class Compiled(Decoding):
@@ -214,7 +193,7 @@ class Compiled(Decoding):
         rules: tuple[tuple[bind.IndexRule, tuple[int, ...]], ...] = (),
     ) -> Call:  # fmt: skip
         ready = Ready(plan, dims, [self.built(kernel, dims) for kernel in plan.kernels], names)
-        _room(self._calls, MOST_CALLS)
+        room(self._calls, MOST_CALLS)
         self._calls[key] = call = Call(ready, dict(self.schedules), rules)
         return call
 
@@ -234,7 +213,7 @@ class Compiled(Decoding):
         static = {n: dims[n] for n in names}
         key = (dtype, *static.items())
         if key not in self._plans:
-            _room(self._plans, MOST_PLANS)
+            room(self._plans, MOST_PLANS)
             self._plans[key] = build_plan(self.variant.name, self.graph.outputs, self.graph.names, static, dtype)
         return self._plans[key]
 
@@ -285,16 +264,10 @@ class Compiled(Decoding):
         chosen = schedule or self.schedule(kernel, dims)
         key = (kernel.spec, chosen, kernel.packed)
         if key not in self._built:
-            _room(self._built, MOST_PLANS)
+            room(self._built, MOST_PLANS)
             self._built[key] = BuiltKernel(kernel, chosen, self.target, self.cache_dir)
             self.builds += 1
         return self._built[key]
-
-
-def _room(kept: dict[tuple[object, ...], Any], most: int) -> None:
-    """Make room for one more; the oldest goes first."""
-    while len(kept) >= most:
-        kept.pop(next(iter(kept)))
 
 
 def compile(variant: Variant, target: str | Target = "auto", cache_dir: str | Path | None = None) -> Compiled:
