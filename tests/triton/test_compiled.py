@@ -80,11 +80,8 @@ def test_hopper_uses_warp_group_products(name: str, results: Results) -> None:
 def packed_sizes(name: str) -> tuple[int, ...]:
     """The sizes of the arguments that a repeated launch of a job's kernel would pass."""
     kinds = {k: v.removesuffix(":16") for k, v in JOBS[name].signature.items()}
-    boxes = [
-        Box(0, TensorDescriptor(torch.zeros(4, 64, dtype=torch.bfloat16), [4, 64], [64, 1], [4, 64]))
-        for kind in kinds.values()
-        if kind.startswith("tensordesc")
-    ]
+    shapes = [[1] * kind.count(",") + [64] for kind in kinds.values() if kind.startswith("tensordesc")]
+    boxes = [Box(0, TensorDescriptor(torch.zeros(s), s, [64] * (len(s) - 1) + [1], s)) for s in shapes]
     simple = {"launch_cooperative_grid": False, "launch_pdl": False, "num_ctas": 1, "num_warps": 4, "shared": 0}
     metadata = SimpleNamespace(
         **simple, global_scratch_size=0, profile_scratch_size=0, tensordesc_meta=[{"swizzle": 1}] * len(boxes)
