@@ -77,6 +77,10 @@ class Stub:
         self._programs.append(program)
         return len(self._programs)
 
+    def forget(self) -> None:
+        """Hold no program any more; their handles are used again."""
+        self._programs.clear()
+
     def _run(self, handle: int, *rest: Any) -> int:
         self.launches += 1
         if self.answer or self.instead:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,6 +39,29 @@ def test_the_quick_way_gives_the_same_bits(name: str) -> None:
         outputs = ready(others)
         assert ready.quick is not None
         assert all(torch.equal(slow[n], x) for n, x in zip(ready.outputs, outputs, strict=True))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "nsa-given"])
+def test_calls_are_made_in_one_step(name: str) -> None:
+    compiled, given = on(name, "cuda"), drawn(name)
+    slow = compiled.ready([given[n] for n in compiled.names]).run(given)
+    plan = compiled.ready([given[n] for n in compiled.names]).plan
+    for _ in range(3):
+        called(compiled, given)
+        assert compiled.tables.straight is not None
+        found = compiled.tables.straight({n: x.clone() for n, x in given.items()}, None)
+        assert found is not None
+        outputs = found if isinstance(found, tuple) else (found,)
+        assert all(torch.equal(slow[n], x) for n, x in zip(plan.outputs, outputs, strict=True))
+
+
+def test_launches_from_another_thread() -> None:
+    compiled, given = on("nsa", "cuda"), drawn("nsa")
+    wanted, found = called(compiled, given), []
+    thread = threading.Thread(target=lambda: found.append(called(compiled, given)))  # it has no CUDA context yet
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -232,12 +232,19 @@ def test_nothing_is_kept_alive(stub: Stub) -> None:
     died = weakref.ref(straight(compiled, given))
     after = sys.getrefcount(given["q"])
     assert died() is None and after == before
-    call = weakref.ref(compiled.ready([given[n] for n in compiled.names]))
+    ready = compiled.ready([given[n] for n in compiled.names])
+    assert ready.quick is not None
+    kernel, native, call = weakref.ref(ready.quick.steps[0][1]), ready.quick.native, weakref.ref(ready)
+    stub.forget()
+    del ready
     compiled._calls.clear()
     compiled.tables._made.clear()
     compiled.tables.straight = None
     gc.collect()
-    assert call() is None
+    assert call() is None and kernel() is not None  # a kernel must not be unloaded while it may be launched
+    del native
+    gc.collect()
+    assert kernel() is None
 
 
 def test_tensor_maps_are_made_once_for_an_address(stub: Stub) -> None:
@@ -254,7 +261,7 @@ def test_tensor_maps_are_made_once_for_an_address(stub: Stub) -> None:
         return 0
 
     launch = (1, (1, 1, 1), 32, 0, bytes(128), (0,), (), ((0, 0, encode),))
-    call = stub.module.Call((torch.zeros(4),), (torch.zeros(1),), (0,), None, (), (launch,), hooks())
+    call = stub.module.Call((torch.zeros(4),), (torch.zeros(1),), (0,), None, (), (launch,), hooks(), None)
     others = [torch.zeros(4) for _ in range(3)]
     stub.instead = look
     try:

@@ -42,10 +42,12 @@ struct Call {
   std::vector<Map> maps;
   std::vector<char> packed;  // all arguments
   PyObject* runtime = nullptr;  // Triton's knobs
+  PyObject* held = nullptr;  // what keeps the kernels loaded
 
   ~Call() {
     for (Map& map : maps) Py_XDECREF(map.encode);
     Py_XDECREF(runtime);
+    Py_XDECREF(held);
   }
 
   bool here() const {

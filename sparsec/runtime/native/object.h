@@ -56,12 +56,13 @@ inline bool launches_of(Call& call, PyObject* given) {
   return !PyErr_Occurred();
 }
 
-// Call(inputs, outputs, order, block or None, starts, launches, runtime); tensors are examples, all tuples.
+// Call(inputs, outputs, order, block or None, starts, launches, runtime, held): tuples, of tensors as examples, what
+// has Triton's hooks, and what is to be kept alive.
 inline PyObject* new_call(PyTypeObject* type, PyObject* args, PyObject*) {
-  PyObject *inputs, *outputs, *order, *block, *starts, *launches, *runtime;
+  PyObject *inputs, *outputs, *order, *block, *starts, *launches, *runtime, *held;
   if (!PyArg_ParseTuple(
-          args, "O!O!O!OO!O!O", &PyTuple_Type, &inputs, &PyTuple_Type, &outputs, &PyTuple_Type, &order, &block,
-          &PyTuple_Type, &starts, &PyTuple_Type, &launches, &runtime))
+          args, "O!O!O!OO!O!OO", &PyTuple_Type, &inputs, &PyTuple_Type, &outputs, &PyTuple_Type, &order, &block,
+          &PyTuple_Type, &starts, &PyTuple_Type, &launches, &runtime, &held))
     return nullptr;
   Held made(type->tp_alloc(type, 0));
   if (!made.object) return nullptr;
@@ -79,6 +80,7 @@ inline PyObject* new_call(PyTypeObject* type, PyObject* args, PyObject*) {
   for (Py_ssize_t n = 0; n < PyTuple_GET_SIZE(starts); ++n)
     call.starts.push_back(PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(starts, n)));
   Py_INCREF(call.runtime = runtime);
+  Py_INCREF(call.held = held);
   if (PyErr_Occurred() || !launches_of(call, launches)) return nullptr;
   Py_INCREF(made.object);
   return made.object;

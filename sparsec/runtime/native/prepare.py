@@ -48,10 +48,9 @@ def prepared(
         if packed is None or not _as_the_driver_says(module, packed):
             return None
         made.append(_described(packed, positions))
-    block, starts = memory.block, tuple(memory.starts)
-    return module.Call(
-        tuple(memory.inputs), tuple(memory.outputs), tuple(memory.order), block, starts, tuple(made), hooks
-    )
+    tensors = tuple(memory.inputs), tuple(memory.outputs)
+    held = tuple(again for _, again in launches)
+    return module.Call(*tensors, tuple(memory.order), memory.block, tuple(memory.starts), tuple(made), hooks, held)
 
 
 def _as_the_driver_says(module: Any, packed: Packed) -> bool:
