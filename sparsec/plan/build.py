@@ -17,6 +17,7 @@ from sparsec.plan.memory import ordered
 from sparsec.plan.merge import merge
 from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
+from sparsec.plan.precision import OUTPUTS, exact, handed
 from sparsec.plan.prefix import prefix
 from sparsec.plan.scan import readers_of, scan
 from sparsec.plan.select import select
@@ -41,33 +42,17 @@ def build_plan(
     targets = frozenset(n.operands["target"] for n in nodes if n.op is Op.AUX and "target" in n.operands)
     with_lse = frozenset(n.src[0] for n in nodes if n.op is Op.LSE) | {v.src[0] for v in vjps if has_lse(v.src[0])}
     with_lse |= targets
-    inner = frozenset(vjps) - frozenset(outputs) - _handed(nodes)
+    inner = frozenset(vjps) - frozenset(outputs) - handed(nodes)
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
     planner.recalls, planner.finals = readers_of(nodes), frozenset(n for n in outputs if n.op is Op.WRITE)
     planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
     planner.producers = PRODUCERS
-    planner.exact = _exact(nodes) - frozenset(outputs)
+    planner.exact = exact(nodes, outputs)
     planner.readers = Counter([*outputs, *(s for n in nodes if n.op is not Op.VJP for s in n.src)])
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)
     kinds = {b: replace(planner.buffers[b], role="output") for b in buffers if planner.buffers[b].role != "input"}
     all_buffers = tuple(kinds.get(n, b) for n, b in planner.buffers.items())
     return Plan(name, ordered(planner.kernels), all_buffers, buffers, tuple(planner.notes))
-
-
-def _exact(nodes: Sequence[Node]) -> frozenset[Node]:
-    """Maps that are added up over tokens: decays of states, terms of running sums; and the rates of writes, a few."""
-    gates = {n.operands[name] for n in nodes if n.op is Op.WRITE for name in ("decay", "beta") if name in n.operands}
-    terms = {n.src[0] for n in nodes if n.op is Op.PREFIX}
-    return frozenset(n for n in gates | terms if n.op is Op.MAP)
-
-
-def _handed(nodes: Sequence[Node]) -> frozenset[Node]:
-    """Gradients of activations that adjoints of maps alone read: in the dtype of the inputs, as what they are of."""
-    found = {v for v in nodes if v.op is Op.VJP and len(v.shape) == 4}
-    for reader in nodes:
-        through = reader.op is Op.VJP and reader.src[0].op is Op.MAP
-        found -= {s for s in reader.src if not through or s is not reader.positional[1]}
-    return frozenset(found)
 
 
 def _dtype(planner: Planner, node: Node) -> str:
@@ -128,12 +113,14 @@ def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
     return planner.places[node, "o"]
 
 
+def _read(planner: Planner, node: Node) -> str:
+    return _value(planner, node, False, "float32" if node in planner.exact else planner.sizes.dtype)
+
+
 PRODUCERS: dict[Op, Callable[[Planner, Node], str]] = {
     Op.MAP: mapped,
     Op.PREFIX: prefix,
-    Op.ATTEND: lambda planner, node: _value(planner, node, False, planner.sizes.dtype),
-    Op.MERGE: lambda planner, node: _value(planner, node, False, planner.sizes.dtype),
-    Op.RECALL: lambda planner, node: _value(planner, node, False, planner.sizes.dtype),
+    **dict.fromkeys(OUTPUTS, _read),
     Op.LSE: _lse,
 }
 """What plans a tensor that another kernel reads."""

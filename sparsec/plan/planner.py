@@ -41,7 +41,7 @@ class Planner:
         score_grads: the gradient of the chosen scores, by the adjoint of their weights.
         inputs: the names that belong to inputs, planned or not.
         producers: by op, what plans a tensor that kernels read and gives its buffer.
-        exact: the maps that are kept in fp32, whatever their sources are.
+        exact: the maps and outputs that are kept in fp32, whatever their sources are.
         absorbed: the gates' functions that a merge applies itself.
         inlined: the maps that one other map computes on the way, and that map.
         readers: how many sources of nodes, adjoints left out, and results each node is.
