@@ -44,7 +44,8 @@ def _tensors(spec: Combine) -> dict[str, Tensor]:
     """Buffers in launch order: branches, gates, log-sum-exps, outputs."""
     wide: tuple[str | int, ...] = ("B", "TQ", spec.heads, spec.value_dim)
     found = {name: Tensor(name, spec.branch_dtype, wide) for name in spec.branches}
-    found |= {name: Tensor(name, spec.gate_dtype or spec.dtype, wide[:3]) for name in spec.gates}
+    dtypes = spec.gate_dtypes or (spec.dtype,) * len(spec.gates)
+    found |= {name: Tensor(name, dtype, wide[:3]) for name, dtype in zip(spec.gates, dtypes, strict=True)}
     found |= {name: Tensor(name, "float32", wide[:3]) for name in spec.lses}
     found[spec.out] = Tensor(spec.out, spec.dtype, wide)
     if spec.lse is not None:

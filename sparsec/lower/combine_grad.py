@@ -69,13 +69,14 @@ def _tensors(spec: CombineGrad) -> dict[str, Tensor]:
     forward = spec.forward
     wide: tuple[str | int, ...] = ("B", "TQ", forward.heads, forward.value_dim)
     found = [(name, forward.branch_dtype, wide) for name in forward.branches if forward.fn != "sum"]
-    gate_dtype = forward.gate_dtype or forward.dtype
-    found += [(name, gate_dtype, wide[:3]) for name in forward.gates]
+    dtypes = forward.gate_dtypes or (forward.dtype,) * len(forward.gates)
+    found += [(name, dtype, wide[:3]) for name, dtype in zip(forward.gates, dtypes, strict=True)]
     found += [(name, "float32", wide[:3]) for name in (*forward.lses, spec.lse, spec.lse_grad) if name is not None]
     found += [(spec.out, forward.dtype, wide)] if spec.out is not None else []
     found += [(spec.grad, spec.grad_dtype, wide)]
     found += [(name, spec.branch_grad_dtype, wide) for name in spec.branch_grads if name is not None]
-    found += [(name, gate_dtype, wide[:3]) for name in spec.gate_grads if name is not None]
+    pairs = zip(spec.gate_grads, dtypes, strict=True)
+    found += [(name, dtype, wide[:3]) for name, dtype in pairs if name is not None]
     found += [(name, "float32", wide[:3]) for name in spec.lse_grads if name is not None]
     return {name: Tensor(name, dtype, shape) for name, dtype, shape in found}
 

@@ -23,8 +23,8 @@ def merge_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     asked = {str(v["of"]): v for v in planner.vjps if v.src[0] is merge and own_pull(v) == at}
     count, dtype = len(branches_of(merge)), planner.sizes.dtype
     outs = tuple(_buffer(planner, asked.get(f"x{k}"), dtype) for k in range(count))
-    gate_dtype = forward.gate_dtype or forward.dtype
-    gates = tuple(_gate(planner, asked.get(f"x{count + k}"), gate_dtype) for k in range(len(forward.gates)))
+    gate_dtypes = forward.gate_dtypes or (forward.dtype,) * len(forward.gates)
+    gates = tuple(_gate(planner, asked.get(f"x{count + k}"), kind) for k, kind in enumerate(gate_dtypes))
     lses = tuple(_buffer(planner, asked.get(f"lse{k}"), "float32") for k in range(len(forward.lses)))
     name = "_".join(b for b in (*outs, *gates, *lses) if b)
     spec = CombineGrad(

@@ -52,7 +52,7 @@ def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Cal
         dtype=dtype,
         gate_fn=planner.close(gate_fn, dims),
         branch_dtype=inner,
-        gate_dtype=_gate_dtype(planner, node, gates, dtype),
+        gate_dtypes=_gate_dtypes(planner, gates, dtype),
     )
     planner.specs[node] = spec
     planner.add(spec, [*outs, *gates, *lses], [out, *([lse] if lse else [])], [node], dims)
@@ -68,12 +68,10 @@ def _gates(planner: Planner, gates: list[Node]) -> tuple[list[str], Expr | None]
     return [planner.input(g.src[0]) for g in gates], gates[0].expr("fn")
 
 
-def _gate_dtype(planner: Planner, node: Node, gates: list[str], dtype: str) -> str | None:
-    """The dtype of the gates where it is not that of the result."""
-    found = {planner.buffers[g].dtype for g in gates} or {dtype}
-    if len(found) > 1:
-        raise planner.refuse(node, f"its gates are {', '.join(sorted(found))}; declare all of them alike")
-    return None if found == {dtype} else found.pop()
+def _gate_dtypes(planner: Planner, gates: list[str], dtype: str) -> tuple[str, ...]:
+    """The dtypes of the gates where one is not that of the result."""
+    found = tuple(planner.buffers[g].dtype for g in gates)
+    return () if set(found) <= {dtype} else found
 
 
 def _absorbs(planner: Planner, gate: Node) -> bool:
