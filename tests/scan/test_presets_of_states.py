@@ -53,3 +53,20 @@ def test_log_decays_keep_their_precision() -> None:
     scan = next(kernel.spec for kernel in plan.kernels if kernel.name.startswith("scan"))
     assert scan.writes.decay.dtype == scan.writes.beta.dtype == "float32"  # type: ignore[union-attr]
     assert scan.writes.k.dtype == "bfloat16"  # type: ignore[union-attr]
+
+
+STEPS = (4, 1, 1, 2, 1)
+"""A prefill, then one or two tokens at a time."""
+
+
+@pytest.mark.parametrize("name", ["gdn", "kda", "rwkv7", "mamba2"])
+def test_a_prefill_and_steps_from_its_states_are_one_forward(name: str) -> None:
+    stepped = sparsec.compile(sparsec.preset(name, raw=True, initial=True, final=True), target="interpreter")
+    x = sparsec.inputs(stepped.variant, B=2, T=sum(STEPS), H=2, HKV=1, D=16, DV=8)
+    whole, last = stepped(**x)
+    state, outputs = x.pop("m"), []
+    for tokens in zip(*(y.split(STEPS, dim=1) for y in x.values()), strict=True):
+        out, state = stepped(**dict(zip(x, tokens, strict=True)), m=state)
+        outputs.append(out)
+    torch.testing.assert_close(torch.cat(outputs, 1), whole, rtol=0, atol=0)
+    torch.testing.assert_close(state, last, rtol=0, atol=0)

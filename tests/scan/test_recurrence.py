@@ -170,3 +170,13 @@ def test_what_has_no_kernel_says_so(case: str) -> None:
     made = compile(variant, target="interpreter")
     with pytest.raises(PlanError, match=said):
         made.plan({**SIZES, "DX": 4}, "bfloat16")
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-4, -12.0, -torch.inf], ids=str)
+@pytest.mark.parametrize("name", ["gated-delta", "undecayed-erase"])
+def test_decays_at_their_ends(name: str, value: float) -> None:
+    """The decays' own gradients too: that of −12 is some e^-12 of the others, and right; that of −inf is 0."""
+    compiled = on(name, "interpreter")
+    x = draw(compiled.variant, SIZES | {"T": 70, "B": 1})
+    x["g"] = torch.full_like(x["g"], value)
+    assert wrong_on(compiled, x, "float32") == []
