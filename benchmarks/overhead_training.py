@@ -94,7 +94,12 @@ def measure(name: str, target: str, dtype: str) -> tuple[Row, int]:
             stub(compiled, ready, tensors)
     step()
     stream = torch.cuda.current_stream().cuda_stream if device == "cuda" else 0
-    found = {"forward": seconds(step.forward), "step": seconds(step, time.perf_counter), "Triton": 0.0, "C++": 0.0}
+    found = {
+        "forward": seconds(step.forward, time.perf_counter),
+        "step": seconds(step, time.perf_counter),
+        "Triton": 0.0,
+        "C++": 0.0,
+    }
     for ready, tensors in calls:
         assert ready.quick is not None
         own = dict(zip(ready.names, tensors, strict=True))

@@ -276,3 +276,6 @@ def test_tensor_maps_are_made_once_for_an_address(stub: Stub) -> None:
 def test_without_a_compiler_calls_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     assert native(tmp_path / "folder") is None
+    monkeypatch.setenv("CXX", "false")
+    with pytest.warns(UserWarning, match="calls are made from Python"):
+        assert native(tmp_path / "other") is None

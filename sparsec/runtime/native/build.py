@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,11 +30,18 @@ class BuildError(Exception):
 
 @lru_cache(maxsize=8)
 def native(folder: Path) -> Any:
-    """The module, built under ``folder`` if it is not there yet; None where it cannot be had."""
+    """The module, built under ``folder`` if it is not there yet; None where it cannot be had.
+
+    Where a compiler is there and fails, a warning says so.
+    """
     try:
         return load(built(folder))
-    except (BuildError, ImportError, OSError, subprocess.SubprocessError):
-        return None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines() or [str(error)]
+        warnings.warn(f"calls are made from Python, microseconds slower: {lines[0]}", stacklevel=2)
+    except (BuildError, ImportError, OSError, subprocess.TimeoutExpired):
+        pass
+    return None
 
 
 def built(folder: Path) -> Path:
