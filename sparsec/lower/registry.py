@@ -13,6 +13,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pointwise import forward as pointwise
 from sparsec.lower.pointwise import grad as pointwise_grad
 from sparsec.lower.pointwise import space as pointwise_space
+from sparsec.lower.scan import batch_sum
 from sparsec.lower.scan import schedules as scan_class
 from sparsec.lower.select import dense_grad_keys, divergence, index_grad_keys, index_grad_q, list_sum, set_selector
 from sparsec.lower.select import grad_keys as selector_grad_keys
@@ -43,7 +44,7 @@ from sparsec.plan.grad_specs import (
 from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.map_specs import Map, MapGrad
 from sparsec.plan.running_specs import Prefix, PrefixGrad
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.scan_specs import Scan, ScanGrad, StatesSum
 from sparsec.plan.set_specs import Members, SetSelector
 from sparsec.plan.specs import (
     BlockList,
@@ -104,6 +105,7 @@ CLASSES: dict[type, ScheduleClass] = {
     MapGrad: ScheduleClass(pointwise_grad.lower, pointwise_space.default, pointwise_space.space_grad),
     Scan: ScheduleClass(scan_class.lower, scan_class.default, scan_class.space),
     ScanGrad: ScheduleClass(scan_class.lower_grad, scan_class.default_grad, scan_class.space_grad),
+    StatesSum: ScheduleClass(_single(batch_sum.lower), batch_sum.default, _fixed),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),
     TiledGradCapture: ScheduleClass(tiled_grad_capture.lower, tiled_grad_space.default_capture, tiled_grad_space.space),

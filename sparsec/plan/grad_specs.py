@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.map_specs import Map, MapGrad
 from sparsec.plan.running_specs import Prefix, PrefixGrad
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.scan_specs import Scan, ScanGrad, StatesSum
 from sparsec.plan.set_specs import Members, SetSelector
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
 
@@ -263,6 +263,7 @@ GradSpec = (
     | CombineGrad
     | MapGrad
     | ScanGrad
+    | StatesSum
     | Total
 )
 AnySpec = Spec | Map | Prefix | Scan | SetSelector | Members | ListSum | Divergence | GradSpec

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.ir.scores import ONE
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
 from sparsec.plan.scan import buffers, dims, question, writes_of
-from sparsec.plan.scan_specs import Operand, Scan, ScanGrad
+from sparsec.plan.scan_specs import Operand, Scan, ScanGrad, StatesSum
 
 
 def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     """Plan the kernel of all gradients through the bank that an adjoint is about."""
     primal = vjp.src[0]
     if primal.op is Op.STATE:
-        raise planner.refuse(
-            vjp, "first states that all batch entries share have no gradient kernel yet; give one each"
-        )
+        _shared(planner, vjp, source)
+        return
     written = primal if primal.op is Op.WRITE else primal.src[1]
     wanted = _wanted(planner, written)
     grads, final = _cotangents(planner, written, wanted)
@@ -51,6 +51,15 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
         *([grad_final] if grad_final else []),
     ]
     planner.add(spec, read, names, wanted, dims(written))
+
+
+def _shared(planner: Planner, vjp: Node, source: Source) -> None:
+    """First states that all batch entries share: the sum of what each of them asks for."""
+    bank = vjp.src[0]
+    x = source(vjp.positional[1], "float32")
+    out = planner.temporary(vjp, "tensor", vjp.shape, "float32")
+    heads, rows, cols = (planner.sizes.value(dim) for dim in bank.shape[2:])
+    planner.add(StatesSum(f"grad_{out}", x, out, heads, rows, cols), [x], [out], [vjp], {"TQ": ONE, "TK": ONE})
 
 
 def _wanted(planner: Planner, written: Node) -> list[Node]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import prod
 
 from sparsec.plan.cost_terms import DV, HKV, ZERO, B, Cost, D, item
-from sparsec.plan.scan_specs import Operand, Scan, ScanGrad, Writes
+from sparsec.plan.scan_specs import Operand, Scan, ScanGrad, StatesSum, Writes
 from sparsec.scalar.expr import Expr, constant, var
 
 
@@ -67,4 +67,9 @@ def _made(spec: ScanGrad) -> Expr:
     return constant(sum(item(operand.dtype) * prod(shape) for operand, shape in found if operand is not None))
 
 
-SCAN_COSTS: dict[type, Callable[..., Cost]] = {Scan: _scan, ScanGrad: _scan_grad}
+def _states_sum(spec: StatesSum) -> Cost:
+    states = HKV * D * DV
+    return Cost(B * states, 4 * (B + 1) * states, sizes={"HKV": spec.heads, "D": spec.rows, "DV": spec.cols})
+
+
+SCAN_COSTS: dict[type, Callable[..., Cost]] = {Scan: _scan, ScanGrad: _scan_grad, StatesSum: _states_sum}

@@ -95,7 +95,7 @@ class ScanGrad:
         grads: those of the outputs, one per read, with their dtypes.
         grad_final: that of the final states, fp32 as they are; None is zero.
         grad_q: one per read.
-        grad_initial: fp32 ``[B,1,HKV,D,DV]``; the caller sums it over B where the initial states are not batched.
+        grad_initial: fp32 ``[B,1,HKV,D,DV]``; a ``StatesSum`` adds up B where the initial states are not batched.
     """
 
     name: str
@@ -109,3 +109,16 @@ class ScanGrad:
     grad_decay: Operand | None = None
     grad_erase: tuple[Operand | None, Operand | None] = (None, None)
     grad_initial: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatesSum:
+    """The sum of x, fp32 ``[B,1,heads,D,DV]``, over batch entries: ``[1,heads,D,DV]``."""
+
+    name: str
+    x: str
+    out: str
+    heads: int
+    rows: int
+    cols: int
+    dtype: str = "float32"

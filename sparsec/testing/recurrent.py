@@ -43,14 +43,12 @@ RECURRENT = {
       s = write(state(), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = scalar, reads = undecayed}}
       return recall(q, s), recall(p, s) {{when = before}}, s
     }}""",
+    "learned": f"""variant learned({HEAD}, g: [B,T,HKV,D] float32, m: [1,HKV,D,DV] float32) {{
+      s = write(state(m), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = key}}
+      return recall(q, s), s
+    }}""",
 }
-"""What kernels run."""
-
-LEARNED = f"""variant learned({HEAD}, g: [B,T,HKV,D] float32, m: [1,HKV,D,DV] float32) {{
-  s = write(state(m), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = key}}
-  return recall(q, s), s
-}}"""
-"""First states that all batch entries share."""
+"""What kernels run; the last with first states that all batch entries share."""
 
 ROUTED = f"""variant routed({HEAD}, g: [B,T,HKV], y: [B,T,1,DX], w: [3,1,DX]) {{
   scores = score(y, w) {{fn = router}}

@@ -34,7 +34,7 @@ def sample(of: Variant, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
     return {name: -x.abs() / 4 if name.startswith("g") else x for name, x in made.items()}
 
 
-def run(of: Variant | Node, inputs: dict[str, Tensor]) -> Tensor:
+def run(of: Variant | Node | tuple[Node, ...], inputs: dict[str, Tensor]) -> Tensor:
     """The only output."""
     done = oracle(of if isinstance(of, Variant) else variant("v", of), inputs)
     assert isinstance(done, Tensor)
