@@ -135,7 +135,7 @@ class Search:
         return Found(self.best.schedule if self.best else None, final, tuple(self.study.trials()), stopped)
 
     def _begin(self) -> None:
-        """Start from the winner of earlier runs, admitted anew, or from the default, which is tried before others."""
+        """Start from the winner of earlier runs, admitted anew, or from the default and then what is known as good."""
         timed = [t for t in self.ended if t.state == "timed" and t.ratio is not None]
         for old in [t for t in reversed(timed) if t.won] + [t for t in timed if t.schedule == self._default]:
             if self._rebuilt(old.schedule) is None:
@@ -147,6 +147,10 @@ class Search:
         if not any(t.schedule == self._default for t in self.ended):
             self._propose(self._default)
             self.first = next(iter(self.waiting), None)
+        tried = {t.schedule for t in self.ended} | {*self.waiting.values()}
+        for known in [s for s in self.study.space.known if s not in tried]:
+            if len(self.ended) + len(self.waiting) < self.budget.trials:
+                self._propose(known)
 
     @property
     def _patience(self) -> float:

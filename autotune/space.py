@@ -45,10 +45,13 @@ class Space:
     Attributes:
         default: what runs without a tuner.
         choices: the values of each field, encoded, in the order given.
+        known: schedules of the space that were best somewhere, which are tried right after the default.
     """
 
-    def __init__(self, default: Schedule, choices: Mapping[str, tuple[object, ...]]) -> None:
-        self.default = default
+    def __init__(
+        self, default: Schedule, choices: Mapping[str, tuple[object, ...]], known: tuple[Schedule, ...] = ()
+    ) -> None:
+        self.default, self.known = default, known
         own = {name: encode(getattr(default, name)) for name in choices}
         self.choices: dict[str, tuple[str, ...]] = {
             name: tuple(dict.fromkeys([own[name], *map(encode, values)])) for name, values in choices.items()

@@ -19,7 +19,7 @@ from sparsec.autotune.space import Space
 from sparsec.autotune.subject import KernelBuilder, KernelSubject
 from sparsec.autotune.trial import Comparison, TuneError
 from sparsec.autotune.workers import Pool
-from sparsec.lower.registry import default, lower_kernel, space
+from sparsec.lower.registry import default, known, lower_kernel, space
 from sparsec.oracle.values import OracleError
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.runtime import bind
@@ -118,7 +118,7 @@ class Tuning:
     def space(self, kernel: Kernel) -> Space:
         """The configurations of a kernel."""
         target = self.compiled.target.name
-        return Space(default(kernel.spec, target), space(kernel.spec, target))
+        return Space(default(kernel.spec, target), space(kernel.spec, target), known(kernel.spec, target))
 
     def kernel(self, kernel: Kernel, pool: Pool, deadline: float | None) -> KernelReport:
         """Tune one kernel."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsec.lower import combine, combine_grad, row_dot, running, summarise, summarise_grad, total
 from sparsec.lower.gathered import grad_schedules as gathered_grad_class
+from sparsec.lower.gathered import known as gathered_known
 from sparsec.lower.gathered import schedules as gathered_class
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pointwise import forward as pointwise
@@ -62,11 +63,16 @@ Choices = dict[str, tuple[object, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ScheduleClass:
-    """How the kernels of one spec type are made: each function takes the spec and a schedule or a target's name."""
+    """How the kernels of one spec type are made: each function takes the spec and a schedule or a target's name.
+
+    Attributes:
+        known: schedules of the space that the tuner tries first, beside the default.
+    """
 
     lower: Callable[[Any, Schedule], Lowered]
     default: Callable[[Any, str], Schedule]
     space: Callable[[Any, str], Choices]
+    known: Callable[[Any, str], tuple[Schedule, ...]] = lambda spec, target: ()
 
 
 def _single(lower: Callable[[Any, Schedule], Program]) -> Callable[[Any, Schedule], Lowered]:
@@ -86,7 +92,9 @@ def _fixed(spec: object, target: str) -> Choices:
 
 CLASSES: dict[type, ScheduleClass] = {
     TiledAttention: ScheduleClass(_single(tiled.lower), tiled_space.default, tiled_space.space),
-    GatheredAttention: ScheduleClass(gathered_class.lower, gathered_class.default, gathered_class.space),
+    GatheredAttention: ScheduleClass(
+        gathered_class.lower, gathered_class.default, gathered_class.space, gathered_known.forward
+    ),
     Selector: ScheduleClass(selector_class.lower, selector_class.default, selector_class.space),
     Summarise: ScheduleClass(_single(summarise.lower), summarise.default, summarise.space),
     Combine: ScheduleClass(_rowwise(combine.lower), combine.default, combine.space),
@@ -117,7 +125,10 @@ CLASSES: dict[type, ScheduleClass] = {
         selector_grad_keys.lower, selector_grad_space.default_keys, selector_grad_space.space_keys
     ),
     GatheredGradQ: ScheduleClass(
-        gathered_grad_class.lower_q, gathered_grad_class.default_q, gathered_grad_class.space_q
+        gathered_grad_class.lower_q,
+        gathered_grad_class.default_q,
+        gathered_grad_class.space_q,
+        gathered_known.grad_q,
     ),
     GatheredGradKV: ScheduleClass(
         gathered_grad_class.lower_kv, gathered_grad_class.default_kv, gathered_grad_class.space_kv
@@ -140,3 +151,8 @@ def default(spec: AnySpec, target: str) -> Schedule:
 def space(spec: AnySpec, target: str) -> Choices:
     """The tuner's choices, by the name of a schedule's field."""
     return CLASSES[type(spec)].space(spec, target)
+
+
+def known(spec: AnySpec, target: str) -> tuple[Schedule, ...]:
+    """Schedules of the space that are worth trying first."""
+    return CLASSES[type(spec)].known(spec, target)

@@ -109,6 +109,18 @@ def test_the_default_comes_first() -> None:
     assert toy.admitted[0] == Schedule()
 
 
+def test_what_is_known_as_good_comes_next() -> None:
+    known = (Schedule(rows=128, block=16), Schedule(rows=16, block=16))
+    space = Space(Schedule(), CHOICES, known)
+
+    def tried(trials: int) -> list[Schedule]:
+        found = Search(Toy(), Study(None, "toy", space), Compiler(), Budget(trials), None).run()
+        return [t.schedule for t in found.trials]
+
+    assert tried(1) == [Schedule()] and tried(2) == [Schedule(), known[0]]
+    assert tried(9)[:3] == [Schedule(), *known] and len(set(tried(9))) == 9
+
+
 def test_ratios_are_to_the_default_though_incumbents_change() -> None:
     for t in search(None, Toy(), 60).trials:
         if t.state == "timed":

@@ -1,0 +1,38 @@
+"""Schedules of gathered attention that the tuner tries first: what was best on an H100 where neighbours do not agree.
+
+A warp for each token reads its own list as fast as the L2 cache gives it, where a union of unlike lists only adds
+products that are masked: 1.83 ms to 2.57 forward and 1.97 to 2.74 for gradients of queries (16 heads of 64, random
+chunks), 8.1 to 11.9 (16 heads of 128). Where neighbours agree the default's union is better, 1.16 to 1.72.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower import descriptors
+from sparsec.lower.gathered import chunks, grad_schedules, schedules
+from sparsec.lower.gathered.gpu import FEW, row_tile
+from sparsec.plan.grad_specs import GatheredGradQ
+from sparsec.plan.specs import GatheredAttention
+from sparsec.tile.schedule import Schedule
+
+
+def forward(spec: GatheredAttention, target: str) -> tuple[Schedule, ...]:
+    """For outputs."""
+    return _own_lists(spec, schedules.default(spec, target), target)
+
+
+def grad_q(spec: GatheredGradQ, target: str) -> tuple[Schedule, ...]:
+    """For gradients of queries."""
+    return _own_lists(spec.forward, grad_schedules.default_q(spec, target), target)
+
+
+def _own_lists(spec: GatheredAttention, default: Schedule, target: str) -> tuple[Schedule, ...]:
+    """Query-outer, a warp for 16 heads; a chunk with a softmax of its own in one piece."""
+    share, widest = chunks.sharing(spec), max(spec.head_dim, spec.value_dim)
+    if target != "triton:sm_90" or spec.dtype == "float32" or share < FEW or spec.chunk % 64 or widest > 128:
+        return ()
+    rows, boxes = row_tile(share), descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim)
+    block, stages = (32, 3) if spec.per == "joint" else (64, 2)
+    found = replace(default, order="query_outer", rows=rows, block=block, warps=rows // 16, stages=stages)
+    return (replace(found, descriptors=boxes, registers=0),)

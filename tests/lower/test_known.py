@@ -1,0 +1,54 @@
+"""What the tuner tries first for gathered attention: schedules of its space, that lower and compile without spills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsec.autotune.space import Space
+from sparsec.frontends.preset import preset
+from sparsec.lower.registry import default, known, lower_kernel, space
+from sparsec.plan.grad_specs import AnySpec, GatheredGradQ
+from sparsec.plan.specs import GatheredAttention
+from sparsec.runtime.compiled import compile
+from sparsec.testing.ahead import job, misfits
+
+LAYERS = [
+    ("nsa", {"k": 16, "block": 64}, (64, 4), 128),
+    ("nsa", {"k": 16, "block": 64}, (32, 1), 128),
+    ("hsa", {}, (16, 1), 64),
+]
+
+
+def specs(name: str, knobs: dict[str, object], heads: tuple[int, int], dim: int) -> list[AnySpec]:
+    """The gathered kernels of a layer that read lists, forward and backward."""
+    made = compile(preset(name, **knobs), target="interpreter")
+    dims = {"H": heads[0], "HKV": heads[1], "D": dim, "DV": dim, "DR": dim, "B": 1}
+    halves = made.training.joint(dims, "bfloat16", ("q", "k", "v")).split
+    kernels = (*halves.forward.kernels, *halves.backward.kernels)
+    return [k.spec for k in kernels if isinstance(k.spec, GatheredAttention | GatheredGradQ)]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_they_are_schedules_of_the_space(layer: tuple[str, dict[str, object], tuple[int, int], int]) -> None:
+    found = specs(*layer)
+    assert {type(s) for s in found} == {GatheredAttention, GatheredGradQ}
+    for spec in found:
+        (only,) = known(spec, "triton:sm_90")
+        assert only.order == "query_outer" and known(spec, "triton:sm_80") == known(spec, "tvm:llvm") == ()
+        Space(default(spec, "triton:sm_90"), space(spec, "triton:sm_90")).params(only)
+        assert lower_kernel(spec, only).steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+def test_they_compile_without_spills(
+    layer: tuple[str, dict[str, object], tuple[int, int], int], tmp_path: Path
+) -> None:
+    jobs = [
+        (program.program.name, False, job(program.program, program.schedule, "sm_90"))
+        for spec in specs(*layer)
+        for program in lower_kernel(spec, known(spec, "triton:sm_90")[0]).steps
+    ]
+    assert misfits(jobs, "sm_90", tmp_path) == {}
