@@ -11,7 +11,7 @@ class Schedule:
 
     Attributes:
         order: the loop order: "query_outer", "tile_union", "key_outer" (gathered), "one_pass" or "two_pass" (selector);
-            "apart" (backward): gradients of keys and of values in programs of their own.
+            "apart": in programs of their own gradients of keys and of values (backward), log-sum-exps (selector).
         rows: query rows of a tile (tokens x heads of the group that share keys).
         block: keys of a tile.
         value_block: columns of the output per program; 0 means all.
