@@ -45,7 +45,7 @@ class Case:
     tie = TIE
     peer_tie = TIE
     learned: ClassVar[tuple[str, ...]] = ("q", "k", "v")
-    per_query_head = ("q", "g_cmp", "g_slc")
+    per_query_head: ClassVar[tuple[str, ...]] = ("q", "g_cmp", "g_slc")
 
     @property
     def group(self) -> int:

@@ -13,7 +13,9 @@ from torch import Tensor
 from sparsec.benchmarks.attention_fp64 import best, keys_of, members_of, softmax_over
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, Inputs, MobaCase, SelectedCase, WindowCase
 from sparsec.benchmarks.cases_nsa import NsaCase, SelectorCase
+from sparsec.benchmarks.cases_scan import ScanCase
 from sparsec.benchmarks.reference_nsa import nsa_lists, nsa_output
+from sparsec.benchmarks.reference_scan import scan_output
 
 TILE = 64
 
@@ -45,6 +47,9 @@ def sampled_rows(case: Case, tiles: int = 5) -> Tensor:
 
 def truth(case: Case, inputs: Inputs, rows: Tensor) -> Truth:
     """The case's output at these rows, in fp64."""
+    if isinstance(case, ScanCase):
+        output = scan_output(case, {name: x.double() for name, x in inputs.items()})[:, rows]
+        return Truth(rows, output, torch.full(output.shape[:-1], math.inf, device=output.device))
     parts = [_batch(case, {name: x[b] for name, x in inputs.items()}, rows) for b in range(case.B)]
     return Truth(rows, torch.stack([o for o, _ in parts]), torch.stack([g for _, g in parts]))
 

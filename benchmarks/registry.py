@@ -6,6 +6,7 @@ import torch
 
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, MobaCase, SelectedCase, WindowCase
 from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
+from sparsec.benchmarks.cases_scan import DeltaCase, GdnCase, GlaCase, KdaCase, Rwkv7Case, ScanCase
 from sparsec.ir.error import InputError
 from sparsec.ir.suggest import did_you_mean
 
@@ -24,6 +25,17 @@ def _selected() -> list[Case]:
     ]
 
 
+_STATES = (1, 16, 16, 16384, 128)
+
+_SCANS: tuple[Case, ...] = (
+    ScanCase("simple_gla", *_STATES),
+    GlaCase("gla", *_STATES),
+    DeltaCase("delta", *_STATES),
+    GdnCase("gdn", *_STATES),
+    KdaCase("kda", *_STATES),
+    Rwkv7Case("rwkv7", *_STATES),
+)
+
 _CASES: tuple[Case, ...] = (
     WindowCase("window", 1, 32, 8, 32768, 128),
     BlocksCase("blocks", 1, 32, 8, 32768, 128),
@@ -40,10 +52,19 @@ _CASES: tuple[Case, ...] = (
     MobaCase("moba", 1, 32, 8, 16384, 128),
     MobaCase("moba_correlated", 1, 32, 8, 16384, 128, span=128),
     MobaCase("moba_k8", 1, 32, 8, 16384, 128, k=8),
+    *_SCANS,
+    GdnCase("gdn_t65536", 1, 16, 16, 65536, 128),
     WindowCase("window_cpu", 1, 8, 8, 4096, 64, 512, 64, device="cpu", dtype=torch.float32),
 )
 
-_TRAINED = ("window", "blocks", *(case.name for case in _selected()), "nsa_t32768", "nsa_t8192")
+_TRAINED = (
+    "window",
+    "blocks",
+    *(case.name for case in _selected()),
+    "nsa_t32768",
+    "nsa_t8192",
+    *(case.name for case in _SCANS),
+)
 """The cases with a row for one forward and one backward, named after them."""
 
 _HSA_TRAINED = {"hsa_train": "hsa_beside_nsa", "hsa_correlated_train": "hsa_beside_nsa_correlated"}

@@ -2,7 +2,8 @@
 
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, MobaCase, SelectedCase, WindowCase
 from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
-from sparsec.benchmarks.peers import compositions, fla_nsa, flex_blocks, flex_window, own_nsa, sdpa
+from sparsec.benchmarks.cases_scan import ScanCase
+from sparsec.benchmarks.peers import compositions, fla_nsa, fla_scan, flex_blocks, flex_window, own_nsa, sdpa
 from sparsec.benchmarks.peers.form import Form
 
 
@@ -28,4 +29,10 @@ def forms_for(case: Case) -> list[Form]:
         case NsaCase():
             return fla_nsa.whole_forms(case)
         case _:
-            raise TypeError(f"no peer for {type(case).__name__}")
+            return _of_states(case)
+
+
+def _of_states(case: Case) -> list[Form]:
+    if not isinstance(case, ScanCase):
+        raise TypeError(f"no peer for {type(case).__name__}")
+    return fla_scan.forms(case)

@@ -1,0 +1,50 @@
+"""fla's chunked kernels of matrix states: the public calls, on the inputs as they are."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from sparsec.benchmarks.cases import Case, Inputs
+from sparsec.benchmarks.cases_scan import ScanCase
+from sparsec.benchmarks.peers.form import Compiler, Form, Run
+from sparsec.benchmarks.step import Step, leaves_of
+
+
+def forms(_case: ScanCase) -> list[Form]:
+    """One form: fla chooses its own configurations."""
+    return [Form("fla", "chunk", _chunk)]
+
+
+def _kda(ops: Any, x: Inputs) -> Any:
+    more = {"use_qk_l2norm_in_kernel": True, "safe_gate": True, "lower_bound": -5}
+    return ops.chunk_kda(x["q"], x["k"], x["v"], x["g"], x["beta"], **more)
+
+
+def _rwkv7(ops: Any, x: Inputs) -> Any:
+    return ops.chunk_rwkv7(*(x[n] for n in ("q", "g", "k", "v", "a", "b")), safe_gate=True, chunk_size=64)
+
+
+_CALLS: dict[str, Callable[[Any, Inputs], Any]] = {
+    "retnet": lambda ops, x: ops.chunk_simple_gla(x["q"], x["k"], x["v"], x["g"]),
+    "gla": lambda ops, x: ops.chunk_gla(x["q"], x["k"], x["v"], x["g"]),
+    "deltanet": lambda ops, x: ops.chunk_delta_rule(x["q"], x["k"], x["v"], x["beta"]),
+    "gdn": lambda ops, x: ops.chunk_gated_delta_rule(x["q"], x["k"], x["v"], x["g"], x["beta"]),
+    "kda": _kda,
+    "rwkv7": _rwkv7,
+}
+"""By sparsec's preset."""
+
+
+def _chunk(case: Case, inputs: Inputs, _compiler: Compiler) -> Run:
+    """Gates per channel are handed over in half precision, which holds them exactly and is faster."""
+    ops, call = importlib.import_module("fla.ops"), _CALLS[case.preset]
+    halves = {n: x.to(case.dtype) if n == "g" and x.dim() == 4 else x for n, x in inputs.items()}
+    leaves = leaves_of(case, halves)
+
+    def run() -> Tensor:
+        out: Tensor = call(ops, leaves)[0]
+        return out
+
+    return Step(case, run, leaves) if case.train else run

@@ -1,0 +1,64 @@
+"""Plain fp64 truth of cases of matrix states, token by token, all heads at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sparsec.benchmarks.cases import Inputs
+from sparsec.benchmarks.cases_scan import ScanCase
+
+_SPAN = 128
+"""Tokens between states that a backward keeps."""
+
+
+def scan_output(case: ScanCase, x: Inputs) -> Tensor:
+    """The output ``[B,T,H,D]`` of fp64 inputs; differentiable in memory that grows slowly with T."""
+    state = torch.zeros(case.B, case.HKV, case.D, case.D, dtype=torch.float64, device=case.device)
+    parts, names = [], sorted(x)
+
+    def walk(state: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        return _walk(case, state, dict(zip(names, given, strict=True)))
+
+    for first in range(0, case.T, _SPAN):
+        some = [x[name][:, first : first + _SPAN] for name in names]
+        state, out = checkpoint(walk, state, *some, use_reentrant=False) if _recorded(x) else walk(state, *some)
+        parts.append(out)
+    return torch.cat(parts, 1)
+
+
+def _recorded(x: Inputs) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in x.values())
+
+
+def _walk(case: ScanCase, state: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
+    found = []
+    for t in range(x["q"].shape[1]):
+        now = {name: tensor[:, t] for name, tensor in x.items()}
+        state = _write(case, state, now)
+        seen = state.repeat_interleave(case.group, 1)
+        found.append(case.scale * torch.einsum("bhde,bhd->bhe", seen, now["q"]))
+    return state, torch.stack(found, 1)
+
+
+def _write(case: ScanCase, state: Tensor, now: Inputs) -> Tensor:
+    """The state after one token."""
+    before, k, value = state, now["k"], now["v"]
+    if "g" in now:
+        gate = now["g"].exp()
+        state = state * (gate[..., None, None] if gate.dim() == 2 else gate[..., None])
+    if case.delta:
+        value = now["beta"][..., None] * (value - torch.einsum("bhde,bhd->bhe", state, k))
+    if "a" in now:
+        state = state + now["b"][..., None] * torch.einsum("bhde,bhd->bhe", before, now["a"])[..., None, :]
+    return state + k[..., None] * value[..., None, :]
+
+
+def scan_gradients(case: ScanCase, inputs: Inputs, rows: Tensor, grad: Tensor) -> Inputs:
+    """fp64 gradients of what the case learns, through the outputs of these rows only."""
+    leaves = {name: x.double().requires_grad_(name in case.learned) for name, x in inputs.items()}
+    with torch.enable_grad():
+        out = scan_output(case, leaves)
+        found = torch.autograd.grad(out[:, rows], [leaves[n] for n in case.learned], grad[:, rows].double())
+    return dict(zip(case.learned, found, strict=True))
