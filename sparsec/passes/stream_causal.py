@@ -39,6 +39,8 @@ def check_causal(variant: Variant) -> None:
             raise refusal(variant, node, "is a training signal", "decode the variant without it")
         if node.op not in STREAMED:
             raise refusal(variant, node, "has no decode step yet", "decode tokens, slots and summaries")
+        if node.op is Op.TOKENS and depends_on(node.shape[1], *(lengths(variant).query_names - growing)):
+            raise refusal(variant, node, "remembers what a step computes of its queries", "remember inputs, or maps")
         if node.op is Op.ATTEND and depends_on(node.src[1].shape[1], *growing):
             _check_attend(variant, node)
         elif node.op is Op.TOPK:

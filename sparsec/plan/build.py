@@ -25,6 +25,7 @@ from sparsec.plan.select_set import select_set
 from sparsec.plan.signal import signal
 from sparsec.plan.sizes import Sizes
 from sparsec.scalar.expr import Expr, constant, var
+from sparsec.scalar.walk import depends_on
 
 
 def build_plan(
@@ -47,6 +48,8 @@ def build_plan(
     planner.recalls, planner.finals = readers_of(nodes), frozenset(n for n in outputs if n.op is Op.WRITE)
     planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
     planner.producers = PRODUCERS
+    if not any(depends_on(dim, "B") for n in nodes if n.op is Op.INPUT for dim in n.shape):
+        planner.batch = constant(1)
     planner.exact = exact(nodes, outputs)
     planner.readers = Counter([*outputs, *(s for n in nodes if n.op is not Op.VJP for s in n.src)])
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)

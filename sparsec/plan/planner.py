@@ -44,6 +44,7 @@ class Planner:
         exact: the maps and outputs that are kept in fp32, whatever their sources are.
         absorbed: the gates' functions that a merge applies itself.
         inlined: the maps that one other map computes on the way, and that map.
+        batch: the number of batch entries; 1 for a variant without a batch.
         readers: how many sources of nodes, adjoints left out, and results each node is.
         recalls: those of every written bank.
         finals: the written banks whose last states are results.
@@ -66,6 +67,7 @@ class Planner:
     inputs: frozenset[str] = frozenset()
     producers: Mapping[Op, Callable[[Planner, Node], str]] = field(default_factory=dict)
     exact: frozenset[Node] = frozenset()
+    batch: Expr = ALWAYS["B"]
     absorbed: set[Node] = field(default_factory=set)
     inlined: dict[Node, Node] = field(default_factory=dict)
     readers: Mapping[Node, int] = field(default_factory=dict)
@@ -162,7 +164,7 @@ class Planner:
         dims: dict[str, Expr],
     ) -> None:
         """Append a kernel; ``dims`` are its launch parameters beside those that every kernel has."""
-        params = {**ALWAYS, **dims}
+        params = {**ALWAYS, "B": self.batch, **dims}
         nodes = tuple(covers)
         inverse = {buffer: (node, part.removesuffix("_exact")) for (node, part), buffer in self.places.items()}
         reads, writes = tuple(dict.fromkeys(reads)), tuple(writes)

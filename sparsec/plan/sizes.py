@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparsec.ir.node import Node
 from sparsec.scalar.evaluate import evaluate
-from sparsec.scalar.expr import Expr, constant
+from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.walk import substitute, variables
 
 
@@ -43,7 +43,7 @@ class Sizes:
 
 
 def static_names(inputs: Sequence[Node]) -> frozenset[str]:
-    """The dims that inputs use as heads or columns: the last two of four, the last of three or fewer.
+    """The dims that inputs use as heads or columns: the last two of four, or of three without a batch; else the last.
 
     A dim that stands second of four somewhere is a length, also where it is the last of another input, unless it counts
     heads elsewhere: third of four.
@@ -54,6 +54,7 @@ def static_names(inputs: Sequence[Node]) -> frozenset[str]:
     for node in inputs:
         rank = len(node.shape)
         lengths |= {name for dim in node.shape[:2] for name in variables(dim)} if rank >= 4 else set()
-        for dim in node.shape[max(rank - 2, 1) if rank >= 4 else rank - 1 :]:
+        two = rank >= 4 or (rank == 3 and node.shape[0] is not var("B"))
+        for dim in node.shape[max(rank - 2, 1) if two else rank - 1 :]:
             found |= variables(dim).keys()
     return frozenset(found - (lengths - heads))

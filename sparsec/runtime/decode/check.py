@@ -9,6 +9,7 @@ from sparsec.ir.dims import bind as bind_dims
 from sparsec.ir.error import InputError
 from sparsec.ir.op import Op
 from sparsec.ir.suggest import did_you_mean
+from sparsec.ir.variant import Variant
 from sparsec.passes.stream import Streamed
 from sparsec.runtime import bind
 from sparsec.runtime.decode.cache_layout import Place
@@ -51,6 +52,17 @@ def given(streamed: Streamed, cache: Cache, tokens: Mapping[str, Tensor | None])
     for name in inputs:
         if name not in found and name not in chunks:
             raise InputError(name, "missing", f"a step takes {known}", f"give it: {name}=…")
+    return found
+
+
+def named(variant: Variant, tokens: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """The inputs of what is computed before the cache is touched."""
+    import torch
+
+    found = {name: x for name in variant.inputs if isinstance(x := tokens.get(name), torch.Tensor)}
+    for name in variant.inputs:
+        if name not in found:
+            raise InputError(name, "missing", "new keys are made of it before they are kept", f"give it: {name}=…")
     return found
 
 

@@ -11,6 +11,7 @@ from sparsec.lower.decode.pages import LENGTHS
 from sparsec.lower.decode.pairs import partners
 from sparsec.lower.decode.schedules import SHARED
 from sparsec.passes.stream import stream
+from sparsec.passes.stream_ahead import before_memory
 from sparsec.plan.plan import Plan
 from sparsec.plan.specs import BlockList
 from sparsec.runtime import bind
@@ -46,14 +47,17 @@ class Decoder:
 
     Attributes:
         spec: what a cache keeps.
+        ahead: what computes maps of new keys, which are kept instead of what they are made of; None without any.
     """
 
     def __init__(self, compiled: Compiled) -> None:
         from sparsec.runtime.compiled import compile
 
-        found = stream(compiled.graph)
+        ahead, rest = before_memory(compiled.graph)
+        found, folder = stream(rest), compiled.records.folder.parent
         apart = found.variant is not compiled.graph
-        self.step = compile(found.variant, compiled.target, compiled.records.folder.parent) if apart else compiled
+        self.ahead = compile(ahead, compiled.target, folder) if ahead is not None else None
+        self.step = compile(found.variant, compiled.target, folder) if apart else compiled
         self.streamed = stream(self.step.graph) if apart else found
         self.spec = self.streamed.spec
         self._built: dict[tuple[object, ...], Built] = {}
@@ -88,7 +92,7 @@ class Decoder:
         """The outputs of new tokens, whose keys and values join the cache; without ``outputs`` they only join it."""
         import torch
 
-        given = decode_check.given(self.streamed, cache, tokens)
+        given = decode_check.given(self.streamed, cache, self.ready(tokens))
         count = decode_check.count(self.streamed, given)
         if not any(k.window is not None for k in self.spec.kept) or count <= cache.step:
             return self._pass(cache, given, count, outputs)
@@ -96,6 +100,19 @@ class Decoder:
         cache.reserve(count)
         parts = [self._pass(cache, *part, outputs) for part in decode_check.parts(self.streamed, cache, given, count)]
         return [torch.cat(found, dim=1) for found in zip(*parts, strict=True)]
+
+    def ready(self, tokens: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """What the step takes of a caller's tokens: maps that become memory are computed."""
+        import torch
+
+        if self.ahead is None:
+            return dict(tokens)
+        own = self.ahead.variant
+        with torch.no_grad():
+            made = self.ahead(None, **decode_check.named(own, tokens))
+        results = made if isinstance(made, tuple) else (made,)
+        kept = {n: x for n, x in tokens.items() if n in self.streamed.variant.inputs or n not in own.inputs}
+        return kept | dict(zip((own.names[node] for node in own.outputs), results, strict=True))
 
     def _pass(self, cache: Cache, given: Mapping[str, Tensor], count: int, outputs: bool) -> list[Tensor]:
         dims, dtype = decode_check.dims(self.streamed, cache, given, count)

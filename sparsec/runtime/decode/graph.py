@@ -29,13 +29,13 @@ class StepGraph:
         import torch
 
         self.cache = cache
-        given = decode_check.given(decoder.streamed, cache, tokens)
+        given = decode_check.given(decoder.streamed, cache, decoder.ready(tokens))
         self.count = decode_check.count(decoder.streamed, given)
         decode_check.captured(decoder.streamed, given, self.count)
         if any(not x.is_cuda for x in given.values()):
             raise InputError("decode_graph", "tensors on the CPU", "graphs are CUDA's", "call decode")
         constant = decoder.spec.constant
-        self.tokens = {n: x if n in constant else x.clone() for n, x in given.items()}
+        self.tokens = {n: x if n in constant else x.clone() for n, x in tokens.items() if x is not None}
         decoder(cache, self.tokens)  # builds and loads what the capture must find
         cache.rewind(self.count)
         self._graph = torch.cuda.CUDAGraph()
