@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import recall, state, write
 from sparsec.ir.node import Node
@@ -15,29 +17,38 @@ def queries(ending: str = "") -> Node:
     return lang.input(f"q{ending}", "B T H D")
 
 
-def keys() -> Node:
-    """k ``[B,T,HKV,D]``."""
-    return lang.input("k", "B T HKV D")
+Shared = Literal["states", "keys"]
+"""What heads share: several queries one state, or several states one key and query."""
 
 
-def values() -> Node:
-    """v ``[B,T,HKV,DV]``."""
-    return lang.input("v", "B T HKV DV")
+def counted(shared: Shared) -> tuple[str, str]:
+    """The dims that count keys and states."""
+    return ("H", "HV") if shared == "keys" else ("HKV", "HKV")
 
 
-def log_decays(dim: str = "") -> Node:
-    """g <= 0 fp32 ``[B,T,HKV]``, or one per channel ``[B,T,HKV,dim]``."""
-    return lang.input("g", f"B T HKV {dim} float32")
+def keys(heads: str = "HKV") -> Node:
+    """k ``[B,T,heads,D]``."""
+    return lang.input("k", f"B T {heads} D")
 
 
-def rates(raw: bool = True) -> Node:
-    """beta ``[B,T,HKV]`` as it is given, or the sigmoid of logits b."""
-    return lang.input("beta", "B T HKV") if raw else rate("b")
+def values(heads: str = "HKV") -> Node:
+    """v ``[B,T,heads,DV]``."""
+    return lang.input("v", f"B T {heads} DV")
 
 
-def bank(initial: bool) -> Node:
-    """One state per head: an input m fp32 ``[B,1,HKV,D,DV]``, or zero."""
-    return state(lang.input("m", "B 1 HKV D DV float32") if initial else None)
+def log_decays(dim: str = "", heads: str = "HKV") -> Node:
+    """g <= 0 fp32 ``[B,T,heads]``, or one per channel ``[B,T,heads,dim]``."""
+    return lang.input("g", f"B T {heads} {dim} float32")
+
+
+def rates(raw: bool = True, heads: str = "HKV") -> Node:
+    """beta ``[B,T,heads]`` as it is given, or the sigmoid of logits b."""
+    return lang.input("beta", f"B T {heads}") if raw else rate("b", heads)
+
+
+def bank(initial: bool, heads: str = "HKV") -> Node:
+    """One state per head: an input m fp32 ``[B,1,heads,D,DV]``, or zero."""
+    return state(lang.input("m", f"B 1 {heads} D DV float32") if initial else None, heads=heads)
 
 
 def results(q: Node, written: Node, final: bool, scale: str | float = "rsqrt(D)") -> Node | tuple[Node, ...]:
@@ -51,9 +62,9 @@ def unit(x: Node) -> Node:
     return lang.map(x, row="l2norm")
 
 
-def rate(name: str) -> Node:
-    """sigmoid of an input ``[B,T,HKV]``."""
-    return lang.map(lang.input(name, "B T HKV"), fn="sigmoid(x0)")
+def rate(name: str, heads: str = "HKV") -> Node:
+    """sigmoid of an input ``[B,T,heads]``."""
+    return lang.map(lang.input(name, f"B T {heads}"), fn="sigmoid(x0)")
 
 
 def written(

@@ -9,7 +9,7 @@ from sparsec.ir.error import InputError
 from sparsec.ir.node import Node, Shape
 from sparsec.ir.op import Op
 from sparsec.ir.rules_read import branches
-from sparsec.ir.scores import ceil_div, is_list, key_heads, tokens_behind
+from sparsec.ir.scores import ceil_div, is_list, key_heads, read_heads, tokens_behind
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant
 from sparsec.scalar.expr import Expr
@@ -114,8 +114,10 @@ def _groups(node: Node) -> Iterator[tuple[Expr, Expr]]:
         yield node.src[0].shape[2], node.src[1].shape[2]
     if node.op is Op.SCORE and node["fn"] != "indexer":
         yield node.src[0].shape[2], key_heads(node)
+    if node.op is Op.WRITE:
+        yield node.shape[2], node.src[1].shape[2]
     if node.op is Op.RECALL:
-        yield from ((node.src[0].shape[2], bank.shape[2]) for bank in node.positional[1:])
+        yield from ((read_heads(node.src[0], bank), bank.shape[2]) for bank in node.positional[1:])
 
 
 def _equalities(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
@@ -169,15 +171,18 @@ def _states(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
             yield from ((a, b, "initial states") for a, b in zip(initial.shape, node.shape[ahead:], strict=True))
     if node.op is Op.WRITE:
         bank, k, v = node.positional
-        yield from ((a, b, "states and keys") for a, b in zip(k.shape[2:], bank.shape[2:4], strict=True))
-        yield v.shape[3], bank.shape[4], "states and values"
+        yield k.shape[3], bank.shape[3], "states and keys"
+        yield from ((a, b, "states and values") for a, b in zip(v.shape[2:], bank.shape[2::2], strict=True))
         for source in (v, *(x for name, x in node.operands.items() if name not in ("route", "weight"))):
-            yield from ((a, b, "what a token writes") for a, b in zip(source.shape[:3], k.shape[:3], strict=True))
+            token = (*k.shape[:2], bank.shape[2])
+            yield from ((a, b, "what a token writes") for a, b in zip(source.shape[:3], token, strict=True))
             if source is not v and len(source.shape) > 3:
                 yield source.shape[3], k.shape[3], "key dims"
     if node.op is Op.RECALL:
         q, *banks = node.positional
         for bank in (b for b in banks if b.op is Op.WRITE):
+            if read_heads(q, bank) is not q.shape[2]:
+                yield q.shape[2], bank.src[1].shape[2], "queries and keys that states share"
             yield from (
                 (a, b, "queries and written tokens") for a, b in zip(q.shape[:2], bank.src[1].shape[:2], strict=True)
             )

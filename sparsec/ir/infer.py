@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sparsec.ir.adjoint import handed_back, key_of, targets
 from sparsec.ir.node import Kind, Node, Shape
 from sparsec.ir.op import Op
-from sparsec.ir.scores import ONE, ceil_div, key_heads, unit_size, units
+from sparsec.ir.scores import ONE, ceil_div, key_heads, read_heads, unit_size, units
 from sparsec.scalar.expr import Expr, constant, var
 
 Result = tuple[Shape, Kind, str]
@@ -91,7 +91,7 @@ def _attend(node: Node) -> Result:
 
 def _recall(node: Node) -> Result:
     q, state = node.src[:2]
-    return (*q.shape[:3], state.shape[4]), "tensor", q.dtype
+    return (*q.shape[:2], read_heads(q, state), state.shape[4]), "tensor", q.dtype
 
 
 def _vjp(node: Node) -> Result:

@@ -20,6 +20,15 @@ def key_heads(scores: Node) -> Expr:
     return keys.shape[-3] if keys.kind == "memory" else keys.shape[-2]
 
 
+def read_heads(q: Node, bank: Node) -> Expr:
+    """Heads of what queries read of states: theirs, or the states' where several states share a key.
+
+    State head h then has the key and the query of head h // (states / keys).
+    """
+    keys = bank.src[1].shape[2] if bank.op is Op.WRITE else bank.shape[2]
+    return q.shape[2] if keys is bank.shape[2] else bank.shape[2]
+
+
 def unit_size(scores: Node) -> int | None:
     """Tokens from one column of the scores to the next; None where the keys are a plain tensor."""
     if scores.op is Op.SCORE:

@@ -34,6 +34,7 @@ def write(ev: Evaluation, node: Node) -> Written:
     if not isinstance(bank, Bank) or fenwick or node["row_topk"] is not None:
         what = "a state written twice, schedule = fenwick and row_topk"
         raise OracleError(f"write: the oracle has no meaning yet for {what}; use states of one schedule, written once")
+    k = k.repeat_interleave(bank.m.shape[2] // k.shape[2], dim=2)  # states may share keys
     share, active = _shares(ev, node, k.shape[1], bank.m.shape[1], k.shape[2])
     rule = Rule(node.word("rule") == "delta", node.word("reads") == "undecayed", node.flag("freeze_unselected"))
     given = {name: ev.tensor(source) for name, source in node.operands.items() if name not in ("route", "weight")}
@@ -80,7 +81,9 @@ def recall(ev: Evaluation, node: Node) -> Tensor:
     if node.word("read") == "all" and any(not bool(bank.active.all()) for bank in banks):
         raise OracleError("recall read = all: the parts that are not active have no weight; use read = active")
     read = {"sum": _recall_sum, "state_softmax": _recall_states, "slot_softmax": _recall_slots}[node.word("mode")]
-    return ev.number(node.expr("scale")) * read(ev, node, ev.tensor(node.src[0]), banks)
+    q = ev.tensor(node.src[0])
+    q = q.repeat_interleave(max(banks[0].k.shape[2] // q.shape[2], 1), dim=2)
+    return ev.number(node.expr("scale")) * read(ev, node, q, banks)
 
 
 def _matrices(node: Node, banks: Sequence[Written]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
@@ -66,6 +67,7 @@ def writes_of(planner: Planner, written: Node) -> Writes:
         decay=given.get("decay"),
         erase=erase,
         initial=initial,
+        key_heads=planner.sizes.value(k.shape[2]),
         initial_batched=initial is None or len(bank.src[0].shape) == 5,
         length=LENGTH,
     )
@@ -103,7 +105,7 @@ def _read(planner: Planner, written: Node, reader: Node, dtype: str) -> Read:
     """One recall as a read of the scan, its output a new buffer."""
     asked = question(planner, written, reader)
     out = planner.temporary(reader, "o", reader.shape, dtype)
-    return Read(asked.q, Operand(out, dtype), asked.heads, asked.scale, asked.when)
+    return replace(asked, out=Operand(out, dtype))
 
 
 def question(planner: Planner, written: Node, reader: Node) -> Read:
@@ -117,7 +119,8 @@ def question(planner: Planner, written: Node, reader: Node) -> Read:
     q, scale = reader.src[0], reader.expr("scale") if not isinstance(reader["scale"], float | int) else None
     number = planner.sizes.number(scale) if scale is not None else float(reader["scale"])  # type: ignore[arg-type]
     nothing = Operand("", planner.sizes.dtype)
-    return Read(_operand(planner, q), nothing, planner.sizes.value(q.shape[2]), number, reader.word("when"))
+    heads, query_heads = (planner.sizes.value(dim) for dim in (reader.shape[2], q.shape[2]))
+    return Read(_operand(planner, q), nothing, heads, number, reader.word("when"), query_heads)
 
 
 def readers_of(nodes: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:

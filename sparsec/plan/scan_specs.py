@@ -36,6 +36,8 @@ class Writes:
             counts parts, as in the graph.
         reads: "decayed" or "undecayed": which state the erase term reads.
         heads, rows, cols: HKV, D and DV.
+        key_heads: of k, fewer where states share keys: the state of head h is written by key head
+            h // (heads / key_heads); None is ``heads``.
         length: the launch parameter with N.
     """
 
@@ -53,6 +55,12 @@ class Writes:
     initial: str | None = None
     initial_batched: bool = True
     length: str = "N"
+    key_heads: int | None = None
+
+    @property
+    def sharers(self) -> int:
+        """States that share a key."""
+        return self.heads // (self.key_heads or self.heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ class Read:
     Attributes:
         q: ``[B,N,H,D]``; head h reads the state of head h // (H / HKV).
         out: ``[B,N,H,DV]`` of its own dtype.
+        query_heads: of q, fewer where states share queries as they do keys; None is ``heads``.
         when: "after", or "before": decayed by the token but not yet written.
     """
 
@@ -70,6 +79,12 @@ class Read:
     heads: int
     scale: float
     when: str = "after"
+    query_heads: int | None = None
+
+    @property
+    def sharers(self) -> int:
+        """States that share a query."""
+        return self.heads // (self.query_heads or self.heads)
 
 
 @dataclass(frozen=True, slots=True)

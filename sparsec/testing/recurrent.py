@@ -43,6 +43,11 @@ RECURRENT = {
       s = write(state(), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = scalar, reads = undecayed}}
       return recall(q, s), recall(p, s) {{when = before}}, s
     }}""",
+    "shared-keys": """variant shared_keys(q: [B,T,HKV,D], k: [B,T,HKV,D], v: [B,T,H,DV], beta: [B,T,H],
+                                          g: [B,T,H] float32, m: [B,1,H,D,DV] float32) {
+      s = write(state(m) {heads = H}, k, v, beta=beta, decay=g) {rule = delta, decay_kind = scalar}
+      return recall(q, s) {scale = rsqrt(D)}, s
+    }""",
     "learned": f"""variant learned({HEAD}, g: [B,T,HKV,D] float32, m: [1,HKV,D,DV] float32) {{
       s = write(state(m), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = key}}
       return recall(q, s), s

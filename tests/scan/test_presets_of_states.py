@@ -7,6 +7,7 @@ import torch
 
 import sparsec
 from sparsec.frontends.preset import find
+from sparsec.ir.error import InputError
 from sparsec.oracle import oracle
 from sparsec.testing.trained import wrong_on
 
@@ -70,3 +71,14 @@ def test_a_prefill_and_steps_from_its_states_are_one_forward(name: str) -> None:
         outputs.append(out)
     torch.testing.assert_close(torch.cat(outputs, 1), whole, rtol=0, atol=0)
     torch.testing.assert_close(state, last, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["gdn", "kda", "mamba2"])
+def test_states_that_share_a_key_are_states_with_keys_repeated(name: str) -> None:
+    few, many = (sparsec.preset(name, raw=True, **more) for more in ({"shared": "keys"}, {}))
+    x = sparsec.inputs(few, B=2, T=9, H=2, HV=4, D=16, DV=8)
+    assert wrong_on(sparsec.compile(few, target="interpreter"), x, "float32") == []
+    repeated = {n: y.repeat_interleave(2, dim=2) if n in ("q", "k") else y for n, y in x.items()}
+    torch.testing.assert_close(oracle(few, x), oracle(many, repeated))
+    with pytest.raises(InputError, match="HV must be divisible by H"):
+        sparsec.inputs(few, H=2, HV=3)

@@ -60,6 +60,11 @@ class Cell:
         return tile.program_id(1)
 
     @property
+    def key_head(self) -> Node:
+        """The head of the state's keys."""
+        return tile.apply(Fn.TRUNCDIV, self.head, self.writes.sharers)
+
+    @property
     def row(self) -> Node:
         """Row numbers [d]."""
         return tile.iota(self.rows)
@@ -171,7 +176,8 @@ def token(own: Cell, at: Node, bounded: bool = False) -> Token:
     def read(operand: Operand, rows: bool, cols: bool = False) -> Node:
         return vector(own, operand, w.heads, at, own.head, rows, cols, bounded)
 
-    k, v = read(w.k, True), read(w.v, False, True)
+    k = vector(own, w.k, w.key_heads or w.heads, at, own.key_head, True, False, bounded)
+    v = read(w.v, False, True)
     beta = None if w.beta is None else read(w.beta, False)
     fade = None
     if w.decay is not None:
@@ -195,7 +201,7 @@ def place_of(
     if bounded:
         limits[1] = tile.param(w.length)
     index = (own.row,) if rows else (own.column,) if cols else ()
-    return own.tensor(Tensor(operand.name, operand.dtype, ("B", w.length, heads, *last))), index, limits
+    return Tensor(operand.name, operand.dtype, ("B", w.length, heads, *last)), index, limits
 
 
 def vector(
@@ -203,7 +209,7 @@ def vector(
 ) -> Node:
     """One token's and head's part of an operand in fp32: a scalar, [d] or [e]."""
     tensor, index, limits = place_of(own, operand, heads, rows, cols, bounded)
-    return tile.cast(tile.load(tensor, own.batch, at, head, *index, bounds=limits), "float32")
+    return tile.cast(tile.load(own.tensor(tensor), own.batch, at, head, *index, bounds=limits), "float32")
 
 
 def parameters(writes: Writes, *more: str) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan import chunk, chunk_back, chunk_grad, token, token_grad
 from sparsec.lower.scan.cell import padded
 from sparsec.plan.scan_specs import Scan, ScanGrad, Writes
-from sparsec.tile.schedule import Schedule
+from sparsec.tile.schedule import Schedule, ScheduleError
 
 Choices = dict[str, tuple[object, ...]]
 
@@ -18,17 +18,26 @@ _CHUNKED: Choices = {
 
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """The programs of a scan."""
+    _check(spec, schedule)
     return chunk.lower(spec, schedule) if schedule.order == "chunk" else token.lower(spec, schedule)
 
 
 def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
     """The programs of a scan's adjoint."""
+    _check(spec.forward, schedule)
     return chunk_grad.lower(spec, schedule) if schedule.order == "chunk" else token_grad.lower(spec, schedule)
+
+
+def _check(spec: Scan, schedule: Schedule) -> None:
+    if schedule.order == "chunk" and spec.writes.sharers > 1:
+        raise ScheduleError(f"{spec.writes.sharers} states share a key; chunks have a key per state: use order 'token'")
 
 
 def in_chunks(spec: Scan, target: str) -> Schedule | None:
     """The schedule of the chunk form on a GPU: some 256 programs side by side for one sequence; None without a form."""
     w = spec.writes
+    if w.sharers > 1:
+        return None
     found = Schedule(order="chunk", rows=64, value_block=min(64, padded(w.cols)), splits=_splits(w), warps=4, stages=2)
     halves = target.startswith("triton") and w.k.dtype != "float32"
     return found if halves and chunk.refusal(spec, found) is None else None

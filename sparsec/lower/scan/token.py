@@ -11,6 +11,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.cell import Cell, Token, cell, grid, parameters, place_of, states_shape, token, vector
 from sparsec.plan.scan_specs import Read, Scan
+from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
@@ -44,10 +45,18 @@ def _answer(now: Token, read: Read, state: Node) -> None:
     """o = scale · Mᵀq of every head that reads the state."""
     own = now.cell
     for head in readers(own, read):
-        q = vector(own, read.q, read.heads, now.at, head, True, False, now.bounded)
+        q = query(now, read, head)
         out = mul(read.scale, tile.reduce("sum", mul(q, state), own.rows))
         tensor, index, limits = place_of(own, read.out, read.heads, False, True, now.bounded)
-        tile.store(tensor, own.batch, now.at, head, *index, value=tile.cast(out, read.out.dtype), bounds=limits)
+        tile.store(
+            own.tensor(tensor), own.batch, now.at, head, *index, value=tile.cast(out, read.out.dtype), bounds=limits
+        )
+
+
+def query(now: Token, read: Read, head: Node) -> Node:
+    """The query [d] of one of the heads of what is read."""
+    asked = tile.apply(Fn.TRUNCDIV, head, read.sharers)
+    return vector(now.cell, read.q, read.query_heads or read.heads, now.at, asked, True, False, now.bounded)
 
 
 def readers(own: Cell, read: Read) -> list[Node]:

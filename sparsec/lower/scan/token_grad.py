@@ -29,11 +29,11 @@ from sparsec.lower.scan.cell import (
     parameters,
     place_of,
     states_shape,
-    tiles,
     token,
     vector,
 )
-from sparsec.lower.scan.token import readers
+from sparsec.lower.scan.token import query, readers
+from sparsec.lower.scan.token_sum import Target
 from sparsec.plan.scan_specs import Operand, ScanGrad
 from sparsec.scalar.expr import var
 from sparsec.scalar.fn import Fn
@@ -54,8 +54,8 @@ def lower(spec: ScanGrad, schedule: Schedule) -> Lowered:
     writes = spec.forward.writes
     steps = [Step(_states(spec, schedule), schedule), Step(_back(spec, schedule), schedule)]
     scratch: list[Scratch] = [as_scratch(_kept(spec))]
-    if tiles(writes, schedule) > 1:
-        for target in token_sum.targets(spec):
+    for target in token_sum.targets(spec):
+        if token_sum.count(spec, target, schedule) > 1:
             steps.append(Step(token_sum.program(spec, target, schedule), schedule))
             scratch.append(as_scratch(token_sum.shares(spec, target, schedule)))
     return Lowered(
@@ -132,21 +132,21 @@ class Sink:
     own: Cell
     schedule: Schedule
 
-    def put(self, target: Operand | None, heads: int, now: Token, head: Node, value: Node) -> None:
-        """A sum over columns, a scalar or [d]."""
+    def put(self, target: Target | None, now: Token, head: Node, value: Node) -> None:
+        """A sum over columns, a scalar or [d]; ``head`` is the state's, or that of what is read."""
         if target is None:
             return
-        rows = bool(value.axes)
-        tensor, index, limits = place_of(self.own, target, heads, rows, False, now.bounded)
-        if tiles(self.own.writes, self.schedule) == 1:
-            value = tile.cast(value, target.dtype)
-            tile.store(tensor, self.own.batch, now.at, head, *index, value=value, bounds=limits)
+        own, heads = self.own, target.heads
+        at = tile.apply(Fn.TRUNCDIV, head, target.sharers)
+        made, index, limits = place_of(own, target.operand, heads, target.rows, False, now.bounded)
+        if token_sum.count(self.spec, target, self.schedule) == 1:
+            value = tile.cast(value, made.dtype)
+            tile.store(own.tensor(made), own.batch, now.at, at, *index, value=value, bounds=limits)
             return
-        del self.own.tensors[target.name]
-        made = self.own.tensor(token_sum.shares_of(self.spec, target, heads, rows, self.schedule))
+        shares = own.tensor(token_sum.shares(self.spec, target, self.schedule))
         limits = {dim + 1: limit for dim, limit in limits.items()}
-        place = (tile.program_id(0), self.own.batch, now.at, head, *index)
-        tile.store(made, *place, value=value, bounds=limits)
+        number = add(mul(tile.program_id(0), target.sharers), tile.apply(Fn.TRUNCMOD, head, target.sharers))
+        tile.store(shares, number, own.batch, now.at, at, *index, value=value, bounds=limits)
 
     def values(self, target: Operand | None, now: Token, value: Node) -> None:
         """What has columns [e], of the state's own head."""
@@ -154,12 +154,12 @@ class Sink:
             own = self.own
             tensor, index, limits = place_of(own, target, own.writes.heads, False, True, now.bounded)
             value = tile.cast(value, target.dtype)
-            tile.store(tensor, own.batch, now.at, own.head, *index, value=value, bounds=limits)
+            tile.store(own.tensor(tensor), own.batch, now.at, own.head, *index, value=value, bounds=limits)
 
 
 def _token(spec: ScanGrad, sink: Sink, now: Token, old: Node, grad: Node) -> Node:
     """One token back: the gradient of the state before it, from that of the state after it."""
-    own, w = sink.own, spec.forward.writes
+    own, w, found = sink.own, spec.forward.writes, token_sum.found(spec)
     faded = now.faded(old)
     answer = now.answer(old, faded)
     new = now.written(faded, answer)
@@ -181,19 +181,19 @@ def _token(spec: ScanGrad, sink: Sink, now: Token, old: Node, grad: Node) -> Nod
         if replaced:
             grad_k = sub(grad_k, grad_a)
         else:
-            sink.put(spec.grad_erase[0], w.heads, now, own.head, grad_a)
-            sink.put(spec.grad_erase[1], w.heads, now, own.head, along(own, grad, answer))
+            sink.put(found.erase_a, now, own.head, grad_a)
+            sink.put(found.erase_b, now, own.head, along(own, grad, answer))
         grad_faded = grad if w.reads == "undecayed" else add(grad, erased)
     for number in _when(spec, "before"):
         grad_faded = _read(spec, sink, now, number, faded, grad_faded)
-    sink.put(spec.grad_k, w.heads, now, own.head, grad_k)
+    sink.put(found.k, now, own.head, grad_k)
     sink.values(spec.grad_v, now, grad_v)
     if spec.grad_beta is not None:
-        sink.put(spec.grad_beta, w.heads, now, own.head, tile.reduce("sum", mul(now.k, grad_p), own.rows))
+        sink.put(found.beta, now, own.head, tile.reduce("sum", mul(now.k, grad_p), own.rows))
     if spec.grad_decay is not None:
         slope = along(own, grad_faded, faded)
         whole = slope if w.decay_kind == "key" else tile.reduce("sum", slope, own.rows)
-        sink.put(spec.grad_decay, w.heads, now, own.head, whole)
+        sink.put(found.decay, now, own.head, whole)
     before = now.faded(grad_faded)
     return add(before, erased) if erased is not None and w.reads == "undecayed" else before
 
@@ -208,9 +208,8 @@ def _read(spec: ScanGrad, sink: Sink, now: Token, number: int, state: Node, grad
     for head in readers(own, read):
         out = vector(own, spec.grads[number], read.heads, now.at, head, False, True, now.bounded)
         out = mul(read.scale, out)
-        if spec.grad_q[number] is not None:
-            sink.put(spec.grad_q[number], read.heads, now, head, along(own, state, out))
-        grad = add(grad, mul(vector(own, read.q, read.heads, now.at, head, True, False, now.bounded), out))
+        sink.put(token_sum.found(spec).q[number], now, head, along(own, state, out))
+        grad = add(grad, mul(query(now, read, head), out))
     return grad
 
 

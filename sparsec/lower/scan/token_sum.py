@@ -18,32 +18,63 @@ ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A gradient ``[B,N,heads]`` or, with ``rows``, ``[B,N,heads,D]``."""
+    """A gradient ``[B,N,heads]`` or, with ``rows``, ``[B,N,heads,D]``.
+
+    Attributes:
+        sharers: states that each have a share of it.
+    """
 
     operand: Operand
     heads: int
     rows: bool
+    sharers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The gradients that are sums over columns; None is not asked for."""
+
+    q: tuple[Target | None, ...]
+    k: Target | None
+    beta: Target | None
+    decay: Target | None
+    erase_a: Target | None
+    erase_b: Target | None
+
+
+def found(spec: ScanGrad) -> Found:
+    """The gradients by what they are of."""
+    w = spec.forward.writes
+
+    def target(operand: Operand | None, rows: bool, sharers: int = 1) -> Target | None:
+        return None if operand is None else Target(operand, w.heads // sharers, rows, sharers)
+
+    reads = [
+        None if q is None else Target(q, r.heads // r.sharers, True, r.sharers)
+        for q, r in zip(spec.grad_q, spec.forward.reads, strict=True)
+    ]
+    a, b = (target(erase, True) for erase in spec.grad_erase)
+    decay = target(spec.grad_decay, w.decay_kind == "key")
+    return Found(tuple(reads), target(spec.grad_k, True, w.sharers), target(spec.grad_beta, False), decay, a, b)
 
 
 def targets(spec: ScanGrad) -> list[Target]:
-    """The gradients that are sums over columns."""
-    w = spec.forward.writes
-    reads = [Target(q, r.heads, True) for q, r in zip(spec.grad_q, spec.forward.reads, strict=True) if q is not None]
-    found = [(spec.grad_k, True), (spec.grad_beta, False), (spec.grad_decay, w.decay_kind == "key")]
-    found += [(erase, True) for erase in spec.grad_erase]
-    return reads + [Target(operand, w.heads, rows) for operand, rows in found if operand is not None]
+    """All of them."""
+    own = found(spec)
+    return [t for t in (*own.q, own.k, own.beta, own.decay, own.erase_a, own.erase_b) if t is not None]
+
+
+def count(spec: ScanGrad, target: Target, schedule: Schedule) -> int:
+    """The programs that have a share of one element."""
+    return tiles(spec.forward.writes, schedule) * target.sharers
 
 
 def shares(spec: ScanGrad, target: Target, schedule: Schedule) -> Tensor:
-    """The shares of a gradient."""
-    return shares_of(spec, target.operand, target.heads, target.rows, schedule)
-
-
-def shares_of(spec: ScanGrad, operand: Operand, heads: int, rows: bool, schedule: Schedule) -> Tensor:
-    """fp32 ``[tiles,B,N,heads]``, with ``rows`` also D."""
+    """fp32 ``[count,B,N,heads]``, with ``rows`` also D."""
     w = spec.forward.writes
-    last = (w.rows,) if rows else ()
-    return Tensor(f"{operand.name}_shares", "float32", (tiles(w, schedule), "B", w.length, heads, *last))
+    last = (w.rows,) if target.rows else ()
+    shape = (count(spec, target, schedule), "B", w.length, target.heads, *last)
+    return Tensor(f"{target.operand.name}_shares", "float32", shape)
 
 
 def program(spec: ScanGrad, target: Target, schedule: Schedule) -> Program:
