@@ -34,6 +34,7 @@ _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED: dict[str, torch.dtype] = {**_INTEGERS, **_HALVES, "float32": torch.float32}
 
 
+@torch.no_grad()
 def interpret(
     program: Program,
     tensors: Mapping[str, Tensor],

@@ -200,6 +200,15 @@ def test_many_chunks_are_listed_in_turns(run: Run, monkeypatch: pytest.MonkeyPat
     check(run, attention(2, 1, scope="head"), n=Sizes(20, 300, 280))
 
 
+@pytest.mark.parametrize("chunk,slots", [(1, 2048), (16, 8), (64, 16), (512, 3)])
+@pytest.mark.parametrize("tokens", [1, 700, 8192, 2**20])
+def test_an_inverse_is_no_larger_than_a_few_lists(tokens: int, chunk: int, slots: int) -> None:
+    """Tallies per chunk and segment do not grow with the square of the length, even where every token is a chunk."""
+    s = attention(16, 1, chunk=chunk, slots=slots)
+    found = {name: evaluate(e, {"TQ": tokens, "TK": tokens}) for name, e in inverse.params(s, KEY_OUTER, True)}
+    assert found["CT"] * found["ST"] <= 2 * (tokens * slots + found["CT"])
+
+
 @pytest.mark.parametrize("target", ["triton:sm_90", "tvm:llvm"])
 @pytest.mark.parametrize("group,chunk", [(1, 64), (16, 32), (4, 2), (2, 24)])
 def test_default_schedules(run: Run, target: str, group: int, chunk: int) -> None:

@@ -17,6 +17,7 @@ from sparsec.lower.scalars import add, both, ceil_div, most, mul, sub
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
+from sparsec.scalar.functions import maximum
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
 from sparsec.tile.schedule import Schedule
@@ -25,7 +26,7 @@ STEP = 64
 """Choices that a program looks at together."""
 
 SEGMENT = 512
-"""Choices of a segment."""
+"""Choices of a segment at least; no fewer than there are chunks, so that the tallies are O(T k)."""
 
 
 NONE = 2**31 - 1
@@ -84,8 +85,8 @@ def params(spec: GatheredAttention, schedule: Schedule, complete: bool = False) 
     """Chunks, segments, tiles at most and their entries."""
     found, tq, tk = inverse(spec, schedule, complete), var("TQ"), var("TK")
     choices, count = tq * found.per_token, (tk + (spec.chunk - 1)) // spec.chunk
-    tiles = choices // found.per_tile + count
-    return ("CT", count), ("ST", (choices + (SEGMENT - 1)) // SEGMENT), ("WT", tiles), ("ET", tiles * found.per_tile)
+    tiles, segment = choices // found.per_tile + count, (maximum(count, SEGMENT) + (STEP - 1)) // STEP * STEP
+    return ("CT", count), ("ST", (choices + (segment - 1)) // segment), ("WT", tiles), ("ET", tiles * found.per_tile)
 
 
 def scratch(spec: GatheredAttention, schedule: Schedule, complete: bool = False) -> tuple[Scratch, ...]:
@@ -106,9 +107,15 @@ def chunk_count(spec: GatheredAttention) -> Node:
     return ceil_div(tile.param("TK"), spec.chunk)
 
 
-def segment_count(found: Inverse) -> Node:
+def segment_steps(spec: GatheredAttention) -> Node:
+    """How many STEPs a segment has."""
+    return ceil_div(most(chunk_count(spec), SEGMENT), STEP)
+
+
+def segment_count(spec: GatheredAttention, found: Inverse) -> Node:
     """ST."""
-    return ceil_div(mul(tile.param("TQ"), found.per_token), SEGMENT)
+    choices, segment = mul(tile.param("TQ"), found.per_token), mul(segment_steps(spec), STEP)
+    return tile.apply(Fn.TRUNCDIV, add(choices, sub(segment, 1)), segment)
 
 
 def tile_count(spec: GatheredAttention, found: Inverse) -> Node:

@@ -55,10 +55,11 @@ class Walk:
 
     def each(self, state: Sequence[Node], step: Callable[..., Sequence[Node]]) -> list[Node]:
         """``step(entries, their chunks, *state)`` for the whole segment, the next chunks loaded meanwhile."""
-        tensors = chunks.tensors(self.spec)
+        tensors, steps = chunks.tensors(self.spec), inverse.segment_steps(self.spec)
+        first = mul(self.segment, steps)
 
         def entry(n: Node | int) -> Node:
-            return add(add(mul(self.segment, inverse.SEGMENT), mul(n, inverse.STEP)), tile.iota(self.entries))
+            return add(mul(add(first, n), inverse.STEP), tile.iota(self.entries))
 
         def read(n: Node | int) -> Node:
             return inverse.choices(self.spec, self.found, tensors, self.at, entry(n))
@@ -66,7 +67,7 @@ class Walk:
         def body(n: Node, ids: Node, *carried: Node) -> Sequence[Node]:
             return [read(add(n, 1)), *step(entry(n), ids, *carried)]
 
-        return tile.loop(0, inverse.SEGMENT // inverse.STEP, 1, [read(0), *state], body)[1:]
+        return tile.loop(0, steps, 1, [read(0), *state], body)[1:]
 
 
 def _walk(builder: tile.Builder, spec: GatheredAttention, found: Inverse) -> Walk:
@@ -78,7 +79,7 @@ def _walk(builder: tile.Builder, spec: GatheredAttention, found: Inverse) -> Wal
 def _finish(builder: tile.Builder, walk: Walk, name: str, buffers: Sequence[Tensor]) -> Program:
     spec, tensors = walk.spec, chunks.tensors(walk.spec)
     sources = [tensors[n] for n in (spec.indices, spec.counts) if n is not None]
-    grid = (inverse.segment_count(walk.found), tile.const(walk.found.sets), tile.param("B"))
+    grid = (inverse.segment_count(walk.spec, walk.found), tile.const(walk.found.sets), tile.param("B"))
     return builder.program(f"{spec.name}_{name}", [*sources, *buffers], PARAMS, grid)
 
 
@@ -115,7 +116,7 @@ def offsets(spec: GatheredAttention, found: Inverse) -> Program:
     """One (some chunks, set, batch) per grid point: running sums of their tallies over the segments."""
     with tile.Builder() as builder:
         lanes, parts = builder.axis("c", CHUNKS), builder.axis("g", SEGMENTS)
-        at, segments = (tile.program_id(2), tile.program_id(1)), inverse.segment_count(found)
+        at, segments = (tile.program_id(2), tile.program_id(1)), inverse.segment_count(spec, found)
         chunk = add(mul(tile.program_id(0), CHUNKS), tile.iota(lanes))
         bounds: dict[int, tile.Value] = {2: inverse.chunk_count(spec), 3: segments}
 
@@ -181,7 +182,7 @@ def _place(walk: Walk, group: Node, start: Node) -> None:
 def _list_tiles(walk: Walk, some: Axis) -> None:
     """Store chunk and number of entries of this program's share of the tiles."""
     spec, found = walk.spec, walk.found
-    limit, segments = inverse.tile_count(spec, found), inverse.segment_count(found)
+    limit, segments = inverse.tile_count(spec, found), inverse.segment_count(spec, found)
 
     def share(n: Node) -> Sequence[Node]:
         number = add(mul(add(mul(n, segments), walk.segment), TILES), tile.iota(some))
