@@ -111,7 +111,7 @@ CLASSES: dict[type, ScheduleClass] = {
     PrefixGrad: ScheduleClass(running.lower_grad, running.default, running.space),
     Map: ScheduleClass(_rowwise(pointwise.lower), pointwise_space.default, pointwise_space.space),
     MapGrad: ScheduleClass(pointwise_grad.lower, pointwise_space.default, pointwise_space.space_grad),
-    Scan: ScheduleClass(scan_class.lower, scan_class.default, scan_class.space),
+    Scan: ScheduleClass(scan_class.lower, scan_class.default, scan_class.space, scan_class.known),
     ScanGrad: ScheduleClass(scan_class.lower_grad, scan_class.default_grad, scan_class.space_grad),
     StatesSum: ScheduleClass(_single(batch_sum.lower), batch_sum.default, _fixed),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),

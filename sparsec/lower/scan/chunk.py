@@ -52,7 +52,7 @@ def prepared(own: Chunked, query: Operand | None) -> list[Step]:
     """Decay sums and triangular solves; of decays per key channel all that needs no state, for the one ``query``."""
     small = replace(own.schedule, warps=1, stages=1, descriptors=False, registers=0)
     if query is not None:
-        return [Step(chunk_keyed.lower(own, query), replace(small, warps=4))]
+        return [Step(chunk_keyed.lower(own, query), replace(small, warps=8))]
     steps = [Step(chunk_gates.lower(own), small)] if own.decays else []
     return steps + ([Step(chunk_solve.lower(own), small)] if own.delta else [])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan import chunk, chunk_back, chunk_grad, token, token_grad
 from sparsec.lower.scan.cell import padded
@@ -12,7 +14,7 @@ Choices = dict[str, tuple[object, ...]]
 
 _CHUNKED: Choices = {
     "order": ("chunk", "token"), "rows": (32, 64), "value_block": (16, 32, 64),
-    "splits": (1, 4, 8, 16), "warps": (2, 4), "stages": (2, 3),
+    "splits": (1, 2, 4, 8, 16), "warps": (2, 4), "stages": (2, 3),
 }  # fmt: skip
 
 
@@ -93,6 +95,16 @@ def default_grad(spec: ScanGrad, target: str) -> Schedule:
     if target.startswith("triton"):
         return _token_back(spec.forward.writes)
     return Schedule(order="token", block=16, rows=4, lanes=("e", "d"), split_dims=False)
+
+
+def known(spec: Scan, target: str) -> tuple[Schedule, ...]:
+    """Chunks, where they are not the default: the tuner admits them only after their results were checked."""
+    usual, chunked = default(spec, target), in_chunks(spec, target)
+    if chunked is None or usual.order == "chunk":
+        return ()
+    names = ("order", "value_block", "splits", "warps", "stages")
+    found = replace(usual, **{name: getattr(chunked, name) for name in names})
+    return replace(found, rows=32), replace(found, rows=64)
 
 
 def space(spec: Scan, target: str) -> Choices:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from sparsec.autotune.space import Space
 from sparsec.lower import segments
-from sparsec.lower.registry import default, lower_kernel, space
+from sparsec.lower.registry import default, known, lower_kernel, space
 from sparsec.testing.scan_case import Setting
 
 LAYER = Setting("delta", "scalar", True, heads=16, state_heads=16, rows=128, cols=128, dtype="bfloat16")
@@ -45,6 +46,16 @@ def test_documents_go_by_the_recurrence() -> None:
         assert own.order == "token" and lower_kernel(spec, own).steps
 
 
-def test_the_tuner_may_try_chunks_per_key_channel() -> None:
-    assert "chunk" in space(replace(LAYER, decay="key").scan(), GPU)["order"]
+@pytest.mark.parametrize("s", [replace(LAYER, decay="key"), replace(LAYER, rows=256)])
+def test_the_tuner_tries_chunks_where_they_are_not_the_default(s: Setting) -> None:
+    spec = s.scan()
+    found, usual = known(spec, GPU), Space(default(spec, GPU), space(spec, GPU))
+    assert [(k.order, k.rows) for k in found] == [("chunk", 32), ("chunk", 64)]
+    for schedule in found:
+        assert usual.schedule(usual.params(schedule)) == schedule
+        assert lower_kernel(spec, schedule).steps
+
+
+def test_nothing_else_is_known() -> None:
+    assert known(LAYER.scan(), GPU) == known(replace(LAYER, decay="key").scan(), "tvm:c") == ()
     assert "order" not in space(replace(LAYER, decay="key").grad(), GPU)
