@@ -97,14 +97,16 @@ def _chunk(state: Tensor, pieces: Sequence[Tensor], when: str, erases: bool, und
     for key, value in written:
         read = read + _product(q, key[..., None, :, :], fading[..., None, :, :, :]) @ value[..., None, :, :]
     kept = last.mT.exp() * state
+    later = torch.cat([decay[..., 1:, :], torch.zeros_like(last)], -2).flip(-2).cumsum(-2).flip(-2)
     for key, value in written:
-        kept = kept + (key * (last - end).exp()).mT @ value
+        kept = kept + (key * later.exp()).mT @ value
     return read, kept
 
 
 def _fading(at: Tensor, since: Tensor, seen: Tensor) -> Tensor:
-    """exp(at_t − since_s) ``[…,t,s,1 or D]`` where s is seen from t, else 0."""
-    lag = at[..., :, None, :] - since[..., None, :, :]
+    """exp(at_t − since_s) ``[…,t,s,1 or D]`` where s is seen from t, else 0; a token's own is 1, without a slope."""
+    own = torch.eye(seen.shape[0], dtype=torch.bool, device=seen.device)
+    lag = (at[..., :, None, :] - since[..., None, :, :]).masked_fill(own[..., None], 0.0)
     return lag.masked_fill(~seen[..., None], -torch.inf).exp()
 
 
