@@ -1,9 +1,9 @@
 # Two commands from nothing: `make demo` and `make test`. Both create .venv here first, and are quick when it exists.
 # PYTHON=python3.12 picks the interpreter, CONSTRAINTS=cpu|cuda the pins, TORCH=2.11.0 another torch, ARGS="-k text"
-# goes to pytest.
+# goes to pytest, JOBS=4 runs them in four processes rather than one per core.
 
 PYTHON ?= python3
-JOBS ?= 2
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 16 ? n : 16)))
 ARGS ?=
 export PYTHON CONSTRAINTS TORCH
 BIN := .venv/bin

@@ -13,6 +13,9 @@ from typing import Any
 
 from sparsec.backends.tvm.threads import load_tvm
 
+SOMEWHERE: dict[str, Any] = {"lineno": 1, "col_offset": 0, "end_lineno": 1, "end_col_offset": 0}
+"""Where statements made here stand: Python asks for a place, and its own search for one takes longest of all."""
+
 
 class UnknownStatement(ValueError):
     """A statement that ``emit`` does not print."""
@@ -88,8 +91,7 @@ class _Reader:
     def run(self, statements: list[ast.stmt]) -> None:
         """Plain statements, as Python."""
         if statements:
-            module = ast.fix_missing_locations(ast.Module(statements, []))
-            exec(compile(module, "<kernel>", "exec"), self.names)
+            exec(compile(ast.Module(statements, []), "<kernel>", "exec"), self.names)
 
     def control(self, statement: ast.For | ast.While | ast.If) -> None:
         """A loop or a branch, with its body."""
@@ -125,12 +127,13 @@ class _Reader:
 def _plain(statement: ast.stmt) -> ast.stmt:
     """The statement as Python that calls the builder."""
     if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
-        return ast.Assign([statement.target], _call("bind_", ast.Constant(statement.target.id), statement.value))
+        return _assign(statement.target, "bind_", statement.value)
     if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-        return ast.Assign(statement.targets, _call("name_", ast.Constant(statement.targets[0].id), statement.value))
+        return _assign(statement.targets[0], "name_", statement.value)
     if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Subscript):
         target = statement.targets[0]
-        return ast.Expr(_call("store_", ast.Name(_name(target), ast.Load()), target.slice, statement.value))
+        name = ast.Name(_name(target), ast.Load(), **SOMEWHERE)
+        return ast.Expr(_call("store_", name, target.slice, statement.value), **SOMEWHERE)
     if isinstance(statement, ast.Expr | ast.Pass):
         return statement
     raise UnknownStatement(ast.dump(statement))
@@ -141,5 +144,10 @@ def _name(target: ast.Subscript) -> str:
     return target.value.id
 
 
+def _assign(target: ast.Name, function: str, value: ast.expr) -> ast.Assign:
+    call = _call(function, ast.Constant(target.id, **SOMEWHERE), value)
+    return ast.Assign([target], call, **SOMEWHERE)
+
+
 def _call(function: str, *arguments: ast.expr) -> ast.Call:
-    return ast.Call(ast.Name(function, ast.Load()), list(arguments), [])
+    return ast.Call(ast.Name(function, ast.Load(), **SOMEWHERE), list(arguments), [], **SOMEWHERE)

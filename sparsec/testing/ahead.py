@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,15 @@ from sparsec.runtime.target import GPUS
 from sparsec.tile.build import reachable
 from sparsec.tile.language import Program, TileOp
 from sparsec.tile.schedule import Schedule
+
+ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
+"""What kernels are compiled for ahead of time, the one that they are tuned on first."""
+
+
+def shared_out(names: Iterable[str], arch: str) -> list[str]:
+    """The layers that are compiled for an architecture: all for the first, each for one of the others in turn."""
+    turn = ARCHITECTURES.index(arch) - 1
+    return [name for number, name in enumerate(names) if turn in (-1, number % (len(ARCHITECTURES) - 1))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
-from sparsec.testing.ahead import Layer, jobs, misfits, wide_dots
+from sparsec.testing.ahead import ARCHITECTURES, Layer, jobs, misfits, shared_out, wide_dots
 
 LAYERS: dict[str, tuple[Layer, tuple[type[Spec], ...]]] = {
     "window 128": (Layer("msa", {"window": 1024, "slots": 64}), (TiledAttention,)),
@@ -30,14 +31,32 @@ LAYERS: dict[str, tuple[Layer, tuple[type[Spec], ...]]] = {
 """Name -> a layer and which kernels of its plan are compiled."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
+def wrong(names: Iterable[str], arch: str, folder: Path) -> dict[str, object]:
+    """What does not fit of the layers named."""
     wanted = [
         (f"{name}: {program.name}", wide_dots(program), job)
-        for name, (layer, kinds) in LAYERS.items()
+        for name, (layer, kinds) in ((name, LAYERS[name]) for name in names)
         for spec in layer.specs()
         if isinstance(spec, kinds)
         for program, job in jobs(spec, arch)
     ]
-    assert misfits(wanted, arch, tmp_path) == {}
+    return misfits(wanted, arch, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
+    assert wrong(shared_out(LAYERS, arch), arch, tmp_path) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_default_fits_everywhere(arch: str, tmp_path: Path) -> None:
+    assert wrong(LAYERS, arch, tmp_path) == {}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_kind_of_kernel_is_compiled_for_it(arch: str) -> None:
+    kinds = {kind for name in shared_out(LAYERS, arch) for kind in LAYERS[name][1]}
+    assert kinds >= {TiledAttention, Selector, GatheredAttention}

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sparsec.lower.registry import default, lower_kernel
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import element, var
 from sparsec.scalar.functions import tanh
-from sparsec.testing.ahead import jobs, misfits, wide_dots
+from sparsec.testing.ahead import ARCHITECTURES, jobs, misfits, shared_out, wide_dots
 from sparsec.testing.gathered_case import Sizes, attention, draw, grad_kv, grad_q, truth
 from sparsec.testing.scratch import with_scratch
 
@@ -85,13 +86,25 @@ def test_triton_agrees_with_autograd(per: str, tmp_path: Path) -> None:
     assert max(errors.values()) < 2e-6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
+def wrong(names: Iterable[str], arch: str, folder: Path) -> dict[str, object]:
+    """What does not fit of the layers named."""
     wanted = [
         (f"{name}: {program.name}", wide_dots(program), job)
-        for name, layer in LAYERS.items()
+        for name, layer in ((name, LAYERS[name]) for name in names)
         for spec in (grad_q(layer), grad_kv(layer))
         for program, job in jobs(spec, arch)
     ]
-    assert misfits(wanted, arch, tmp_path) == {}
+    return misfits(wanted, arch, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
+    assert wrong(shared_out(LAYERS, arch), arch, tmp_path) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_default_fits_everywhere(arch: str, tmp_path: Path) -> None:
+    assert wrong(LAYERS, arch, tmp_path) == {}

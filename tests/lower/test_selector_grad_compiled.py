@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from sparsec.lower.registry import default, lower_kernel
 from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import AnySpec, SummariseGrad
 from sparsec.plan.specs import Selector, Summarise
-from sparsec.testing.ahead import jobs, misfits
+from sparsec.testing.ahead import ARCHITECTURES, jobs, misfits, shared_out
 from sparsec.testing.scratch import with_scratch
 from sparsec.testing.selector_case import OUTPUTS, Sizes, draw, grads, selector, truth
 
@@ -91,13 +92,25 @@ def test_triton_agrees_with_autograd(tmp_path: Path) -> None:
     assert max(errors.values()) < 2e-6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
+def wrong(names: Iterable[str], arch: str, folder: Path) -> dict[str, object]:
+    """What does not fit of the layers named."""
     wanted = [
         (f"{name}: {program.name}", False, job)
-        for name, specs in LAYERS.items()
+        for name, specs in ((name, LAYERS[name]) for name in names)
         for spec in specs
         for program, job in jobs(spec, arch)
     ]
-    assert misfits(wanted, arch, tmp_path) == {}
+    return misfits(wanted, arch, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
+    assert wrong(shared_out(LAYERS, arch), arch, tmp_path) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_default_fits_everywhere(arch: str, tmp_path: Path) -> None:
+    assert wrong(LAYERS, arch, tmp_path) == {}
