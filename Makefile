@@ -3,7 +3,7 @@
 # goes to pytest, JOBS=4 runs them in four processes rather than one per core.
 
 PYTHON ?= python3
-JOBS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 16 ? n : 16)))
+JOBS ?= $(shell unset OMP_NUM_THREADS; n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 16 ? n : 16)))
 ARGS ?=
 export PYTHON CONSTRAINTS TORCH
 BIN := .venv/bin
