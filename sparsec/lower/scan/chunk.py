@@ -23,6 +23,8 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
     w = spec.writes
     if not spec.reads:
         return "nobody reads the states; use order 'token'"
+    if w.sharers > 1 or any(read.sharers > 1 for read in spec.reads):
+        return "heads that share keys or queries have no chunk form; use order 'token'"
     if odd := [read.q for read in spec.reads if read.q.dtype != w.k.dtype]:
         return f"{odd[0].name} is {odd[0].dtype}, keys are {w.k.dtype}; use order 'token'"
     single = len(spec.reads) == 1 and spec.reads[0].heads == w.heads and spec.reads[0].when == "after"
