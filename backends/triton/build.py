@@ -87,11 +87,12 @@ def descriptor(wanted: Descriptor, tensor: torch.Tensor, params: Mapping[str, in
 
 
 def launch(
-    kernel: Any, grid: Sequence[int], args: Sequence[Any], schedule: Schedule, device: torch.device | None = None
-) -> Any:
+    kernel: Any, grid: Sequence[int], args: Sequence[Any], schedule: Schedule, device: torch.device | None = None,
+    chained: bool = False,
+) -> Any:  # fmt: skip
     """Run a loaded kernel over its grid on the current stream of ``device``; what Triton compiled for it.
 
-    An empty grid does nothing and gives None.
+    An empty grid does nothing and gives None. A ``chained`` kernel is one printed so.
     """
     import torch
 
@@ -100,7 +101,7 @@ def launch(
     if device is None or device.type != "cuda":
         return kernel[tuple(grid)](*args, **options(schedule))
     with torch.cuda.device(device):
-        return kernel[tuple(grid)](*args, **options(schedule))
+        return kernel[tuple(grid)](*args, **options(schedule), **({"launch_pdl": True} if chained else {}))
 
 
 def relaunch(

@@ -21,21 +21,23 @@ from sparsec.tile.schedule import Schedule
 _LONGEST_INLINE = 72
 
 
-def emit(program: Program, schedule: Schedule) -> str:
+def emit(program: Program, schedule: Schedule, chained: bool = False) -> str:
     """Triton source of a program: imports, the helpers that it needs, and one kernel named after the program.
+
+    A ``chained`` kernel lets the next launch start with it, and waits for the one before.
 
     The kernel's arguments are tensors, parameters, strides, descriptors (``sparsec.backends.triton.arguments``). The
     text works unchanged on Triton 3.6 and 3.9. Raises ScheduleError where Triton cannot express the program.
     """
     check(program)
-    return _Printer(program, schedule.descriptors).source()
+    return _Printer(program, schedule.descriptors, chained).source()
 
 
 class _Printer:
     """The state of printing one kernel."""
 
-    def __init__(self, program: Program, use_descriptors: bool) -> None:
-        self.program = program
+    def __init__(self, program: Program, use_descriptors: bool, chained: bool) -> None:
+        self.program, self.chained = program, chained
         self.boxes: dict[int, Descriptor] = descriptors(program, use_descriptors)
         self.uses: Uses = uses(program, frozenset(self.boxes))
         self.nodes = [n for nodes in self.uses.order.values() for n in nodes]
@@ -49,6 +51,8 @@ class _Printer:
 
     def source(self) -> str:
         """The whole file."""
+        for call in ("gdc_launch_dependents", "gdc_wait") if self.chained else ():
+            self.line(f"tl.extra.cuda.{call}()")
         for node in self.uses.order[TOP]:
             if node.op in (TileOp.PROGRAM_ID, TileOp.IOTA):
                 self.assign(node)

@@ -24,11 +24,14 @@ class Step:
 
     Attributes:
         flat: whether its rows know of no others and of no position, so that the rows of all documents may be one batch.
+        chained: whether it may start while the launch before ends, for which it waits before it reads or writes
+            (Triton on Hopper and later).
     """
 
     program: Program
     schedule: Schedule
     flat: bool = False
+    chained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,11 @@ class Target:
         return self.backend if self.backend == "interpreter" else f"{self.backend}:{self.arch}"
 
     @property
+    def chains(self) -> bool:
+        """Whether a launch may start while the one before ends."""
+        return self.backend == "triton" and self.arch in ("sm_90", "sm_100")
+
+    @property
     def device(self) -> str:
         """The torch device type that its tensors live on."""
         return "cuda" if self.backend == "triton" else "cpu"

@@ -57,10 +57,10 @@ def jobs(spec: AnySpec, arch: str) -> list[tuple[Program, Job]]:
     return [(step.program, job(step.program, step.schedule, arch)) for step in lowered.steps]
 
 
-def job(program: Program, schedule: Schedule, arch: str) -> Job:
+def job(program: Program, schedule: Schedule, arch: str, chained: bool = False) -> Job:
     """One program to compile."""
     types, stages = signature(program, schedule), schedule.stages
-    return Job(emit(program, schedule), program.name, types, arch, schedule.warps, stages, schedule.registers)
+    return Job(emit(program, schedule, chained), program.name, types, arch, schedule.warps, stages, schedule.registers)
 
 
 def wide_dots(program: Program) -> bool:

@@ -71,7 +71,8 @@ def over_pages(
     if schedule.order == SHARED and isinstance(spec, TiledAttention):
         params["TK"] = params[spec.pieces[0].length]
     growing = Growing(*lengths, params)
-    steps = [Step(on_cache(s.program, paged, growing, windows), s.schedule) for s in lowered.steps]
+    programs = [(on_cache(s.program, paged, growing, windows), s.schedule) for s in lowered.steps]
+    steps = [Step(p, s, chained=target.chains) for p, s in programs]
     return DecodeKernel(kernel, lowered, tuple((s.program, build(s, target, cache_dir)) for s in steps), windows)
 
 
@@ -118,7 +119,8 @@ def appends(
         spec = decode_append.Append(f"append_{unit}", parts, unit)
         schedule = decode_append.default(target.name)
         program = decode_append.lower(spec, schedule)
-        found.append(AppendKernel(spec, program, build(Step(program, schedule), target, cache_dir)))
+        step = Step(program, schedule, chained=target.chains)
+        found.append(AppendKernel(spec, program, build(step, target, cache_dir)))
     return found
 
 
