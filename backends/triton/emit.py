@@ -14,6 +14,7 @@ from sparsec.backends.triton.legal import check
 from sparsec.backends.triton.names import Names, hint, merge, state_hint
 from sparsec.backends.triton.text import Text, dtype_name, wrapped
 from sparsec.backends.triton.uses import LEAVES, Uses, uses
+from sparsec.lower.lowered import Chain
 from sparsec.tile.language import Axis, Node, Program, TileOp
 from sparsec.tile.regions import TOP, body_of
 from sparsec.tile.schedule import Schedule
@@ -21,23 +22,23 @@ from sparsec.tile.schedule import Schedule
 _LONGEST_INLINE = 72
 
 
-def emit(program: Program, schedule: Schedule, chained: bool = False) -> str:
+def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> str:
     """Triton source of a program: imports, the helpers that it needs, and one kernel named after the program.
 
-    A ``chained`` kernel lets the next launch start with it, and waits for the one before.
+    A kernel of a ``chain`` lets the next launch start, and waits for the one before.
 
     The kernel's arguments are tensors, parameters, strides, descriptors (``sparsec.backends.triton.arguments``). The
     text works unchanged on Triton 3.6 and 3.9. Raises ScheduleError where Triton cannot express the program.
     """
     check(program)
-    return _Printer(program, schedule.descriptors, chained).source()
+    return _Printer(program, schedule.descriptors, chain).source()
 
 
 class _Printer:
     """The state of printing one kernel."""
 
-    def __init__(self, program: Program, use_descriptors: bool, chained: bool) -> None:
-        self.program, self.chained = program, chained
+    def __init__(self, program: Program, use_descriptors: bool, chain: Chain | None) -> None:
+        self.program, self.chain, self.waited = program, chain, chain is None
         self.boxes: dict[int, Descriptor] = descriptors(program, use_descriptors)
         self.uses: Uses = uses(program, frozenset(self.boxes))
         self.nodes = [n for nodes in self.uses.order.values() for n in nodes]
@@ -51,8 +52,8 @@ class _Printer:
 
     def source(self) -> str:
         """The whole file."""
-        for call in ("gdc_launch_dependents", "gdc_wait") if self.chained else ():
-            self.line(f"tl.extra.cuda.{call}()")
+        if self.chain is not None and not self.chain.head:
+            self.line("tl.extra.cuda.gdc_launch_dependents()")
         for node in self.uses.order[TOP]:
             if node.op in (TileOp.PROGRAM_ID, TileOp.IOTA):
                 self.assign(node)
@@ -88,12 +89,25 @@ class _Printer:
     def region(self, number: int) -> None:
         """The printed nodes of a region."""
         for node in self.uses.order.get(number, ()):
+            self.wait(node)
             if node.op is TileOp.STORE:
                 self.line(store(self, node))
             elif node.op is TileOp.LOOP:
                 self.loop(node)
             elif node.op not in LEAVES and not self.is_inline(node):
                 self.assign(node)
+
+    def wait(self, node: Node) -> None:
+        """The wait for the launch before, ahead of the first node that may touch what it touches."""
+        if self.waited or node.op not in (TileOp.LOAD, TileOp.STORE, TileOp.LOOP):
+            return
+        assert self.chain is not None
+        if node.op is TileOp.LOAD and access_of(node).tensor.name in self.chain.ready and not self.chain.head:
+            return
+        self.waited = True
+        self.line("tl.extra.cuda.gdc_wait()")
+        if self.chain.head:
+            self.line("tl.extra.cuda.gdc_launch_dependents()")
 
     def is_inline(self, node: Node) -> bool:
         """Whether a node is written inside its only reader."""

@@ -20,27 +20,27 @@ def lower(spec: Combine, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         rows = builder.axis("m", schedule.rows)
         values = spans(builder, "e", spec.value_dim, schedule)
-        tensors = _tensors(spec)
+        buffers = tensors(spec)
         first, length = mul(tile.program_id(0), schedule.rows), tile.param("TQ")
         place = (tile.program_id(2), add(first, tile.iota(rows)), tile.program_id(1))
 
         def row(name: str) -> Node:
-            return tile.cast(tile.load(tensors[name], *place, bounds={1: length}), "float32")
+            return tile.cast(tile.load(buffers[name], *place, bounds={1: length}), "float32")
 
-        factors, lse = _factors(spec, [row(name) for name in (spec.lses if spec.fn == "lse" else spec.gates)])
+        shares, lse = factors(spec, [row(name) for name in (spec.lses if spec.fn == "lse" else spec.gates)])
         for span in values:
-            branches = [_read(tensors[name], place, span, length) for name in spec.branches]
-            total = reduce(add, (mul(f, o) if f is not None else o for f, o in zip(factors, branches, strict=True)))
-            tile.store(tensors[spec.out], *place, span.index(), value=tile.cast(total, spec.dtype), bounds={1: length})
+            branches = [_read(buffers[name], place, span, length) for name in spec.branches]
+            total = reduce(add, (mul(f, o) if f is not None else o for f, o in zip(shares, branches, strict=True)))
+            tile.store(buffers[spec.out], *place, span.index(), value=tile.cast(total, spec.dtype), bounds={1: length})
         if spec.lse is not None:
             assert lse is not None, "only fn = lse defines a log-sum-exp"
-            tile.store(tensors[spec.lse], *place, value=lse, bounds={1: length})
+            tile.store(buffers[spec.lse], *place, value=lse, bounds={1: length})
         params = [(name, "int32") for name in ("B", "TQ", "TK", "q_offset")]
         grid = (ceil_div(length, schedule.rows), tile.const(spec.heads), tile.param("B"))
-        return builder.program(spec.name, list(tensors.values()), params, grid)
+        return builder.program(spec.name, list(buffers.values()), params, grid)
 
 
-def _tensors(spec: Combine) -> dict[str, Tensor]:
+def tensors(spec: Combine) -> dict[str, Tensor]:
     """Buffers in launch order: branches, gates, log-sum-exps, outputs."""
     wide: tuple[str | int, ...] = ("B", "TQ", spec.heads, spec.value_dim)
     found = {name: Tensor(name, spec.branch_dtype, wide) for name in spec.branches}
@@ -57,7 +57,7 @@ def _read(tensor: Tensor, place: tuple[Node, ...], span: Span, length: Node) -> 
     return tile.cast(tile.load(tensor, *place, span.index(), bounds={1: length}), "float32")
 
 
-def _factors(spec: Combine, read: Sequence[Node]) -> tuple[list[Node | None], Node | None]:
+def factors(spec: Combine, read: Sequence[Node]) -> tuple[list[Node | None], Node | None]:
     """What each branch is multiplied with (None: one), and the joint log-sum-exp where there is one."""
     if spec.fn == "lse":
         return _joint(read)

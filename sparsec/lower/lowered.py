@@ -19,19 +19,31 @@ class Scratch:
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """A launch that starts while the one before ends, and waits for its end (Triton on Hopper and later).
+
+    Attributes:
+        ready: tensors that no launch of the chain writes, which are read before the wait.
+        head: whether others follow only once it has waited: then all that came before the chain has ended.
+    """
+
+    ready: frozenset[str] = frozenset()
+    head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One program and the schedule under which it is printed.
 
     Attributes:
         flat: whether its rows know of no others and of no position, so that the rows of all documents may be one batch.
-        chained: whether it may start while the launch before ends, for which it waits before it reads or writes
-            (Triton on Hopper and later).
+        chain: how it starts while the launch before ends; None where it starts after it.
     """
 
     program: Program
     schedule: Schedule
     flat: bool = False
-    chained: bool = False
+    chain: Chain | None = None
 
 
 @dataclass(frozen=True, slots=True)

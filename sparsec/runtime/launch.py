@@ -49,7 +49,7 @@ def source(step: Step, target: Target) -> str:
     if target.backend == "triton":
         from sparsec.backends.triton.emit import emit as emit_triton
 
-        return emit_triton(step.program, step.schedule, step.chained)
+        return emit_triton(step.program, step.schedule, step.chain)
     if target.backend == "tvm":
         from sparsec.backends.tvm.emit import emit as emit_tvm
 
@@ -67,8 +67,8 @@ class _Triton(Bind):
         from sparsec.backends.triton.emit import emit
 
         self.program, self.schedule, self.cache_dir = step.program, step.schedule, cache_dir
-        self.chained = step.chained
-        self.kernel = load(emit(step.program, step.schedule, step.chained), step.program.name, cache_dir)
+        self.chain = step.chain
+        self.kernel = load(emit(step.program, step.schedule, step.chain), step.program.name, cache_dir)
         self._plain: _Triton | None = None
 
     def __call__(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Run:
@@ -76,14 +76,14 @@ class _Triton(Bind):
 
         bound, args = self._arguments(tensors, params)
         grid = grid_of(self.program, params)
-        return partial(launch, bound.kernel, grid, args, bound.schedule, tensors[0].device, bound.chained)
+        return partial(launch, bound.kernel, grid, args, bound.schedule, tensors[0].device, bound.chain is not None)
 
     def learn(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Again | None:
         from sparsec.backends.triton.build import launch, relaunch
 
         bound, args = self._arguments(tensors, params)
         grid = grid_of(self.program, params)
-        compiled = launch(bound.kernel, grid, args, bound.schedule, tensors[0].device, bound.chained)
+        compiled = launch(bound.kernel, grid, args, bound.schedule, tensors[0].device, bound.chain is not None)
         return relaunch(bound.program, bound.schedule, compiled, grid, args)
 
     def _arguments(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> tuple[_Triton, list[Any]]:
@@ -97,7 +97,7 @@ class _Triton(Bind):
             if not self.schedule.descriptors:
                 raise
         if self._plain is None:
-            plain = Step(self.program, replace(self.schedule, descriptors=False), chained=self.chained)
+            plain = Step(self.program, replace(self.schedule, descriptors=False), chain=self.chain)
             self._plain = _Triton(plain, self.cache_dir)
         return self._plain._arguments(tensors, params)
 

@@ -10,6 +10,7 @@ from sparsec.backends.triton.arguments import signature
 from sparsec.backends.triton.compile import CompileError, Job, compile_all
 from sparsec.backends.triton.emit import emit
 from sparsec.frontends.preset import preset
+from sparsec.lower.lowered import Chain
 from sparsec.lower.registry import default, lower_kernel
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.runtime.compiled import compile
@@ -57,10 +58,10 @@ def jobs(spec: AnySpec, arch: str) -> list[tuple[Program, Job]]:
     return [(step.program, job(step.program, step.schedule, arch)) for step in lowered.steps]
 
 
-def job(program: Program, schedule: Schedule, arch: str, chained: bool = False) -> Job:
+def job(program: Program, schedule: Schedule, arch: str, chain: Chain | None = None) -> Job:
     """One program to compile."""
     types, stages = signature(program, schedule), schedule.stages
-    return Job(emit(program, schedule, chained), program.name, types, arch, schedule.warps, stages, schedule.registers)
+    return Job(emit(program, schedule, chain), program.name, types, arch, schedule.warps, stages, schedule.registers)
 
 
 def wide_dots(program: Program) -> bool:

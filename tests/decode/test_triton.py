@@ -52,10 +52,10 @@ def test_steps_compile_for_hopper(
         "q_offset": 65535,
     }
     made.decoder.built(made.decoder.new(32, 65536, deterministic=False), dims, "bfloat16", 1)
-    jobs = [(f"{s.program.name}", False, job(s.program, s.schedule, "sm_90", s.chained)) for s in steps]
+    jobs = [(f"{s.program.name}", False, job(s.program, s.schedule, "sm_90", s.chain)) for s in steps]
     scored = any(s.program.name.endswith("_scores") for s in steps)
     assert scored == (name in ("hsa", "nsa", "moba") and not knobs)  # else attention leaves its logits, or all is dense
-    assert all(s.chained for s in steps)
+    assert all(s.chain is not None for s in steps)
     assert len(jobs) >= 3 and misfits(jobs, "sm_90", tmp_path) == {}
 
 

@@ -48,13 +48,14 @@ def as_rows(spec: TiledAttention) -> GatheredAttention:
     )  # fmt: skip
 
 
-def lower(spec: TiledAttention, schedule: Schedule, left: Left | None = None) -> Lowered:
-    """A program per (query tile, key/value head and split, sequence), and the merge; logits are ``left`` if asked."""
+def lower(spec: TiledAttention, schedule: Schedule, left: Left | None = None, whole: bool = True) -> Lowered:
+    """A program per (query tile, key/value head and split, sequence), and where the ``whole`` is asked for, the merge.
+
+    Logits are ``left`` if asked.
+    """
     rows = as_rows(spec)
-    found = decode_merge.parts(rows, schedule.splits)
-    short = replace(schedule, warps=4, stages=1)
-    steps = (Step(_partial(rows, schedule, left), schedule), Step(decode_merge.lower(rows, short), short))
-    return Lowered(steps, decode_merge.scratch([*found.tensors, *([left.tensor] if left else [])]))
+    found = decode_merge.finished(rows, schedule, Step(_partial(rows, schedule, left), schedule), whole)
+    return found if left is None else replace(found, scratch=(*found.scratch, *decode_merge.scratch([left.tensor])))
 
 
 def _partial(spec: GatheredAttention, schedule: Schedule, left: Left | None) -> Program:

@@ -29,13 +29,14 @@ def fits(spec: GatheredAttention) -> str | None:
     return None
 
 
-def lower(spec: GatheredAttention, schedule: Schedule) -> Lowered:
-    """A program per (token, unit of heads and split, sequence), and the merge."""
-    found = decode_merge.parts(spec, schedule.splits)
-    short = replace(schedule, warps=4, stages=1)
-    merged = replace(spec, sink=None) if spec.per == "chunk" else spec
-    steps = (Step(_partial(spec, schedule), schedule), Step(decode_merge.lower(merged, short), short))
-    return Lowered(steps, decode_merge.scratch(found.tensors))
+def lower(spec: GatheredAttention, schedule: Schedule, whole: bool = True) -> Lowered:
+    """A program per (token, unit of heads and split, sequence), and where the ``whole`` is asked for, the merge."""
+    return decode_merge.finished(merged(spec), schedule, Step(_partial(spec, schedule), schedule), whole)
+
+
+def merged(spec: GatheredAttention) -> GatheredAttention:
+    """The spec of the merge: the sink of a chunk is in its part already."""
+    return replace(spec, sink=None) if spec.per == "chunk" else spec
 
 
 def _partial(spec: GatheredAttention, schedule: Schedule) -> Program:

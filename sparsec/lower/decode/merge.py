@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsec.lower import softmax
 from sparsec.lower.gathered import chunks
 from sparsec.lower.gathered.chunks import Frame
-from sparsec.lower.lowered import Scratch
+from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.pieces import spans
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.plan.specs import GatheredAttention
@@ -62,6 +62,18 @@ def write(f: Frame, found: Parts, split: Node, outs: Sequence[Node], lse: Node |
         tile.store(found.lse, *f.rows.place(f.batch, split), value=lse, bounds=f.rows.bounds)
 
 
+def finished(spec: GatheredAttention, schedule: Schedule, first: Step, whole: bool) -> Lowered:
+    """The program that leaves parts, and where the ``whole`` is asked for, the one that merges them."""
+    short = short_lived(schedule, schedule.splits)
+    steps = (first, Step(lower(spec, short), short)) if whole else (first,)
+    return Lowered(steps, scratch(parts(spec, schedule.splits).tensors))
+
+
+def short_lived(schedule: Schedule, splits: int) -> Schedule:
+    """The schedule of a program that merges a row's parts: each thread has all parts of some columns, on a GPU."""
+    return replace(schedule, warps=max(1, splits // 8) if schedule.split_dims else schedule.warps, stages=1)
+
+
 def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
     """One (token, head, sequence) per grid point: the joint softmax of its splits with the sink, or their sum."""
     found, buffers = parts(spec, schedule.splits), chunks.tensors(spec)
@@ -69,10 +81,10 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
         split = builder.axis("s", schedule.splits)
         values = spans(builder, "e", spec.value_dim, schedule)
         place = (tile.program_id(2), tile.program_id(0), tile.program_id(1))
-        shares, lse = _shares(spec, found, place, tile.iota(split), buffers) if found.lse is not None else (None, None)
+        own, lse = shares(spec, found, place, tile.iota(split), buffers) if found.lse is not None else (None, None)
         for span in values:
             part = tile.load(found.out, *place, tile.iota(split), span.index())
-            total = tile.reduce("sum", part if shares is None else mul(part, shares), split)
+            total = tile.reduce("sum", part if own is None else mul(part, own), split)
             out = buffers[spec.out]
             tile.store(out, *place, span.index(), value=tile.cast(total, out.dtype))
         results = [buffers[spec.out]]
@@ -86,10 +98,10 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
         return builder.program(f"{spec.name}_merge", [*found.tensors, *sinks, *results], params, grid)
 
 
-def _shares(
+def shares(
     spec: GatheredAttention, found: Parts, place: tuple[Node, ...], split: Node, buffers: dict[str, Tensor]
 ) -> tuple[Node, Node]:
-    """Each split's share of the joint softmax, and the joint log-sum-exp; nothing where no split saw a key."""
+    """Each split's share of one row's joint softmax, and the joint log-sum-exp; nothing where no split saw a key."""
     assert found.lse is not None
     (axis,) = split.axes
     lse = tile.load(found.lse, *place, split)

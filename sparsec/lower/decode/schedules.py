@@ -4,38 +4,45 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sparsec.lower.decode import combine as decode_combine
 from sparsec.lower.decode import dense as decode_dense
 from sparsec.lower.decode import lists as decode_lists
 from sparsec.lower.decode import logits as decode_logits
 from sparsec.lower.decode import merge as decode_merge
 from sparsec.lower.decode import select as decode_select
+from sparsec.lower.decode.company import ALONE, SHARED, Company
 from sparsec.lower.gathered import chunks
 from sparsec.lower.gathered.gpu import row_tile
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.grad_specs import AnySpec
-from sparsec.plan.specs import GatheredAttention, Selector, TiledAttention
+from sparsec.plan.specs import Combine, GatheredAttention, Selector, TiledAttention
 from sparsec.tile.schedule import Schedule
 
-SHARED = "shared_keys"
-"""The loop order of programs that share a row's keys, ``Schedule.splits`` of them."""
 MOST = 32
 """Splits of a row's keys at most."""
+TILE = 32 * 1024
+"""Bytes of a tile of keys and values of which a program keeps several in flight."""
+LISTED = 64
+"""Programs at most that rank a unit's candidates by their scores; they share no softmax, so are more and smaller."""
 FEW = 16
 """New tokens up to which a step is one of few queries."""
 
 
-def lower(spec: AnySpec, schedule: Schedule, partner: AnySpec | None = None) -> Lowered:
-    """The programs of a kernel under a schedule of a step; a ``partner`` has the same logits, see ``decode_pairs``."""
+def lower(spec: AnySpec, schedule: Schedule, beside: Company = ALONE) -> Lowered:
+    """The programs of a kernel under a schedule of a step, beside others of its step."""
+    partner = beside.partner
+    if isinstance(spec, Combine) and beside.parts:
+        return decode_combine.lower(spec, schedule, beside.parts)
     if schedule.order != SHARED:
         return lower_kernel(spec, schedule)
     if isinstance(spec, TiledAttention):
         left = None
         if isinstance(partner, Selector):
             left = decode_dense.Left(decode_logits.logits(partner, spec.pieces[0].length), partner)
-        return decode_dense.lower(spec, schedule, left)
+        return decode_dense.lower(spec, schedule, left, beside.merged)
     if isinstance(spec, GatheredAttention):
-        return decode_lists.lower(spec, schedule)
+        return decode_lists.lower(spec, schedule, beside.merged)
     assert isinstance(spec, Selector)
     sums = None
     if isinstance(partner, TiledAttention):
@@ -50,20 +57,23 @@ def schedule(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Sch
         rows = row_tile(share) if found.split_dims else share
         block = max(b for b in (16, 32, 64) if b <= max(found.block, 16)) if found.split_dims else found.block
         units = spec.heads // share * -(-share // rows)
+        found = replace(found, stages=_stages(spec, block), warps=4) if found.split_dims else found
         most = max(spec.slots * -(-spec.chunk // block) if spec.per == "joint" else spec.slots, 2)
-        return _shared(found, rows, block, _splits(processors, batch * units, most))
+        return _shared(found, rows, block, _splits(processors, batch * units, min(most, MOST)))
     if isinstance(spec, TiledAttention) and decode_dense.fits(spec) is None:
         share = spec.heads // spec.kv_heads
         rows = row_tile(share) if found.split_dims else share
         if share <= rows:
-            found = replace(found, stages=3, warps=4) if found.split_dims else found
+            found = replace(found, stages=_stages(spec, found.block), warps=4) if found.split_dims else found
             return _shared(found, rows, found.block, _splits(processors, batch * spec.kv_heads, MOST))
     if isinstance(spec, Selector) and decode_select.fits(spec) is None:
         units = spec.heads // (spec.heads // spec.kv_heads if spec.group else 1)
         wide = replace(found, stages=3) if found.split_dims else found
         exact = spec.key_dtype is not None and spec.key_dtype != spec.dtype  # a key is then several tiles
         block = found.block if not found.split_dims else 32 if exact else 64
-        return _shared(wide, 1, block, _splits(processors, batch * units, MOST))
+        if spec.softmax:  # as many as an attention has that may leave its logits
+            return _shared(wide, 1, block, _splits(processors, batch * units, MOST))
+        return _shared(wide, 1, block, _splits(2 * processors, batch * units, LISTED))
     if isinstance(spec, GatheredAttention) and found.order != "query_outer":
         rows = row_tile(chunks.sharing(spec)) if found.split_dims else chunks.sharing(spec)
         return replace(found, order="query_outer", rows=rows)
@@ -75,6 +85,12 @@ def _shared(found: Schedule, rows: int, block: int, splits: int) -> Schedule:
 
 
 def _splits(processors: int, programs: int, most: int) -> int:
-    """A power of two, at least 2: as many programs again in each split."""
-    wanted = -(-2 * processors // max(programs, 1)) if programs < processors else 2
-    return min(max(2, 1 << (wanted - 1).bit_length()), 1 << (most.bit_length() - 1), MOST)
+    """A power of two, at least 2: as many programs again in each split, up to two for every processor."""
+    wanted = max(2, 2 * processors // max(programs, 1))
+    return min(1 << (wanted.bit_length() - 1), 1 << (most.bit_length() - 1))
+
+
+def _stages(spec: TiledAttention | GatheredAttention, block: int) -> int:
+    """Five where two programs' tiles of keys and values find room on a processor, else three."""
+    size = block * (spec.head_dim + spec.value_dim) * (4 if spec.dtype == "float32" else 2)
+    return 5 if size <= TILE else 3

@@ -2,7 +2,7 @@
 
 The heads of a group are the rows of a tile, so a key is read once for all of them. Scores that rank as they are stay
 inside their program, which leaves the best of its share. Where they become probabilities, logits of a step are written,
-fp32, a number per head and summary, with every share's log-sum-exp; programs of their own rank them then.
+fp32, a number per head and summary, with every share's log-sum-exp; then the probabilities of groups, and those rank.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from sparsec.tile.schedule import Schedule
 RANKED = {True: 128, False: 16}
 """Candidates that join a list of the best at a time: many where a program's threads rank them at once, on a GPU."""
 LISTS = 8
-"""Programs at least that rank a unit's logits: each has few."""
+"""Programs at least that rank a unit's probabilities: each has few."""
+WEIGHED = 16
+"""Programs at least that turn a unit's logits into probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,14 @@ class Buffers:
     Attributes:
         raw: base-two logits of every head, see ``decode_logits``; nothing where scores rank as they are.
         sums: base-two log-sum-exps ``[B, TQ, H, splits]``, likewise.
+        masses: probabilities of summaries, reduced over the group, ``[B, TQ, units, N]``, likewise.
         best: rank keys ``[B, TQ, units, lists * slots]``, each list descending.
         lists: programs that leave a list.
     """
 
     raw: Tensor
     sums: Tensor
+    masses: Tensor
     best: Tensor
     lists: int
 
@@ -64,6 +68,7 @@ def buffers(spec: Selector, splits: int) -> Buffers:
     return Buffers(
         decode_logits.logits(spec, spec.key_length),
         Tensor(f"{spec.name}_sums", "float32", ("B", "TQ", spec.heads, splits)),
+        Tensor(f"{spec.name}_masses", "float32", ("B", "TQ", units, spec.key_length)),
         Tensor(f"{spec.name}_best", "int64", ("B", "TQ", units, lists * slots)),
         lists,
     )
@@ -90,8 +95,10 @@ def lower(spec: Selector, schedule: Schedule, sums: Tensor | None = None) -> Low
         return Lowered((Step(_scores(spec, schedule), schedule), merged), decode_merge.scratch([found.best]))
     ranked = replace(schedule, splits=found.lists, rows=1, block=RANKED[schedule.split_dims], stages=1)
     first = [Step(_scores(spec, schedule), schedule)] if sums is None else []
-    own = [found.raw, found.best, found.sums]
-    return Lowered((*first, Step(_best(spec, ranked, found), ranked), merged), decode_merge.scratch(own))
+    weighed = replace(ranked, splits=max(found.lists, WEIGHED))
+    rest = (Step(_masses(spec, weighed, found), weighed), Step(_best(spec, ranked, found), ranked))
+    own = [found.raw, found.sums, found.masses, found.best]
+    return Lowered((*first, *rest, merged), decode_merge.scratch(own))
 
 
 def _keys(spec: Selector, length: str, visible: bool = False) -> Piece:
@@ -197,13 +204,42 @@ def _log(top: Node, total: Node) -> Node:
     return tile.apply(Fn.WHERE, empty, softmax.HIDDEN, found)
 
 
-def _best(spec: Selector, schedule: Schedule, found: Buffers) -> Program:
-    """The best of one share's candidates, by the probabilities of their logits."""
+def _masses(spec: Selector, schedule: Schedule, found: Buffers) -> Program:
+    """The probabilities of one share's summaries."""
     with tile.Builder() as builder:
         f = _framed(builder, spec, schedule)
-        _keep(builder, f, found, _probabilities(builder, f, found))
+        first, stop = _own(f, _keys(spec, spec.key_length, visible=True), tile.param(spec.key_length))
+        unit, probabilities = (
+            tile.apply(Fn.TRUNCDIV, tile.program_id(1), schedule.splits),
+            _probabilities(builder, f, found),
+        )
+
+        def visit(at: Node) -> Sequence[Node]:
+            number = add(mul(at, schedule.block), tile.iota(f.keys))
+            mass = add(probabilities(number), tile.full(0.0, f.rows, f.keys))
+            bounds: dict[int, tile.Value] = {3: tile.param(spec.key_length)}
+            tile.store(found.masses, f.batch, f.row, unit, number, value=mass, bounds=bounds)
+            return []
+
+        tile.loop(first, stop, 1, [], visit, schedule.stages)
         grid = _grid(spec, schedule.splits)
-        return builder.program(f"{spec.name}_best", [found.raw, found.sums, found.best], params(spec), grid)
+        return builder.program(f"{spec.name}_masses", [found.raw, found.sums, found.masses], params(spec), grid)
+
+
+def _best(spec: Selector, schedule: Schedule, found: Buffers) -> Program:
+    """The best of one share's candidates, by the probabilities of their summaries."""
+    with tile.Builder() as builder:
+        f = _framed(builder, spec, schedule)
+        unit = tile.apply(Fn.TRUNCDIV, tile.program_id(1), schedule.splits)
+
+        def masses(number: Node) -> Node:
+            bounds: dict[int, tile.Value] = {3: tile.param(spec.key_length)}
+            mass = tile.load(found.masses, f.batch, f.row, unit, number, bounds=bounds)
+            return tile.apply(Fn.WHERE, candidates.shown(f, number), mass, 0.0)
+
+        _keep(builder, f, found, masses)
+        grid = _grid(spec, schedule.splits)
+        return builder.program(f"{spec.name}_best", [found.masses, found.best], params(spec), grid)
 
 
 def _keep(builder: tile.Builder, f: Frame, found: Buffers, scores: candidates.Scores) -> None:
@@ -220,8 +256,10 @@ def _probabilities(builder: tile.Builder, f: Frame, found: Buffers) -> candidate
     splits = found.sums.shape[-1]
     assert isinstance(splits, int)
     head, split, share = f.head, builder.axis("s", splits), sharing(spec)
+    spare = f.group is not None and f.group.size > share
     if f.group is not None:
-        head = add(f.head, least(tile.iota(f.group), share - 1))
+        lane = tile.iota(f.group)
+        head = add(f.head, least(lane, share - 1) if spare else lane)
     part = tile.load(found.sums, f.batch, token, head, tile.iota(split))
     if found.sums.name != f"{spec.name}_sums":  # natural ones, minus infinity where nothing was seen
         part = most(mul(part, softmax.LOG2E), softmax.HIDDEN)
@@ -235,7 +273,8 @@ def _probabilities(builder: tile.Builder, f: Frame, found: Buffers) -> candidate
         power = tile.apply(Fn.WHERE, candidates.shown(f, number), tile.apply(Fn.EXP2, sub(logits, total)), 0.0)
         if f.group is None:
             return power
-        power = tile.apply(Fn.WHERE, tile.apply(Fn.LT, tile.iota(f.group), share), power, 0.0)
+        if spare:
+            power = tile.apply(Fn.WHERE, tile.apply(Fn.LT, tile.iota(f.group), share), power, 0.0)
         power = tile.reduce("max" if spec.group == "max" else "sum", power, f.group)
         return mul(power, 1.0 / share) if spec.group == "mean" else power
 

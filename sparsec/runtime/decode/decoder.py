@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
+from sparsec.lower.decode.company import company
 from sparsec.lower.decode.pages import LENGTHS
-from sparsec.lower.decode.pairs import partners
-from sparsec.lower.decode.schedules import SHARED
+from sparsec.lower.lowered import Chain
 from sparsec.passes.stream import stream
 from sparsec.passes.stream_ahead import before_memory
 from sparsec.plan.plan import Plan
@@ -150,6 +150,12 @@ class Decoder:
             found += [launch for kernel in kernels for launch in kernel.launches(buffers, dims, count)]
         return outputs, [launch for launch in found if launch is not None]
 
+    def _chain(self, kept: Sequence[tuple[str, int]], places: Mapping[str, Place]) -> Chain | None:
+        """How launches of a step follow each other: after one that writes new tokens; None where no launch does."""
+        tables = [p.paged.table for p in places.values()]
+        ready = frozenset([*self.spec.fresh, *self.spec.constant, *tables, LENGTHS])
+        return Chain(ready) if any(unit == 1 for _, unit in kept) else None
+
     def kept(self) -> tuple[Built, ...]:
         """Everything that was built so far."""
         return tuple(self._built.values())
@@ -174,9 +180,10 @@ class Decoder:
             lengths = (self.streamed.queries, self.streamed.keys)
             where = (compiled.target, compiled.cache_dir)
             scheduled = list(zip(plan.kernels, schedules, strict=True))
-            pairs = partners([(k.spec, s.splits) for k, s in scheduled if s.order == SHARED])
-            kernels = [over_pages(k, s, found, lengths, *where, pairs.get(k.name)) for k, s in scheduled]
-            self._built[key] = Built(plan, appends(kept, found, *where), kernels, found)
+            chain = self._chain(kept, found) if compiled.target.chains else None
+            beside = company(scheduled, plan.outputs)
+            kernels = [over_pages(k, s, found, lengths, *where, beside[k.name], chain) for k, s in scheduled]
+            self._built[key] = Built(plan, appends(kept, found, *where, chain), kernels, found)
             compiled.builds += len(kernels)
         return self._built[key]
 

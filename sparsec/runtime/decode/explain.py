@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sparsec.lower.decode.company import ALONE, Company, company
 from sparsec.lower.decode.schedules import lower
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import Summarise
@@ -26,12 +27,14 @@ def describe(compiled: Compiled, dims: Mapping[str, int], dtype: str) -> str:
     lines.append(f"  bytes of a sequence of {one[decoder.streamed.keys]} tokens: {_bytes(compiled, one, dtype)}")
     batch, plan = one.get("B", 1), decoder.step.plan(one, dtype)
     lines.append(f"step for {batch} x 1 new token on {compiled.target.processors} processors")
-    for kernel in plan.kernels:
-        found = decoder.step.schedule(kernel, one)
-        quick = for_steps(kernel.spec, found, compiled.target, batch, 1)
-        lines.append(f"  {kernel.name}: {_launches(kernel, quick, one)}")
-        exact = _launches(kernel, by_tokens(kernel.spec, found), one)
-        if exact != _launches(kernel, quick, one):
+    found = {k.name: decoder.step.schedule(k, one) for k in plan.kernels}
+    steps = [(k, for_steps(k.spec, found[k.name], compiled.target, batch, 1)) for k in plan.kernels]
+    beside = company(steps, plan.outputs)
+    for kernel, quick in steps:
+        words = _launches(kernel, quick, one, beside[kernel.name])
+        lines.append(f"  {kernel.name}: {words}")
+        exact = _launches(kernel, by_tokens(kernel.spec, found[kernel.name]), one)
+        if exact != words:
             lines.append(f"      deterministic: {exact}")
     return "\n".join(lines) + "\n"
 
@@ -41,11 +44,11 @@ def _bytes(compiled: Compiled, dims: Mapping[str, int], dtype: str) -> int:
     return decoder.spec.nbytes(dims, dims[decoder.streamed.keys], 4 if dtype == "float32" else 2)
 
 
-def _launches(kernel: Kernel, schedule: Schedule, dims: Mapping[str, int]) -> str:
+def _launches(kernel: Kernel, schedule: Schedule, dims: Mapping[str, int], beside: Company = ALONE) -> str:
     """The programs of each launch under a schedule."""
     if isinstance(kernel.spec, Summarise):
         return f"at most {(kernel.spec.size - 1) // kernel.spec.stride + 1} windows brought up to date"
-    lowered = lower(kernel.spec, schedule)
+    lowered = lower(kernel.spec, schedule, beside)
     params = {name: int(evaluate(value, dims)) for name, value in kernel.params}
     params |= {name: int(evaluate(value, params)) for name, value in lowered.params}
     grids = [grid_of(step.program, params) for step in lowered.steps]

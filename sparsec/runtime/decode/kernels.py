@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsec.lower.decode import append as decode_append
+from sparsec.lower.decode.company import ALONE, SHARED, Company
 from sparsec.lower.decode.pages import LENGTHS, TOKENS, Growing, Windows, on_cache
-from sparsec.lower.decode.schedules import SHARED, lower
-from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.decode.schedules import lower
+from sparsec.lower.lowered import Chain, Lowered, Step
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import BlockList, Summarise, TiledAttention
@@ -60,11 +61,11 @@ class DecodeKernel:
 
 def over_pages(
     kernel: Kernel, schedule: Schedule, places: Mapping[str, Place], lengths: tuple[str, str], target: Target,
-    cache_dir: Path, partner: AnySpec | None = None,
+    cache_dir: Path, beside: Company = ALONE, chain: Chain | None = None,
 ) -> DecodeKernel:  # fmt: skip
     """A kernel of the forward plan built over a cache; ``lengths`` are the dims that count queries and keys."""
     spec = per_sequence(kernel.spec)
-    lowered = lower(spec, replace(schedule, descriptors=False), partner)
+    lowered = lower(spec, replace(schedule, descriptors=False), beside)
     windows = Windows(spec.size, spec.stride, spec.length) if isinstance(spec, Summarise) else None
     paged = {name: place.paged for name, place in places.items()}
     params = dict(kernel.params)
@@ -72,7 +73,7 @@ def over_pages(
         params["TK"] = params[spec.pieces[0].length]
     growing = Growing(*lengths, params)
     programs = [(on_cache(s.program, paged, growing, windows), s.schedule) for s in lowered.steps]
-    steps = [Step(p, s, chained=target.chains) for p, s in programs]
+    steps = [Step(p, s, chain=chain) for p, s in programs]
     return DecodeKernel(kernel, lowered, tuple((s.program, build(s, target, cache_dir)) for s in steps), windows)
 
 
@@ -110,8 +111,9 @@ class AppendKernel:
 
 
 def appends(
-    kept: Sequence[tuple[str, int]], places: Mapping[str, Place], target: Target, cache_dir: Path
-) -> list[AppendKernel]:
+    kept: Sequence[tuple[str, int]], places: Mapping[str, Place], target: Target, cache_dir: Path,
+    chain: Chain | None = None,
+) -> list[AppendKernel]:  # fmt: skip
     """One kernel per number of tokens in a row; ``kept`` are inputs with that number."""
     found = []
     for unit in sorted({u for _, u in kept}):
@@ -119,7 +121,7 @@ def appends(
         spec = decode_append.Append(f"append_{unit}", parts, unit)
         schedule = decode_append.default(target.name)
         program = decode_append.lower(spec, schedule)
-        step = Step(program, schedule, chained=target.chains)
+        step = Step(program, schedule, chain=chain and replace(chain, head=True))
         found.append(AppendKernel(spec, program, build(step, target, cache_dir)))
     return found
 
