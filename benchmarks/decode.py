@@ -175,9 +175,9 @@ def row(design: str, s: Setting, target: str, cold: bool = False, checked: bool 
 
 
 def launches_of(made: Compiled) -> int:
-    """Programs of a step for few new tokens, and the one that counts them."""
+    """Programs of a step for few new tokens, and what counts them where none of those does."""
     built = made.decoder.kept()[-1]  # what ran before was a filling of the cache
-    return sum(len(k.programs) for k in built.kernels) + len(built.appends) + 1
+    return len(built.launches) + len(built.appends) + (not any(x.counts for x in built.launches))
 
 
 def text(found: Row) -> str:

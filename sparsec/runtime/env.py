@@ -38,6 +38,9 @@ class Env:
     print_source: bool = field(default_factory=lambda: _flag("SPARSEC_PRINT_SOURCE"))
     """SPARSEC_PRINT_SOURCE: print the source of every kernel that is built."""
 
+    early_launch: bool = field(default_factory=lambda: _flag("SPARSEC_EARLY_LAUNCH"))
+    """SPARSEC_EARLY_LAUNCH: on Hopper and later, kernels of a decode step start while the one before ends."""
+
     check_values: bool = field(default_factory=lambda: _flag("SPARSEC_CHECK_VALUES"))
     """SPARSEC_CHECK_VALUES: on a GPU too, read the values of cu_seqlens before a packed call, which waits for them."""
 

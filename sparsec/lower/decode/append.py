@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.lower.decode.pages import LENGTHS, TOKENS, Paged
+from sparsec.lower.decode.pages import ENDS, LENGTHS, TOKENS, Paged
 from sparsec.lower.pieces import Span
 from sparsec.lower.scalars import add
 from sparsec.scalar.fn import Fn
@@ -22,7 +22,7 @@ class Append:
 
     Attributes:
         parts: (input, elements of a row, dtype, where its rows live).
-        unit: tokens per row; a row is written once its tokens are complete.
+        unit: tokens per row; a row is written once its tokens are complete. New tokens themselves are counted too.
     """
 
     name: str
@@ -38,6 +38,9 @@ def lower(spec: Append, schedule: Schedule) -> Program:
         row = add(tile.apply(Fn.TRUNCDIV, start, spec.unit), number)
         end = tile.apply(Fn.TRUNCDIV, add(start, tile.param(TOKENS)), spec.unit)
         tensors: dict[str, Tensor] = {}
+        if spec.unit == 1:
+            tensors[ENDS] = Tensor(ENDS, "int32", ("B",))
+            tile.store(tensors[ENDS], batch, value=end)
         for part in spec.parts:
             for made in _copy(builder, part, row, end, schedule):
                 tensors[made.name] = made

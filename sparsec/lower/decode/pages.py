@@ -21,6 +21,9 @@ from sparsec.tile.rewrite import access_of, accesses, copies, rewrite, stored
 LENGTHS = "cache_lengths"
 """int32 ``[B]``: the tokens of each sequence before the new ones."""
 
+ENDS = "cache_ends"
+"""int32 ``[B]``: the tokens of each sequence with the new ones, as the first launch of a step leaves them."""
+
 TOKENS = "tokens"
 """The launch parameter with the number of new tokens per sequence."""
 
@@ -54,16 +57,16 @@ class Growing:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Which windows of a summary a step brings up to date: as many programs, from the first that new tokens touch.
-
-    Attributes:
-        count: the launch parameter with the most windows that a step can touch.
-    """
+    """Which windows of a summary a step brings up to date: as many programs, from the first that new tokens touch."""
 
     size: int
     stride: int
     total: str
-    count: str = "windows"
+
+    @property
+    def count(self) -> str:
+        """The launch parameter with the most windows that a step can touch."""
+        return f"windows_{self.size}_{self.stride}"
 
 
 def on_cache(program: Program, paged: Mapping[str, Paged], growing: Growing, windows: Windows | None = None) -> Program:

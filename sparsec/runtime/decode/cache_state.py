@@ -20,7 +20,7 @@ class Memory:
     """What the views of one cache share; empty before the first tokens.
 
     Attributes:
-        lengths: int32 ``[batch]`` on the device: tokens of each sequence.
+        lengths: int32 ``[batch]`` on the device: tokens of each sequence; ``ends`` during a step: with the new ones.
         tables: block tables, int32 ``[batch, blocks]``.
         tensors, places: pages by the name of what they hold, and how they are laid out.
         known: tokens of each sequence as the host knows them; ``pages`` of the pool by sequence.
@@ -31,6 +31,7 @@ class Memory:
     pages: list[list[int]]
     written: list[int]
     lengths: Tensor | None = None
+    ends: Tensor | None = None
     tables: dict[str, Tensor] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
@@ -79,6 +80,11 @@ class Cache:
         return None if self.memory.lengths is None else self.memory.lengths[self._own]
 
     @property
+    def ends(self) -> Tensor | None:
+        """int32 ``[batch]`` on the device: lengths with the tokens of the step that runs."""
+        return None if self.memory.ends is None else self.memory.ends[self._own]
+
+    @property
     def tables(self) -> dict[str, Tensor]:
         """Block tables by name, int32 ``[batch, blocks]``."""
         return {name: table[self._own] for name, table in self.memory.tables.items()}
@@ -111,6 +117,7 @@ class Cache:
         memory, count = self.memory, len(self.memory.known)
         memory.places = dict(places)
         memory.lengths = torch.zeros(count, dtype=torch.int32, device=device)
+        memory.ends = torch.zeros_like(memory.lengths)
         blocks = -(-self.max_length // self.page)
         memory.tables = {BLOCKS: torch.zeros(count, blocks, dtype=torch.int32, device=device)}
         for name, place in places.items():

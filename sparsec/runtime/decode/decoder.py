@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
 from sparsec.lower.decode.company import company
-from sparsec.lower.decode.pages import LENGTHS
+from sparsec.lower.decode.pages import ENDS, LENGTHS
+from sparsec.lower.decode.schedules import FEW
 from sparsec.lower.lowered import Chain
 from sparsec.passes.stream import stream
 from sparsec.passes.stream_ahead import before_memory
@@ -18,9 +19,10 @@ from sparsec.runtime import bind
 from sparsec.runtime.decode import check as decode_check
 from sparsec.runtime.decode.cache_layout import Place, page_size, places
 from sparsec.runtime.decode.cache_state import Cache
-from sparsec.runtime.decode.kernels import AppendKernel, DecodeKernel, appends, over_pages
+from sparsec.runtime.decode.kernels import AppendKernel, DecodeKernel, Launch, appends, over_pages, together
 from sparsec.runtime.decode.pages import PAGE, Pool
 from sparsec.runtime.decode.space import by_tokens, for_steps
+from sparsec.runtime.env import Env
 from sparsec.runtime.target import available
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Built:
     plan: Plan
     appends: list[AppendKernel]
     kernels: list[DecodeKernel]
+    launches: list[Launch]
     places: Mapping[str, Place]
 
 
@@ -125,36 +128,43 @@ class Decoder:
             available(self.step.target)
             cache.allocate(places(self.spec, built.plan, dims, cache.page, cache.cold), first.device)
         cache.reserve(count)
-        found, launches = self.launches(cache, built, given, dims, count, outputs)
+        found, launches, counted = self.launches(cache, built, given, dims, count, outputs)
         for launch in launches:
             launch()
         lengths = cache.lengths
         assert lengths is not None
-        lengths += count
+        if not counted:
+            lengths += count
         cache.replayed(count)
         return found
 
     def launches(
         self, cache: Cache, built: Built, given: Mapping[str, Tensor], dims: Mapping[str, int], count: int, whole: bool
-    ) -> tuple[list[Tensor], list[Callable[[], None]]]:
-        """The outputs, and what fills them; no more than the cache where not ``whole``."""
-        assert cache.lengths is not None
-        held = {**cache.tensors, **cache.tables, LENGTHS: cache.lengths}
+    ) -> tuple[list[Tensor], list[Callable[[], None]], bool]:
+        """The outputs, what fills them (the cache alone where not ``whole``), and whether that counts the tokens."""
+        assert cache.lengths is not None and cache.ends is not None
+        held = {**cache.tensors, **cache.tables, LENGTHS: cache.lengths, ENDS: cache.ends}
         new = {k.name: given[k.name] for k in self.spec.kept if k.name in given}
         found = [a.launch(new, held, count) for a in built.appends if a.spec.parts[0][0] in new]
         buffers = {**{n: x for n, x in given.items() if n not in new}, **held}
         buffers |= _temporaries(built.plan, dims, cache)
         outputs = [buffers[name] for name in built.plan.outputs]
-        if count and cache.batch and all(x.numel() for x in outputs):
-            kernels = [k for k in built.kernels if whole or k.windows is not None]
-            found += [launch for kernel in kernels for launch in kernel.launches(buffers, dims, count)]
-        return outputs, [launch for launch in found if launch is not None]
+        if not (count and cache.batch and all(x.numel() for x in outputs)):
+            return outputs, [launch for launch in found if launch is not None], False
+        found += _bound(built, buffers, dims, count, whole)
+        counted = whole and any(launch.counts for launch in built.launches)
+        return outputs, [launch for launch in found if launch is not None], counted
+
+    @staticmethod
+    def _counts(kept: Sequence[tuple[str, int]]) -> bool:
+        """Whether a launch writes new tokens, and so tells the others how many there are."""
+        return any(unit == 1 for _, unit in kept)
 
     def _chain(self, kept: Sequence[tuple[str, int]], places: Mapping[str, Place]) -> Chain | None:
         """How launches of a step follow each other: after one that writes new tokens; None where no launch does."""
         tables = [p.paged.table for p in places.values()]
         ready = frozenset([*self.spec.fresh, *self.spec.constant, *tables, LENGTHS])
-        return Chain(ready) if any(unit == 1 for _, unit in kept) else None
+        return Chain(ready) if self._counts(kept) else None
 
     def kept(self) -> tuple[Built, ...]:
         """Everything that was built so far."""
@@ -173,19 +183,41 @@ class Decoder:
                 s if k.name in compiled.schedules else for_steps(k.spec, s, compiled.target, cache.batch, tokens)
                 for k, s in zip(plan.kernels, schedules, strict=True)
             ]
-        key = (id(plan), cache.page, *schedules)
+        few = tokens <= FEW and not exact
+        key = (id(plan), cache.page, few, *schedules)
         if key not in self._built:
             found = places(self.spec, plan, dims, cache.page)
             kept = [(k.name, k.unit) for k in self.spec.kept if k.name in found]
             lengths = (self.streamed.queries, self.streamed.keys)
             where = (compiled.target, compiled.cache_dir)
             scheduled = list(zip(plan.kernels, schedules, strict=True))
-            chain = self._chain(kept, found) if compiled.target.chains else None
+            chain = self._chain(kept, found) if compiled.target.chains and Env().early_launch else None
             beside = company(scheduled, plan.outputs)
-            kernels = [over_pages(k, s, found, lengths, *where, beside[k.name], chain) for k, s in scheduled]
-            self._built[key] = Built(plan, appends(kept, found, *where, chain), kernels, found)
+            kernels = [over_pages(k, s, found, lengths, beside[k.name], chain) for k, s in scheduled]
+            first, launches = appends(kept, found, *where, chain), together(kernels, *where, few and self._counts(kept))
+            self._built[key] = Built(plan, first, kernels, launches, found)
             compiled.builds += len(kernels)
         return self._built[key]
+
+
+def _bound(
+    built: Built, buffers: dict[str, Tensor], dims: Mapping[str, int], count: int, whole: bool
+) -> list[Callable[[], None]]:
+    """Launches on buffers by name, which scratch joins; only of running summaries where not ``whole``."""
+    import torch
+
+    device = buffers[LENGTHS].device
+    params = {kernel.kernel.name: kernel.params(dims, count) for kernel in built.kernels}
+    for kernel in built.kernels:
+        for name, (shape, dtype) in kernel.scratch(params[kernel.kernel.name]).items():
+            if name not in buffers:
+                buffers[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+    found = []
+    for launch in built.launches:
+        if whole or launch.kernels[0].windows is not None:
+            own = {name: x for kernel in launch.kernels for name, x in params[kernel.kernel.name].items()}
+            found.append(launch.bind([buffers[t.name] for t in launch.step.program.tensors], own))
+    return found
 
 
 def _temporaries(plan: Plan, dims: Mapping[str, int], cache: Cache) -> dict[str, Tensor]:

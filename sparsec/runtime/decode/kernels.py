@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from sparsec.lower.decode import append as decode_append
 from sparsec.lower.decode.company import ALONE, SHARED, Company
-from sparsec.lower.decode.pages import LENGTHS, TOKENS, Growing, Windows, on_cache
+from sparsec.lower.decode.pages import ENDS, TOKENS, Growing, Windows, on_cache
 from sparsec.lower.decode.schedules import lower
+from sparsec.lower.decode.together import agree, apart, counted, fit, joined
 from sparsec.lower.lowered import Chain, Lowered, Step
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Kernel
@@ -20,6 +21,7 @@ from sparsec.runtime.decode.cache_layout import Place
 from sparsec.runtime.launch import Bind, build
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
+from sparsec.scalar.expr import Expr
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
@@ -32,38 +34,38 @@ class DecodeKernel:
     """A kernel of the plan over pages.
 
     Attributes:
+        steps: its programs in launch order.
         windows: which windows it brings up to date, for a running summary.
     """
 
     kernel: Kernel
     lowered: Lowered
-    programs: tuple[tuple[Program, Bind], ...]
+    steps: tuple[Step, ...]
     windows: Windows | None
 
-    def launches(self, buffers: dict[str, Tensor], dims: Mapping[str, int], tokens: int) -> list[Callable[[], None]]:
-        """Launches on buffers by name, for so many new tokens; ``dims`` are those of a full cache.
+    @property
+    def expressions(self) -> dict[str, Expr]:
+        """Its launch parameters over the declaration's dims."""
+        return {**dict(self.kernel.params), **dict(self.lowered.params)}
 
-        Scratch joins the buffers: a partner finds there what this kernel left.
-        """
-        import torch
-
+    def params(self, dims: Mapping[str, int], tokens: int) -> dict[str, int]:
+        """Its launch parameters for so many new tokens; ``dims`` are those of a full cache."""
         params = {name: int(evaluate(value, dims)) for name, value in self.kernel.params}
         params |= {name: int(evaluate(value, params)) for name, value in self.lowered.params} | {TOKENS: tokens}
         if self.windows is not None:
             params[self.windows.count] = (tokens + self.windows.size - 2) // self.windows.stride + 1
-        device = buffers[LENGTHS].device
-        for s in self.lowered.scratch:
-            if s.name not in buffers:
-                shape = [int(evaluate(d, params)) for d in s.shape]
-                buffers[s.name] = torch.empty(shape, dtype=getattr(torch, s.dtype), device=device)
-        return [bind([buffers[t.name] for t in program.tensors], params) for program, bind in self.programs]
+        return params
+
+    def scratch(self, params: Mapping[str, int]) -> dict[str, tuple[list[int], str]]:
+        """Shapes and dtypes by name of what its programs leave for each other, or for another kernel."""
+        return {s.name: ([int(evaluate(d, params)) for d in s.shape], s.dtype) for s in self.lowered.scratch}
 
 
 def over_pages(
-    kernel: Kernel, schedule: Schedule, places: Mapping[str, Place], lengths: tuple[str, str], target: Target,
-    cache_dir: Path, beside: Company = ALONE, chain: Chain | None = None,
+    kernel: Kernel, schedule: Schedule, places: Mapping[str, Place], lengths: tuple[str, str],
+    beside: Company = ALONE, chain: Chain | None = None,
 ) -> DecodeKernel:  # fmt: skip
-    """A kernel of the forward plan built over a cache; ``lengths`` are the dims that count queries and keys."""
+    """A kernel of the forward plan over a cache; ``lengths`` are the dims that count queries and keys."""
     spec = per_sequence(kernel.spec)
     lowered = lower(spec, replace(schedule, descriptors=False), beside)
     windows = Windows(spec.size, spec.stride, spec.length) if isinstance(spec, Summarise) else None
@@ -72,9 +74,52 @@ def over_pages(
     if schedule.order == SHARED and isinstance(spec, TiledAttention):
         params["TK"] = params[spec.pieces[0].length]
     growing = Growing(*lengths, params)
-    programs = [(on_cache(s.program, paged, growing, windows), s.schedule) for s in lowered.steps]
-    steps = [Step(p, s, chain=chain) for p, s in programs]
-    return DecodeKernel(kernel, lowered, tuple((s.program, build(s, target, cache_dir)) for s in steps), windows)
+    steps = [replace(s, program=on_cache(s.program, paged, growing, windows), chain=chain) for s in lowered.steps]
+    return DecodeKernel(kernel, lowered, tuple(steps), windows)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One program of a step.
+
+    Attributes:
+        kernels: whose work it does: more than one where they do not need each other.
+        counts: whether it makes the sequences longer by the new tokens.
+    """
+
+    step: Step
+    bind: Bind
+    kernels: tuple[DecodeKernel, ...]
+    counts: bool
+
+
+def together(kernels: Sequence[DecodeKernel], target: Target, cache_dir: Path, few: bool) -> list[Launch]:
+    """All programs of a step in launch order; of ``few`` new tokens, those as one that may be, and the last counts."""
+    found: list[tuple[Step, tuple[DecodeKernel, ...]]] = []
+    for kernel in kernels:
+        for step in kernel.steps:
+            place = _company(found, kernel, step) if few else None
+            if place is None:
+                found.append((step, (kernel,)))
+            else:
+                found[place] = joined(found[place][0], step), (*found[place][1], kernel)
+    last = counted(found[-1][0]) if few and found else None
+    if last is not None:
+        found[-1] = last, found[-1][1]
+    counts = [ENDS in {t.name for t in step.program.tensors} for step, _ in found]
+    return [Launch(s, build(s, target, cache_dir), own, c) for (s, own), c in zip(found, counts, strict=True)]
+
+
+def _company(found: Sequence[tuple[Step, tuple[DecodeKernel, ...]]], kernel: DecodeKernel, step: Step) -> int | None:
+    """The last program that a program may join, with no program behind it that it needs."""
+    for place in reversed(range(len(found))):
+        other, own = found[place]
+        kinds = {(k.windows and k.windows.count) for k in (*own, kernel)}
+        if len(kinds) == 1 and fit(other, step) and all(agree(k.expressions, kernel.expressions) for k in own):
+            return place
+        if not apart(other.program, step.program):
+            return None
+    return None
 
 
 def per_sequence(spec: AnySpec) -> AnySpec:

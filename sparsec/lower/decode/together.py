@@ -1,0 +1,82 @@
+"""Programs of a step that have one grid and do not need each other become one: every launch costs microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sparsec.lower.decode.pages import ENDS, LENGTHS
+from sparsec.lower.lowered import Step
+from sparsec.scalar.expr import Expr
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program, Tensor, TileOp
+from sparsec.tile.rewrite import Mapper, accesses, copies
+
+Params = Mapping[str, Expr]
+"""Launch parameters by name."""
+
+
+def joined(first: Step, second: Step) -> Step:
+    """The program that does the work of both, one after the other, in each grid point."""
+    one, other = first.program, second.program
+    with tile.Builder() as builder:
+        for program in (one, other):
+            Mapper(program, lambda node, args: None).region()
+        tensors = dict.fromkeys([*one.tensors, *other.tensors])
+        params = dict.fromkeys([*one.params, *other.params])
+        found = builder.program(f"{one.name}_and_{other.name}", list(tensors), list(params), copies(one.grid))
+    return replace(first, program=found)
+
+
+def counted(step: Step) -> Step | None:
+    """The last program of a step, which makes the sequences as long as they are now; None where it reads lengths."""
+    program, lengths, ends = step.program, *(Tensor(name, "int32", ("B",)) for name in (LENGTHS, ENDS))
+    batches = len(program.grid) == 3 and program.grid[2].op is TileOp.PARAM and program.grid[2].attrs[0] == "B"
+    if not batches or {lengths, ends} & set(program.tensors):
+        return None
+    with tile.Builder() as builder:
+        Mapper(program, lambda node, args: None).region()
+        batch = tile.program_id(2)
+        tile.store(lengths, batch, value=tile.load(ends, batch))
+        tensors = [*program.tensors, ends, lengths]
+        found = builder.program(program.name, tensors, program.params, copies(program.grid))
+    return replace(step, program=found)
+
+
+def fit(first: Step, second: Step) -> bool:
+    """Whether two programs may run as one: same grid and resources, and neither touches what the other writes."""
+    one, other = first.program, second.program
+    shared = {t.name: t for t in one.tensors}
+    alike = all(shared.get(t.name, t) == t for t in other.tensors) and first.chain == second.chain
+    return alike and _resources(first) == _resources(second) and _one_grid(one, other) and apart(one, other)
+
+
+def apart(one: Program, other: Program) -> bool:
+    """Whether the order of two programs does not matter."""
+    touched = [{t.name for t in p.tensors} for p in (one, other)]
+    return not (_written(one) & touched[1] or _written(other) & touched[0])
+
+
+def agree(first: Params, second: Params) -> bool:
+    """Whether launch parameters that both have mean the same."""
+    return all(second[name] is value for name, value in first.items() if name in second)
+
+
+def _resources(step: Step) -> tuple[object, ...]:
+    s = step.schedule
+    return s.warps, s.stages, s.registers, s.descriptors, s.split_dims, s.lanes
+
+
+def _one_grid(one: Program, other: Program) -> bool:
+    return len(one.grid) == len(other.grid) and all(_same(a, b) for a, b in zip(one.grid, other.grid, strict=True))
+
+
+def _same(a: Node, b: Node) -> bool:
+    """Whether two scalars of launch parameters are one expression."""
+    if (a.op, a.attrs, len(a.args)) != (b.op, b.attrs, len(b.args)):
+        return False
+    return all(_same(x, y) for x, y in zip(a.args, b.args, strict=True))
+
+
+def _written(program: Program) -> set[str]:
+    return {access.tensor.name for node, access in accesses(program) if node.op is TileOp.STORE}
