@@ -38,6 +38,7 @@ def test_steps_compile_for_hopper(
         return Noted()
 
     monkeypatch.setattr(decode_kernels, "build", note)
+    monkeypatch.setenv("SPARSEC_EARLY_LAUNCH", "1")
     made = compile(preset(name, **knobs), "triton:sm_90", tmp_path)
     dims = {
         "B": 32,

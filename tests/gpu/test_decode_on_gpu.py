@@ -133,3 +133,26 @@ def test_sequences_of_different_lengths_share_a_pool() -> None:
     assert torch.equal(long, whole[:, :160]) and torch.equal(short, whole[:, :47])
     rest = decoded(made, cache.sequences(1), inputs, [1] * 20)[0]
     assert torch.equal(rest, whole[:, 47:67]) and cache.known_lengths == (160, 67)
+
+
+@pytest.mark.parametrize("name", ["streaming", "hsa", "nsa", "moba"])
+def test_early_launches_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps whose kernels start while the one before ends, one by one and as a graph, give the same bits."""
+    inputs = draw(small(name), "bfloat16")
+    found = []
+    for early in ("0", "1"):
+        monkeypatch.setenv("SPARSEC_EARLY_LAUNCH", early)
+        made = compile(small(name), "cuda")
+        units = {k.name: k.unit for k in made.decoder.spec.kept}
+        caches = [made.init_cache(2, 192, page=16, step=32, deterministic=False) for _ in range(2)]
+        found.append(decoded(made, caches[0], inputs, [100, *[1] * 67])[0])
+        decoded(made, caches[1], inputs, [100])
+        late = [{n: inputs[n][:, t // u : t // u + 1] for n, u in units.items() if u > 1} for t in range(100, 167)]
+        steps = [
+            dict[str, Any]({**at(made, inputs, t, t + 1), **rows})
+            for t, rows in zip(range(100, 167), late, strict=True)
+        ]
+        graph = made.decode_graph(caches[1], **steps[0])
+        outs = [graph(**{k: x for k, x in step.items() if k in graph.tokens})[0].clone() for step in steps]
+        assert torch.equal(torch.cat(outs, dim=1), found[-1][:, 100:])
+    assert torch.equal(*found)

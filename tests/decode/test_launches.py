@@ -1,0 +1,90 @@
+"""What a step launches: joined programs, branches merged from parts, tokens counted; no memory is read before it is
+written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sparsec.frontends.preset import preset
+from sparsec.ir.variant import Variant
+from sparsec.lower.decode import together
+from sparsec.oracle.error import check
+from sparsec.oracle.truth import oracle
+from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.decode import kernels as decode_kernels
+from sparsec.testing.decode_interpreter import gpu_schedule
+from sparsec.testing.decoding import Tensors, decoded, draw
+from sparsec.testing.variants import small
+
+LENGTH, STEPS = 41, (30, 1, 1, 2, 1, 6)
+
+
+def nsa() -> Variant:
+    """NSA whose selector takes its logits from the compression."""
+    return preset("nsa", block=16, k=4, size=8, stride=4, window=24, rounding="storage")
+
+
+def outputs(made: Compiled) -> tuple[Tensors, Tensors]:
+    """Of all steps, and of the oracle."""
+    inputs = draw(made.variant, LENGTH)
+    cache = made.init_cache(2, 96, page=16, step=8, deterministic=False)
+    found = decoded(made, cache, inputs, STEPS)
+    assert cache.lengths is not None and cache.lengths.tolist() == [LENGTH, LENGTH] == list(cache.known_lengths)
+    truth = oracle(made.variant, inputs, form="vector")
+    return found, truth if isinstance(truth, tuple) else (truth,)
+
+
+def test_programs_that_do_not_need_each_other_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as apart from each other."""
+    monkeypatch.setattr(Compiled, "schedule", staticmethod(gpu_schedule))
+    made = compile(nsa(), "interpreter")
+    (together_, *_), _ = outputs(made)
+    launches = made.decoder.kept()[-1].launches
+    joined = [x.step.program.name for x in launches if len(x.kernels) > 1]
+    assert joined == ["summarise_summaries_k_and_summarise_summaries_v", "attend_out_parts_and_attend_out_3_parts"]
+    assert [x.counts for x in launches] == [False] * (len(launches) - 1) + [True]
+    monkeypatch.setattr(decode_kernels, "fit", lambda first, second: False)
+    other = compile(nsa(), "interpreter")
+    (apart, *_), _ = outputs(other)
+    assert all(len(x.kernels) == 1 for x in other.decoder.kept()[-1].launches)
+    assert torch.equal(together_, apart)
+
+
+def test_branches_are_merged_from_their_parts() -> None:
+    made = compile(nsa(), "interpreter")
+    outputs(made)
+    programs = [x.step.program for x in made.decoder.kept()[-1].launches]
+    assert not [p.name for p in programs if p.name.startswith("attend") and p.name.endswith("_merge")]
+    read = {t.name for t in programs[-1].tensors}
+    assert {"attend_out_part", "attend_out_2_part", "attend_out_3_part"} < read and "out" not in read
+
+
+def test_what_one_writes_keeps_programs_apart() -> None:
+    made = compile(nsa(), "interpreter")
+    outputs(made)
+    steps = [s for k in made.decoder.kept()[-1].kernels for s in k.steps]
+    best = next(s for s in steps if s.program.name.endswith("_best"))
+    masses = next(s for s in steps if s.program.name.endswith("_masses"))
+    assert not together.apart(masses.program, best.program) and not together.fit(masses, best)
+
+
+@pytest.mark.parametrize("name", ["straight-weights", "hsa", "moba", "streaming", "bias-alone", "nsa-storage"])
+@pytest.mark.parametrize("gpu", [True, False], ids=["gpu-schedules", "own"])
+def test_no_memory_is_read_before_it_is_written(name: str, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory is NaN, or an index far outside."""
+    empty = torch.empty
+
+    def poisoned(*shape: Any, **how: Any) -> torch.Tensor:
+        x = empty(*shape, **how)
+        return x.fill_(float("nan") if x.is_floating_point() else -(2**30))
+
+    if gpu:
+        monkeypatch.setattr(Compiled, "schedule", staticmethod(gpu_schedule))
+    made = compile(nsa() if name == "nsa-storage" else small(name), "interpreter")
+    monkeypatch.setattr(torch, "empty", poisoned)
+    for one, truth in zip(*outputs(made), strict=True):
+        verdict = check(one, truth, "float32", "o")
+        assert verdict, verdict.sentence
