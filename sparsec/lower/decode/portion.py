@@ -73,6 +73,7 @@ def own(f: Frame, piece: Piece, limit: Node) -> tuple[Node, Node]:
 
 
 def split(splits: int) -> Node:
+    """The number of this program's portion."""
     return tile.apply(Fn.TRUNCMOD, tile.program_id(1), splits)
 
 
@@ -88,4 +89,5 @@ def framed(builder: tile.Builder, spec: Selector, schedule: Schedule) -> Frame:
 
 
 def grid(spec: Selector, splits: int) -> tuple[Node, Node, Node]:
+    """One (token, unit and portion, sequence) per grid point."""
     return tile.param("TQ"), tile.const(spec.heads // sharing(spec) * splits), tile.param("B")
