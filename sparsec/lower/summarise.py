@@ -13,6 +13,9 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
+LONG = 128
+"""Tokens of a tile where a window has several such tiles."""
+
 
 def lower(spec: Summarise, schedule: Schedule) -> Program:
     """x ``[B,TK,heads,dim]`` -> out ``[B,N,heads,dim]``; a partial last window averages what exists."""
@@ -59,13 +62,17 @@ def _accumulate(spec: Summarise, tokens: Axis, dims: list[Span], read: Callable[
 
 
 def default(spec: Summarise, target: str) -> Schedule:
-    """Tiles of up to 64 tokens; fewer warps than an attention kernel, since nothing is multiplied."""
-    block = min(64 if target.startswith("triton") else 16, 1 << (spec.size - 1).bit_length())
-    return Schedule(block=block, warps=2, stages=2, lanes=("d",), split_dims=target.startswith("triton"))
+    """Tiles of up to 64 tokens; fewer warps than an attention kernel, since nothing is multiplied.
+
+    Long windows are few: there a program has more of one under way at once.
+    """
+    gpu, long = target.startswith("triton"), spec.size >= 4 * LONG
+    block = min((LONG if long else 64) if gpu else 16, 1 << (spec.size - 1).bit_length())
+    return Schedule(block=block, warps=8 if long else 2, stages=2, lanes=("d",), split_dims=gpu)
 
 
 def space(spec: Summarise, target: str) -> dict[str, tuple[object, ...]]:
     """Tokens per tile, and warps."""
     top = 1 << (spec.size - 1).bit_length()
     blocks = tuple(b for b in (8, 16, 32, 64, 128) if b <= top) or (top,)
-    return {"block": blocks, "warps": (1, 2, 4)} if target.startswith("triton") else {"block": blocks}
+    return {"block": blocks, "warps": (1, 2, 4, 8)} if target.startswith("triton") else {"block": blocks}

@@ -27,6 +27,8 @@ class Schedule:
         split_dims: cut head dims into powers of two (Triton needs it; TVM takes any size).
         precision: input precision of fp32 dots: "ieee", "tf32" or "tf32x3".
         splits: programs that share what all queries see (backward): each sums a part, another adds the parts up.
+        maximum: keep a running maximum of the scores; without one weights are measured against zero, and rows whose sum
+            leaves the safe range are read again with one (key-outer).
     """
 
     order: str = "query_outer"
@@ -45,6 +47,7 @@ class Schedule:
     split_dims: bool = True
     precision: str = "ieee"
     splits: int = 1
+    maximum: bool = True
 
 
 class ScheduleError(ValueError):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sparsec.lower import descriptors
-from sparsec.lower.gathered import chunks, partials, stretch
+from sparsec.lower.gathered import chunks, flat, partials, slot_merge, stretch
 from sparsec.lower.gathered.chunks import Frame, Unit
 from sparsec.lower.gathered.stretch import Stretch
 from sparsec.lower.inverse import index as inverse
@@ -57,7 +57,7 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
             item = _item(found, at, add(tile.program_id(0), n))
             rows, place = _rows(spec, found, at, item, key_head, builder.axis("m", schedule.rows))
             f = chunks.frame(builder, alone, schedule, rows, batch, Unit(tile.const(0), key_head, rows.head), base)
-            partials.write(f, results, place, _read(f, item))
+            partials.write(f, results, place, *_read(f, item))
             inputs.extend(_inputs(alone, f))
             return []
 
@@ -110,42 +110,41 @@ def _entries(found: Inverse, at: tuple[Node, Node], number: Node) -> Node:
     return tile.reduce("max", tile.load(found.entries, *at, place), twice)
 
 
-def _read(f: Frame, item: Item) -> list[Node]:
-    """The softmax of the chunk's keys."""
+def _read(f: Frame, item: Item) -> tuple[list[Node], Node | None]:
+    """The softmax of the chunk's keys, and the rows' largest magnitude where that is known."""
     size, state = f.spec.chunk, chunks.start(f)
     if size == f.schedule.block:
-        return chunks.joint_step(f, state, *chunks.part_scores(f, item.chunk, tile.const(0)))
+        return chunks.joint_step(f, state, *chunks.part_scores(f, item.chunk, tile.const(0))), None
     low = mul(item.chunk, size)
     high = add(low, size)
     if size % f.schedule.block == 0:
-        return stretch.read(f, Stretch(low, high), state)
+        whole = Stretch(low, high)
+        return (stretch.read(f, whole, state), None) if f.schedule.maximum else stretch.read_flat(f, whole)
 
     def among(key: Node) -> Node:
         return both(tile.apply(Fn.LE, low, key), tile.apply(Fn.LT, key, high))
 
-    return stretch.read(f, Stretch(low, high, among, aligned=False), state)
+    return stretch.read(f, Stretch(low, high, among, aligned=False), state), None
 
 
 def default(spec: GatheredAttention, target: str) -> Schedule:
     """64 rows, or as many as hold a key/value head's heads, and a chunk's keys up to 64 at a time.
 
     128 registers a thread hide latency best, by twice the warps. At head dims of 128 Hopper's kernels do with them
-    where the merge is small; there 128 rows read a chunk at a time, so that it comes from L2 half as often.
+    without a maximum and with 32 keys at a time, three such tiles under way; or where the merge is small: there 128
+    rows read a chunk at a time, so that it comes from L2 half as often.
     """
     rows = max(64, 1 << (spec.heads // spec.kv_heads - 1).bit_length())
     even = [b for b in (16, 32, 64) if spec.chunk % b == 0]
     block = max(even) if even else min(64, max(16, 1 << (spec.chunk - 1).bit_length()))
     found = Schedule(order="key_outer", rows=rows, block=block, warps=4 if rows <= 64 else 8, stages=2)
-    wide = max(spec.head_dim, spec.value_dim) > 64
+    widest = max(spec.head_dim, spec.value_dim)
     if not descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim):
-        return replace(found, warps=8) if wide else found
-    if wide and target == "triton:sm_90" and _merges_little(spec):
+        return replace(found, warps=8) if widest > 64 else found
+    if 64 < widest <= 128 and target == "triton:sm_90" and flat.fits(spec) and (rows, spec.chunk % 32) == (64, 0):
+        return replace(found, descriptors=True, block=32, stages=3, registers=128, maximum=False)
+    if widest > 64 and target == "triton:sm_90" and slot_merge.is_little(spec):
         return replace(found, descriptors=True, rows=max(rows, 128), warps=8, registers=128)
-    if wide:
+    if widest > 64:
         return replace(found, descriptors=True, stages=3)
     return replace(found, descriptors=True, stages=1, registers=128)
-
-
-def _merges_little(spec: GatheredAttention) -> bool:
-    """Whether the merge adds at most two partial outputs, and no sink, to what is known to be a row's own chunk."""
-    return spec.own_first and spec.per == "joint" and spec.slots <= 3 and spec.sink is None and spec.out_dtype is None

@@ -77,14 +77,17 @@ def scratch(spec: GatheredAttention, schedule: Schedule) -> tuple[Scratch, ...]:
     return tuple(inverse.as_scratch(t) for t in partials(spec, schedule).tensors)
 
 
-def write(f: Frame, results: Partials, place: Node, state: Sequence[Node]) -> None:
-    """Round and store what a softmax without a sink found; places from PT on are none."""
+def write(f: Frame, results: Partials, place: Node, state: Sequence[Node], largest: Node | None = None) -> None:
+    """Round and store what a softmax without a sink found; places from PT on are none.
+
+    ``largest`` is the rows' largest finite magnitude, where that is known already.
+    """
     *accs, top, total = state
     (share,), lse = softmax.finish([tile.full(1.0, f.rows.axis), top, total], None)
     at = (f.batch, f.key_head, place)
     factor = share
     if results.scale is not None:
-        largest = most(reduce(most, map(_largest, accs, f.values)), SMALLEST)
+        largest = most(magnitude(f, accs) if largest is None else largest, SMALLEST)
         factor = tile.apply(Fn.DIV, tile.const(1.0), largest)
         where = _scale_at(f, place)
         tile.store(results.scale, *where, value=mul(largest, share), bounds={3: count(f.spec)})
@@ -94,10 +97,16 @@ def write(f: Frame, results: Partials, place: Node, state: Sequence[Node]) -> No
     tile.store(results.lse, *at, value=lse, bounds={2: count(f.spec)})
 
 
-def _largest(acc: Node, span: Span) -> Node:
-    """The largest finite magnitude of each row: infinities stay what they are over any scale."""
-    size = tile.apply(Fn.ABS, acc)
-    return tile.reduce("max", tile.apply(Fn.WHERE, tile.apply(Fn.LT, size, math.inf), size, 0.0), span.axis)
+def magnitude(f: Frame, accs: Sequence[Node], finite: bool = True) -> Node:
+    """The largest magnitude of each row; of those that are ``finite``, infinities stay what they are over it."""
+
+    def largest(acc: Node, span: Span) -> Node:
+        size = tile.apply(Fn.ABS, acc)
+        if finite:
+            size = tile.apply(Fn.WHERE, tile.apply(Fn.LT, size, math.inf), size, 0.0)
+        return tile.reduce("max", size, span.axis)
+
+    return reduce(most, map(largest, accs, f.values))
 
 
 def _scale_at(f: Frame, place: Node) -> tuple[Node, ...]:

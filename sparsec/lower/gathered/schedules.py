@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower.gathered import chunks, key_outer, partials, slot_merge, tile_union, union_list
+from sparsec.lower.gathered import chunks, flat, key_outer, partials, slot_merge, tile_union, union_list
 from sparsec.lower.gathered import gpu as gathered_gpu
 from sparsec.lower.gathered import query_outer as gathered
 from sparsec.lower.inverse import index as inverse
@@ -39,8 +39,8 @@ def _key_outer(spec: GatheredAttention, schedule: Schedule) -> Lowered:
     wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
     narrow = replace(wide, warps=1)
     index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow))
-    short = replace(schedule, stages=1) if schedule.descriptors and schedule.rows < 128 else schedule
-    steps = (*index, Step(key_outer.lower(spec, schedule), schedule), Step(slot_merge.lower(spec, short), short))
+    after = slot_merge.schedule(spec, schedule)
+    steps = (*index, Step(key_outer.lower(spec, schedule), schedule), Step(slot_merge.lower(spec, after), after))
     buffers = (*inverse.scratch(spec, schedule), *partials.scratch(spec, schedule))
     return Lowered(steps, buffers, (*inverse.params(spec, schedule), *partials.params(spec)))
 
@@ -76,7 +76,7 @@ def _key_block(spec: GatheredAttention, most_keys: int) -> int:
 
 
 def space(spec: GatheredAttention, target: str) -> Choices:
-    """Loop order, tile sizes, value blocks, warps, stages and registers.
+    """Loop order, tile sizes, value blocks, warps, stages, registers and whether a maximum runs along.
 
     Key-outer writes a partial output per head and choice: where many heads share a list that is more traffic than
     reading its chunks for every token (12.9 ms to 7.8 for 64 heads, 16 chosen blocks of 64, T32768 on an H100).
@@ -94,8 +94,9 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         }
     blocks = tuple(b for b in (16, 32, 64, 128) if spec.chunk % b == 0)
     rows = tuple(sorted({gathered_gpu.row_tile(share), 32, 64, 128}))
+    few = share < gathered_gpu.FEW
     return {
-        "order": ORDERS if share < gathered_gpu.FEW else ORDERS[:2],
+        "order": ORDERS if few else ORDERS[:2],
         "rows": rows,
         "block": blocks,
         "value_block": tuple(b for b in (0, 64) if not b or (spec.value_dim % b == 0 and b < spec.value_dim)),
@@ -104,4 +105,5 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         "warps": (1, 2, 4, 8),
         "stages": (1, 2, 3, 4),
         "registers": (0, 128),
+        "maximum": (True, False) if few and flat.fits(spec) else (True,),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsec.lower import softmax
 from sparsec.lower.gathered import chunks, partials, stretch
@@ -22,6 +22,22 @@ from sparsec.tile.schedule import Schedule
 
 TOGETHER = 2
 """So many partial outputs of a row are under way at once, more one after the other: registers hold no more."""
+
+
+def is_little(spec: GatheredAttention) -> bool:
+    """Whether the merge adds at most two partial outputs, and no sink, to what is known to be a row's own chunk."""
+    return spec.own_first and spec.per == "joint" and spec.slots <= 3 and spec.sink is None and spec.out_dtype is None
+
+
+def schedule(spec: GatheredAttention, before: Schedule) -> Schedule:
+    """How the merge runs after a first half under ``before``; it keeps a maximum, since some rows see few keys."""
+    if before.maximum:
+        return replace(before, stages=1) if before.descriptors and before.rows < 128 else before
+    block = max((b for b in (16, 32, 64) if spec.chunk % b == 0), default=before.block)
+    own = replace(before, block=block, maximum=True)
+    if is_little(spec) and max(spec.head_dim, spec.value_dim) <= 128:
+        return replace(own, rows=max(128, before.rows), warps=8, stages=2, registers=128)
+    return replace(own, stages=1, registers=0)
 
 
 def lower(spec: GatheredAttention, schedule: Schedule) -> Program:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sparsec.lower.gathered import chunks
+from sparsec.lower.gathered import chunks, flat, partials
 from sparsec.lower.gathered.chunks import Frame
 from sparsec.lower.ranges import TileRange, tile_ranges
 from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
@@ -38,6 +38,42 @@ def read(f: Frame, stretch: Stretch, state: Sequence[Node], member: Node | None 
     for r in _ranges(f):
         carried = _phases(f, stretch, _clip(r, stretch, f.schedule.block), carried, member)
     return carried
+
+
+def read_flat(f: Frame, stretch: Stretch) -> tuple[list[Node], Node | None]:
+    """As ``read`` from the start: without a maximum where no tile needs a mask and every row is safe, else anew.
+
+    With it comes the rows' largest finite magnitude, None where nothing is read without a maximum.
+    """
+    clear = _is_clear(f, stretch) if flat.fits(f.spec) else None
+    if clear is None:
+        return read(f, stretch, chunks.start(f)), None
+    block = f.schedule.block
+    first, end = (tile.apply(Fn.TRUNCDIV, x, block) for x in (stretch.low, stretch.high))
+
+    def visit(at: Node, *carried: Node) -> Sequence[Node]:
+        key = add(mul(at, block), tile.iota(f.keys))
+        return flat.step(f, carried, key, *chunks.logits(f, key))
+
+    def anew(n: Node, *_: Node) -> Sequence[Node]:  # n is 0: what depends on it stays under the condition
+        masked = lambda at, *carried: _step(f, stretch, at, True, carried, None)  # noqa: E731
+        found = tile.loop(add(first, n), end, 1, chunks.start(f), masked, 1)
+        return [*found, partials.magnitude(f, found[:-2])]
+
+    stop = tile.apply(Fn.WHERE, clear, end, first)
+    state = tile.loop(first, stop, 1, flat.start(f), visit, f.schedule.stages)
+    *found, largest = flat.checked(f, state, partials.magnitude(f, state[:-1], finite=False), anew)
+    return found, largest
+
+
+def _is_clear(f: Frame, stretch: Stretch) -> Node | None:
+    """The scalar truth that no tile of an aligned stretch needs a mask; None where that is never known."""
+    ranges = _ranges(f)
+    if len(ranges) > 1 or not ranges[0].inner or not stretch.aligned or stretch.among is not None:
+        return None
+    inner, block = ranges[0], f.schedule.block
+    begins = tile.apply(Fn.LE, mul(inner.inner_start, block), stretch.low)
+    return both(begins, tile.apply(Fn.LE, stretch.high, mul(inner.inner_stop, block)))
 
 
 def _ranges(f: Frame) -> list[TileRange]:
