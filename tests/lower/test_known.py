@@ -41,6 +41,14 @@ def test_they_are_schedules_of_the_space(layer: tuple[str, dict[str, object], tu
         assert lower_kernel(spec, only).steps
 
 
+def test_a_maximum_is_tried_where_the_default_has_none() -> None:
+    (spec, _) = specs("moba", {}, (32, 8), 128)
+    first, (only,) = default(spec, "triton:sm_90"), known(spec, "triton:sm_90")
+    assert only.maximum and not first.maximum and only.order == first.order == "key_outer"
+    Space(first, space(spec, "triton:sm_90")).params(only)
+    assert lower_kernel(spec, only).steps
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_they_compile_without_spills(

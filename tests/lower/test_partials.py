@@ -55,32 +55,11 @@ def test_storage_rounding(run: Run, per: str, dtype: str, most: float) -> None:
     assert error <= most, error
 
 
-def test_rounding_without_a_maximum(run: Run) -> None:
-    """The largest weight of a row is rounded too, where a maximum makes it 1."""
-    out, want, _ = outputs(run, spec(), lambda v: None, FLAT)
-    error = float((out - want).pow(2).mean().sqrt() / want.pow(2).mean().sqrt())
-    assert error <= 0.0024, error
-
-
 @pytest.mark.parametrize("schedule", [KEY_OUTER, FLAT], ids=["maximum", "flat"])
 @pytest.mark.parametrize("size", [2.0**-118, 2.0**-60, 2.0**60, 2.0**118])
 def test_values_of_any_size(run: Run, size: float, schedule: Schedule) -> None:
     out, want, _ = outputs(run, spec(), lambda v: v.mul_(size), schedule)
     torch.testing.assert_close(out / size, want / size, rtol=0.02, atol=0.02)
-
-
-@pytest.mark.parametrize("shift", [0.0, -100.0, 100.0])
-@pytest.mark.parametrize("size", [0.0, 4.0, 20.0, 80.0])
-def test_logits_of_any_size_without_a_maximum(run: Run, size: float, shift: float) -> None:
-    """Far from zero, weights leave fp32's range: such rows are read again with a maximum, and no other row suffers."""
-    s = spec()
-    x = draw(s, SIZES, torch.float32)
-    x |= {n: (x[n] * (size if n == "q" else 1.0)).bfloat16() for n in "qkv"}
-    x["q"][..., 0], x["k"][..., 0] = 16.0 * (torch.arange(SIZES.tq) % 2)[:, None], shift / 16.0 / s.scale
-    x["out"], x["lse"] = torch.full_like(x["q"], math.nan), torch.empty(x["q"].shape[:3])
-    want, _ = forward(s, x, {n: x[n].double() for n in "qkvw"}, SIZES.offset, lambda i, j, h: j <= i)
-    run(gathered_class.lower(s, FLAT), x, SIZES.params)
-    torch.testing.assert_close(x["out"].double(), want, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("schedule", [KEY_OUTER, FLAT], ids=["maximum", "flat"])
@@ -92,5 +71,5 @@ def test_what_is_not_finite_stays_in_its_column(run: Run, value: float, schedule
     chose = (ids == 0).any(-1)
     assert bool(chose.any()) and bool((out[..., 5].isfinite() != chose).all())
     right[..., 5], out[..., 5] = 0.0, 0.0
-    near = {"rtol": 2.0**-7, "atol": 2e-4} if schedule.maximum else {"rtol": 2.0**-6, "atol": 5e-3}  # weights rounded
-    torch.testing.assert_close(out, right, **near)
+    rtol, atol = (2.0**-7, 2e-4) if schedule.maximum else (2.0**-6, 5e-3)  # those read again have rounded otherwise
+    torch.testing.assert_close(out, right, rtol=rtol, atol=atol)
