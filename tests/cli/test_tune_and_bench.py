@@ -125,8 +125,8 @@ def test_crossover_times_and_says_what_has_no_backward(tmp_path: Path, capsys: C
     assert moba.points and all(p.ours_ms > 0 and p.dense_ms > 0 for p in moba.points)
     assert moba.knobs == {"block": 64, "k": 16} and not moba.refused
     out = tmp_path / "found" / "rows.json"
-    assert main(["bench", "gdn", "--crossover", "--out", str(out)]) == 0
-    assert "no backward" in json.loads(out.read_text())[0]["refused"] and "gdn" in capsys.readouterr().out
+    assert main(["bench", "rsa", "--crossover", "--out", str(out)]) == 0
+    assert "no backward" in json.loads(out.read_text())[0]["refused"] and "rsa" in capsys.readouterr().out
     assert main(["bench", "nope", "--crossover"]) == 2
 
 
