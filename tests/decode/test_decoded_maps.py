@@ -13,6 +13,7 @@ from sparsec.ir.error import DeclarationError, InputError
 from sparsec.ir.variant import Variant
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode.cache_state import Cache
+from sparsec.runtime.decode.explain import describe
 from sparsec.runtime.inputs import inputs
 
 LENGTH, STEPS = 67, (40, 1, 1, 3, 22)
@@ -129,3 +130,10 @@ def test_keys_made_of_an_output_are_refused() -> None:
     made = compile(parse(text.replace("HKV", "H").replace("DV", "D")), "interpreter")
     with pytest.raises(DeclarationError, match="remembers what a step computes of its queries"):
         made.init_cache(2, 96)
+
+
+def test_a_step_in_words_tells_what_runs_ahead() -> None:
+    made = compile(variant("queries, keys, output"), "interpreter")
+    lines = describe(made, {"B": 1, "T": 64, "H": 4, "HKV": 2, "D": 32, "DV": 48}, "bfloat16").splitlines()
+    assert "  map_unit: of the new tokens, before they join the cache" in lines
+    assert any(line.startswith("  bytes of a sequence of 64 tokens") for line in lines)

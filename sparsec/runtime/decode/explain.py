@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 def describe(compiled: Compiled, dims: Mapping[str, int], dtype: str) -> str:
     """Lines for ``sparsec show --level stream``: one new token of every sequence, after as many as ``dims`` say."""
     decoder = compiled.decoder
-    one = {**dims, decoder.streamed.queries: 1}
+    one = {decoder.streamed.keys: compiled.lengths.key_count(dims), **dims, decoder.streamed.queries: 1}
     one["q_offset"] = one.get(decoder.streamed.keys, 1) - 1
     lines = [f"cache of {compiled.variant.name}", decoder.spec.text().rstrip("\n")]
     lines.append(f"  bytes of a sequence of {one[decoder.streamed.keys]} tokens: {_bytes(compiled, one, dtype)}")
     batch, plan = one.get("B", 1), decoder.step.plan(one, dtype)
     lines.append(f"step for {batch} x 1 new token on {compiled.target.processors} processors")
+    ahead = decoder.ahead.plan(one, dtype).kernels if decoder.ahead is not None else ()
+    lines += [f"  {kernel.name}: of the new tokens, before they join the cache" for kernel in ahead]
     found = {k.name: decoder.step.schedule(k, one) for k in plan.kernels}
     steps = [(k, for_steps(k.spec, found[k.name], compiled.target, batch, 1)) for k in plan.kernels]
     beside = company(steps, plan.outputs)
