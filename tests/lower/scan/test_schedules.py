@@ -22,6 +22,8 @@ GPU = "triton:sm_90"
         (LAYER, GPU, "chunk"),
         (replace(LAYER, decay="none"), GPU, "chunk"),
         (replace(LAYER, rule="additive"), GPU, "chunk"),
+        (replace(LAYER, decay="none", rows=64), GPU, "token"),
+        (replace(LAYER, decay="none", beta=False), GPU, "token"),
         (replace(LAYER, decay="key"), GPU, "token"),
         (replace(LAYER, dtype="float32"), GPU, "token"),
         (replace(LAYER, rows=256), GPU, "token"),
