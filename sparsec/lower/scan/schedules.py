@@ -10,6 +10,7 @@ from sparsec.lower.scan.cell import padded
 from sparsec.plan.scan_specs import Scan, ScanGrad, Writes
 from sparsec.tile.schedule import Schedule, ScheduleError
 
+HELD_BYTES = 2**19
 Choices = dict[str, tuple[object, ...]]
 
 _CHUNKED: Choices = {
@@ -93,12 +94,20 @@ def default(spec: Scan, target: str) -> Schedule:
 
 
 def default_grad(spec: ScanGrad, target: str) -> Schedule:
-    """As ``default``; the recurrence keeps a state per 16 tokens, from which it walks in groups of 4 on a CPU."""
+    """As ``default``; the recurrence keeps a state per 16 tokens, from which it walks a few at a time on a CPU."""
     if (chunked := in_chunks_back(spec, target)) is not None and _checked(spec.forward.writes):
         return chunked
     if target.startswith("triton"):
         return _token_back(spec.forward.writes)
-    return Schedule(order="token", block=16, rows=4, lanes=("e", "d"), split_dims=False)
+    return Schedule(order="token", block=16, rows=_held(spec), lanes=("e", "d"), split_dims=False)
+
+
+def _held(spec: ScanGrad) -> int:
+    """Tokens whose states a CPU holds at once: as many as half a megabyte has room for, fewer where many heads read."""
+    own = spec.forward
+    room = HELD_BYTES // (4 * own.writes.rows * own.writes.cols)
+    most = 8 if sum(read.heads for read in own.reads) <= 2 * own.writes.heads else 4
+    return min(most, 1 << (max(room, 1).bit_length() - 1))
 
 
 def known(spec: Scan, target: str) -> tuple[Schedule, ...]:
