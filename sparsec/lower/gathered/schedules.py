@@ -42,7 +42,8 @@ def _key_outer(spec: GatheredAttention, schedule: Schedule) -> Lowered:
     after = slot_merge.schedule(spec, schedule)
     steps = (*index, Step(key_outer.lower(spec, schedule), schedule), Step(slot_merge.lower(spec, after), after))
     buffers = (*inverse.scratch(spec, schedule), *partials.scratch(spec, schedule))
-    return Lowered(steps, buffers, (*inverse.params(spec, schedule), *partials.params(spec)))
+    params = (*inverse.params(spec, schedule), *partials.params(spec))
+    return Lowered(steps, buffers, params, inverse.limits(spec, schedule))
 
 
 def check(spec: GatheredAttention, schedule: Schedule) -> None:

@@ -89,6 +89,12 @@ def params(spec: GatheredAttention, schedule: Schedule, complete: bool = False) 
     return ("CT", count), ("ST", (choices + (segment - 1)) // segment), ("WT", tiles), ("ET", tiles * found.per_tile)
 
 
+def limits(spec: GatheredAttention, schedule: Schedule) -> tuple[tuple[str, Expr], ...]:
+    """What ST never exceeds, however many chunks there are."""
+    choices = var("TQ") * inverse(spec, schedule).per_token
+    return (("ST", (choices + (SEGMENT - 1)) // SEGMENT),)
+
+
 def scratch(spec: GatheredAttention, schedule: Schedule, complete: bool = False) -> tuple[Scratch, ...]:
     """The buffers to allocate."""
     found = inverse(spec, schedule, complete)

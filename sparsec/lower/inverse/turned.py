@@ -37,4 +37,5 @@ def turned(spec: GatheredAttention, schedule: Schedule, wide: Schedule, step: in
     scratch = (*inverse.scratch(spec, schedule, complete=True), *shares.scratch(spec, found))
     known = tuple((name, value) for name, value in inverse.params(spec, schedule, complete=True) if name != "WT")
     cut = shares.params(found, spec.chunk, step, splits)
-    return Turned(steps, scratch, (*known, *cut), shares.limits(spec.chunk, splits))
+    limits = (*inverse.limits(spec, schedule), *shares.limits(spec.chunk, splits))
+    return Turned(steps, scratch, (*known, *cut), limits)
