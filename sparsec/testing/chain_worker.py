@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sparsec.testing.interpreter_pace import keep_pace
 from sparsec.testing.whole_case import WholeCase
 
 
@@ -46,6 +47,7 @@ def read(values: dict[str, Any]) -> WholeCase:
 
 def main(target: str) -> None:
     """Run every case of standard input."""
+    keep_pace()
     out, sys.stdout = sys.stdout, sys.stderr
     for values in json.load(sys.stdin):
         case = read(values)

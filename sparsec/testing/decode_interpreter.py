@@ -25,6 +25,7 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode import kernels as decode_kernels
 from sparsec.runtime.inputs import inputs
 from sparsec.runtime.target import Target
+from sparsec.testing.interpreter_pace import keep_pace
 from sparsec.testing.variants import small
 from sparsec.tile.schedule import Schedule
 
@@ -78,6 +79,7 @@ def difference(name: str, dtype: str, folder: Path) -> float:
 
 def main(words: Sequence[str]) -> None:
     """Every variant named."""
+    keep_pace()
     folder, dtype, *names = words
     print(json.dumps({name: difference(name, dtype, Path(folder)) for name in names}))
 

@@ -19,6 +19,7 @@ from sparsec.lower.registry import default, lower_kernel
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.scalar.expr import var
 from sparsec.testing.gathered_case import Sizes, attention, draw, grad_kv, grad_q, truth
+from sparsec.testing.interpreter_pace import keep_pace
 from sparsec.testing.scratch import with_scratch
 from sparsec.tile.scalars import grid_of
 
@@ -35,6 +36,7 @@ def run(spec: AnySpec, tensors: dict[str, torch.Tensor], params: dict[str, int],
 
 def main(folder: str, per: str) -> None:
     """Queries and weights, then keys and values."""
+    keep_pace()
     n = Sizes(9, 75, 64)
     s = attention(3, 1, per=per, scope="token", where=var("j") <= var("i"))
     x = draw(s, n, torch.float32)

@@ -18,6 +18,7 @@ from torch import Tensor
 from sparsec.runtime import compiled, ready
 from sparsec.runtime.packed import calls as packed
 from sparsec.runtime.target import Target, find
+from sparsec.testing.interpreter_pace import keep_pace
 from sparsec.testing.packed_case import (
     cotangents_like,
     floats,
@@ -59,6 +60,7 @@ def errors_of(name: str, target: Target, folder: Path) -> list[float]:
 
 def main(folder: str, *names: str) -> None:
     """Run variants by name."""
+    keep_pace()
     hopper = find("triton:sm_90")
     target = Here(**{f.name: getattr(hopper, f.name) for f in fields(hopper)})
     anywhere = [patch.object(module, "available") for module in (compiled, packed)]

@@ -15,6 +15,7 @@ from sparsec.backends.triton.build import arguments, launch, load
 from sparsec.backends.triton.emit import emit
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan import chunk
+from sparsec.testing.interpreter_pace import keep_pace
 from sparsec.testing.scan_case import Setting, truth
 from sparsec.testing.scratch import with_scratch
 from sparsec.tile.scalars import grid_of
@@ -39,6 +40,7 @@ def launched(lowered: Lowered, tensors: dict[str, Tensor], params: dict[str, int
 
 def main(folder: str) -> None:
     """Every setting."""
+    keep_pace()
     errors: dict[str, float] = {}
     for name, s in SETTINGS.items():
         x, out = s.draw(), s.outputs(s.draw()["q"].dtype)

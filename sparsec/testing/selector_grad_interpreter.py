@@ -17,6 +17,7 @@ from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import SummariseGrad
 from sparsec.plan.specs import Summarise
 from sparsec.testing.gathered_grad_interpreter import run
+from sparsec.testing.interpreter_pace import keep_pace
 from sparsec.testing.selector_case import OUTPUTS, Sizes, draw, grads, selector, truth
 
 
@@ -44,6 +45,7 @@ def of_summary(folder: Path) -> dict[str, float]:
 
 def main(folder: str) -> None:
     """Both."""
+    keep_pace()
     print(json.dumps(of_selector(Path(folder)) | of_summary(Path(folder))))
 
 

@@ -17,6 +17,7 @@ from sparsec.lower.lowered import Lowered
 from sparsec.plan.specs import Capture, Piece, TiledAttention
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import element, var
+from sparsec.testing.interpreter_pace import keep_pace
 from sparsec.testing.tiled_case import TiledCase, backward, truth
 from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule
@@ -48,6 +49,7 @@ def errors(case: TiledCase, found: Mapping[str, Tensor]) -> dict[str, float]:
 
 def main(folder: str) -> None:
     """Run all cases."""
+    keep_pace()
     from sparsec.backends.triton.build import arguments, launch, load
     from sparsec.backends.triton.emit import emit
 

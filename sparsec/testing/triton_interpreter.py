@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sparsec.backends.triton.build import arguments, launch, load
 from sparsec.backends.triton.emit import emit
+from sparsec.testing.interpreter_pace import keep_pace
 from sparsec.testing.tile_cases import CASES
 from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule
@@ -28,6 +29,7 @@ def error_of(name: str, schedule: Schedule, folder: Path) -> float:
 
 def main(folder: str, *names: str) -> None:
     """Run cases by name, ``name+`` through descriptors."""
+    keep_pace()
     errors = {n: error_of(n.rstrip("+"), Schedule(descriptors=n.endswith("+")), Path(folder)) for n in names}
     print(json.dumps(errors))
 
