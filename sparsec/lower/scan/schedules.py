@@ -77,11 +77,13 @@ def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
 
 
 def _token(w: Writes) -> Schedule:
-    return Schedule(order="token", value_block=min(16, padded(w.cols)), warps=1, stages=1)
+    warps = min(4, max(1, padded(w.rows) // 128))
+    return Schedule(order="token", value_block=min(16, padded(w.cols)), warps=warps, stages=1)
 
 
 def _token_back(w: Writes) -> Schedule:
-    return Schedule(order="token", value_block=min(16, padded(w.cols)), block=16, rows=1, warps=2, stages=1)
+    warps = min(8, max(2, padded(w.rows) // 32))  # fewer would keep some of a tall state on the stack
+    return Schedule(order="token", value_block=min(16, padded(w.cols)), block=16, rows=1, warps=warps, stages=1)
 
 
 def default(spec: Scan, target: str) -> Schedule:
