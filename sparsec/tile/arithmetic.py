@@ -85,15 +85,3 @@ FUNCTIONS: dict[Fn, Callable[..., Tensor]] = {
 def tf32(x: Tensor) -> Tensor:
     """fp32 rounded to 10 bits of mantissa, ties away from zero, as tensor cores read it."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-def product(x: Tensor, y: Tensor) -> Tensor:
-    """Products of matrices ``[lane,] m, k`` and ``[lane,] k, n``, one by one: a lane's bits depend on it alone."""
-    if x.dim() == y.dim() == 2:
-        return x @ y
-    lanes = max(x.shape[0] if x.dim() == 3 else 0, y.shape[0] if y.dim() == 3 else 0)
-    left, right = (z if z.dim() == 3 else z.expand(lanes, *z.shape) for z in (x, y))
-    made = x.new_empty(lanes, x.shape[-2], y.shape[-1])
-    for a, b, out in zip(left.unbind(), right.unbind(), made.unbind(), strict=True):
-        torch.mm(a, b, out=out)
-    return made

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
-from sparsec.tile.arithmetic import FUNCTIONS, product, tf32
-from sparsec.tile.build import FLOATS
+from sparsec.tile.arithmetic import FUNCTIONS, tf32
+from sparsec.tile.lanes import from_end, matrices, permuted, product, spread
 from sparsec.tile.language import Axis, Node, Program, TileOp
-from sparsec.tile.memory import Memory, access_of
+from sparsec.tile.memory import Memory, access_of, check_tensors
 from sparsec.tile.regions import TOP, body_of, regions
 from sparsec.tile.scalars import grid_of
 
@@ -31,7 +30,6 @@ _TOGETHER = 1 << 18
 
 _INTEGERS = {"int32": torch.int32, "int64": torch.int64, "bool": torch.bool}
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-_STORED: dict[str, torch.dtype] = {**_INTEGERS, **_HALVES, "float32": torch.float32}
 
 
 @torch.no_grad()
@@ -50,24 +48,12 @@ def interpret(
     give outside their bounds where the program asks for nothing. Raises AccessError where memory is misused and
     ValueError where tensors do not fit the program.
     """
-    _check_tensors(program, tensors, mode)
+    check_tensors(program, tensors, exact=mode == "exact")
     machine = _Machine(program, tensors, params, mode, poison)
     grid = grid_of(program, {k: int(v) for k, v in params.items()})
     every = iter(points if points is not None else itertools.product(*map(range, grid)))
     while some := list(itertools.islice(every, machine.lanes)):
         machine.run(torch.tensor(some, dtype=torch.int64), grid)
-
-
-def _check_tensors(program: Program, tensors: Mapping[str, Tensor], mode: Mode) -> None:
-    for t in program.tensors:
-        if t.name not in tensors:
-            raise ValueError(f"{program.name}: tensor {t.name} is missing; give one of rank {t.rank}, {t.dtype}")
-        given = tensors[t.name]
-        if given.dim() != t.rank:
-            raise ValueError(f"{program.name}: {t.name} has shape {tuple(given.shape)}; it needs {t.rank} dimensions")
-        fits = given.is_floating_point() if mode == "exact" and t.dtype in FLOATS else given.dtype is _STORED[t.dtype]
-        if not fits:
-            raise ValueError(f"{program.name}: {t.name} is {given.dtype}, the program declares {t.dtype}; convert it")
 
 
 class _Machine:
@@ -124,7 +110,7 @@ class _Machine:
         value = self.values[node.serial]
         if node.axes == to or not value.dim():
             return value
-        return value[_spread(node.axes, to, value.dim() > len(node.axes))]
+        return value[spread(node.axes, to, value.dim() > len(node.axes))]
 
     def over(self, each: Tensor, axes: tuple[Axis, ...]) -> Tensor:
         """A number per lane, broadcastable over axes."""
@@ -142,12 +128,6 @@ class _Machine:
         """A value as its dtype stores it."""
         value = value.to(self.dtype(name))
         return value.to(_HALVES[name]).to(self.float) if name in _HALVES and not self.exact else value
-
-
-@cache
-def _spread(axes: tuple[Axis, ...], to: tuple[Axis, ...], lanes: bool = False) -> tuple[slice | None, ...]:
-    kept = tuple(slice(None) if axis in axes else None for axis in to)
-    return (slice(None), *kept) if lanes else kept
 
 
 def _constant(machine: _Machine, node: Node) -> Tensor:
@@ -218,18 +198,11 @@ def _dot(machine: _Machine, node: Node) -> Tensor:
     if precision == "tf32" and not machine.exact and a.dtype == "float32":
         x, y = tf32(x), tf32(y)
     left, right = (tuple(axis for axis in side.axes if axis != over) for side in (a, b))
-    made = product(_matrices(x, a.axes, (left, (over,))), _matrices(y, b.axes, ((over,), right)))
+    made = product(matrices(x, a.axes, (left, (over,))), matrices(y, b.axes, ((over,), right)))
     axes = (*left, *right)
     tiles = made.view(*made.shape[:-2], *(axis.size for axis in axes))
-    found = _permuted(tiles, [axes.index(axis) for axis in node.axes])
+    found = permuted(tiles, [axes.index(axis) for axis in node.axes])
     return found + machine.values[node.args[2].serial] if len(node.args) == 3 else found
-
-
-def _matrices(x: Tensor, axes: tuple[Axis, ...], sides: tuple[tuple[Axis, ...], tuple[Axis, ...]]) -> Tensor:
-    """A tile as a matrix with some axes as its rows and the others as its columns; lanes before them."""
-    shape = [math.prod(axis.size for axis in side) for side in sides]
-    moved = _permuted(x, [axes.index(axis) for side in sides for axis in side])
-    return moved.reshape(*moved.shape[: x.dim() - len(axes)], *shape)
 
 
 def _reduce(machine: _Machine, node: Node) -> Tensor:
@@ -237,29 +210,19 @@ def _reduce(machine: _Machine, node: Node) -> Tensor:
     (x,) = node.args
     assert isinstance(axis, Axis)
     reducers: dict[object, Callable[..., Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
-    return machine.rounded(reducers[kind](machine.values[x.serial], dim=_from_end(x.axes, axis)), node.dtype)
-
-
-def _from_end(axes: tuple[Axis, ...], axis: Axis) -> int:
-    return axes.index(axis) - len(axes)
-
-
-def _permuted(value: Tensor, order: Sequence[int]) -> Tensor:
-    """The dimensions of axes in another order, lanes before them."""
-    lanes = value.dim() - len(order)
-    return value.permute([*range(lanes), *(lanes + position for position in order)])
+    return machine.rounded(reducers[kind](machine.values[x.serial], dim=from_end(x.axes, axis)), node.dtype)
 
 
 def _scan(machine: _Machine, node: Node) -> Tensor:
     (axis,) = node.attrs
     assert isinstance(axis, Axis)
-    return machine.rounded(machine.values[node.args[0].serial].cumsum(_from_end(node.axes, axis)), node.dtype)
+    return machine.rounded(machine.values[node.args[0].serial].cumsum(from_end(node.axes, axis)), node.dtype)
 
 
 def _rename(machine: _Machine, node: Node) -> Tensor:
     old, new = node.attrs
     names = [new if axis == old else axis for axis in node.args[0].axes]
-    return _permuted(machine.values[node.args[0].serial], [names.index(axis) for axis in node.axes])
+    return permuted(machine.values[node.args[0].serial], [names.index(axis) for axis in node.axes])
 
 
 def _cast(machine: _Machine, node: Node) -> Tensor:
@@ -272,14 +235,14 @@ def _top_insert(machine: _Machine, node: Node) -> Tensor:
     assert isinstance(slots, Axis) and isinstance(candidates, Axis)
     rows = tuple(axis for axis in keys.axes if axis != slots)
     last = [*(keys.axes.index(axis) for axis in rows), keys.axes.index(slots)]
-    kept = _permuted(machine.values[keys.serial], last)
-    more = machine.values[new.serial].movedim(_from_end(new.axes, candidates), -1)
+    kept = permuted(machine.values[keys.serial], last)
+    more = machine.values[new.serial].movedim(from_end(new.axes, candidates), -1)
     lanes = more.dim() > len(new.axes)
-    more = more[(*_spread(tuple(axis for axis in new.axes if axis != candidates), rows, lanes), slice(None))]
+    more = more[(*spread(tuple(axis for axis in new.axes if axis != candidates), rows, lanes), slice(None))]
     lead = torch.broadcast_shapes(kept.shape[:-1], more.shape[:-1])
     both = torch.cat([x.expand(*lead, x.shape[-1]) for x in (kept, more)], -1)
     best = both.sort(-1, descending=True).values[..., : slots.size]
-    return _permuted(best, [last.index(k) for k in range(len(last))])
+    return permuted(best, [last.index(k) for k in range(len(last))])
 
 
 def _loop(machine: _Machine, node: Node) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sparsec.tile.language import Access, Node
+from sparsec.tile.build import FLOATS
+from sparsec.tile.language import Access, Node, Program
+
+_STORED: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("int32", "int64", "bool", "bfloat16", "float16", "float32")
+}
 
 
 class AccessError(IndexError):
@@ -98,6 +103,19 @@ class Memory:
             inside = below if inside is None else inside & below
         shape = self.tensors[access.tensor.name].shape
         return inside, tuple(_legal(node, dim, i, shape[dim], inside).to(torch.int64) for dim, i in enumerate(index))
+
+
+def check_tensors(program: Program, tensors: Mapping[str, Tensor], exact: bool) -> None:
+    """Refuse tensors that a program cannot run on, with ValueError; where it is exact, floats may have any dtype."""
+    for t in program.tensors:
+        if t.name not in tensors:
+            raise ValueError(f"{program.name}: tensor {t.name} is missing; give one of rank {t.rank}, {t.dtype}")
+        given = tensors[t.name]
+        if given.dim() != t.rank:
+            raise ValueError(f"{program.name}: {t.name} has shape {tuple(given.shape)}; it needs {t.rank} dimensions")
+        fits = given.is_floating_point() if exact and t.dtype in FLOATS else given.dtype is _STORED[t.dtype]
+        if not fits:
+            raise ValueError(f"{program.name}: {t.name} is {given.dtype}, the program declares {t.dtype}; convert it")
 
 
 def access_of(node: Node) -> Access:
