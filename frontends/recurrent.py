@@ -8,7 +8,6 @@ from sparsec.ir import build as lang
 from sparsec.ir.build_state import recall, state, write
 from sparsec.ir.node import Node
 
-
 LOG_SIGMOID = "minimum(x0, 0.0) - log(1.0 + exp(-abs(x0)))"
 
 

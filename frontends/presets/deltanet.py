@@ -19,4 +19,3 @@ def deltanet(*, raw: bool = False, initial: bool = False, final: bool = False) -
     """
     q, k = (x if raw else unit(x) for x in (queries(), keys()))
     return results(q, write(bank(initial), k, values(), rule="delta", beta=rates(raw)), final)
-

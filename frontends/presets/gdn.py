@@ -7,7 +7,9 @@ from sparsec.ir.build_state import write
 from sparsec.ir.node import Node
 
 
-def gdn(*, shared: Shared = "states", raw: bool = False, initial: bool = False, final: bool = False) -> Node | tuple[Node, ...]:
+def gdn(
+    *, shared: Shared = "states", raw: bool = False, initial: bool = False, final: bool = False
+) -> Node | tuple[Node, ...]:
     """M = exp(g) M + beta k (v − Mᵀk)ᵀ, o = D^-½ Mᵀq, q and k of unit length (Gated DeltaNet, arXiv 2412.06464).
 
     Inputs: log-decays g <= 0 ``[B,T,HKV]`` fp32 and the rate's logits b ``[B,T,HKV]``; beta = σ(b).
@@ -24,4 +26,3 @@ def gdn(*, shared: Shared = "states", raw: bool = False, initial: bool = False, 
     gates = {"beta": rates(raw, heads), "decay": log_decays(heads=heads)}
     written = write(bank(initial, heads), k, values(heads), rule="delta", **gates)  # type: ignore[arg-type]
     return results(q, written, final)
-

@@ -28,4 +28,3 @@ def gdn2(*, raw: bool = False, initial: bool = False, final: bool = False) -> No
         v = lang.map(v, lang.input("w", "B T HKV DV"), fn="x0 * sigmoid(x1)")
     written = write(bank(initial), k, v, rule="delta", decay=log_decays("D"), erase_a=a, erase_b=k)
     return results(q, written, final)
-

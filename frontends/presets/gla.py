@@ -20,4 +20,3 @@ def gla(*, raw: bool = False, initial: bool = False, final: bool = False) -> Nod
     """
     decay = log_decays("D") if raw else lang.map(lang.input("f", "B T HKV D"), fn=f"({LOG_SIGMOID}) * 0.0625")
     return results(queries(), write(bank(initial), keys(), values(), decay=decay), final)
-

@@ -8,7 +8,9 @@ from sparsec.ir.build_state import write
 from sparsec.ir.node import Node
 
 
-def hgrn2(*, lower: float = 0.0, raw: bool = False, initial: bool = False, final: bool = False) -> Node | tuple[Node, ...]:
+def hgrn2(
+    *, lower: float = 0.0, raw: bool = False, initial: bool = False, final: bool = False
+) -> Node | tuple[Node, ...]:
     """M = diag(f) M + (1 − f) vᵀ, o = D^-½ Mᵀ silu(q), f = lower + (1 − lower) σ(logits) (HGRN2, arXiv 2404.07904).
 
     Inputs: q, v and the gates' logits f ``[B,T,HKV,D]``.
@@ -25,4 +27,3 @@ def hgrn2(*, lower: float = 0.0, raw: bool = False, initial: bool = False, final
     decay = lang.map(f, fn=f"log({lower} + {1 - lower} * sigmoid(x0))" if lower else LOG_SIGMOID)
     written = write(bank(initial), lang.map(f, fn=f"{1 - lower} * sigmoid(-x0)"), values(), decay=decay)
     return results(lang.map(queries(), fn="x0 * sigmoid(x0)"), written, final)
-

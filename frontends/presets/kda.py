@@ -8,11 +8,13 @@ from sparsec.ir.build_state import write
 from sparsec.ir.node import Node
 
 
-def kda(*, bound: float = 5.0, shared: Shared = "states", raw: bool = False, initial: bool = False, final: bool = False) -> Node | tuple[Node, ...]:
+def kda(
+    *, bound: float = 5.0, shared: Shared = "states", raw: bool = False, initial: bool = False, final: bool = False
+) -> Node | tuple[Node, ...]:
     """M = diag(exp(g)) M + beta k (v − (diag(exp(g)) M)ᵀk)ᵀ, o = D^-½ Mᵀq (Kimi Linear, arXiv 2510.26692).
 
-    Inputs: the rate's logits b ``[B,T,HKV]`` and the gates' f ``[B,T,HKV,D]``, A_log ``[HKV,1]`` and dt_bias ``[HKV,D]``
-    fp32; beta = σ(b), g = −bound · σ(exp(A_log) (f + dt_bias)); q and k become unit vectors.
+    Inputs: the rate's logits b ``[B,T,HKV]`` and the gates' f ``[B,T,HKV,D]``, A_log ``[HKV,1]`` and dt_bias
+    ``[HKV,D]`` fp32; beta = σ(b), g = −bound · σ(exp(A_log) (f + dt_bias)); q and k become unit vectors.
 
     Knobs:
         bound: how far below 0 a log-decay may go.
@@ -25,10 +27,11 @@ def kda(*, bound: float = 5.0, shared: Shared = "states", raw: bool = False, ini
     of_keys, heads = counted(shared)
     q, k = (x if raw else unit(x) for x in (queries(), keys(of_keys)))
     decay = log_decays("D", heads) if raw else _gates(bound, heads)
-    return results(q, write(bank(initial, heads), k, values(heads), rule="delta", beta=rates(raw, heads), decay=decay), final)
+    return results(
+        q, write(bank(initial, heads), k, values(heads), rule="delta", beta=rates(raw, heads), decay=decay), final
+    )
 
 
 def _gates(bound: float, heads: str) -> Node:
     rate, shift = lang.input("A_log", f"{heads} 1 float32"), lang.input("dt_bias", f"{heads} D float32")
     return lang.map(lang.input("f", f"B T {heads} D"), rate, shift, fn=f"{-bound} * sigmoid(exp(x1) * (x0 + x2))")
-

@@ -22,4 +22,3 @@ def linear(*, raw: bool = False, initial: bool = False, final: bool = False) -> 
     """
     q, k = (x if raw else lang.map(x, fn=ELU_PLUS_ONE) for x in (queries(), keys()))
     return results(q, write(bank(initial), k, values()), final)
-

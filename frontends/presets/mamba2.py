@@ -10,7 +10,9 @@ from sparsec.ir.node import Node
 SOFTPLUS = "maximum(x0 + x1, 0.0) + log(1.0 + exp(-abs(x0 + x1)))"
 
 
-def mamba2(*, shared: Shared = "states", raw: bool = False, initial: bool = False, final: bool = False) -> Node | tuple[Node, ...]:
+def mamba2(
+    *, shared: Shared = "states", raw: bool = False, initial: bool = False, final: bool = False
+) -> Node | tuple[Node, ...]:
     """M = exp(Δ A) M + Δ k vᵀ, o = Mᵀq, with C, B and x of the paper as q, k and v (Mamba-2, arXiv 2405.21060).
 
     Inputs: the step's logits dt ``[B,T,HKV]``, A_log and dt_bias ``[HKV]``, all fp32; Δ = softplus(dt + dt_bias) and
@@ -32,4 +34,3 @@ def mamba2(*, shared: Shared = "states", raw: bool = False, initial: bool = Fals
         decay = lang.map(beta, a, fn="-x0 * exp(x1)")
     written = write(bank(initial, heads), keys(of_keys), values(heads), beta=beta, decay=decay)
     return results(queries(), written, final, scale=1.0)
-

@@ -10,7 +10,8 @@ from sparsec.ir.node import Node
 def retnet(*, initial: bool = False, final: bool = False) -> Node | tuple[Node, ...]:
     """M = exp(g) M + k vᵀ, o = D^-½ Mᵀq (RetNet, arXiv 2307.08621).
 
-    Inputs: log-decays g ``[B,T,HKV]`` fp32, which are log(1 − 2^(−5−h)) for every token; a tensor ``[HKV]`` may be expanded.
+    Inputs: log-decays g ``[B,T,HKV]`` fp32, which are log(1 − 2^(−5−h)) for every token; a tensor
+    ``[HKV]`` may be expanded.
 
     Knobs:
 
@@ -18,4 +19,3 @@ def retnet(*, initial: bool = False, final: bool = False) -> Node | tuple[Node, 
         final: the states after the last token are a second output, fp32 ``[B,1,HKV,D,DV]``.
     """
     return results(queries(), write(bank(initial), keys(), values(), decay=log_decays()), final)
-

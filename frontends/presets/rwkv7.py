@@ -35,4 +35,3 @@ def _erasing(k: Node, rate: Node) -> tuple[Node, Node, Node]:
     removed = unit(lang.map(k, next(by_channel), fn="x0 * x1"))
     written = lang.map(k, rate, next(by_channel), fn="x0 * (1.0 + (sigmoid(x1) - 1.0) * x2)")
     return written, lang.map(removed, fn="-x0"), lang.map(removed, rate, fn="x0 * sigmoid(x1)")
-

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsec.lower.gathered import chunk_grad
+from sparsec.lower.gathered import chunk_grad, grad_walk
 from sparsec.lower.gathered import grad_kv as gathered_grad_kv
 from sparsec.lower.gathered import grad_schedules as gathered_grad_class
 from sparsec.lower.inverse import index as inverse
@@ -218,7 +218,7 @@ def test_default_schedules(run: Run, target: str, group: int, chunk: int) -> Non
 
 
 def test_mistakes_are_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    s, entry, choices = attention(3, 1), gathered_grad_kv._entry, inverse.choices
+    s, entry, choices = attention(3, 1), grad_walk.entry_at, inverse.choices
 
     def refused() -> None:
         with pytest.raises(AssertionError):
@@ -229,7 +229,7 @@ def test_mistakes_are_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     refused()  # the delta left out
     monkeypatch.setattr(gathered_grad_kv, "mul", lambda a, b: a if b == s.scale else mul(a, b))
     refused()  # the scale
-    monkeypatch.setattr(gathered_grad_kv, "_entry", lambda walk, at: entry(walk, add(at, 1)))
+    monkeypatch.setattr(grad_walk, "entry_at", lambda walk, at: entry(walk, add(at, 1)))
     refused()  # an entry off by one
     monkeypatch.setattr(
         inverse, "choices", lambda spec, found, *rest: choices(spec, replace(found, complete=False), *rest)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sparsec.lower.gathered import chunk_grad, chunks
+from sparsec.lower.gathered import chunk_grad, chunks, grad_walk
 from sparsec.lower.gathered import grad_kv as gathered_grad_kv
-from sparsec.lower.gathered.grad_kv import Walk
+from sparsec.lower.gathered.grad_walk import Walk
 from sparsec.lower.inverse import shares
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.inverse.turned import turned
@@ -37,7 +37,7 @@ def lower(spec: GatheredGradQ, schedule: Schedule) -> Lowered:
         raise ScheduleError(f"{schedule.rows} rows do not hold the {share} heads that share a list of chunks")
     pulled = _from_keys(spec)
     total, wide = sums(spec), replace(schedule, rows=ROWS, warps=4, stages=1, registers=0, descriptors=False)
-    index = turned(gathered_grad_kv.forward(pulled), schedule, wide, schedule.rows // share, schedule.splits)
+    index = turned(grad_walk.forward(pulled), schedule, wide, schedule.rows // share, schedule.splits)
     ends = [Step(_each_row(spec, wide, name, make), wide) for name, make in (("clear", _clear), ("round", _round))]
     steps = (*index.steps, ends[0], Step(_main(pulled, schedule, total), schedule), ends[1])
     return Lowered(steps, (*index.scratch, as_scratch(total)), index.params, index.limits)
@@ -59,16 +59,16 @@ def _main(spec: GatheredGradKV, schedule: Schedule, total: Tensor) -> Program:
     """The kernel of one (share and part of a chunk, key/value head, batch) per grid point."""
     with tile.Builder() as builder:
         rows = builder.axis("m", schedule.rows)  # before the keys: scores are [queries, keys]
-        walk = gathered_grad_kv.begin(builder, spec, schedule, rows)
+        walk = grad_walk.begin(builder, spec, schedule, rows)
 
         def visit(n: Node) -> Sequence[Node]:
-            _add(walk, gathered_grad_kv.frame(walk, n), total)
+            _add(walk, grad_walk.frame(walk, n), total)
             return []
 
-        tile.loop(0, gathered_grad_kv.turns(walk), 1, [], visit, schedule.stages)
+        tile.loop(0, grad_walk.turns(walk), 1, [], visit, schedule.stages)
         tensors = [*walk.sources.values(), walk.found.entries, shares.buffer(walk.spec, walk.found), total]
         params = [(name, "int32") for name in shares.PARAMS]
-        return builder.program(spec.name, tensors, params, gathered_grad_kv.grid(walk.spec, schedule))
+        return builder.program(spec.name, tensors, params, grad_walk.grid(walk.spec, schedule))
 
 
 def _add(walk: Walk, f: chunks.Frame, total: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsec.lower import descriptors
-from sparsec.lower.gathered import chunks, share_sum, tile_union, union_list, weight_fold
+from sparsec.lower.gathered import chunks, grad_walk, share_sum, tile_union, union_list, weight_fold
 from sparsec.lower.gathered import grad as gathered_grad
 from sparsec.lower.gathered import grad_kv as gathered_grad_kv
 from sparsec.lower.gathered import grad_q_keys as gathered_grad_q_keys
@@ -56,7 +56,7 @@ def lower_kv(spec: GatheredGradKV, schedule: Schedule) -> Lowered:
     if schedule.rows < share:
         raise ScheduleError(f"{schedule.rows} rows do not hold the {share} heads that share a list of chunks")
     wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
-    index = turned(gathered_grad_kv.forward(spec), schedule, wide, schedule.rows // share, schedule.splits)
+    index = turned(grad_walk.forward(spec), schedule, wide, schedule.rows // share, schedule.splits)
     main = [Step(program, schedule) for program in gathered_grad_kv.programs(spec, schedule)]
     steps = (*index.steps, *main, Step(share_sum.lower(spec, wide), wide))
     parts = tuple(as_scratch(goal.partial) for goal in gathered_grad_kv.targets(spec, schedule))

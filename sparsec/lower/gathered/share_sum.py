@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower.gathered.grad_kv import Target, forward, grid, targets, task
+from sparsec.lower.gathered.grad_kv import Target, targets
+from sparsec.lower.gathered.grad_walk import forward, grid, task
 from sparsec.lower.inverse import shares
 from sparsec.lower.inverse.shares import Share
 from sparsec.lower.pieces import Span, spans
