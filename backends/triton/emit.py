@@ -14,7 +14,7 @@ from sparsec.backends.triton.legal import check
 from sparsec.backends.triton.names import Names, hint, merge, state_hint
 from sparsec.backends.triton.text import Text, dtype_name, wrapped
 from sparsec.backends.triton.uses import LEAVES, Uses, uses
-from sparsec.lower.lowered import Chain
+from sparsec.tile.chain import Chain
 from sparsec.tile.language import Axis, Node, Program, TileOp
 from sparsec.tile.regions import TOP, body_of
 from sparsec.tile.schedule import Schedule

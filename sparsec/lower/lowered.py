@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.scalar.expr import Expr
+from sparsec.tile.chain import Chain
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
@@ -16,19 +17,6 @@ class Scratch:
     name: str
     shape: tuple[Expr, ...]
     dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A launch that starts while the one before ends, and waits for its end (Triton on Hopper and later).
-
-    Attributes:
-        ready: tensors that no launch of the chain writes, which are read before the wait.
-        head: whether others follow only once it has waited: then all that came before the chain has ended.
-    """
-
-    ready: frozenset[str] = frozenset()
-    head: bool = False
 
 
 @dataclass(frozen=True, slots=True)

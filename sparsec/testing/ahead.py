@@ -10,12 +10,12 @@ from sparsec.backends.triton.arguments import signature
 from sparsec.backends.triton.compile import CompileError, Job, compile_all
 from sparsec.backends.triton.emit import emit
 from sparsec.frontends.preset import preset
-from sparsec.lower.lowered import Chain
 from sparsec.lower.registry import default, lower_kernel
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.target import GPUS
 from sparsec.tile.build import reachable
+from sparsec.tile.chain import Chain
 from sparsec.tile.language import Program, TileOp
 from sparsec.tile.schedule import Schedule
 

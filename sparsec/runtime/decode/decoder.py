@@ -10,7 +10,6 @@ from sparsec.ir.error import InputError
 from sparsec.lower.decode.company import company
 from sparsec.lower.decode.pages import ENDS, LENGTHS
 from sparsec.lower.decode.schedules import FEW
-from sparsec.lower.lowered import Chain
 from sparsec.passes.stream import stream
 from sparsec.passes.stream_ahead import before_memory
 from sparsec.plan.plan import Plan
@@ -24,6 +23,7 @@ from sparsec.runtime.decode.pages import PAGE, Pool
 from sparsec.runtime.decode.space import by_tokens, for_steps
 from sparsec.runtime.env import Env
 from sparsec.runtime.target import available
+from sparsec.tile.chain import Chain
 
 if TYPE_CHECKING:
     from torch import Tensor

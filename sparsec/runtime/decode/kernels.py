@@ -13,7 +13,7 @@ from sparsec.lower.decode.company import ALONE, SHARED, Company
 from sparsec.lower.decode.pages import ENDS, TOKENS, Growing, Windows, on_cache
 from sparsec.lower.decode.schedules import lower
 from sparsec.lower.decode.together import agree, apart, counted, fit, joined
-from sparsec.lower.lowered import Chain, Lowered, Step
+from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import BlockList, Summarise, TiledAttention
@@ -22,6 +22,7 @@ from sparsec.runtime.launch import Bind, build
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr
+from sparsec.tile.chain import Chain
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
