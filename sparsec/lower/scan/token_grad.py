@@ -159,43 +159,50 @@ class Sink:
 
 def _token(spec: ScanGrad, sink: Sink, now: Token, old: Node, grad: Node) -> Node:
     """One token back: the gradient of the state before it, from that of the state after it."""
-    own, w, found = sink.own, spec.forward.writes, token_sum.found(spec)
-    faded = now.faded(old)
+    w, faded = spec.forward.writes, now.faded(old)
     answer = now.answer(old, faded)
     new = now.written(faded, answer)
     for number in _when(spec, "after"):
         grad = _read(spec, sink, now, number, new, grad)
-    erased = None
-    grad_faded = grad
-    if answer is None or now.erase is None:
-        grad_p, grad_v = along(own, grad, now.v), across(own, grad, now.p)
-        grad_k = grad_p if now.beta is None else mul(now.beta, grad_p)
-    else:
-        a, b = now.erase
-        replaced = w.erase is None
-        grad_v, grad_answer = across(own, grad, now.p), across(own, grad, b)
-        grad_p = along(own, grad, add(now.v, answer) if replaced else now.v)
-        erased = mul(a, grad_answer)
-        grad_a = along(own, old if w.reads == "undecayed" else faded, grad_answer)
-        grad_k = grad_p if now.beta is None else mul(now.beta, grad_p)
-        if replaced:
-            grad_k = sub(grad_k, grad_a)
-        else:
-            sink.put(found.erase_a, now, own.head, grad_a)
-            sink.put(found.erase_b, now, own.head, along(own, grad, answer))
-        grad_faded = grad if w.reads == "undecayed" else add(grad, erased)
+    erased = _write(spec, sink, now, old if w.reads == "undecayed" else faded, answer, grad)
+    undecayed = w.reads == "undecayed" and erased is not None
+    grad_faded = grad if undecayed or erased is None else add(grad, erased)
     for number in _when(spec, "before"):
         grad_faded = _read(spec, sink, now, number, faded, grad_faded)
-    sink.put(found.k, now, own.head, grad_k)
-    sink.values(spec.grad_v, now, grad_v)
-    if spec.grad_beta is not None:
-        sink.put(found.beta, now, own.head, tile.reduce("sum", mul(now.k, grad_p), own.rows))
-    if spec.grad_decay is not None:
-        slope = along(own, grad_faded, faded)
-        whole = slope if w.decay_kind == "key" else tile.reduce("sum", slope, own.rows)
-        sink.put(found.decay, now, own.head, whole)
+    _decay(spec, sink, now, faded, grad_faded)
     before = now.faded(grad_faded)
-    return add(before, erased) if erased is not None and w.reads == "undecayed" else before
+    return add(before, erased) if undecayed and erased is not None else before
+
+
+def _write(spec: ScanGrad, sink: Sink, now: Token, read: Node, answer: Node | None, grad: Node) -> Node | None:
+    """The gradients of what a token writes and erases; what they leave to the state that was read, a dyᵀ, if any."""
+    own, found = sink.own, token_sum.found(spec)
+    replaced = spec.forward.writes.erase is None
+    grad_a = erased = None
+    if answer is not None and now.erase is not None:
+        a, b = now.erase
+        grad_answer = across(own, grad, b)
+        grad_a, erased = along(own, read, grad_answer), mul(a, grad_answer)
+    grad_p = along(own, grad, now.v if answer is None or not replaced else add(now.v, answer))
+    grad_k = grad_p if now.beta is None else mul(now.beta, grad_p)
+    if grad_a is not None and replaced:
+        grad_k = sub(grad_k, grad_a)
+    sink.put(found.k, now, own.head, grad_k)
+    sink.values(spec.grad_v, now, across(own, grad, now.p))
+    if found.beta is not None:
+        sink.put(found.beta, now, own.head, tile.reduce("sum", mul(now.k, grad_p), own.rows))
+    if grad_a is not None and answer is not None and not replaced:
+        sink.put(found.erase_a, now, own.head, grad_a)
+        sink.put(found.erase_b, now, own.head, along(own, grad, answer))
+    return erased
+
+
+def _decay(spec: ScanGrad, sink: Sink, now: Token, faded: Node, grad_faded: Node) -> None:
+    """The gradient of a log-decay: Σ dF · F."""
+    own, target = sink.own, token_sum.found(spec).decay
+    if target is not None:
+        slope = along(own, grad_faded, faded)
+        sink.put(target, now, own.head, slope if target.rows else tile.reduce("sum", slope, own.rows))
 
 
 def _when(spec: ScanGrad, when: str) -> list[int]:
