@@ -1,6 +1,7 @@
 # Two commands from nothing: `make demo` and `make test`. Both create .venv here first, and are quick when it exists.
 # PYTHON=python3.12 picks the interpreter, CONSTRAINTS=cpu|cuda the pins, TORCH=2.11.0 another torch, ARGS="-k text"
-# goes to pytest, JOBS=4 runs them in four processes rather than one per core.
+# goes to pytest, JOBS=4 runs tests in four processes, not one per core.
+# ARGS="-m exhaustive" runs what a plain run covers in part: every named kernel compiled for every architecture.
 
 PYTHON ?= python3
 JOBS ?= $(shell unset OMP_NUM_THREADS; n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 16 ? n : 16)))

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,15 @@ def index_answers() -> bool:
         return False
 
 
-def resolve(constraints: str, folder: Path, *more: str) -> dict[str, str]:
-    """Versions that pip would install for sparsec and its development tools under one constraints file."""
+EVERYTHING = (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"])
+OF_TORCH = tuple(word for word in PROJECT["dependencies"] if word.startswith(("torch", "triton")))
+
+
+def resolve(constraints: str, folder: Path, wanted: Sequence[str]) -> dict[str, str]:
+    """Versions that pip would install of what is wanted under one constraints file."""
     if not index_answers():
         pytest.skip("no package index answers here")
     report = folder / "report.json"
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], *more]
     file = str(ROOT / "constraints" / constraints)
     result = dry_run("--report", str(report), "-c", file, *wanted, seconds=300)
     if constraints == "cpu.txt" and re.search(r"torch 2\.13\.0 depends on triton", result.stderr + result.stdout):
@@ -50,16 +54,21 @@ def resolve(constraints: str, folder: Path, *more: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_cpu(tmp_path: Path) -> None:
-    versions = resolve("cpu.txt", tmp_path)
+    versions = resolve("cpu.txt", tmp_path, EVERYTHING)
     expected = {"torch": "2.13.0", "triton": "3.9.0", "apache-tvm": "0.27.0.post1"}
     assert {name: versions[name] for name in expected} == expected
 
 
 # Three equals signs compare text, so a CPU build (2.13.0+cpu) does not answer for the CUDA build that is meant.
 @pytest.mark.slow
-@pytest.mark.parametrize(("torch", "triton"), [("2.11.0", "3.6.0"), ("2.13.0", "3.7.1")])
-def test_cuda_leaves_triton_to_torch(torch: str, triton: str, tmp_path: Path) -> None:
-    versions = resolve("cuda.txt", tmp_path, f"torch==={torch}")
+# Nothing else that is declared depends on torch, so the rest is resolved beside one of its versions.
+@pytest.mark.parametrize(
+    ("torch", "triton", "wanted"),
+    [("2.11.0", "3.6.0", EVERYTHING), ("2.13.0", "3.7.1", OF_TORCH)],
+    ids=["2.11", "2.13"],
+)
+def test_cuda_leaves_triton_to_torch(torch: str, triton: str, wanted: tuple[str, ...], tmp_path: Path) -> None:
+    versions = resolve("cuda.txt", tmp_path, (*wanted, f"torch==={torch}"))
     assert (versions["torch"], versions["triton"]) == (torch, triton)
 
 
