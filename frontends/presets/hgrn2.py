@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsec.frontends.recurrent import LOG_SIGMOID, bank, keys, log_decays, queries, results, values
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import write
+from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node
 
 
@@ -21,6 +22,8 @@ def hgrn2(
         initial: the states before the first token are an input m, fp32 ``[B,1,HKV,D,DV]``; otherwise zero.
         final: the states after the last token are a second output, fp32 ``[B,1,HKV,D,DV]``.
     """
+    if not 0 <= lower < 1:
+        raise DeclarationError("preset hgrn2", f"lower = {lower}", "a forget gate lies between it and 1", "lower = 0.0")
     if raw:
         return results(queries(), write(bank(initial), keys(), values(), decay=log_decays("D")), final)
     f = lang.input("f", "B T HKV D")

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from sparsec.frontends.recurrent import Shared, bank, counted, keys, log_decays, queries, rates, results, values
+from sparsec.frontends.recurrent import (
+    Shared,
+    bank,
+    counted,
+    keys,
+    log1p_exp,
+    log_decays,
+    queries,
+    rates,
+    results,
+    values,
+)  # fmt: skip
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import write
 from sparsec.ir.node import Node
 
-SOFTPLUS = "maximum(x0 + x1, 0.0) + log(1.0 + exp(-abs(x0 + x1)))"
+SOFTPLUS = f"maximum(x0 + x1, 0.0) + {log1p_exp('x0 + x1')}"
 
 
 def mamba2(

@@ -31,7 +31,7 @@ from sparsec.plan.packing import (
     room,
     total,
 )
-from sparsec.plan.plan import Kernel
+from sparsec.plan.plan import Kernel, PlanError
 from sparsec.plan.scan_specs import Scan, ScanGrad
 from sparsec.plan.specs import DIM
 from sparsec.scalar.expr import Expr, constant, var
@@ -66,6 +66,7 @@ def packed(kernel: Kernel, lowered: Lowered) -> tuple[Kernel, Lowered]:
     layouts = {name: layout(shape, packing) for name, shape in shapes.items()}
     columns = len(FIELDS) + len(packing.visible)
     table = Tensor(TABLE, "int32", ("B", columns))
+    _refuse_halves(lowered, layouts)
     steps = tuple(replace(_step(s, exact, layouts, table), flat=False) for s in lowered.steps)
     names = {name: var(MOST + name) for name in LENGTHS}
     shared = hosts([*exact.values(), *bounds.values(), *(d for shape in shapes.values() for d in shape)])
@@ -78,6 +79,24 @@ def packed(kernel: Kernel, lowered: Lowered) -> tuple[Kernel, Lowered]:
     known = {f"{DIM}{name}": var(name) for name in shared}
     params = tuple({**known, **_params(packing, own), **bounds}.items())
     return replace(kernel, params=params), Lowered(steps, scratch)
+
+
+def _refuse_halves(lowered: Lowered, layouts: Mapping[str, Layout | None]) -> None:
+    """Raises PlanError where one program runs over all documents and another per document: they agree on no places."""
+    flat = [held for s in lowered.steps if s.flat and any(held := _along(s.program, layouts))]
+    if any(all(held) for held in flat) and not all(all(held) for held in flat):
+        raise PlanError(
+            f"{lowered.steps[0].program.name}: packed documents give no gradient of a tensor that all share where a "
+            "map also reads one that each has of its own; expand the latter to all tokens"
+        )
+
+
+def _along(program: Program, layouts: Mapping[str, Layout | None]) -> list[bool]:
+    """Whether each buffer that documents do not share has their rows one after another; nothing where none has."""
+    held = [layouts.get(t.name) for t in program.tensors]
+    if all(found is None or found.along is None for found in held):
+        return []
+    return [found is None or found.along is not None for found in held]
 
 
 def _params(packing: Packing, own: Mapping[str, Expr]) -> dict[str, Expr]:

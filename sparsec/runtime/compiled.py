@@ -59,11 +59,11 @@ class Compiled(Decoding):
         self.graph = run(variant, PIPELINE)
         self.lengths = lengths(variant)
         self.builds = 0
-        self.schedules: dict[str, Schedule] = {}
+        self._schedules: dict[str, Schedule] = {}
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._built: dict[tuple[object, ...], BuiltKernel] = {}
         self._calls: dict[tuple[object, ...], Call] = {}
-        self.tables = Tables(tuple(variant.inputs), self.schedules, target.device, self.cache_dir)
+        self.tables = Tables(tuple(variant.inputs), self._schedules, target.device, self.cache_dir)
         self.names = tuple(variant.inputs)
         self._floats = [spec.dtype == "float" for spec in variant.inputs.values()]
         self._route, self.operator = route, register(self)
@@ -81,6 +81,8 @@ class Compiled(Decoding):
         Raises InputError where a name, shape, dtype, device, stride or given index does not fit.
         """
         if not self._route.compiling() and cu_seqlens is None and cu_seqlens_k is None:
+            if q_offset is not None and type(q_offset) is not int:
+                q_offset = position(q_offset)  # a tensor may be changed: calls are recognised by its value
             straight = self.tables.straight
             if straight is not None and (done := straight(inputs, q_offset)) is not None:
                 return done
@@ -110,6 +112,17 @@ class Compiled(Decoding):
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled as what was compiled; kernels are built or found again where it is read."""
         return compile, (self.variant, self.target, self.records.folder.parent)
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """Schedules by kernel, in place of tuned and default ones."""
+        return self._schedules
+
+    @schedules.setter
+    def schedules(self, given: Mapping[str, Schedule]) -> None:
+        new = dict(given)
+        self._schedules.clear()  # the tables of repeated calls compare this very dict
+        self._schedules.update(new)
 
     @cached_property
     def training(self) -> Training:

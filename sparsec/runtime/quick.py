@@ -68,7 +68,11 @@ class Device:
 
 def quick(ready: Ready, learned: Learned, inputs: Sequence[Tensor]) -> Quick | None:
     """The quick way of a call like this one, if all its programs can be launched again."""
-    if any(again is None for _, programs in learned for _, again in programs) or any(not x.numel() for x in inputs):
+    if (
+        not learned
+        or any(again is None for _, programs in learned for _, again in programs)
+        or any(not x.numel() for x in inputs)
+    ):
         return None
     return on_gpu(ready, learned, inputs, _cuda(ready)) if inputs[0].is_cuda else on_cpu(ready, learned, inputs)
 

@@ -94,3 +94,40 @@ def test_a_capture_of_an_earlier_token_is_not(index: str) -> None:
     made, inputs = compile(variant, "interpreter"), draw(variant, LENGTH)
     cache = made.init_cache(2, 96, page=16, step=8, deterministic=True)
     assert torch.equal(decoded(made, cache, inputs, [40, 1, 26])[0], forward(made, inputs)[0])
+
+
+LANDMARKS = """
+variant landmarks(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV], l: [B, (T + 15) // 16, HKV, D]) {
+  memory = tokens(k, v) {chunk = 16}
+  scores = score(q, l)
+  chosen = topk(scores) {k = 2, size = 16, scope = head, eligible = 16 * c + 16 <= i}
+  return attend(q, memory, chosen)
+}
+"""
+
+
+def test_rows_of_completed_chunks_may_not_be_left_out() -> None:
+    made = compile(sparsec.parse(LANDMARKS), "interpreter")
+    x = sparsec.inputs(made.variant, B=1, T=40, H=2, HKV=1, D=16, DV=16)
+    tokens = {name: x[name] for name in ("q", "k", "v")}
+    cache = made.init_cache(1, 64, page=16)
+    with pytest.raises(InputError, match="complete 2 chunks of 16 tokens"):
+        made.decode(cache, **tokens)
+    assert cache.known_lengths in ((), (0,))
+    made.decode(cache, **{n: t[:, :15] for n, t in tokens.items()})
+
+
+def test_a_step_takes_tokens_as_they_are_under_autocast() -> None:
+    text = """
+variant unit_keys(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV]) {
+  u = map(k) {row = l2norm}
+  memory = tokens(u, v)
+  return attend(q, memory, mask(memory) {where = j <= i})
+}
+"""
+    made = compile(sparsec.parse(text), "interpreter")
+    x = sparsec.inputs(made.variant, B=1, T=9, H=2, HKV=1, D=16, DV=16)
+    plain = made.decode(made.init_cache(1, 32), **x)
+    with torch.autocast("cpu"):
+        cast = made.decode(made.init_cache(1, 32), **x)
+    assert isinstance(plain, torch.Tensor) and isinstance(cast, torch.Tensor) and torch.equal(cast, plain)

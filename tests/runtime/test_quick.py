@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import sparsec
 from sparsec.backends.triton.again import Relaunch, known
 from sparsec.backends.triton.box import Box
 from sparsec.benchmarks.overhead import CASES, bare, prepared, seconds
@@ -28,6 +29,7 @@ from sparsec.runtime.ready import Ready
 from sparsec.testing.whole_case import WholeCase, on
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.language import Program
+from sparsec.tile.schedule import Schedule
 
 NAMES = ["streaming", "msa-random-alone", "hsa-window", "nsa", "moba", "alibi-lse"]
 GPU = Device(current=lambda: -1, stream=lambda index: 0, watched=lambda: False)
@@ -197,3 +199,23 @@ def test_a_call_costs_little_beyond_its_launches(name: str) -> None:
         _, quick = prepared(compiled, given_)
         over = seconds(lambda: compiled(None, **given_)) - seconds(bare(quick, given_, 0))
     assert over < 50e-6
+
+
+def test_a_position_in_a_tensor_is_its_value() -> None:
+    made = compile(preset("streaming"), "interpreter")
+    x = sparsec.inputs(made.variant, B=1, TQ=3, TK=40, H=2, HKV=1, D=16, DV=16)
+    where = torch.tensor(0)
+    first = made(where, **x)
+    where += 20
+    again, there = made(where, **x), made(20, **x)
+    assert isinstance(first, Tensor) and isinstance(again, Tensor) and isinstance(there, Tensor)
+    assert torch.equal(again, there) and not torch.equal(again, first)
+    with pytest.raises(InputError, match="q_offset"):
+        made([3], **x)
+
+
+def test_schedules_put_in_place_of_others_count() -> None:
+    made = compile(preset("streaming"), "interpreter")
+    held = made.schedules
+    made.schedules = {"attend_out": Schedule(rows=16)}
+    assert made.schedules is held and held["attend_out"].rows == 16

@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 import sparsec
+from sparsec.frontends.recurrent import keys, queries, values
+from sparsec.ir import build as lang
+from sparsec.ir.build_state import recall, state, write
+from sparsec.ir.variant import variant
+from sparsec.plan.plan import PlanError
 from sparsec.testing.packed_case import PackedCase, cotangents_like, floats, gradients, packed_case, results
 
 LENGTHS = (3, 0, 1, 20)
@@ -59,3 +64,13 @@ def test_a_single_document_keeps_its_last_state_apart() -> None:
     call = sparsec.compile(sparsec.preset("gdn", raw=True, final=True), target="interpreter")
     packed = packed_case(call.variant, (5,), (5,))
     assert [x.ndim for x in results(call, **packed.packed, **packed.ends)] == [3, 5]
+
+
+def test_what_all_documents_share_beside_what_each_has_is_refused() -> None:
+    """A map of both would have its sums over rows of all documents, and its rows per document."""
+    scaled = lang.map(values(), lang.input("y", "B 1 HKV DV"), lang.input("c", "HKV DV"), fn="x0*x1*x2")
+    call = sparsec.compile(variant("scaled", recall(queries(), write(state(), keys(), scaled))), target="interpreter")
+    case = packed_case(call.variant, (3, 0, 1, 20), (3, 0, 1, 20))
+    outs = results(call, **case.packed, **case.ends)
+    with pytest.raises(PlanError, match="that all share where a map also reads one"):
+        gradients(call, case, floats(call.variant), cotangents_like(outs))

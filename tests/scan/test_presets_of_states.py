@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import sparsec
-from sparsec.frontends.preset import find
-from sparsec.ir.error import InputError
+from sparsec.frontends.preset import find, preset
+from sparsec.ir.error import DeclarationError, InputError
 from sparsec.oracle import oracle
+from sparsec.runtime.compiled import compile
 from sparsec.testing.trained import wrong_on
 
 NAMES = ["linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "kda", "gdn2", "rwkv7"]
@@ -82,3 +83,19 @@ def test_states_that_share_a_key_are_states_with_keys_repeated(name: str) -> Non
     torch.testing.assert_close(oracle(few, x), oracle(many, repeated))
     with pytest.raises(InputError, match="HV must be divisible by H"):
         sparsec.inputs(few, H=2, HV=3)
+
+
+def test_a_forget_gate_lies_below_one() -> None:
+    with pytest.raises(DeclarationError, match=r"lower = 2\.0.*between it and 1"):
+        preset("hgrn2", lower=2.0)
+
+
+@pytest.mark.parametrize("logit", [-13.0, -7.0, -4.0, 5.0])
+def test_small_steps_keep_their_digits(logit: float) -> None:
+    """softplus(x) is about exp(x) there, which 1 + exp(x) would have lost in fp32."""
+    made = preset("mamba2")
+    x = sparsec.inputs(made, B=1, T=9, H=1, HKV=1, D=16, DV=16)
+    x |= {"dt": torch.full_like(x["dt"], logit), "dt_bias": torch.zeros_like(x["dt_bias"])}
+    want, found = oracle(made, x), compile(made, target="interpreter")(**x)
+    assert isinstance(want, torch.Tensor) and isinstance(found, torch.Tensor)
+    assert float((found - want).norm() / want.norm()) < 5e-6

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from sparsec.lower.gathered import chunks
 from sparsec.lower.lowered import Scratch
-from sparsec.lower.scalars import add, both, ceil_div, most, mul, sub
+from sparsec.lower.scalars import add, both, ceil_div, least, most, mul, sub
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
-from sparsec.scalar.functions import maximum
+from sparsec.scalar.functions import maximum, minimum
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
 from sparsec.tile.schedule import Schedule
@@ -86,6 +86,7 @@ def params(spec: GatheredAttention, schedule: Schedule, complete: bool = False) 
     found, tq, tk = inverse(spec, schedule, complete), var("TQ"), var("TK")
     choices, count = tq * found.per_token, (tk + (spec.chunk - 1)) // spec.chunk
     tiles, segment = choices // found.per_tile + count, (maximum(count, SEGMENT) + (STEP - 1)) // STEP * STEP
+    tiles = tiles if complete else minimum(tiles, choices)
     return ("CT", count), ("ST", (choices + (segment - 1)) // segment), ("WT", tiles), ("ET", tiles * found.per_tile)
 
 
@@ -125,9 +126,10 @@ def segment_count(spec: GatheredAttention, found: Inverse) -> Node:
 
 
 def tile_count(spec: GatheredAttention, found: Inverse) -> Node:
-    """WT: every chunk's last tile may be partly full."""
-    full = tile.apply(Fn.TRUNCDIV, mul(tile.param("TQ"), found.per_token), found.per_tile)
-    return add(full, chunk_count(spec))
+    """WT: every chunk's last tile may be partly full; without queries there are no tiles, and nobody counts them."""
+    choices = mul(tile.param("TQ"), found.per_token)
+    most_tiles = add(tile.apply(Fn.TRUNCDIV, choices, found.per_tile), chunk_count(spec))
+    return most_tiles if found.complete else least(most_tiles, choices)
 
 
 def entry_count(spec: GatheredAttention, found: Inverse) -> Node:

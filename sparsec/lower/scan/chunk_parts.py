@@ -181,6 +181,9 @@ def refusal(writes: Writes, schedule: Schedule) -> str | None:
         return f"chunks of {chunk} tokens; use 16, 32, 64, 128 or 256"
     if writes.rule == "delta" and chunk > 64:
         return f"chunks of {chunk} tokens; the triangular solve takes up to 64"
+    if writes.rule == "delta" and schedule.splits > 1 and schedule.value_block > power(writes.rows):
+        wide = f"{schedule.value_block} columns per program and {writes.rows} rows"
+        return f"{wide}; a segment's transition has a column per row: use value_block {power(writes.rows)}"
     return None
 
 

@@ -41,8 +41,9 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
     w = spec.writes
     if w.sharers > 1:
         return None
-    found = Schedule(order="chunk", rows=64, value_block=min(64, padded(w.cols)), splits=_splits(w), warps=4, stages=2)
-    halves = target.startswith("triton") and w.k.dtype != "float32"
+    columns = min(64, padded(w.cols), padded(w.rows) if w.rule == "delta" else 64)
+    found = Schedule(order="chunk", rows=64, value_block=columns, splits=_splits(w), warps=4, stages=2)
+    halves = target.startswith("triton") and w.k.dtype == "bfloat16"  # states outgrow fp16
     return found if halves and chunk.refusal(spec, found) is None else None
 
 

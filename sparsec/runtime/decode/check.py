@@ -91,6 +91,8 @@ def dims(streamed: Streamed, cache: Cache, tokens: Mapping[str, Tensor], new: in
     for name, declared in streamed.variant.inputs.items():
         x = tokens.get(name)
         shape = tuple(x.shape) if x is not None else tuple(-1 for _ in declared.shape)
+        if name in units and x is None:
+            _rows(cache, name, 0, units[name], new)
         if name in units and x is not None and len(shape) > 1:
             _rows(cache, name, shape[1], units[name], new)
             shape = (shape[0], -(-length // units[name]), *shape[2:])

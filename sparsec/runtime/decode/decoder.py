@@ -111,7 +111,8 @@ class Decoder:
         if self.ahead is None:
             return dict(tokens)
         own = self.ahead.variant
-        with torch.no_grad():
+        kind = self.step.target.device
+        with torch.no_grad(), torch.autocast(kind, enabled=False):  # a step takes tokens as they are
             made = self.ahead(None, **decode_check.named(own, tokens))
         results = made if isinstance(made, tuple) else (made,)
         kept = {n: x for n, x in tokens.items() if n in self.streamed.variant.inputs or n not in own.inputs}
@@ -145,7 +146,7 @@ class Decoder:
         assert cache.lengths is not None and cache.ends is not None
         held = {**cache.tensors, **cache.tables, LENGTHS: cache.lengths, ENDS: cache.ends}
         new = {k.name: given[k.name] for k in self.spec.kept if k.name in given}
-        found = [a.launch(new, held, count) for a in built.appends if a.spec.parts[0][0] in new]
+        found = [a.launch(new, held, count) for a in built.appends if all(part[0] in new for part in a.spec.parts)]
         buffers = {**{n: x for n, x in given.items() if n not in new}, **held}
         buffers |= _temporaries(built.plan, dims, cache)
         outputs = [buffers[name] for name in built.plan.outputs]

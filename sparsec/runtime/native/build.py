@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -54,12 +55,13 @@ def built(folder: Path) -> Path:
     path = folder / f"{NAME}_{digest.hexdigest()[:16]}" / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        subprocess.run(
-            [*command, str(here / SOURCES[0]), "-o", str(draft), *_libraries()],
-            check=True, capture_output=True, timeout=LIMIT,
-        )  # fmt: skip
-        draft.replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as drafts:  # process numbers repeat on a shared folder
+            draft = Path(drafts) / path.name
+            subprocess.run(
+                [*command, str(here / SOURCES[0]), "-o", str(draft), *_libraries()],
+                check=True, capture_output=True, timeout=LIMIT,
+            )  # fmt: skip
+            draft.replace(path)
     return path
 
 

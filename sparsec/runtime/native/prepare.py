@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from sparsec.backends.triton.packed import Packed
 
 
+MOST = 128
+"""Arguments that a launch has room for in C++."""
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What a call reads and allocates.
@@ -41,11 +45,11 @@ def prepared(
             and its launch, which may tell how it is packed.
         hooks: what has ``launch_enter_hook`` and ``launch_exit_hook``.
     """
-    made = []
+    made: list[tuple[object, ...]] = []
     for positions, again in launches:
         tell = getattr(again, "packed", None)
         packed = tell() if tell is not None else None
-        if packed is None or not _as_the_driver_says(module, packed):
+        if packed is None or len(packed.places) > MOST or not _as_the_driver_says(module, packed):
             return None
         made.append(_described(packed, positions))
     tensors = tuple(memory.inputs), tuple(memory.outputs)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from sparsec.backends.triton.resources import Resources
-from sparsec.lower.scan import chunk
+from sparsec.lower.scan import chunk, schedules
+from sparsec.plan.scan_specs import Operand, Read, Scan, Writes
 from sparsec.testing.ahead import job, misfits, wide_dots
 from sparsec.testing.scan_case import Setting, truth
 from sparsec.testing.scratch import with_scratch
@@ -120,3 +121,18 @@ def test_compiled_for_a_gpu(tmp_path: Path) -> None:
     wanted = [(p.program.name, wide_dots(p.program), job(p.program, p.schedule, "sm_90")) for p in steps]
     wrong = {name: x for name, x in misfits(wanted, "sm_90", tmp_path).items() if not isinstance(x, Resources)}
     assert not wrong
+
+
+def test_states_outgrow_fp16_and_narrow_keys_make_narrow_transitions() -> None:
+    """The chunk form is offered for bf16 alone, and never with more columns than a transition has."""
+
+    def spec(dtype: str, rows: int) -> Scan:
+        k, v = Operand("k", dtype), Operand("v", dtype)
+        writes = Writes(k, v, 1, rows, 64, rule="delta", beta=Operand("beta", dtype))
+        return Scan("scan", writes, (Read(Operand("q", dtype), Operand("o", dtype), 1, 1.0),), dtype)
+
+    assert schedules.in_chunks(spec("float16", 64), "triton:sm_90") is None
+    found = schedules.in_chunks(spec("bfloat16", 16), "triton:sm_90")
+    assert found is not None and found.value_block == 16
+    with pytest.raises(ScheduleError, match="32 columns per program and 16 rows"):
+        chunk.lower(spec("bfloat16", 16), Schedule(order="chunk", rows=16, value_block=32, splits=2))
