@@ -108,7 +108,7 @@ def other(knob: Knob) -> object:
     if isinstance(knob.default, bool):
         return not knob.default
     assert isinstance(knob.default, int | float)
-    return knob.default * 2 if knob.default else 2
+    return knob.default * 2 if knob.default else 0.5 if isinstance(knob.default, float) else 2
 
 
 @pytest.mark.parametrize(("name", "knob"), [(name, knob) for name, knobs in CHANGES.items() for knob in knobs])
