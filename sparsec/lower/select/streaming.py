@@ -101,14 +101,14 @@ def default(spec: Selector, target: str) -> Schedule:
 
     sm_90 keeps such lists in the registers of 4 warps, and was measured: sorting candidates is most of the work, and
     128 tokens were best for single heads with short lists (MoBA at T16384, 0.080 ms). Shares of a softmax are taken in
-    two kernels there: 12.6 ms instead of 23.9 for NSA at 128K, 52 instead of 123 with windows of 32 every 16.
+    two kernels there: 12.6 ms instead of 23.9 for NSA at 128K, 55 instead of 123 with windows of 32 every 16
+    (52 with 64 candidates and two stages, which spill).
     """
     if not target.startswith("triton"):
         return Schedule(order="two_pass", rows=16, block=16, lanes=("m", "n", "d"), split_dims=False)
     if target == "triton:sm_90" and fits(spec) and _whole(spec):
         boxes, pooled = descriptors.pay(target, spec.dtype, spec.dim), spec.pool is not None
-        block, stages = (64, 2) if pooled else (128, 3)
-        return Schedule("apart", 64, block, warps=4, stages=stages, descriptors=boxes)
+        return Schedule("apart", 64, 32 if pooled else 128, warps=4, stages=3, descriptors=boxes)
     order = "two_pass" if spec.softmax else "one_pass"
     rows = 32 if spec.dtype == "float32" else 64
     if rows == 64 and target == "triton:sm_90" and spec.group is None and not spec.softmax and spec.slots <= 4:
