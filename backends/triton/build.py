@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_PROGRAMS = 65535
+"""Of CUDA and HIP, in all dimensions of a grid but the first."""
+
+
 class LaunchError(ValueError):
     """Tensors that a kernel cannot take, in one sentence with the numbers."""
 
@@ -92,12 +96,16 @@ def launch(
 ) -> Any:  # fmt: skip
     """Run a loaded kernel over its grid on the current stream of ``device``; what Triton compiled for it.
 
-    An empty grid does nothing and gives None. A ``chained`` kernel is one printed so.
+    An empty grid does nothing and gives None. A ``chained`` kernel is one printed so. Raises LaunchError for a grid
+    that no GPU takes.
     """
     import torch
 
     if 0 in grid:
         return None
+    if max(grid[1:], default=0) > MOST_PROGRAMS:
+        rule = f"a GPU takes {MOST_PROGRAMS} programs in the second and third dimension"
+        raise LaunchError(f"a grid of {tuple(grid)}: {rule}; give fewer sequences or heads at a time")
     if device is None or device.type != "cuda":
         return kernel[tuple(grid)](*args, **options(schedule))
     with torch.cuda.device(device):

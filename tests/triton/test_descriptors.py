@@ -7,7 +7,7 @@ import torch
 
 from sparsec.backends.triton.address import stride_limits
 from sparsec.backends.triton.arguments import descriptor_arguments, signature
-from sparsec.backends.triton.build import LaunchError, arguments
+from sparsec.backends.triton.build import LaunchError, arguments, launch
 from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
 from sparsec.testing.tile_attention import chunks, window, window_program
 from sparsec.testing.tile_cases import CASES
@@ -88,3 +88,8 @@ def test_strides_beyond_what_a_tile_can_address_are_refused() -> None:
     tensors["q"] = torch.zeros(16).as_strided((1, 1, 1, 16), (1, limit + 1, 1, 1))
     with pytest.raises(LaunchError, match=f"q_s1 is {limit + 1}; offsets inside a tile fit 32 bits up to {limit}"):
         arguments(case.program, Schedule(), tensors, case.params)
+
+
+def test_a_grid_that_no_gpu_takes_is_refused() -> None:
+    with pytest.raises(LaunchError, match=r"\(1, 1, 65536\).*65535 programs in the second and third"):
+        launch(None, (1, 1, 65536), (), Schedule())
