@@ -120,12 +120,14 @@ def test_twenty_kills_lose_only_what_was_running(tmp_path: Path) -> None:
         assert after >= max(before, told), "a verdict was lost"
         assert Records(tmp_path).read("key") is not None or after <= 1, "the record is gone or torn"
         most_open = max(most_open, still_open)
-    done, _ = stored(path)
+    done, still_open = stored(path)
     assert done > KILLS // 2, "the kills came too early to test anything"  # a loaded machine gets through fewer trials
     assert 0 < most_open <= 4 + 1, "a kill left more open than a batch"
     last = start(tmp_path, done + 10)
     output, _ = last.communicate(timeout=60)
-    assert output.splitlines()[0] == f"open {done}" and output.splitlines()[-1] == "done"
+    opened = int(output.splitlines()[0].removeprefix("open "))
+    assert done <= opened <= done + still_open, "what a second kill left running is rejected, nothing else is new"
+    assert output.splitlines()[-1] == "done"
     assert stored(path) == (done + 10, 0)
     ended = [t for t in Study(path, "toy", SPACE).trials() if t.state != "lost"]
     assert len({t.schedule for t in ended}) == len(ended) == done + 10
