@@ -1,4 +1,4 @@
-"""The inputs that most designs share, under one set of names and dims."""
+"""The inputs and functions that most designs share, under one set of names and dims."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from sparsec.ir import build as lang
 from sparsec.ir.node import Node
 
 Gates = Literal["sigmoid", "given"]
+
+
+def log1p_exp(x: str) -> str:
+    """log(1 + exp(−|x|)) as text, by its series where the exponential is small beside 1."""
+    e = f"exp(-abs({x}))"
+    series = f"{e} * (1.0 - {e} * (0.5 - {e} * (0.3333333333333333 - 0.25 * {e})))"
+    return f"where({e} < 0.01, {series}, log(1.0 + {e}))"
+
+
+LOG_SIGMOID = f"minimum(x0, 0.0) - {log1p_exp('x0')}"
 
 
 def queries() -> Node:

@@ -9,16 +9,6 @@ from sparsec.ir.build_state import recall, state, write
 from sparsec.ir.node import Node
 
 
-def log1p_exp(x: str) -> str:
-    """log(1 + exp(−|x|)) as text, by its series where the exponential is small beside 1."""
-    e = f"exp(-abs({x}))"
-    series = f"{e} * (1.0 - {e} * (0.5 - {e} * (0.3333333333333333 - 0.25 * {e})))"
-    return f"where({e} < 0.01, {series}, log(1.0 + {e}))"
-
-
-LOG_SIGMOID = f"minimum(x0, 0.0) - {log1p_exp('x0')}"
-
-
 def queries(ending: str = "") -> Node:
     """q ``[B,T,H,D]``."""
     return lang.input(f"q{ending}", "B T H D")

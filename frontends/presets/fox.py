@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from sparsec.frontends import patterns
-from sparsec.frontends.activations import keys_values, queries
+from sparsec.frontends.activations import LOG_SIGMOID, keys_values, queries
 from sparsec.ir import build as lang
 from sparsec.ir.node import Node
-
-LOG_SIGMOID = "minimum(x0, 0.0) - log(1.0 + exp(-abs(x0)))"
 
 
 def fox(*, window: int = 0, gates: Literal["logits", "log"] = "logits") -> Node:

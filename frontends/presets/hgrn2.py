@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sparsec.frontends.recurrent import LOG_SIGMOID, bank, keys, log_decays, queries, results, values
+from sparsec.frontends.activations import LOG_SIGMOID
+from sparsec.frontends.recurrent import bank, keys, log_decays, queries, results, values
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import write
 from sparsec.ir.error import DeclarationError

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from sparsec.frontends.activations import log1p_exp
 from sparsec.frontends.recurrent import (
     Shared,
     bank,
     counted,
     keys,
-    log1p_exp,
     log_decays,
     queries,
     rates,
