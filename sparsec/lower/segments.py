@@ -83,8 +83,8 @@ def packed(kernel: Kernel, lowered: Lowered) -> tuple[Kernel, Lowered]:
 
 def _refuse_halves(lowered: Lowered, layouts: Mapping[str, Layout | None]) -> None:
     """Raises PlanError where one program runs over all documents and another per document: they agree on no places."""
-    flat = [held for s in lowered.steps if s.flat and any(held := _along(s.program, layouts))]
-    if any(all(held) for held in flat) and not all(all(held) for held in flat):
+    flat = [all(held) for s in lowered.steps if s.flat and (held := _along(s.program, layouts))]
+    if any(flat) and not all(flat):
         raise PlanError(
             f"{lowered.steps[0].program.name}: packed documents give no gradient of a tensor that all share where a "
             "map also reads one that each has of its own; expand the latter to all tokens"
@@ -115,10 +115,10 @@ def _step(step: Step, params: Mapping[str, Expr], layouts: Mapping[str, Layout |
     program, chosen = step.program, step.schedule
     if chosen.descriptors:
         chosen = replace(chosen, descriptors=False, registers=0, stages=max(chosen.stages, 2))
-    held = [layouts.get(t.name) for t in program.tensors]
-    if all(found is None or found.along is None for found in held):
+    held = _along(program, layouts)
+    if not held:
         return step
-    if step.flat and all(found is None or found.along is not None for found in held):
+    if step.flat and all(held):
         return Step(_flat(program), chosen)
     return Step(_Segmented(program, params, layouts, table).program(), chosen)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sparsec.lower.gathered import chunks, flat, partials
 from sparsec.lower.gathered.chunks import Frame
-from sparsec.lower.ranges import TileRange, tile_ranges
+from sparsec.lower.ranges import TileRange, tile_ranges, walk
 from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
 from sparsec.plan.specs import Piece
 from sparsec.scalar.fn import Fn
@@ -109,13 +109,7 @@ def _phases(f: Frame, stretch: Stretch, r: TileRange, state: list[Node], member:
     def visit(masked: bool) -> Callable[..., Sequence[Node]]:
         return lambda at, *carried: _step(f, stretch, at, masked, carried, member)
 
-    stages = f.schedule.stages
-    if not r.inner:
-        return tile.loop(r.start, r.stop, 1, state, visit(True), stages)
-    if r.head:
-        state = tile.loop(r.start, r.inner_start, 1, state, visit(True), stages)
-    state = tile.loop(r.inner_start, r.inner_stop, 1, state, visit(False), stages)
-    return tile.loop(r.inner_stop, r.stop, 1, state, visit(True), stages) if r.tail else state
+    return walk(r, state, visit, f.schedule.stages)
 
 
 def _step(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, least, mul
+from sparsec.lower.scan.cell import padded
 from sparsec.plan.scan_specs import Operand, Writes
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
@@ -163,7 +164,7 @@ class Chunked:
 
 def power(size: int) -> int:
     """The smallest power of two that is not less, at least 16."""
-    return max(16, 1 << (size - 1).bit_length())
+    return max(16, padded(size))
 
 
 def refusal(writes: Writes, schedule: Schedule) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sparsec.lower import softmax
 from sparsec.lower.pieces import Span, dot_over, spans
-from sparsec.lower.ranges import TileRange, nth, outside_interior, tile_ranges, total
+from sparsec.lower.ranges import TileRange, nth, outside_interior, tile_ranges, total, walk
 from sparsec.lower.scalars import add, captured, ceil_div, least, mul, sub
 from sparsec.lower.tiled.score import modified, pair_env, seen
 from sparsec.plan.specs import Piece, TiledAttention
@@ -142,17 +142,11 @@ def _read_piece(frame: Frame, piece: Piece, state: list[Node]) -> list[Node]:
 
 def _read_phases(frame: Frame, piece: Piece, r: TileRange, state: list[Node]) -> list[Node]:
     """A loop each for the masked head, the mask-free interior and the masked tail of a range."""
-    stages = frame.schedule.stages
 
     def visit(masked: bool) -> Callable[..., Sequence[Node]]:
         return lambda at, *carried: _step(frame, piece, at, None if masked else False, carried)
 
-    if not r.inner:
-        return tile.loop(r.start, r.stop, 1, state, visit(True), stages)
-    if r.head:
-        state = tile.loop(r.start, r.inner_start, 1, state, visit(True), stages)
-    state = tile.loop(r.inner_start, r.inner_stop, 1, state, visit(False), stages)
-    return tile.loop(r.inner_stop, r.stop, 1, state, visit(True), stages) if r.tail else state
+    return walk(r, state, visit, frame.schedule.stages)
 
 
 def _read_list(frame: Frame, piece: Piece, state: list[Node]) -> list[Node]:
