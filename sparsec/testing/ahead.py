@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,19 @@ def wide_dots(program: Program) -> bool:
     """Whether a program multiplies half-precision tiles of 64 rows or more, as Hopper's warp groups do."""
     dots = [node for node in reachable(program.effects) if node.op is TileOp.DOT]
     return any(d.axes[0].size >= 64 and d.args[0].dtype != "float32" for d in dots)
+
+
+def unfit(
+    layers: Mapping[str, Iterable[AnySpec]], arch: str, folder: Path, wide: Callable[[Program], bool] = wide_dots
+) -> dict[str, object]:
+    """What does not fit of the kernels of layers by name; ``wide`` says which Hopper multiplies by warp groups."""
+    wanted = [
+        (f"{name}: {program.name}", wide(program), job)
+        for name, specs in layers.items()
+        for spec in specs
+        for program, job in jobs(spec, arch)
+    ]
+    return misfits(wanted, arch, folder)
 
 
 def misfits(wanted: Sequence[tuple[str, bool, Job]], arch: str, folder: Path) -> dict[str, object]:

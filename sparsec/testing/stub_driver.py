@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,16 +32,23 @@ def tensor_at(address: int, like: Tensor) -> Tensor:
     return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
 
 
-class Interpreted:
-    """One program's launch on addresses, in Python and as the C++ module takes it."""
+class OnAddresses:
+    """One program's launch on addresses: the tile interpreter on what lies there."""
 
-    def __init__(self, stub: Stub, program: Program, likes: list[Tensor], params: dict[str, int]) -> None:
-        self.program, self.likes, self.params, self.stub = program, likes, params, stub
-        self.handle = stub.add(self)
+    def __init__(self, program: Program, likes: list[Tensor], params: dict[str, int]) -> None:
+        self.program, self.likes, self.params = program, likes, params
 
     def __call__(self, pointers: Sequence[int], stream: int) -> None:
         named = zip(self.program.tensors, pointers, self.likes, strict=True)
         interpret(self.program, {t.name: tensor_at(p, like) for t, p, like in named}, self.params)
+
+
+class Interpreted(OnAddresses):
+    """The same, and as the C++ module takes it."""
+
+    def __init__(self, stub: Stub, program: Program, likes: list[Tensor], params: dict[str, int]) -> None:
+        super().__init__(program, likes, params)
+        self.handle = stub.add(self)
 
     def packed(self) -> Packed:
         """A number before the addresses, and one after them, so that places matter."""
@@ -97,7 +105,12 @@ class Stub:
         return 0
 
 
-def learned(compiled: Compiled, ready: Ready, given: dict[str, Tensor], stub: Stub) -> Learned:
+def learned(
+    compiled: Compiled,
+    ready: Ready,
+    given: dict[str, Tensor],
+    launch: Callable[[Program, list[Tensor], dict[str, int]], OnAddresses] = OnAddresses,
+) -> Learned:
     """Launches that take addresses, as a GPU's do, and run the tile interpreter on what lies there."""
     buffers, found = ready.run(given), []
     for kernel in (compiled.built(k, ready.dims) for k in ready.plan.kernels):
@@ -106,7 +119,7 @@ def learned(compiled: Compiled, ready: Ready, given: dict[str, Tensor], stub: St
         for step in kernel.lowered.steps:
             names = tuple(t.name for t in step.program.tensors)
             likes = [{**buffers, **scratch}[n] for n in names]
-            programs.append((names, Interpreted(stub, step.program, likes, fixed.params)))
+            programs.append((names, launch(step.program, likes, fixed.params)))
         found.append((kernel.kernel.name, programs))
     return found
 
@@ -121,4 +134,5 @@ def hooks(enter: Callable[[object], None] | None = None) -> SimpleNamespace:
 def quick_of(compiled: Compiled, ready: Ready, tensors: Sequence[Tensor], stub: Stub, told: Any = None) -> Quick:
     """The quick way of a call with launches of the stub, in C++."""
     gpu = Device(lambda: -1, lambda index: 0, lambda: False, stub.module, told or hooks())
-    return on_gpu(ready, learned(compiled, ready, dict(zip(ready.names, tensors, strict=True)), stub), tensors, gpu)
+    named = dict(zip(ready.names, tensors, strict=True))
+    return on_gpu(ready, learned(compiled, ready, named, partial(Interpreted, stub)), tensors, gpu)

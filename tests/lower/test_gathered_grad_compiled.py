@@ -17,10 +17,11 @@ from torch import Tensor
 
 from sparsec.backends.tvm.build import compile
 from sparsec.lower.registry import default, lower_kernel
+from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import element, var
 from sparsec.scalar.functions import tanh
-from sparsec.testing.ahead import ARCHITECTURES, jobs, misfits, shared_out, wide_dots
+from sparsec.testing.ahead import ARCHITECTURES, shared_out, unfit
 from sparsec.testing.gathered_case import Sizes, attention, draw, grad_kv, grad_q, truth
 from sparsec.testing.scratch import with_scratch
 
@@ -86,25 +87,19 @@ def test_triton_agrees_with_autograd(per: str, tmp_path: Path) -> None:
     assert max(errors.values()) < 2e-6
 
 
-def wrong(names: Iterable[str], arch: str, folder: Path) -> dict[str, object]:
-    """What does not fit of the layers named."""
-    wanted = [
-        (f"{name}: {program.name}", wide_dots(program), job)
-        for name, layer in ((name, LAYERS[name]) for name in names)
-        for spec in (grad_q(layer), grad_kv(layer))
-        for program, job in jobs(spec, arch)
-    ]
-    return misfits(wanted, arch, folder)
+def specs(names: Iterable[str]) -> dict[str, list[AnySpec]]:
+    """The backward kernels of the layers named."""
+    return {name: [grad_q(LAYERS[name]), grad_kv(LAYERS[name])] for name in names}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_defaults_fit_without_spills(arch: str, tmp_path: Path) -> None:
-    assert wrong(shared_out(LAYERS, arch), arch, tmp_path) == {}
+    assert unfit(specs(shared_out(LAYERS, arch)), arch, tmp_path) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_default_fits_everywhere(arch: str, tmp_path: Path) -> None:
-    assert wrong(LAYERS, arch, tmp_path) == {}
+    assert unfit(specs(LAYERS), arch, tmp_path) == {}

@@ -19,7 +19,7 @@ from sparsec.lower.registry import default, lower_kernel
 from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import AnySpec, SummariseGrad
 from sparsec.plan.specs import Selector, Summarise
-from sparsec.testing.ahead import ARCHITECTURES, jobs, misfits, shared_out
+from sparsec.testing.ahead import ARCHITECTURES, shared_out, unfit
 from sparsec.testing.scratch import with_scratch
 from sparsec.testing.selector_case import OUTPUTS, Sizes, draw, grads, selector, truth
 
@@ -93,14 +93,8 @@ def test_triton_agrees_with_autograd(tmp_path: Path) -> None:
 
 
 def wrong(names: Iterable[str], arch: str, folder: Path) -> dict[str, object]:
-    """What does not fit of the layers named."""
-    wanted = [
-        (f"{name}: {program.name}", False, job)
-        for name, specs in ((name, LAYERS[name]) for name in names)
-        for spec in specs
-        for program, job in jobs(spec, arch)
-    ]
-    return misfits(wanted, arch, folder)
+    """What does not fit of the layers named; none is asked to use warp groups."""
+    return unfit({name: LAYERS[name] for name in names}, arch, folder, wide=lambda program: False)
 
 
 @pytest.mark.slow

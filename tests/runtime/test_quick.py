@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,11 +21,10 @@ from sparsec.ir.error import InputError
 from sparsec.runtime.arena import STEP, placed
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.inputs import inputs
-from sparsec.runtime.quick import Device, Learned, on_gpu
+from sparsec.runtime.quick import Device, on_gpu
 from sparsec.runtime.ready import Ready
+from sparsec.testing.stub_driver import learned
 from sparsec.testing.whole_case import WholeCase, on
-from sparsec.tile.interpreter import interpret
-from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
 NAMES = ["streaming", "msa-random-alone", "hsa-window", "nsa", "moba", "alibi-lse"]
@@ -48,34 +44,6 @@ def test_the_second_call_gives_the_same_bits(name: str, dtype: str) -> None:
         assert all(torch.equal(slow[n], x) for n, x in zip(plan.outputs, outputs, strict=True))
 
 
-def tensor_at(address: int, like: Tensor) -> Tensor:
-    """A tensor on memory that is known by its address."""
-    count = 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True))
-    memory = (ctypes.c_char * (count * like.element_size())).from_address(address)
-    return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
-
-
-def interpreted(compiled: Compiled, ready: Ready, given_: dict[str, Tensor]) -> Learned:
-    """Launches that take addresses, as a GPU's do, and run the tile interpreter on what lies there."""
-    buffers, found = ready.run(given_), []
-
-    def launch(
-        program: Program, likes: list[Tensor], params: dict[str, int], pointers: Sequence[int], stream: int
-    ) -> None:
-        named = zip(program.tensors, pointers, likes, strict=True)
-        interpret(program, {t.name: tensor_at(p, like) for t, p, like in named}, params)
-
-    for kernel in (compiled.built(k, ready.dims) for k in ready.plan.kernels):
-        fixed, programs = ready.fixed[kernel.kernel.name], []
-        scratch = {n: torch.empty(shape, dtype=getattr(torch, d)) for n, shape, d in fixed.scratch}
-        for step in kernel.lowered.steps:
-            names = tuple(t.name for t in step.program.tensors)
-            likes = [{**buffers, **scratch}[n] for n in names]
-            programs.append((names, partial(launch, step.program, likes, fixed.params)))
-        found.append((kernel.kernel.name, programs))
-    return found
-
-
 @pytest.mark.parametrize("name", ["hsa-window", "nsa", "moba", "alibi-lse"])
 def test_addresses_in_one_block(name: str) -> None:
     """What a GPU's quick way does with addresses and with memory that is used again, on the CPU's memory."""
@@ -87,7 +55,7 @@ def test_addresses_in_one_block(name: str) -> None:
 def same_bits(compiled: Compiled, ready: Ready, tensors: list[Tensor]) -> None:
     """Addresses in one block, and a tensor for each buffer, give the same."""
     named = dict(zip(ready.names, tensors, strict=True))
-    quick = on_gpu(ready, interpreted(compiled, ready, named), tensors, GPU)
+    quick = on_gpu(ready, learned(compiled, ready, named), tensors, GPU)
     outputs, slow = quick.run(tensors), ready.run(named)
     assert outputs is not None
     assert all(torch.equal(slow[n], x) for n, x in zip(ready.outputs, outputs, strict=True))
