@@ -1,0 +1,96 @@
+"""Softmax attention by flash-linear-attention's names: causal, windowed, with sinks, with forget gates; MoBA."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsec.compat.fla.options import need, refuse
+from sparsec.compat.fla.run import check_packed
+from sparsec.frontends import patterns
+from sparsec.frontends.activations import keys_values, queries
+from sparsec.frontends.preset import preset
+from sparsec.ir import build as lang
+from sparsec.ir.node import Node
+from sparsec.ir.variant import Variant, variant
+from sparsec.runtime.compiled import Compiled, compile
+
+FADING = "score + (decay[b, i, h] - decay[b, j, h])"
+
+
+def declare(window: int | None, fading: bool, sink: bool, scale: float | None) -> Variant:
+    """Causal attention with inputs q, k, v and, where they are used, log-gates g and logits sink."""
+    memory = keys_values()
+    seen = lang.mask(memory, where="causal" if window is None else patterns.window(window))
+    how: dict[str, Node | str] = {"sink": lang.input("sink", "H", "float32")} if sink else {}
+    if fading:
+        how |= {"bias": FADING, "decay": lang.prefix(lang.input("g", "B TK H float32"))}
+    return variant("attention", lang.attend(queries(), memory, seen, scale=scale, **how))  # type: ignore[arg-type]
+
+
+@cache
+def _attention(device: str, window: int | None, fading: bool, sink: bool, scale: float | None) -> Compiled:
+    return compile(declare(window, fading, sink, scale), target=device)
+
+
+@cache
+def _moba(device: str, block: int, k: int) -> Compiled:
+    return compile(preset("moba", block=block, k=k), target=device)
+
+
+def parallel_attn(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, scale: float | None = None,
+    window_size: int | None = None, cu_seqlens: Tensor | None = None, chunk_indices: Tensor | None = None, *,
+    sink_bias: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Causal attention, q ``[B,T,HQ,K]`` -> ``[B,T,HQ,V]``.
+
+    ``window_size`` tokens are seen, the query's own among them; scores fade by log-gates g ``[B,T,HQ]``;
+    ``sink_bias`` ``[HQ]`` are logits that only join the denominator.
+    """
+    layer = _attention(q.device.type, window_size, g is not None, sink_bias is not None, scale)
+    inputs = {"q": q, "k": k, "v": v} | ({} if g is None else {"g": g.float()})
+    shared = {} if sink_bias is None else {"sink": sink_bias.float()}
+    return rowed(layer, "parallel_attn", inputs, cu_seqlens, **shared)
+
+
+def parallel_forgetting_attn(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float | None = None, window_size: int | None = None,
+    cu_seqlens: Tensor | None = None, **options: Any,
+) -> Tensor:  # fmt: skip
+    """``parallel_attn`` whose log-gates g ``[B,T,HQ]`` are needed (FoX)."""
+    refuse("parallel_forgetting_attn", **options)
+    need("parallel_forgetting_attn", g=g)
+    return parallel_attn(q, k, v, g, scale, window_size, cu_seqlens)
+
+
+def parallel_moba(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, chunk_size: int, topk: int
+) -> Tensor:
+    """MoBA over packed documents ``[tokens,H,D]``: ``topk`` chunks per query and head, its own counted."""
+    ends = cu_seqlens.to(torch.int32)
+    done = _moba(q.device.type, chunk_size, topk)(
+        q=q, k=k, v=v, cu_seqlens=ends, max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen
+    )
+    assert isinstance(done, Tensor)
+    return done
+
+
+def rowed(layer: Compiled, op: str, inputs: dict[str, Tensor], cu_seqlens: Any, **shared: Tensor) -> Tensor:
+    """A layer with one output over a batch, or over the documents of one row; ``shared`` inputs have no tokens.
+
+    ``cu_seqlens`` may be a pair, of queries and of keys.
+    """
+    inputs = {name: x.contiguous() for name, x in inputs.items()}
+    if cu_seqlens is None:
+        done = layer(**inputs, **shared)
+    else:
+        ends = cu_seqlens if isinstance(cu_seqlens, tuple) else (cu_seqlens,)
+        check_packed(op, inputs["q"], ends[0], None)
+        both = dict(zip(("cu_seqlens", "cu_seqlens_k"), (end.to(torch.int32) for end in ends), strict=False))
+        done = layer(**{name: x[0] for name, x in inputs.items()}, **shared, **both)
+    assert isinstance(done, Tensor)
+    return done if cu_seqlens is None else done[None]

@@ -1,0 +1,44 @@
+"""Options of flash-linear-attention's ops: those that mean nothing here, and those that are refused by name."""
+
+from __future__ import annotations
+
+from sparsec.ir.error import InputError
+
+# They choose among kernels or save work on the host; the result is the same without them.
+WITHOUT_EFFECT = frozenset(
+    {"chunk_size", "cu_seqlens_cpu", "chunk_indices", "disable_recompute", "safe_gate", "checkpoint_level"}
+)
+REFUSED = {
+    "head_first": "inputs are [B, T, H, D]",
+    "cp_context": "sparsec runs on one device",
+    "return_intermediate_states": "chunk states are not kept",
+    "use_graph": "every call can be captured as it is",
+    "max_num_seqs": "every call can be captured as it is",
+    "output_attentions": "no kernel writes attention out",
+    "gv": "states decay per head or key channel",
+}
+
+
+def refuse(op: str, **options: object) -> None:
+    """Raises InputError for the first option that is set and not supported, or not known at all."""
+    for name, value in options.items():
+        if name in WITHOUT_EFFECT:
+            continue
+        if name not in REFUSED:
+            raise InputError(f"{op}: {name}", repr(value), "there is no such option", f"leave out {name}")
+        if name == "head_first" or (value is not None and value is not False):
+            raise InputError(f"{op}: {name}", repr(type(value).__name__), REFUSED[name], f"leave out {name}")
+
+
+def need(op: str, **tensors: object) -> None:
+    """Raises InputError for the first tensor that is missing."""
+    for name, value in tensors.items():
+        if value is None:
+            raise InputError(f"{op}: {name}", "None", "it is needed here", f"give {name}")
+
+
+def forbid(op: str, reason: str, **tensors: object) -> None:
+    """Raises InputError for the first tensor that is given and may not be."""
+    for name, value in tensors.items():
+        if value is not None:
+            raise InputError(f"{op}: {name}", "a tensor", reason, f"leave out {name}")
