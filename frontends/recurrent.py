@@ -75,10 +75,11 @@ def written(
     weight: Node | None = None,
     gate: str = "B T HKV",
     rated: bool = True,
+    raw: bool = False,
 ) -> Node:
-    """A bank after every token: log-decays g ``[B,T,HKV]`` or ``gate``, and, if rated, beta = sigmoid(b)."""
-    decay = lang.input(f"g{ending}", gate)
-    beta = rate(f"b{ending}") if rated else None
+    """A bank after every token: log-decays g fp32 ``[B,T,HKV]`` or ``gate``, and, if rated, beta = sigmoid(b)."""
+    decay = lang.input(f"g{ending}", f"{gate} float32")
+    beta = (lang.input(f"beta{ending}", "B T HKV") if raw else rate(f"b{ending}")) if rated else None
     return write(bank, k, v, rule=rule, beta=beta, decay=decay, route=route, weight=weight)
 
 

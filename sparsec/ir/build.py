@@ -23,9 +23,12 @@ def input(name: str, shape: str | Sequence[str | int | Expr], dtype: str = "floa
     return make(Op.INPUT, (), name=name, shape=dims, dtype=stated or dtype)
 
 
-def map(*x: Node, fn: Expression | None = None, row: str = "none") -> Node:
-    """``fn`` of x0, x1, … elementwise, broadcast from the last dim; ``row`` (softmax, l2norm) is applied before."""
-    return make(Op.MAP, x, fn=fn, row=row)
+def map(*x: Node, fn: Expression | None = None, row: str = "none", align: str = "none") -> Node:
+    """``fn`` of x0, x1, … elementwise, broadcast from the last dim; ``row`` (softmax, l2norm) is applied before.
+
+    ``align = heads``: what has fewer dims, ``[B,T,H]`` or ``[H]``, is one number for a row ``[B,T,H,D]`` of the others.
+    """
+    return make(Op.MAP, x, fn=fn, row=row, align=align)
 
 
 def prefix(x: Node, *, fn: Expression | None = None) -> Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sparsec.ir.adjoint import handed_back, key_of, targets
+from sparsec.ir.align import aligned
 from sparsec.ir.node import Kind, Node, Shape
 from sparsec.ir.op import Op
 from sparsec.ir.scores import ONE, ceil_div, key_heads, read_heads, unit_size, units
@@ -24,8 +25,8 @@ def _input(node: Node) -> Result:
 
 def _map(node: Node) -> Result:
     shape: Shape = ()
-    for source in node.src:
-        shape = _broadcast(shape, source.shape)
+    for other in aligned(node):
+        shape = _broadcast(shape, other)
     return shape, "tensor", node.src[0].dtype
 
 

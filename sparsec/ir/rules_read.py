@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsec.ir.align import aligned
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rules_select import Problem, dims, grouped, rank
@@ -37,10 +38,11 @@ def summary(node: Node) -> Problem | None:
 
 
 def mapped(node: Node) -> Problem | None:
-    """Sources broadcast at their last dims."""
-    for one in node.src:
-        for other in node.src:
-            pairs = zip(reversed(one.shape), reversed(other.shape), strict=False)
+    """Sources broadcast at their last dims, or at their heads."""
+    shapes = aligned(node)
+    for one, shape in zip(node.src, shapes, strict=True):
+        for other, another in zip(node.src, shapes, strict=True):
+            pairs = zip(reversed(shape), reversed(another), strict=False)
             if any(clash(a, b) and ONE not in (a, b) for a, b in pairs):
                 return Problem(
                     f"{dims(one)} and {dims(other)}", "dims must be equal or 1, from the last", "match their shapes"

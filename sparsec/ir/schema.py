@@ -83,7 +83,11 @@ SCHEMA: dict[Op, Schema] = {
     ),
     Op.MAP: Schema(
         (("x+", _TENSOR),),
-        attrs={"fn": _number(MAPPED), "row": _choice("none", "softmax", "l2norm")},
+        attrs={
+            "fn": _number(MAPPED),
+            "row": _choice("none", "softmax", "l2norm"),
+            "align": _choice("none", "heads"),
+        },
     ),
     Op.PREFIX: Schema((("x", _TENSOR),), attrs={"fn": _number(MAPPED)}),
     Op.TOKENS: Schema((("k", _TENSOR), ("v?", _TENSOR)), attrs={"chunk": _count(None)}),

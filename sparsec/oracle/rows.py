@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsec.ir.adjoint import passes_straight
+from sparsec.ir.align import lifted
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle import merge
@@ -183,7 +184,7 @@ def mapped(ev: Evaluation, node: Node) -> Tensor:
     """A map of which some sources are rows in hand; the others are broadcast against them from the last dim."""
     sources = []
     for source in node.src:
-        ahead = len(node.shape) - len(source.shape)
+        ahead = len(node.shape) - len(source.shape) - lifted(node, source)
         x = ev.rows(source) if ahead == 0 else ev.tensor(source)
         sources.append(x.index_select(0, ev.index) if ahead == 1 and x.shape[0] > 1 else x)
     return map_function(ev, node, sources)

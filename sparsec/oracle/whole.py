@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Tensor
 
+from sparsec.ir.align import lifted
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle.adjoint import vjp
@@ -58,10 +59,11 @@ def mapped(ev: Evaluation, node: Node) -> Tensor:
 
 def map_function(ev: Evaluation, node: Node, sources: Sequence[Tensor]) -> Tensor:
     """The row function of each source, then the traced function of all, broadcast from the last dim."""
-    env = {f"x{n}": _ROW[node.word("row")](x) for n, x in enumerate(sources)}
+    found = [x[..., None] if lifted(node, s) else x for x, s in zip(sources, node.src, strict=True)]
+    env = {f"x{n}": _ROW[node.word("row")](x) for n, x in enumerate(found)}
     fn = node.expr("fn")
     assert fn is not None
-    shape = torch.broadcast_shapes(*(x.shape for x in sources))
+    shape = torch.broadcast_shapes(*(x.shape for x in found))
     return ev.expression(fn, env).expand(shape)
 
 

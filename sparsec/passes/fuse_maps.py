@@ -28,6 +28,8 @@ def one_map(node: Node) -> Node | None:
     """As above; at most as many sources as a map has names for."""
     if node.op is not Op.MAP or node["row"] != "none" or all(s.op is not Op.MAP for s in node.src):
         return None
+    if any(m.op is Op.MAP and m["align"] != "none" for m in (node, *node.src)):
+        return None
     row = _common_row(node)
     inside = [s.op is Op.MAP and s.word("row") == row for s in node.src]
     sources = [x for s, opened in zip(node.src, inside, strict=True) for x in (s.src if opened else (s,))]

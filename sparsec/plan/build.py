@@ -17,7 +17,7 @@ from sparsec.plan.memory import ordered
 from sparsec.plan.merge import merge
 from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
-from sparsec.plan.precision import OUTPUTS, exact, handed
+from sparsec.plan.precision import OUTPUTS, exact, handed, merged
 from sparsec.plan.prefix import prefix
 from sparsec.plan.scan import readers_of, scan
 from sparsec.plan.select import select
@@ -50,7 +50,7 @@ def build_plan(
     planner.producers = PRODUCERS
     if not any(depends_on(dim, "B") for n in nodes if n.op is Op.INPUT for dim in n.shape):
         planner.batch = constant(1)
-    planner.exact = exact(nodes, outputs)
+    planner.exact, planner.merged = exact(nodes, outputs), merged(nodes, outputs)
     planner.readers = Counter([*outputs, *(s for n in nodes if n.op is not Op.VJP for s in n.src)])
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)
     kinds = {b: replace(planner.buffers[b], role="output") for b in buffers if planner.buffers[b].role != "input"}
@@ -81,7 +81,7 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
     if node.op is Op.PREFIX:
         return prefix(planner, node)
     if node.op is Op.WRITE:
-        scan(planner, node, planner.sizes.dtype)
+        scan(planner, node)
         return planner.places[node, "tensor"]
     if node.op is Op.VJP or is_total(node):
         return gradient(planner, node, dtype)
@@ -110,7 +110,7 @@ def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
     elif node.op is Op.MERGE:
         merge(planner, node, wants_lse or node in planner.lse_of, dtype, lambda n, w, d: _value(planner, n, w, d))
     elif node.op is Op.RECALL:
-        scan(planner, node.src[1], dtype)
+        scan(planner, node.src[1])
     else:
         raise planner.refuse(node, "no schedule class computes this op forward yet; the oracle runs it")
     return planner.places[node, "o"]

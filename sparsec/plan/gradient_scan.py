@@ -27,7 +27,7 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     own = {node.word("of"): operand for node, operand in made.items() if node.src[0] is written}
     asked = {node.src[0]: operand for node, operand in made.items() if node.src[0] is not written}
     reads = tuple(replace(question(planner, written, r), out=Operand(f"{r.op.value}", "float32")) for r in grads)
-    given = tuple(_given(source(grad, planner.sizes.dtype), planner) for grad in grads.values())
+    given = tuple(_given(source(grad, _dtype(planner, r)), planner) for r, grad in grads.items())
     names = [operand.name for operand in made.values()]
     grad_final = source(final, "float32") if final is not None else None
     initial = own.get("state")
@@ -86,6 +86,11 @@ def _cotangents(planner: Planner, written: Node, wanted: list[Node]) -> tuple[di
 def _made(planner: Planner, vjp: Node) -> Operand:
     dtype = planner.precision(vjp, planner.sizes.dtype_of(vjp))
     return Operand(planner.temporary(vjp, "tensor", vjp.shape, dtype), dtype)
+
+
+def _dtype(planner: Planner, reader: Node) -> str:
+    """Of the gradient of what a reader was answered: exact where the answer is."""
+    return "float32" if reader in planner.exact else planner.sizes.dtype
 
 
 def _given(name: str, planner: Planner) -> Operand:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sparsec.ir.align import lifted
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.scores import ONE
@@ -103,7 +104,9 @@ def _source(planner: Planner, node: Node, name: str, source: Node, row: str, dim
     dtype = planner.buffers[name].dtype
     if not dtype.startswith(("float", "bfloat")):
         raise planner.refuse(node, f"`{name}` is {dtype}; kernels map floats: convert it before the call")
-    return MapSource(name, dtype, extents(planner, node, source.shape, dims), row)
+    alone = lifted(node, source)
+    shape = extents(planner, node, (*source.shape, ONE) if alone else source.shape, dims)
+    return MapSource(name, dtype, shape, row, alone)
 
 
 def extents(planner: Planner, node: Node, shape: Sequence[Expr], dims: dict[str, Expr]) -> Shape:

@@ -22,12 +22,19 @@ class MapSource:
 
     Attributes:
         row: none, l2norm (x · rsqrt(Σx² + 1e-6)) or softmax, over the tensor's own last dim.
+        lifted: whether the last dim, 1, is not one of the tensor's own: a number per token and head for rows of others.
     """
 
     name: str
     dtype: str
     shape: Shape
     row: str = "none"
+    lifted: bool = False
+
+    @property
+    def stored(self) -> Shape:
+        """The shape in memory."""
+        return self.shape[:-1] if self.lifted else self.shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,18 +17,26 @@ def exact(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
     """Values in fp32 that are no results.
 
     Maps that a kernel adds up, multiplies or takes exponents of, one number per token and head (or a decay): gates,
-    write strengths, terms of running sums. Outputs of attention and of states that maps alone read.
+    write strengths, terms of running sums. What one level leaves to the next, which may be a small difference. Outputs
+    of attention and of states that maps alone read.
     """
     readers = _readers(nodes, outputs)
     maps = {n for n in nodes if n.op is Op.MAP and any(_gains(r, n) for r in readers[n])}
     maps = {n for n in maps if all(r.op in TOLERANT or _gains(r, n) for r in readers[n])}
+    maps |= left(nodes)
     read = {n for n in nodes if n.op in OUTPUTS and readers[n] and all(r.op is Op.MAP for r in readers[n])}
-    banks: dict[Node, bool] = {}
-    for n in nodes:
-        if n.op is Op.RECALL:  # one kernel for all that read a bank, and one dtype
-            banks[n.src[1]] = banks.get(n.src[1], True) and n in read
-    alone = {n for n in read if n.op is not Op.RECALL or banks[n.src[1]]}
-    return frozenset(maps | alone) - frozenset(outputs)
+    return frozenset(maps | read) - frozenset(outputs)
+
+
+def merged(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
+    """What merges read and is no result: they take fp32."""
+    return frozenset(s for n in nodes if n.op is Op.MERGE for s in n.src) - frozenset(outputs)
+
+
+def left(nodes: Sequence[Node]) -> frozenset[Node]:
+    """Maps of what states answered that are written to states: what a level leaves to the next."""
+    stored = {n.src[2] for n in nodes if n.op is Op.WRITE}
+    return frozenset(n for n in stored if n.op is Op.MAP and any(s.op is Op.RECALL for s in n.src))
 
 
 def _readers(nodes: Sequence[Node], outputs: Sequence[Node]) -> Mapping[Node, list[Node]]:
@@ -52,6 +60,8 @@ def _gains(reader: Node, source: Node) -> bool:
 def handed(nodes: Sequence[Node]) -> frozenset[Node]:
     """Gradients of activations that adjoints of maps alone read: in the dtype of the inputs, as what they are of."""
     found = {v for v in nodes if v.op is Op.VJP and len(v.shape) == 4}
+    small = left(nodes)
+    found -= {v for v in found if v.src[0].op is Op.WRITE and v["of"] == "v" and v.src[0].src[2] in small}
     for reader in nodes:
         through = reader.op is Op.VJP and reader.src[0].op is Op.MAP
         found -= {s for s in reader.src if not through or s is not reader.positional[1]}

@@ -15,13 +15,13 @@ from sparsec.scalar.expr import Expr
 LENGTH = "N"
 
 
-def scan(planner: Planner, written: Node, dtype: str) -> Scan:
-    """The kernel of a written bank, planned on first use; outputs are of ``dtype``."""
+def scan(planner: Planner, written: Node) -> Scan:
+    """The kernel of a written bank, planned on first use."""
     found = planner.specs.get(written)
     if isinstance(found, Scan):
         return found
     writes, readers = writes_of(planner, written), planner.recalls.get(written, ())
-    reads = tuple(_read(planner, written, reader, dtype) for reader in readers)
+    reads = tuple(_read(planner, written, reader) for reader in readers)
     final = None
     if written in planner.finals:
         final = planner.temporary(written, "tensor", written.shape, "float32")
@@ -101,8 +101,9 @@ def _operand(planner: Planner, node: Node) -> Operand:
     return Operand(name, planner.buffers[name].dtype)
 
 
-def _read(planner: Planner, written: Node, reader: Node, dtype: str) -> Read:
-    """One recall as a read of the scan, its output a new buffer."""
+def _read(planner: Planner, written: Node, reader: Node) -> Read:
+    """One recall as a read of the scan, its output a new buffer; fp32 for maps and merges."""
+    dtype = "float32" if reader in planner.exact | planner.merged else planner.sizes.dtype
     asked = question(planner, written, reader)
     out = planner.temporary(reader, "o", reader.shape, dtype)
     return replace(asked, out=Operand(out, dtype))

@@ -14,7 +14,7 @@ from sparsec.ir.variant import Variant
 from sparsec.passes import pipeline
 from sparsec.passes.differentiate import Differentiated, differentiate
 from sparsec.passes.observers import Diffs
-from sparsec.passes.pipeline import PIPELINE, run, training
+from sparsec.passes.pipeline import PIPELINE, training
 from sparsec.testing.variants import small
 
 PLAIN = """variant plain(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]) {
@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str, str]] = {
         "topk `chosen`: selector_gradient = kl",
         "aux(scores, selection, target = the attend) {fn = kl}",
     ),
-    "levels of states": (lambda: training(preset("rsa")), "residual ", "its gradient is not derived yet"),
+    "a residual": (lambda: differentiate(preset("rsa")), "residual ", "its gradient is not derived yet"),
     "a training signal": (
         lambda: training(preset("sse", balance=0.01)),
         "its gradient is not derived yet",
@@ -174,7 +174,7 @@ def test_states_beside_what_is_differentiated_are_no_obstacle() -> None:
       left = residual(v, write(state() , g, v), g)
       return attend(q, tokens(k, v)), recall(x, write(state() , g, left))
     }"""
-    variant = run(parse(text))
+    variant = parse(text)
     assert adjoints(differentiate(variant, ["q", "k"])) == ["q", "k"]
     with pytest.raises(DeclarationError, match="leads to v and write out of"):
         differentiate(variant, ["v"])

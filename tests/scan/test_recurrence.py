@@ -150,11 +150,6 @@ REFUSED = {
           return recall(q, write(state(), k, v)) {mode = state_softmax} }"""),
         "a readout with mode = state_softmax has no kernel yet",
     ),
-    "two banks": (
-        parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], w: [B,T,HKV,DV]) {
-          return recall(q, write(state(), k, v), write(state(), k, w)) }"""),
-        "reading several banks at once has no kernel yet",
-    ),
     "first states in the call's dtype": (
         parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], m: [B,1,HKV,D,DV]) {
           return recall(q, write(state(m), k, v)) }"""),

@@ -22,7 +22,7 @@ def lower(spec: Map, schedule: Schedule) -> Program:
         for number, column in enumerate(at.columns):
             value = emit_scores(spec.fn, columns_of(values, number), None, at.zeros(column))
             at.write(out, column, value)
-        tensors = {s.name: Tensor(s.name, s.dtype, s.shape) for s in spec.sources}
+        tensors = {s.name: Tensor(s.name, s.dtype, s.stored) for s in spec.sources}
         shapes = [spec.shape, *(s.shape for s in spec.sources)]
         return builder.program(spec.name, [*tensors.values(), out], params(shapes), tiles.grid(schedule.rows))
 

@@ -48,10 +48,11 @@ class Frame:
 
     def read(self, source: MapSource) -> list[Node]:
         """A source in fp32, column by column; one where its last dim is broadcast."""
-        tensor = Tensor(source.name, source.dtype, source.shape)
+        tensor = Tensor(source.name, source.dtype, source.stored)
         found = []
         for column in self.own(source.shape):
             index, bounds = self.access(source.shape, column)
+            index = index[: tensor.rank]
             found.append(tile.cast(tile.load(tensor, *index, bounds=bounds), "float32"))
         return found
 
@@ -59,10 +60,10 @@ class Frame:
         """The columns of a tensor: its own, or one where its last dim is broadcast."""
         return self.columns if shape[-1] == self.shape[-1] else [None]
 
-    def write(self, tensor: Tensor, column: Column, value: Node) -> None:
-        """Store a tile, rounded to the tensor's dtype."""
-        index, bounds = self.access(tensor.shape, column)
-        tile.store(tensor, *index, value=tile.cast(value, tensor.dtype), bounds=bounds)
+    def write(self, tensor: Tensor, column: Column, value: Node, shape: Shape | None = None) -> None:
+        """Store a tile, rounded to the tensor's dtype; ``shape`` is the tensor's with what is not stored."""
+        index, bounds = self.access(tensor.shape if shape is None else shape, column)
+        tile.store(tensor, *index[: tensor.rank], value=tile.cast(value, tensor.dtype), bounds=bounds)
 
     def zeros(self, column: Column) -> Node:
         """Zeros over every axis of some columns."""

@@ -71,13 +71,14 @@ class Walk:
                 for n, part in enumerate(found[k]):
                     grown[place + n] = add(grown[place + n], self._inside(at, part))
                 continue
-            parts, target = found[k], Tensor(*given, source.shape)
+            parts, target, shape = found[k], Tensor(*given, source.stored), source.shape
             if summed(forward, k):
                 target = shares.tensor(self.spec, k)
+                shape = target.shape
             else:
                 parts = BACK[source.row](at.read(source) if source.row != "none" else [], parts, at.own(source.shape))
             for column, part in zip(at.own(source.shape), parts, strict=True):
-                at.write(target, column, part)
+                at.write(target, column, part, shape)
         return grown
 
     def _inside(self, at: Frame, part: Node) -> Node:
@@ -120,11 +121,11 @@ def _store_shares(walk: Walk, at: Frame, totals: Sequence[Node]) -> None:
 def _tensors(spec: MapGrad) -> list[Tensor]:
     """Buffers in launch order: the sources, the gradient given, the gradients and shares made."""
     forward = spec.forward
-    found = {s.name: Tensor(s.name, s.dtype, s.shape) for s in needed(spec)}
+    found = {s.name: Tensor(s.name, s.dtype, s.stored) for s in needed(spec)}
     found[spec.grad] = Tensor(spec.grad, spec.grad_dtype, forward.shape)
     for k, given in enumerate(spec.grads):
         if given is not None:
-            made = shares.tensor(spec, k) if summed(forward, k) else Tensor(*given, forward.sources[k].shape)
+            made = shares.tensor(spec, k) if summed(forward, k) else Tensor(*given, forward.sources[k].stored)
             found[made.name] = made
     return list(found.values())
 

@@ -129,15 +129,16 @@ def _finish(sums: Sums, number: int) -> list[Tensor]:
     """Add up, go through the row function's adjoint, store; the tensors that were touched."""
     spec, source, given = sums.spec, sums.spec.forward.sources[number], sums.spec.grads[number]
     assert given is not None
-    found, target = sums.total(number), Tensor(*given, source.shape)
+    found, target = sums.total(number), Tensor(*given, source.stored)
     tensors, (index, bounds) = [tensor(spec, number), target], sums.index(source)
     if source.row != "none":
-        x = Tensor(source.name, source.dtype, source.shape)
-        read = [tile.load(x, *index, _column(c), bounds=bounds) for c in sums.columns]
+        x = Tensor(source.name, source.dtype, source.stored)
+        read = [tile.load(x, *[*index, _column(c)][: x.rank], bounds=bounds) for c in sums.columns]
         found = BACK[source.row]([tile.cast(p, "float32") for p in read], found, sums.columns)
         tensors.append(x)
     for column, value in zip(sums.columns, found, strict=True):
-        tile.store(target, *index, _column(column), value=tile.cast(value, target.dtype), bounds=bounds)
+        place = [*index, _column(column)][: target.rank]
+        tile.store(target, *place, value=tile.cast(value, target.dtype), bounds=bounds)
     return tensors
 
 
