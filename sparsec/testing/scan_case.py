@@ -16,6 +16,8 @@ class Setting:
 
     Attributes:
         gates: how log-decays are drawn: "mild", or "hard" with gates of exactly 0 and 1 among them.
+        erase: whether vectors a and b say what is erased.
+        reads: which state the rule reads before it writes.
     """
 
     rule: str = "additive"
@@ -33,6 +35,8 @@ class Setting:
     dtype: str = "float32"
     gates: str = "mild"
     scale: float = 0.25
+    erase: bool = False
+    reads: str = "decayed"
 
     @property
     def params(self) -> dict[str, int]:
@@ -45,6 +49,7 @@ class Setting:
             Operand("k", self.dtype), Operand("v", self.dtype), self.state_heads, self.rows, self.cols, self.rule,
             decay_kind=self.decay, beta=Operand("beta", self.dtype) if self.beta else None,
             decay=None if self.decay == "none" else Operand("g", "float32"), initial="h0" if self.initial else None,
+            reads=self.reads, erase=(Operand("a", self.dtype), Operand("b", self.dtype)) if self.erase else None,
         )  # fmt: skip
         read = Read(Operand("q", self.dtype), Operand("o", self.dtype), self.heads, self.scale, self.when)
         return Scan("scan", writes, (read,), self.dtype, "ht" if self.final else None)
@@ -67,6 +72,8 @@ class Setting:
             found["beta"] = torch.sigmoid(normal(*lead, self.state_heads)).to(dtype)
         if self.decay != "none":
             found["g"] = self._gates(normal(*lead, self.state_heads, *([self.rows] * (self.decay == "key"))))
+        if self.erase:
+            found |= {n: (normal(*lead, self.state_heads, self.rows) * self.rows**-0.5).to(dtype) for n in ("a", "b")}
         found |= {"h0": normal(*states)} if self.initial else {}
         return found | ({"dht": normal(*states)} if self.final else {})
 
@@ -91,13 +98,14 @@ class Setting:
         return ScanGrad(
             "grad", self.scan(), (Operand("do", self.dtype),), "dht" if self.final else None,
             (Operand("dq", self.dtype),), Operand("dk", self.dtype), Operand("dv", self.dtype), beta, decay,
+            grad_erase=tuple(Operand(n, self.dtype) for n in ("da", "db")) if self.erase else (None, None),
             grad_initial="dh0" if self.initial else None,
         )  # fmt: skip
 
     def gradients(self, device: str = "cpu") -> dict[str, Tensor]:
         """Empty gradients, full of NaN."""
         x = self.draw(0, device)
-        names = ("q", "k", "v", "beta", "g", "h0")
+        names = ("q", "k", "v", "beta", "g", "a", "b", "h0")
         return {f"d{n}": torch.full_like(x[n], torch.nan) for n in names if n in x}
 
     def exact(self) -> Setting:
@@ -124,14 +132,19 @@ def _scan(s: Setting, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         state = torch.zeros(s.batch, s.state_heads, s.rows, s.cols, dtype=torch.float64, device=x["q"].device)
     outputs = []
     for t in range(s.length):
-        k, v = x["k"][:, t], x["v"][:, t]
+        k, v, undecayed = x["k"][:, t], x["v"][:, t], state
         if s.decay != "none":
             gate = x["g"][:, t].exp()
             state = state * (gate[..., None, None] if s.decay == "scalar" else gate[..., None])
         before = state
-        value = v - torch.einsum("bhde,bhd->bhe", state, k) if s.rule == "delta" else v
+        asked = undecayed if s.reads == "undecayed" else state
+        replaced = s.rule == "delta" and not s.erase
+        value = v - torch.einsum("bhde,bhd->bhe", asked, k) if replaced else v
         value = value * x["beta"][:, t][..., None] if s.beta else value
         state = state + k[..., :, None] * value[..., None, :]
+        if s.erase:
+            answer = torch.einsum("bhde,bhd->bhe", asked, x["a"][:, t])
+            state = state + x["b"][:, t][..., :, None] * answer[..., None, :]
         seen = (state if s.when == "after" else before).repeat_interleave(group, 1)
         outputs.append(s.scale * torch.einsum("bhde,bhd->bhe", seen, x["q"][:, t]))
     return torch.stack(outputs, 1), state[:, None]

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk_gates, chunk_keyed, chunk_outputs, chunk_parts, chunk_segments, chunk_solve
+from sparsec.lower.scan import chunk_gates, chunk_outputs, chunk_parts, chunk_segments, chunk_solve
 from sparsec.lower.scan.chunk_parts import Chunked
-from sparsec.plan.scan_specs import Operand, Scan
+from sparsec.lower.scan.keyed import forward
+from sparsec.plan.scan_specs import Scan
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
@@ -27,9 +28,8 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
         return "heads that share keys or queries have no chunk form; use order 'token'"
     if odd := [read.q for read in spec.reads if read.q.dtype != w.k.dtype]:
         return f"{odd[0].name} is {odd[0].dtype}, keys are {w.k.dtype}; use order 'token'"
-    single = len(spec.reads) == 1 and spec.reads[0].heads == w.heads and spec.reads[0].when == "after"
-    if w.decay_kind == "key" and not single:
-        return "decays per key channel have a chunk form with one read per state, after writes only; use order 'token'"
+    if chunk_parts.needs_keyed(w) and (len(spec.reads) != 1 or spec.reads[0].heads != w.heads):
+        return "decays per key channel and erase vectors have a chunk form with one read per state; use order 'token'"
     return chunk_parts.refusal(w, schedule)
 
 
@@ -41,7 +41,9 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
     if sentence := refusal(spec, schedule):
         raise ScheduleError(sentence)
     own = Chunked(spec.name, spec.writes, schedule)
-    steps = prepared(own, spec.reads[0].q if own.keyed else None) + states(own, spec.final)
+    if own.keyed:
+        return forward.lower(spec, schedule)
+    steps = prepared(own) + states(own, spec.final)
     final = spec.final if own.splits == 1 else None
     for number, read in enumerate(spec.reads):
         program = chunk_outputs.lower(own, read, f"out{number}" if number else "", final)
@@ -50,11 +52,9 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch(own)), own.params())
 
 
-def prepared(own: Chunked, query: Operand | None) -> list[Step]:
-    """Decay sums and triangular solves; of decays per key channel all that needs no state, for the one ``query``."""
+def prepared(own: Chunked) -> list[Step]:
+    """Decay sums and triangular solves."""
     small = replace(own.schedule, warps=1, stages=1, descriptors=False, registers=0)
-    if query is not None:
-        return [Step(chunk_keyed.lower(own, query), replace(small, warps=8))]
     steps = [Step(chunk_gates.lower(own), small)] if own.decays else []
     return steps + ([Step(chunk_solve.lower(own), small)] if own.delta else [])
 
@@ -72,7 +72,7 @@ def states(own: Chunked, final: str | None) -> list[Step]:
 
 def scratch(own: Chunked) -> list[Tensor]:
     """The buffers between the programs."""
-    found = own.keyed_scratch() if own.keyed else [own.sums] * own.decays + [own.solved] * own.delta
+    found = [own.sums] * own.decays + [own.solved] * own.delta
     if own.splits > 1:
         found += [own.ends, own.starts] + [own.fades] * own.fading
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, Chunked, checked
+from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, Chunked, checked, needs_keyed
 from sparsec.plan.scan_specs import Operand, Read, ScanGrad
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
@@ -91,8 +91,8 @@ def refusal(spec: ScanGrad) -> str | None:
     if len(reads) != 1 or reads[0].heads != w.heads:
         heads = ", ".join(str(r.heads) for r in reads)
         return f"reads of {heads} heads from {w.heads} states; one read of as many heads has a chunk form: use 'token'"
-    if w.decay_kind == "key":
-        return "decays per key channel have no chunk form of their backward; use order 'token'"
+    if needs_keyed(w):
+        return "decays per key channel and erase vectors have no chunk form of their backward; use order 'token'"
     if reads[0].when != "after":
         return "a read before the own write has no chunk form of its backward; use order 'token'"
     if spec.grads[0].dtype != w.k.dtype or reads[0].q.dtype != w.k.dtype:

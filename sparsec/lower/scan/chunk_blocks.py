@@ -55,9 +55,9 @@ def inverse(given: Blocks, at: Space) -> Blocks:
             i = j + apart
             total: Node | None = None
             for m in range(j, i):
-                total = _product(given[i, m], found[m, j], at, total)
+                total = product(given[i, m], found[m, j], at, total)
             assert total is not None
-            found[i, j] = mul(_product(found[i, i], total, at, None), -1.0)
+            found[i, j] = mul(product(found[i, i], total, at, None), -1.0)
     return found
 
 
@@ -79,7 +79,8 @@ def _next_row(i: Node, given: Node, found: Node, at: Space) -> Node:
     return tile.apply(Fn.WHERE, mine, sub(found, known), found)
 
 
-def _product(a: Node, b: Node, at: Space, acc: Node | None) -> Node:
+def product(a: Node, b: Node, at: Space, acc: Node | None) -> Node:
+    """The product of two blocks, added to ``acc``."""
     left, right = tile.rename(a, at.columns, at.middle), tile.rename(b, at.rows, at.middle)
     return tile.dot(left, right, at.middle, acc, "tf32x3")
 

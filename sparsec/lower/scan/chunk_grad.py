@@ -19,7 +19,7 @@ def lower(spec: ScanGrad, schedule: Schedule) -> Lowered:
     """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for."""
     b = chunk_back.back(spec, schedule)
     own = b.own
-    steps = chunk.prepared(own, None) + chunk.states(own, None)
+    steps = chunk.prepared(own) + chunk.states(own, None)
     steps.append(Step(chunk_back_states.lower_states(b), schedule))
     if own.splits > 1:
         combined = replace(schedule, warps=8 if own.delta else 4, stages=2, registers=0)

@@ -44,8 +44,7 @@ def lower(own: Chunked, read: Read, name: str, final: str | None) -> Program:
         (state,) = tile.loop(first, last, 1, [state], visit)
         if final is not None:
             tensors.append(store_final(own, final, (batch, head, row, at.column), state, limits))
-        tensors += [*at.tensors(), _out(own, read)]
-        tensors += [own.lifted_queries, own.weights] if own.keyed else [_queries(own, read)]
+        tensors += [*at.tensors(), _out(own, read), _queries(own, read)]
         grid = (own.splits, own.tiles, mul(tile.param("B"), read.heads))
         return own.program(builder, name, tensors, grid)
 
@@ -63,13 +62,9 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node) -> Node
     own, a, precision = at.own, at.axes, at.own.schedule.precision
     keys = at.keys(chunk)
     written = at.written(chunk, keys, state)
-    if own.keyed:
-        q = chunk.tile_of(own.lifted_queries, a.queries, tile.iota(a.dims))
-        scores = chunk.tile_of(own.weights, a.queries, tile.iota(a.keys))
-    else:
-        q = chunk.rows(_queries(own, read), query, a.queries, tile.iota(a.dims), at.row_limit)
-        scores = visible(own, chunk, a, tile.dot(q, keys, a.dims, precision=precision), read.when)
-        scores = times(scores, chunk.beta(a.keys)) or scores
+    q = chunk.rows(_queries(own, read), query, a.queries, tile.iota(a.dims), at.row_limit)
+    scores = visible(own, chunk, a, tile.dot(q, keys, a.dims, precision=precision), read.when)
+    scores = times(scores, chunk.beta(a.keys)) or scores
     far = tile.dot(q, tile.cast(state, q.dtype), a.dims, precision=precision)
     if own.decays:
         far = mul(far, power_of_two(chunk.sums(a.queries)))

@@ -53,7 +53,7 @@ class Chunked:
     @property
     def delta(self) -> bool:
         """Whether a write depends on what the state answers."""
-        return self.writes.rule == "delta"
+        return self.writes.rule == "delta" or self.writes.erase is not None
 
     @property
     def decays(self) -> bool:
@@ -62,8 +62,8 @@ class Chunked:
 
     @property
     def keyed(self) -> bool:
-        """Whether every key channel fades by itself."""
-        return self.writes.decay_kind == "key"
+        """Whether the form of ``keyed`` is needed: key channels that fade by themselves, or other erase terms."""
+        return needs_keyed(self.writes)
 
     @property
     def columns(self) -> int:
@@ -104,39 +104,6 @@ class Chunked:
         """Whether a segment's transition is a decay."""
         return (self.decays or self.keyed) and not self.delta
 
-    def _keyed(self, name: str, *dims: int) -> Tensor:
-        return Tensor(f"{self.name}_{name}", self.writes.k.dtype, ("B", self.writes.heads, PADDED, *dims))
-
-    @property
-    def lifted_queries(self) -> Tensor:
-        """Queries times what is left since the start of the chunk, per key channel."""
-        return self._keyed("lifted_queries", power(self.writes.rows))
-
-    @property
-    def lifted_keys(self) -> Tensor:
-        """Keys times the same."""
-        return self._keyed("lifted_keys", power(self.writes.rows))
-
-    @property
-    def faded_keys(self) -> Tensor:
-        """Keys times what is left at the end of the chunk."""
-        return self._keyed("faded_keys", power(self.writes.rows))
-
-    @property
-    def weights(self) -> Tensor:
-        """What queries see of writes in their own chunk ``[B,HKV,tokens,chunk]``."""
-        return self._keyed("weights", self.chunk)
-
-    @property
-    def totals(self) -> Tensor:
-        """The decay over each chunk; fp32 ``[B,HKV,chunks,D]``."""
-        return Tensor(f"{self.name}_totals", "float32", ("B", self.writes.heads, CHUNKS, power(self.writes.rows)))
-
-    def keyed_scratch(self) -> list[Tensor]:
-        """What is made of decays per key channel."""
-        found = [self.lifted_queries, self.faded_keys, self.totals, self.weights]
-        return found + [self.lifted_keys, self.solved] * self.delta
-
     @property
     def starts(self) -> Tensor:
         """The states before each segment; fp32."""
@@ -167,22 +134,27 @@ def power(size: int) -> int:
     return max(16, padded(size))
 
 
+def needs_keyed(writes: Writes) -> bool:
+    """Whether key channels fade by themselves, vectors of their own erase, or the undecayed state is read first."""
+    undecayed = writes.rule == "delta" and writes.decay_kind != "none" and writes.reads != "decayed"
+    return writes.decay_kind == "key" or writes.erase is not None or undecayed
+
+
 def refusal(writes: Writes, schedule: Schedule) -> str | None:
     """Why a scan has no chunk form here, in a sentence; None where it has."""
     if writes.rule not in ("additive", "delta") or writes.decay_kind not in ("none", "scalar", "key"):
         return f"rule {writes.rule!r} with decay {writes.decay_kind!r} has no chunk form; use order 'token'"
-    if writes.rule == "delta" and writes.decay_kind != "none" and writes.reads != "decayed":
-        return "a delta rule that reads the undecayed state has no chunk form; use order 'token'"
-    if writes.erase is not None:
-        return "erasing along given vectors has no chunk form; use order 'token'"
+    if odd := [e for e in writes.erase or () if e.dtype != writes.k.dtype]:
+        return f"{odd[0].name} is {odd[0].dtype}, keys are {writes.k.dtype}; the chunk form multiplies equal dtypes"
     if writes.k.dtype != writes.v.dtype:
         return f"keys are {writes.k.dtype} and values {writes.v.dtype}; the chunk form multiplies equal dtypes"
     chunk = schedule.rows
     if chunk & (chunk - 1) or not 16 <= chunk <= 256:
         return f"chunks of {chunk} tokens; use 16, 32, 64, 128 or 256"
-    if writes.rule == "delta" and chunk > 64:
+    delta = writes.rule == "delta" or writes.erase is not None
+    if delta and chunk > 64:
         return f"chunks of {chunk} tokens; the triangular solve takes up to 64"
-    if writes.rule == "delta" and schedule.splits > 1 and schedule.value_block > power(writes.rows):
+    if delta and schedule.splits > 1 and schedule.value_block > power(writes.rows):
         wide = f"{schedule.value_block} columns per program and {writes.rows} rows"
         return f"{wide}; a segment's transition has a column per row: use value_block {power(writes.rows)}"
     return None

@@ -33,16 +33,15 @@ def lower_ends(own: Chunked) -> Program:
             chunk = Chunk(own, batch, head, number)
             keys = at.keys(chunk)
             after = at.after(chunk, keys, at.written(chunk, keys, state), state)
-            return [after, add(total, at.total(chunk)) if own.fading else total]
+            return [after, add(total, chunk.total()) if own.fading else total]
 
-        nothing = tile.full(0.0, at.axes.dims) if own.keyed else tile.const(0.0)
-        state, total = tile.loop(first, last, 1, [_unit(at), nothing], visit)
+        state, total = tile.loop(first, last, 1, [_unit(at), tile.const(0.0)], visit)
         row = tile.iota(at.axes.dims)
         limits: dict[int, tile.Value] = {3: w.rows} if at.row_limit else {}
         tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
         tensors = [*at.tensors(), own.ends]
         if own.fading:
-            tile.store(own.fades, batch, head, segment, *[row] * own.keyed, value=total)
+            tile.store(own.fades, batch, head, segment, value=total)
             tensors.append(own.fades)
         grid = (own.splits, own.tiles + extra, mul(tile.param("B"), w.heads))
         return own.program(builder, "ends", tensors, grid)

@@ -41,10 +41,8 @@ class Walk:
     reach: int
 
     def keys(self, chunk: Chunk) -> Node:
-        """K of the chunk as ``[d,n]``, faded to its end where every channel fades by itself."""
+        """K of the chunk as ``[d,n]``."""
         w = self.own.writes
-        if self.own.keyed:
-            return chunk.tile_of(self.own.faded_keys, self.axes.keys, tile.iota(self.axes.dims))
         tensor = self.own.tensor(w.k, w.heads, w.rows)
         return chunk.rows(tensor, chunk.head, self.axes.keys, tile.iota(self.axes.dims), self.row_limit)
 
@@ -65,8 +63,6 @@ class Walk:
         if not self.own.delta:
             return values
         a, precision = self.axes, self.own.schedule.precision
-        if self.own.keyed:
-            keys = chunk.tile_of(self.own.lifted_keys, a.keys, tile.iota(a.dims))
         known = tile.dot(keys, tile.cast(state, keys.dtype), a.dims, precision=precision)
         fade = power_of_two(chunk.sums(a.keys)) if self.own.decays else None
         known = known if fade is None else mul(known, fade)
@@ -79,16 +75,10 @@ class Walk:
     def after(self, chunk: Chunk, keys: Node, written: Node, state: Node) -> Node:
         """The state after the chunk."""
         a = self.axes
-        state = mul(state, power_of_two(self.total(chunk))) if self.own.decays or self.own.keyed else state
+        state = mul(state, power_of_two(chunk.total())) if self.own.decays else state
         for part in self.parts(written, chunk.left(a.keys), chunk.beta(a.keys)):
             state = tile.dot(keys, part, a.keys, state, self.own.schedule.precision)
         return state
-
-    def total(self, chunk: Chunk) -> Node:
-        """The decay over a chunk, a number or one per key dim."""
-        if not self.own.keyed:
-            return chunk.total()
-        return tile.load(self.own.totals, chunk.batch, chunk.head, chunk.number, tile.iota(self.axes.dims))
 
     def parts(self, written: Node, *factors: Node | None) -> list[Node]:
         """Written values times some factors as operands of a product: two where rounding once would cost too much."""
@@ -100,8 +90,6 @@ class Walk:
         """What the walk reads."""
         w, own = self.own.writes, self.own
         found = [own.tensor(w.v, w.heads, w.cols)] + ([own.tensor(w.beta, w.heads)] if w.beta is not None else [])
-        if own.keyed:
-            return [*found, own.faded_keys, own.totals] + [own.lifted_keys, own.solved] * own.delta
         return [*found, own.tensor(w.k, w.heads, w.rows)] + [own.sums] * own.decays + [own.solved] * own.delta
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan import chunk, chunk_back, chunk_grad, token, token_grad
 from sparsec.lower.scan.cell import padded
+from sparsec.lower.scan.chunk_parts import needs_keyed
 from sparsec.plan.scan_specs import Scan, ScanGrad, Writes
 from sparsec.tile.schedule import Schedule, ScheduleError
 
@@ -66,7 +67,7 @@ def _checked(w: Writes) -> bool:
         return (
             False  # a state that keeps everything gathers the roundings of bf16: 0.0029 to 0.0038, the bound is 0.003
         )
-    return w.decay_kind != "key" and w.rows in (64, 128) and w.cols >= 64 and w.cols % 64 == 0
+    return not needs_keyed(w) and w.rows in (64, 128) and w.cols >= 64 and w.cols % 64 == 0
 
 
 def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:

@@ -33,7 +33,14 @@ RULES = {
     "fading channels": Setting("additive", "key"),
     "weighted, fading channels": Setting("additive", "key", beta=True),
     "delta, fading channels": Setting("delta", "key", beta=True),
+    "undecayed delta": Setting("delta", "key", beta=True, reads="undecayed"),
+    "undecayed delta, one gate": Setting("delta", "scalar", reads="undecayed"),
+    "erase": Setting("delta", "key", erase=True),
+    "weighted erase": Setting("delta", "key", beta=True, erase=True),
+    "undecayed erase": Setting("delta", "key", erase=True, reads="undecayed"),
+    "lasting erase": Setting("delta", "none", erase=True),
 }
+KEYED = [name for name, s in RULES.items() if s.decay == "key" or s.erase or s.reads == "undecayed"]
 ODD: dict[str, Any] = {
     "initial": True,
     "final": True,
@@ -66,15 +73,13 @@ def found(s: Setting, schedule: Schedule) -> dict[str, float]:
 @pytest.mark.parametrize("rule", RULES)
 def test_chunks_agree_with_tokens(rule: str, splits: int) -> None:
     s = replace(RULES[rule], **ODD)
-    s = replace(s, state_heads=2) if s.decay == "key" else s
+    s = replace(s, state_heads=2) if rule in KEYED else s
     errors = found(s, Schedule(order="chunk", rows=32, value_block=32, splits=splits))
     assert max(errors.values()) < 1e-12, errors
 
 
-HARD = [("weighted", "before"), ("weighted", "after"), ("gated delta", "before"), ("gated delta", "after")]
-
-
-@pytest.mark.parametrize(("rule", "when"), [*HARD, ("fading channels", "after"), ("delta, fading channels", "after")])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("rule", ["weighted", "gated delta", *KEYED])
 def test_gates_at_zero_and_one(rule: str, when: str) -> None:
     s = replace(RULES[rule], gates="hard", when=when, length=100, final=True, heads=1)
     for splits in (1, 2):
@@ -89,7 +94,7 @@ def test_short_sequences(length: int) -> None:
     assert max(errors.values()) < 1e-12, errors
 
 
-@pytest.mark.parametrize("rule", ["fading", "delta", "gated delta", "fading channels", "delta, fading channels"])
+@pytest.mark.parametrize("rule", ["fading", "delta", "gated delta", *KEYED])
 def test_half_precision(rule: str) -> None:
     s = replace(RULES[rule], rows=128, cols=64, length=192, heads=1, dtype="bfloat16", initial=True, final=True)
     errors = found(s, Schedule(order="chunk", rows=64, value_block=32, splits=2))

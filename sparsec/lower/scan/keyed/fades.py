@@ -1,0 +1,129 @@
+"""Decays of a chunk per key channel, and its vectors.
+
+Products of rows and columns are products of tiles, with decays counted from the middle of the chunk's: no exponent is
+above half of what a channel fades by, which is safe down to 2^-100. Chunks that fade further go column by column, where
+every exponent is that of a pair of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk_gates import log2_decay
+from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power, power_of_two
+from sparsec.lower.scan.keyed.sides import Keyed, Side
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Tensor
+
+DEEPEST = -100.0
+"""Base-2 logarithm of what a channel may fade by in a chunk whose products are tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The axes of a program that works on one chunk: its tokens as rows, key dims, its tokens as columns."""
+
+    rows: Axis
+    dims: Axis
+    columns: Axis
+
+    def visible(self, strict: bool) -> Node:
+        """Where a row sees a column."""
+        return tile.apply(Fn.LT if strict else Fn.LE, tile.iota(self.columns), tile.iota(self.rows))
+
+
+def space(builder: tile.Builder, own: Chunked) -> Space:
+    """The axes, in printed order."""
+    rows, dims = builder.axis("c", own.chunk), builder.axis("d", power(own.writes.rows))
+    return Space(rows, dims, builder.axis("n", own.chunk))
+
+
+@dataclass(frozen=True, slots=True)
+class Fades:
+    """One chunk's decays and vectors, all ``[c,d]`` in fp32, decays as base-2 logarithms."""
+
+    keyed: Keyed
+    chunk: Chunk
+    at: Space
+
+    def steps(self, token: Node | None = None) -> Node:
+        """Log-decays of all tokens, or of one."""
+        w = self.keyed.own.writes
+        if w.decay is None:
+            return tile.full(0.0, *([self.at.rows] if token is None else []), self.at.dims)
+        where = self.chunk.token(self.at.rows) if token is None else token
+        if w.decay_kind == "key":
+            return log2_decay(self._load(w.decay.name, w.decay.dtype, where))
+        given = self.keyed.own.tensor(w.decay, w.heads)
+        place, bounds = (self.chunk.batch, where, self.chunk.head), {1: tile.param(w.length)}
+        one = log2_decay(tile.load(given, *place, bounds=dict(bounds)))
+        return add(one, tile.full(0.0, *where.axes, self.at.dims))
+
+    def _load(self, name: str, dtype: str, token: Node) -> Node:
+        w = self.keyed.own.writes
+        tensor = Tensor(name, dtype, ("B", w.length, w.heads, w.rows))
+        bounds: dict[int, tile.Value] = {1: tile.param(w.length)}
+        if limit := column_limit(w.rows, self.at.dims.size):
+            bounds[3] = limit
+        return tile.load(tensor, self.chunk.batch, token, self.chunk.head, tile.iota(self.at.dims), bounds=bounds)
+
+    def vectors(self, side: Side, token: Node | None = None) -> Node:
+        """A side of all tokens, or of one."""
+        where = self.chunk.token(self.at.rows) if token is None else token
+        found = tile.cast(self._load(side.operand.name, side.operand.dtype, where), "float32")
+        beta = self.chunk.beta_at(where) if side.weighted else None
+        found = found if beta is None else mul(found, beta)
+        return tile.apply(Fn.NEG, found) if side.negated else found
+
+    def sums(self) -> Node:
+        """Γ."""
+        return tile.scan(self.steps(), self.at.rows)
+
+    def total(self) -> Node:
+        """Γ_C ``[d]``."""
+        return tile.reduce("sum", self.steps(), self.at.rows)
+
+    def since(self, side: Side) -> Node:
+        """The decays of a row: Γ, or Γ before the own token."""
+        return sub(self.sums(), self.steps()) if side.shifted else self.sums()
+
+    def lifted(self, side: Side) -> Node:
+        """A row times what is left since the start of the chunk."""
+        return mul(self.vectors(side), power_of_two(self.since(side)))
+
+    def left(self) -> Node:
+        """What is left at the end of the chunk."""
+        return power_of_two(sub(self.total(), self.sums()))
+
+    def middle(self) -> Node:
+        """Where decays of products are counted from ``[d]``."""
+        return mul(tile.apply(Fn.MAXIMUM, self.total(), DEEPEST), 0.5)
+
+    def of_row(self, side: Side) -> Node:
+        """What a row is multiplied with in products of tiles."""
+        return _power(sub(self.since(side), self.middle()))
+
+    def of_column(self) -> Node:
+        """What a column is multiplied with."""
+        return _power(sub(self.middle(), self.sums()))
+
+    def deep(self) -> Node:
+        """1 where the chunk fades too far for products of tiles, else 0."""
+        least = tile.reduce("min", self.total(), self.at.dims)
+        return tile.apply(Fn.WHERE, tile.apply(Fn.LT, least, DEEPEST), tile.const(1), tile.const(0))
+
+    def instead(self, found: Sequence[Node], other: Callable[[Fades], Sequence[Node]]) -> list[Node]:
+        """What was found or, of a chunk that fades too far, the other way, which runs only there."""
+
+        def visit(number: Node, *_: Node) -> Sequence[Node]:
+            return other(Fades(self.keyed, Chunk(self.chunk.own, self.chunk.batch, self.chunk.head, number), self.at))
+
+        return tile.loop(self.chunk.number, add(self.chunk.number, self.deep()), 1, list(found), visit)
+
+
+def _power(x: Node) -> Node:
+    """2^x of what is at most half of the deepest."""
+    return tile.apply(Fn.EXP2, tile.apply(Fn.MINIMUM, x, -0.5 * DEEPEST))

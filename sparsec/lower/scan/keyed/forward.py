@@ -1,0 +1,48 @@
+"""The programs of a scan in this form, one after another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower.inverse.index import as_scratch
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.scan import chunk_segments
+from sparsec.lower.scan.chunk_parts import Chunked
+from sparsec.lower.scan.keyed import outputs, prepare, solve
+from sparsec.lower.scan.keyed.sides import Keyed
+from sparsec.plan.scan_specs import Scan
+from sparsec.tile.language import Tensor
+from sparsec.tile.schedule import Schedule
+
+
+def lower(spec: Scan, schedule: Schedule) -> Lowered:
+    """q, k ``[B,N,H,D]``, v ``[B,N,H,DV]``, decays, beta, erase vectors -> outputs ``[B,N,H,DV]``, final states."""
+    keyed = Keyed(Chunked(spec.name, spec.writes, schedule), spec.reads[0])
+    own = keyed.own
+    steps = prepared(keyed) + states(keyed, spec.final)
+    steps.append(Step(outputs.lower(keyed, spec.final if own.splits == 1 else None), schedule))
+    return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch(keyed)), own.params())
+
+
+def prepared(keyed: Keyed) -> list[Step]:
+    """All that needs no state."""
+    small = replace(keyed.own.schedule, warps=8, stages=1, descriptors=False, registers=0)
+    steps = [Step(prepare.lower(keyed), small)]
+    return steps + ([Step(solve.lower(keyed), replace(small, warps=4))] if keyed.asking is not None else [])
+
+
+def states(keyed: Keyed, final: str | None) -> list[Step]:
+    """What segments make of a state, and the states before them; nothing where there is one segment."""
+    own = keyed.own
+    if own.splits == 1:
+        return []
+    combined = replace(own.schedule, warps=8 if own.delta else 4, stages=2, registers=0)
+    ends = Step(outputs.lower_ends(keyed), own.schedule)
+    return [ends, Step(chunk_segments.lower_starts(own, final), combined)]
+
+
+def scratch(keyed: Keyed) -> list[Tensor]:
+    """The buffers between the programs."""
+    own = keyed.own
+    more = [own.ends, own.starts] + [own.fades] * own.fading
+    return keyed.scratch() + more * (own.splits > 1)

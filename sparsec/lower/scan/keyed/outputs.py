@@ -1,0 +1,102 @@
+"""Outputs chunk by chunk, and what segments make of a state.
+
+O = scale (X_q M + Σ A_qy (what column y carries))        M <- e^Γ_C M + Σ Yᵀ (what column y carries)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk_parts import Chunk, column_limit, power, segment_bounds
+from sparsec.lower.scan.chunk_segments import batch_and_head, initial_state, store_final
+from sparsec.lower.scan.keyed.sides import Keyed
+from sparsec.lower.scan.keyed.walk import Walk, walk
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program, Tensor
+
+
+def lower(keyed: Keyed, final: str | None) -> Program:
+    """One (segment, tile of columns, batch and head) per grid point; ``final`` where there is one segment."""
+    own = keyed.own
+    with tile.Builder() as builder:
+        at, (batch, head) = walk(builder, keyed, own.tiles), batch_and_head(own)
+        state, tensors = first_state(at, batch, head)
+
+        def visit(number: Node, state: Node) -> Sequence[Node]:
+            chunk = Chunk(own, batch, head, number)
+            answered = at.answered(chunk, state)
+            _store(at, chunk, _outputs(at, chunk, answered, state))
+            return [at.after(chunk, answered, state)]
+
+        (state,) = tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
+        if final is not None:
+            tensors.append(store_final(own, final, (batch, head, tile.iota(at.axes.dims), at.column), state, at.limits))
+        tensors += [*at.tensors(), _out(keyed), keyed.faded(keyed.query), *(keyed.seen(s) for s in keyed.columns)]
+        return own.program(builder, "", tensors, (own.splits, own.tiles, mul(tile.param("B"), own.writes.heads)))
+
+
+def first_state(at: Walk, batch: Node, head: Node) -> tuple[Node, list[Tensor]]:
+    """The state before a segment, and the tensors that it comes from."""
+    own, row = at.keyed.own, tile.iota(at.axes.dims)
+    if own.splits == 1:
+        return initial_state(own, batch, head, row, at.column, at.limits)
+    state = tile.load(own.starts, batch, head, tile.program_id(0), row, at.column, bounds=dict(at.limits))
+    return state, [own.starts]
+
+
+def _out(keyed: Keyed) -> Tensor:
+    return keyed.own.tensor(keyed.read.out, keyed.read.heads, keyed.own.writes.cols)
+
+
+def _outputs(at: Walk, chunk: Chunk, answered: Node | None, state: Node) -> Node:
+    keyed, a, precision = at.keyed, at.axes, at.keyed.own.schedule.precision
+    asked = at.wide(keyed.faded(keyed.query), chunk, a.queries)
+    out = tile.dot(asked, tile.cast(state, asked.dtype), a.dims, precision=precision)
+    for column in keyed.columns:
+        seen = at.square(keyed.seen(column), chunk)
+        for part in at.written(column, chunk, answered):
+            out = tile.dot(seen, part, a.keys, out, precision)
+    return mul(out, keyed.read.scale)
+
+
+def _store(at: Walk, chunk: Chunk, out: Node) -> None:
+    own, made = at.keyed.own, _out(at.keyed)
+    bounds: dict[int, tile.Value] = {1: tile.param(own.writes.length)}
+    if limit := column_limit(own.writes.cols, at.reach):
+        bounds[3] = limit
+    place = (chunk.batch, chunk.token(at.axes.queries), chunk.head, at.column)
+    tile.store(made, *place, value=tile.cast(out, made.dtype), bounds=bounds)
+
+
+def lower_ends(keyed: Keyed) -> Program:
+    """L of every segment, and P beside it; one (segment, tile of columns, batch and head) per grid point."""
+    own, w = keyed.own, keyed.own.writes
+    tiles = own.tiles + (power(w.rows) // own.columns if own.delta else 0)
+    with tile.Builder() as builder:
+        at, (batch, head) = walk(builder, keyed, tiles), batch_and_head(own)
+        row, segment = tile.iota(at.axes.dims), tile.program_id(0)
+
+        def visit(number: Node, state: Node, total: Node) -> Sequence[Node]:
+            chunk = Chunk(own, batch, head, number)
+            after = at.after(chunk, at.answered(chunk, state), state)
+            return [after, add(total, at.total(chunk)) if own.fading else total]
+
+        inits = [_unit(at), tile.full(0.0, at.axes.dims)]
+        state, total = tile.loop(*segment_bounds(own, segment), 1, inits, visit)
+        limits: dict[int, tile.Value] = {3: at.limits[3]} if 3 in at.limits else {}
+        tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
+        if own.fading:
+            tile.store(own.fades, batch, head, segment, row, value=total)
+        tensors = [*at.tensors(), own.ends] + [own.fades] * own.fading
+        return own.program(builder, "ends", tensors, (own.splits, tiles, mul(tile.param("B"), w.heads)))
+
+
+def _unit(at: Walk) -> Node:
+    """0 in the columns of values, the unit matrix in those after them."""
+    own, nothing = at.keyed.own, tile.full(0.0, at.axes.dims, at.axes.columns)
+    if not own.delta:
+        return nothing
+    diagonal = tile.apply(Fn.EQ, sub(at.column, own.tiles * own.columns), tile.iota(at.axes.dims))
+    return tile.apply(Fn.WHERE, diagonal, tile.full(1.0, *nothing.axes), nothing)
