@@ -98,7 +98,7 @@ class Setting:
         return ScanGrad(
             "grad", self.scan(), (Operand("do", self.dtype),), "dht" if self.final else None,
             (Operand("dq", self.dtype),), Operand("dk", self.dtype), Operand("dv", self.dtype), beta, decay,
-            grad_erase=tuple(Operand(n, self.dtype) for n in ("da", "db")) if self.erase else (None, None),
+            grad_erase=(Operand("da", self.dtype), Operand("db", self.dtype)) if self.erase else (None, None),
             grad_initial="dh0" if self.initial else None,
         )  # fmt: skip
 

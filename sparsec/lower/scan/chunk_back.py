@@ -91,9 +91,7 @@ def refusal(spec: ScanGrad) -> str | None:
     if len(reads) != 1 or reads[0].heads != w.heads:
         heads = ", ".join(str(r.heads) for r in reads)
         return f"reads of {heads} heads from {w.heads} states; one read of as many heads has a chunk form: use 'token'"
-    if needs_keyed(w):
-        return "decays per key channel and erase vectors have no chunk form of their backward; use order 'token'"
-    if reads[0].when != "after":
+    if reads[0].when != "after" and not needs_keyed(w):
         return "a read before the own write has no chunk form of its backward; use order 'token'"
     if spec.grads[0].dtype != w.k.dtype or reads[0].q.dtype != w.k.dtype:
         return (

@@ -11,6 +11,7 @@ from dataclasses import replace
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan import chunk, chunk_back, chunk_back_states, chunk_back_tokens
+from sparsec.lower.scan.keyed import gradient
 from sparsec.plan.scan_specs import ScanGrad
 from sparsec.tile.schedule import Schedule
 
@@ -19,6 +20,8 @@ def lower(spec: ScanGrad, schedule: Schedule) -> Lowered:
     """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for."""
     b = chunk_back.back(spec, schedule)
     own = b.own
+    if own.keyed:
+        return gradient.lower(b)
     steps = chunk.prepared(own) + chunk.states(own, None)
     steps.append(Step(chunk_back_states.lower_states(b), schedule))
     if own.splits > 1:

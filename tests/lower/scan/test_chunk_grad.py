@@ -21,7 +21,17 @@ RULES = {
     "delta": Setting("delta", beta=True),
     "unweighted delta": Setting("delta"),
     "gated delta": Setting("delta", "scalar", beta=True),
+    "fading channels": Setting("additive", "key"),
+    "weighted, fading channels": Setting("additive", "key", beta=True),
+    "delta, fading channels": Setting("delta", "key", beta=True),
+    "undecayed delta": Setting("delta", "key", beta=True, reads="undecayed"),
+    "undecayed delta, one gate": Setting("delta", "scalar", reads="undecayed"),
+    "erase": Setting("delta", "key", erase=True),
+    "weighted erase": Setting("delta", "key", beta=True, erase=True),
+    "undecayed erase": Setting("delta", "key", beta=True, erase=True, reads="undecayed"),
+    "lasting erase": Setting("delta", "none", erase=True),
 }
+KEYED = [name for name, s in RULES.items() if s.decay == "key" or s.erase or s.reads == "undecayed"]
 LIMITS = {"dv": 0.003}
 OTHERS = 0.008
 
@@ -52,14 +62,14 @@ def test_chunks_agree_with_autograd(rule: str, splits: int) -> None:
     assert max(errors.values()) < 1e-12, errors
 
 
-@pytest.mark.parametrize("rule", ["weighted", "gated delta"])
+@pytest.mark.parametrize("rule", ["weighted", "gated delta", *KEYED])
 def test_gates_at_zero_and_one(rule: str) -> None:
     s = replace(RULES[rule], gates="hard", length=100, heads=1)
     errors = found(s, Schedule(order="chunk", rows=32, splits=2))
     assert max(errors.values()) < 1e-12, errors
 
 
-@pytest.mark.parametrize("rule", ["fading", "delta", "gated delta"])
+@pytest.mark.parametrize("rule", ["fading", "delta", "gated delta", *KEYED])
 def test_half_precision(rule: str) -> None:
     s = replace(RULES[rule], rows=128, cols=64, length=192, heads=1, dtype="bfloat16", initial=True, final=True)
     errors = found(s, Schedule(order="chunk", rows=64, value_block=32, splits=2))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power_of_two
-from sparsec.lower.scan.keyed.fades import Fades, Space, space
+from sparsec.lower.scan.keyed.fades import Fades, space
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

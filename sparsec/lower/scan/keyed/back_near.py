@@ -1,0 +1,92 @@
+"""Gradients of rows and columns through what they see of their own chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk_parts import power_of_two
+from sparsec.lower.scan.keyed.back_sums import Squares
+from sparsec.lower.scan.keyed.fades import Fades
+from sparsec.lower.scan.keyed.sides import Side
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node
+
+_OPERANDS = {"float32": "float32"}
+"""Dtypes of operands by that of keys: bf16, as factors may be as large as 2^50."""
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """One chunk of one head."""
+
+    fades: Fades
+    squares: Squares
+
+    def row(self, side: Side) -> Node:
+        """Σ_y dA_xy y e^{Γ_i − Γ_j} ``[c,d]``."""
+        f, found = self.fades, None
+        for column in f.keyed.columns:
+            y = self._operand(tile.rename(mul(f.vectors(column), f.of_column()), f.at.rows, f.at.columns))
+            found = tile.dot(self._operand(self.squares[side.name, column.name]), y, f.at.columns, found)
+        assert found is not None
+        return f.instead([mul(found, f.of_row(side))], lambda cold: [self._row_by_columns(cold, side)])[0]
+
+    def column(self, side: Side) -> Node:
+        """Σ_x dA_xyᵀ x e^{Γ_i − Γ_j} ``[c,d]``, of the chunk's tokens as columns."""
+        f, found = self.fades, None
+        for row in f.keyed.rows:
+            x = self._operand(mul(f.vectors(row), f.of_row(row)))
+            found = tile.dot(self._operand(self.squares[row.name, side.name]), x, f.at.rows, found)
+        assert found is not None
+        made = mul(tile.rename(found, f.at.columns, f.at.rows), f.of_column())
+        return f.instead([made], lambda cold: [self._column_by_rows(cold, side)])[0]
+
+    def _operand(self, x: Node) -> Node:
+        return tile.cast(x, _OPERANDS.get(self.fades.keyed.own.writes.k.dtype, "bfloat16"))
+
+    def _row_by_columns(self, f: Fades, side: Side) -> Node:
+        """The same column by column."""
+        since = f.since(side)
+
+        def visit(j: Node, sums: Node, total: Node) -> Sequence[Node]:
+            token = self._token(f, j)
+            sums = add(sums, f.steps(token))
+            fade = power_of_two(sub(since, sums))
+            for column in f.keyed.columns:
+                mine = _one(self.squares[side.name, column.name], f.at.columns, j)
+                total = add(total, mul(mul(mine, f.vectors(column, token)), fade))
+            return [sums, total]
+
+        return self._walked(f, visit)
+
+    def _column_by_rows(self, f: Fades, side: Side) -> Node:
+        """The same row by row."""
+        all_sums = f.sums()
+
+        def visit(i: Node, sums: Node, total: Node) -> Sequence[Node]:
+            token = self._token(f, i)
+            step = f.steps(token)
+            sums = add(sums, step)
+            for row in f.keyed.rows:
+                fade = power_of_two(sub(sub(sums, step) if row.shifted else sums, all_sums))
+                mine = _one(self.squares[row.name, side.name], f.at.rows, i)
+                mine = tile.rename(mine, f.at.columns, f.at.rows)
+                total = add(total, mul(mul(mine, f.vectors(row, token)), fade))
+            return [sums, total]
+
+        return self._walked(f, visit)
+
+    def _token(self, f: Fades, number: Node) -> Node:
+        return add(mul(f.chunk.number, f.chunk.own.chunk), number)
+
+    def _walked(self, f: Fades, visit: Callable[..., Sequence[Node]]) -> Node:
+        inits = [tile.full(0.0, f.at.dims), tile.full(0.0, f.at.rows, f.at.dims)]
+        return tile.loop(0, f.chunk.own.chunk, 1, inits, visit)[1]
+
+
+def _one(square: Node, over: Axis, number: Node) -> Node:
+    """One row or column of a square matrix."""
+    return tile.reduce("sum", tile.apply(Fn.WHERE, tile.apply(Fn.EQ, tile.iota(over), number), square, 0.0), over)

@@ -1,0 +1,169 @@
+"""States before every chunk and gradients of those after it: two walks over each segment, forward and backward.
+
+With G the gradient of the state after a chunk, and Z_y that of what column y carries:
+
+    Z_y = scale A_qyᵀ dO + Y G        dv = Z_k + V'ᵀ Z_b        G <- e^Γ_C G + scale X_qᵀ dO + Wᵀ Z_b
+    the gradient of (I − A_ab) U: (I − A_ab)⁻ᵀ Z_b, of the delta rule, whose b is k, dv
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsec.lower.scalars import mul, sub
+from sparsec.lower.scan.chunk_back_states import final_gradient
+from sparsec.lower.scan.chunk_parts import Chunk, halves, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk_segments import batch_and_head, store_final
+from sparsec.lower.scan.keyed.backward import KeyedBack
+from sparsec.lower.scan.keyed.outputs import first_state
+from sparsec.lower.scan.keyed.sides import Side
+from sparsec.lower.scan.keyed.walk import Walk, walk
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program, Tensor
+
+
+def lower_states(b: KeyedBack) -> Program:
+    """The states before each chunk, and answers; one (segment, tile of columns, batch and head) per grid point."""
+    keyed, own, w = b.keyed, b.keyed.own, b.keyed.own.writes
+    with tile.Builder() as builder:
+        at, (batch, head) = walk(builder, keyed, own.tiles), batch_and_head(own)
+        state, tensors = first_state(at, batch, head)
+
+        def visit(number: Node, state: Node) -> Sequence[Node]:
+            chunk, place = Chunk(own, batch, head, number), (batch, head, number, tile.iota(at.axes.dims), at.column)
+            tile.store(b.back.states, *place, value=tile.cast(state, w.k.dtype), bounds=dict(at.limits))
+            answered = at.answered(chunk, state)
+            if answered is not None:
+                _keep(at, b.back.surprises, chunk, tile.rename(answered, at.axes.queries, at.axes.keys))
+            return [at.after(chunk, answered, state)]
+
+        tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
+        tensors += [*at.tensors(), b.back.states] + [b.back.surprises] * own.delta
+        return own.program(builder, "states", tensors, (own.splits, own.tiles, mul(tile.param("B"), w.heads)))
+
+
+def _keep(at: Walk, tensor: Tensor, chunk: Chunk, value: Node) -> None:
+    """Store scratch per token and value column."""
+    bounds: dict[int, tile.Value] = {3: at.limits[4]} if 4 in at.limits else {}
+    place = (chunk.batch, chunk.head, chunk.token(at.axes.keys), at.column)
+    tile.store(tensor, *place, value=tile.cast(value, tensor.dtype), bounds=bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Reverse:
+    """A walk from the last chunk of a segment to its first."""
+
+    b: KeyedBack
+    at: Walk
+
+    def step(self, chunk: Chunk, grad: Node) -> tuple[Node, Node, Node | None]:
+        """Gradients of the state before the chunk, of v, and of what answers solve."""
+        at, keyed, a = self.at, self.b.keyed, self.at.axes
+        asked, precision = at.wide(keyed.faded(keyed.query), chunk, a.queries), keyed.own.schedule.precision
+        do = at.per_value(self.b.back.grad_out, chunk, a.queries)
+        shares = self._parts(mul(tile.cast(do, "float32"), keyed.read.scale))
+        before = mul(grad, power_of_two(at.total(chunk)))
+        for part in shares:
+            before = tile.dot(asked, part, a.queries, before, precision)
+        values = self._carried(keyed.columns[0], chunk, shares[0], grad)
+        if keyed.asking is None:
+            return before, values, None
+        erased = values if keyed.tied else self._carried(keyed.columns[1], chunk, shares[0], grad)
+        solved = self._through(keyed.solved, chunk, erased, erased)
+        answers = at.wide(keyed.answers, chunk, a.keys)
+        for part in self._parts(erased):
+            before = tile.dot(answers, part, a.keys, before, precision)
+        return before, solved if keyed.tied else self._through(keyed.passed, chunk, erased, values), solved
+
+    def _parts(self, x: Node) -> list[Node]:
+        """fp32 as operands."""
+        dtype = self.b.keyed.own.writes.k.dtype
+        return halves(x, dtype) if self.b.keyed.own.delta else [tile.cast(x, dtype)]
+
+    def _carried(self, column: Side, chunk: Chunk, do: Node, grad: Node) -> Node:
+        """The gradient of what a column carries ``[n,e]``."""
+        at, keyed, a = self.at, self.b.keyed, self.at.axes
+        precision, faded = keyed.own.schedule.precision, at.wide(keyed.faded(column), chunk, a.keys)
+        found = tile.dot(faded, tile.cast(grad, faded.dtype), a.dims, precision=precision)
+        return tile.dot(at.square(keyed.seen(column), chunk), do, a.queries, found, precision)
+
+    def _through(self, matrix: Tensor, chunk: Chunk, erased: Node, start: Node) -> Node:
+        """``start`` and what a square matrix passes back ``[n,e]``."""
+        at, a = self.at, self.at.axes
+        other = tile.cast(tile.rename(erased, a.keys, a.queries), matrix.dtype)
+        return tile.dot(at.square(matrix, chunk), other, a.queries, start, self.b.keyed.own.schedule.precision)
+
+    def tensors(self) -> list[Tensor]:
+        """What the walk reads."""
+        keyed = self.b.keyed
+        found = [keyed.totals, keyed.faded(keyed.query), self.b.back.grad_out]
+        found += [keyed.faded(s) for s in keyed.columns] + [keyed.seen(s) for s in keyed.columns]
+        return found + [keyed.answers, keyed.solved, keyed.passed] * keyed.own.delta
+
+
+def _reverse(builder: tile.Builder, b: KeyedBack) -> Reverse:
+    return Reverse(b, walk(builder, b.keyed, b.keyed.own.tiles, "dnce"))
+
+
+def lower_grad_ends(b: KeyedBack) -> Program:
+    """What each segment makes of a zero gradient of the state after it."""
+    own = b.keyed.own
+    with tile.Builder() as builder:
+        found, (batch, head) = _reverse(builder, b), batch_and_head(own)
+        first, last = segment_bounds(own, tile.program_id(0))
+
+        def visit(i: Node, grad: Node) -> Sequence[Node]:
+            return [found.step(Chunk(own, batch, head, sub(sub(last, 1), i)), grad)[0]]
+
+        zero = tile.full(0.0, found.at.axes.dims, found.at.axes.columns)
+        (grad,) = tile.loop(0, sub(last, first), 1, [zero], visit)
+        place = (batch, head, tile.program_id(0), tile.iota(found.at.axes.dims), found.at.column)
+        tile.store(b.back.grad_ends, *place, value=grad, bounds=dict(found.at.limits))
+        grid = (own.splits, own.tiles, mul(tile.param("B"), own.writes.heads))
+        return own.program(builder, "grad_ends", [*found.tensors(), b.back.grad_ends], grid)
+
+
+def lower_grad_states(b: KeyedBack) -> Program:
+    """The gradients of the states after each chunk, of v, and of what answers solve."""
+    own, w = b.keyed.own, b.keyed.own.writes
+    with tile.Builder() as builder:
+        found, (batch, head) = _reverse(builder, b), batch_and_head(own)
+        at, row = found.at, tile.iota(found.at.axes.dims)
+        grad, tensors = _last_gradient(b, at, batch, head)
+        first, last = segment_bounds(own, tile.program_id(0))
+
+        def visit(i: Node, grad: Node) -> Sequence[Node]:
+            chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
+            here = (batch, head, chunk.number, row, at.column)
+            tile.store(b.back.grad_states, *here, value=tile.cast(grad, w.k.dtype), bounds=dict(at.limits))
+            before, values, solved = found.step(chunk, grad)
+            if b.keeps_values:
+                _store_values(b, at, chunk, values)
+            if b.keyed.erases and solved is not None:
+                _keep(at, b.grad_answers, chunk, solved)
+            return [before]
+
+        (grad,) = tile.loop(0, sub(last, first), 1, [grad], visit)
+        if own.splits == 1 and b.back.spec.grad_initial is not None:
+            tensors.append(store_final(own, b.back.spec.grad_initial, (batch, head, row, at.column), grad, at.limits))
+        tensors += [*found.tensors(), b.back.grad_states]
+        tensors += [b.back.grad_values] * b.keeps_values + [b.grad_answers] * b.keyed.erases
+        return own.program(builder, "grad_states", tensors, (own.splits, own.tiles, mul(tile.param("B"), w.heads)))
+
+
+def _last_gradient(b: KeyedBack, at: Walk, batch: Node, head: Node) -> tuple[Node, list[Tensor]]:
+    """The gradient of the state after a segment, and the tensors that it comes from."""
+    row = tile.iota(at.axes.dims)
+    if b.keyed.own.splits == 1:
+        return final_gradient(b.back, (batch, head, row, at.column), at.limits)
+    place = (batch, head, tile.program_id(0), row, at.column)
+    return tile.load(b.back.grad_starts, *place, bounds=dict(at.limits)), [b.back.grad_starts]
+
+
+def _store_values(b: KeyedBack, at: Walk, chunk: Chunk, values: Node) -> None:
+    tensor = b.back.grad_values
+    bounds: dict[int, tile.Value] = {1: tile.param(b.keyed.own.writes.length)}
+    bounds |= {3: at.limits[4]} if 4 in at.limits else {}
+    place = (chunk.batch, chunk.token(at.axes.keys), chunk.head, at.column)
+    tile.store(tensor, *place, value=tile.cast(values, tensor.dtype), bounds=bounds)

@@ -1,0 +1,31 @@
+"""The programs of a scan's gradients in this form, one after another.
+
+Nothing is kept from the forward. Memory is O(N): a state and its gradient per chunk, in the dtype of the keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower.inverse.index import as_scratch
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.scan import chunk_back_states
+from sparsec.lower.scan.chunk_back import Back
+from sparsec.lower.scan.keyed import back_states, back_tokens, forward
+from sparsec.lower.scan.keyed.backward import KeyedBack
+from sparsec.lower.scan.keyed.sides import Keyed
+
+
+def lower(back: Back) -> Lowered:
+    """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for."""
+    own, schedule = back.own, back.own.schedule
+    b = KeyedBack(back, Keyed(own, back.read))
+    steps = forward.prepared(b.keyed) + forward.states(b.keyed, None)
+    steps.append(Step(back_states.lower_states(b), schedule))
+    if own.splits > 1:
+        combined = replace(schedule, warps=8 if own.delta else 4, stages=2, registers=0)
+        steps.append(Step(back_states.lower_grad_ends(b), schedule))
+        steps.append(Step(chunk_back_states.lower_grad_starts(back), combined))
+    steps.append(Step(back_states.lower_grad_states(b), schedule))
+    steps.append(Step(back_tokens.lower(b), replace(schedule, warps=8, stages=1)))
+    return Lowered(tuple(steps), tuple(as_scratch(t) for t in (*forward.scratch(b.keyed), *b.scratch())), own.params())
