@@ -112,7 +112,9 @@ CLASSES: dict[type, ScheduleClass] = {
     Map: ScheduleClass(_rowwise(pointwise.lower), pointwise_space.default, pointwise_space.space),
     MapGrad: ScheduleClass(pointwise_grad.lower, pointwise_space.default, pointwise_space.space_grad),
     Scan: ScheduleClass(scan_class.lower, scan_class.default, scan_class.space, scan_class.known),
-    ScanGrad: ScheduleClass(scan_class.lower_grad, scan_class.default_grad, scan_class.space_grad),
+    ScanGrad: ScheduleClass(
+        scan_class.lower_grad, scan_class.default_grad, scan_class.space_grad, scan_class.known_grad
+    ),
     StatesSum: ScheduleClass(_single(batch_sum.lower), batch_sum.default, _fixed),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),

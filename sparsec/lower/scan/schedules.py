@@ -42,7 +42,7 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
     w = spec.writes
     if w.sharers > 1:
         return None
-    columns = min(64, padded(w.cols), padded(w.rows) if w.rule == "delta" else 64)
+    columns = min(32 if w.erase is not None else 64, padded(w.cols), padded(w.rows) if w.rule == "delta" else 64)
     found = Schedule(order="chunk", rows=64, value_block=columns, splits=_splits(w), warps=4, stages=2)
     halves = target.startswith("triton") and w.k.dtype == "bfloat16"  # states outgrow fp16
     return found if halves and chunk.refusal(spec, found) is None else None
@@ -116,7 +116,15 @@ def _held(spec: ScanGrad) -> int:
 
 def known(spec: Scan, target: str) -> tuple[Schedule, ...]:
     """Chunks, where they are not the default: the tuner admits them only after their results were checked."""
-    usual, chunked = default(spec, target), in_chunks(spec, target)
+    return _beside(default(spec, target), in_chunks(spec, target))
+
+
+def known_grad(spec: ScanGrad, target: str) -> tuple[Schedule, ...]:
+    """As ``known``, for the adjoint."""
+    return _beside(default_grad(spec, target), in_chunks_back(spec, target))
+
+
+def _beside(usual: Schedule, chunked: Schedule | None) -> tuple[Schedule, ...]:
     if chunked is None or usual.order == "chunk":
         return ()
     names = ("order", "value_block", "splits", "warps", "stages")

@@ -25,6 +25,7 @@ GPU = "triton:sm_90"
         (replace(LAYER, decay="none", rows=64), GPU, "token"),
         (replace(LAYER, decay="none", beta=False), GPU, "token"),
         (replace(LAYER, decay="key"), GPU, "token"),
+        (replace(LAYER, decay="none", erase=True), GPU, "token"),
         (replace(LAYER, dtype="float32"), GPU, "token"),
         (replace(LAYER, rows=256), GPU, "token"),
         (LAYER, "tvm:c", "token"),
@@ -57,16 +58,18 @@ def test_documents_go_by_the_recurrence() -> None:
         assert own.order == "token" and lower_kernel(spec, own).steps
 
 
-@pytest.mark.parametrize("s", [replace(LAYER, decay="key"), replace(LAYER, rows=256)])
+@pytest.mark.parametrize(
+    "s", [replace(LAYER, decay="key"), replace(LAYER, erase=True, reads="undecayed"), replace(LAYER, rows=256)]
+)
 def test_the_tuner_tries_chunks_where_they_are_not_the_default(s: Setting) -> None:
-    spec = s.scan()
-    found, usual = known(spec, GPU), Space(default(spec, GPU), space(spec, GPU))
-    assert [(k.order, k.rows) for k in found] == [("chunk", 32), ("chunk", 64)]
-    for schedule in found:
-        assert usual.schedule(usual.params(schedule)) == schedule
-        assert lower_kernel(spec, schedule).steps
+    for spec in (s.scan(), s.grad()):
+        found, usual = known(spec, GPU), Space(default(spec, GPU), space(spec, GPU))
+        assert [(k.order, k.rows) for k in found] == [("chunk", 32), ("chunk", 64)]
+        for schedule in found:
+            assert usual.schedule(usual.params(schedule)) == schedule
+            assert lower_kernel(spec, schedule).steps
 
 
 def test_nothing_else_is_known() -> None:
     assert known(LAYER.scan(), GPU) == known(replace(LAYER, decay="key").scan(), "tvm:c") == ()
-    assert "order" not in space(replace(LAYER, decay="key").grad(), GPU)
+    assert "order" not in space(replace(LAYER, state_heads=4).grad(), GPU)
