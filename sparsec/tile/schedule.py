@@ -28,7 +28,7 @@ class Schedule:
         precision: input precision of fp32 dots: "ieee", "tf32" or "tf32x3".
         splits: programs that share what all queries see (backward): each sums a part, another adds the parts up.
         maximum: keep a running maximum of the scores; without one weights are measured against zero, and rows whose sum
-            leaves the safe range are read again with one (key-outer).
+            leaves the safe range are read again with one (gathered attention).
     """
 
     order: str = "query_outer"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from sparsec.lower.gathered import chunks
+from sparsec.lower import softmax
+from sparsec.lower.gathered import chunks, partials
 from sparsec.lower.gathered.chunks import Frame
 from sparsec.lower.scalars import add, both, mul
 from sparsec.plan.specs import GatheredAttention
@@ -29,16 +30,29 @@ def fits(spec: GatheredAttention) -> bool:
     return spec.dtype == "bfloat16"
 
 
+def wanted(f: Frame) -> bool:
+    """Whether the schedule asks for weights without a maximum, and they are worth it."""
+    return not f.schedule.maximum and fits(f.spec)
+
+
 def start(f: Frame) -> list[Node]:
     """Accumulators and sums before any key."""
     *accs, _, total = chunks.start(f)
     return [*accs, total]
 
 
-def step(f: Frame, state: Sequence[Node], key: Node, scores: Node, scale: float) -> list[Node]:
-    """One tile of raw scores ``[m, n]``; ``scale`` (> 0) turns them into base-two logits."""
+def step(
+    f: Frame, state: Sequence[Node], key: Node, scores: Node, scale: float, member: Node | None = None
+) -> list[Node]:
+    """One tile of raw scores ``[m, n]``; ``scale`` (> 0) turns them into base-two logits.
+
+    Rows that are no ``member`` have their logits lowered to where every weight is zero.
+    """
     *accs, total = state
-    p = tile.apply(Fn.EXP2, mul(scores, scale))
+    logits = mul(scores, scale)
+    if member is not None:
+        logits = add(logits, tile.apply(Fn.WHERE, member, 0.0, softmax.HIDDEN))
+    p = tile.apply(Fn.EXP2, logits)
     out, load_value = [], chunks.value_reader(f, key)
     for acc, span in zip(accs, f.values, strict=True):
         v = load_value(span)
@@ -54,3 +68,16 @@ def checked(f: Frame, state: Sequence[Node], largest: Node, anew: Callable[..., 
     unsafe = tile.apply(Fn.WHERE, both(sums, outs), 0, 1)  # what is no number is below nothing
     doubt = tile.apply(Fn.EQ, tile.reduce("max", unsafe, f.rows.axis), 1)
     return tile.loop(0, doubt, 1, [*accs, tile.full(0.0, f.rows.axis), total, largest], anew)
+
+
+def joint(f: Frame, state: Sequence[Node], anew: Callable[[Node], Sequence[Node]]) -> list[Node]:
+    """The state of a softmax with a maximum from one without; ``anew`` finds it from zero, which it is given as a node.
+
+    What depends on that node stays under the condition that some row is unsafe.
+    """
+
+    def again(n: Node, *_: Node) -> Sequence[Node]:
+        found = anew(n)
+        return [*found, partials.magnitude(f, found[:-2])]
+
+    return checked(f, state, partials.magnitude(f, state[:-1], finite=False), again)[:-1]

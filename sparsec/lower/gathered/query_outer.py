@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sparsec.lower import softmax
-from sparsec.lower.gathered import chunks
+from sparsec.lower.gathered import chunks, flat
 from sparsec.lower.gathered.chunks import Frame
 from sparsec.lower.rows import one_token
 from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
@@ -14,6 +14,9 @@ from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program
 from sparsec.tile.schedule import Schedule
+
+Step = Callable[..., list[Node]]
+"""One tile of keys: frame, state, keys, scores and their scale -> state."""
 
 
 def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
@@ -61,22 +64,27 @@ def count(f: Frame) -> Node:
 
 def _joint(f: Frame) -> tuple[list[Node], Node]:
     """One softmax over all chosen chunks; several chunks share a tile of keys where they are small."""
-    state, per_step = chunks.start(f), f.schedule.block // f.spec.chunk
+    if not flat.wanted(f):
+        return softmax.finish(_walk(f, 0, chunks.start(f), chunks.joint_step, f.schedule.stages), f.sink)
+    state = _walk(f, 0, flat.start(f), flat.step, f.schedule.stages)
+    state = flat.joint(f, state, lambda zero: _walk(f, zero, chunks.start(f), chunks.joint_step, 1))
+    return softmax.finish(state, f.sink)
+
+
+def _walk(f: Frame, first: tile.Value, state: Sequence[Node], step: Step, stages: int) -> list[Node]:
+    """The state after every tile of keys of the token's list, from tile ``first`` on."""
+    per_step = f.schedule.block // f.spec.chunk
     if per_step > 1 and f.schedule.block % f.spec.chunk == 0:
         steps = ceil_div(count(f), per_step)
-        state = tile.loop(
-            0, steps, 1, state, lambda n, *c: chunks.joint_step(f, c, *packed_scores(f, n)), f.schedule.stages
-        )
-    else:
-        parts = chunks.parts(f)
+        return tile.loop(first, steps, 1, state, lambda n, *c: step(f, c, *packed_scores(f, n)), stages)
+    parts = chunks.parts(f)
 
-        def visit(n: Node, *carried: Node) -> Sequence[Node]:
-            chunk = chunk_at(f, tile.apply(Fn.TRUNCDIV, n, parts))
-            part = tile.apply(Fn.TRUNCMOD, n, parts) if parts > 1 else tile.const(0)
-            return chunks.joint_step(f, carried, *scores_at(f, chunk, part))
+    def visit(n: Node, *carried: Node) -> Sequence[Node]:
+        chunk = chunk_at(f, tile.apply(Fn.TRUNCDIV, n, parts))
+        part = tile.apply(Fn.TRUNCMOD, n, parts) if parts > 1 else tile.const(0)
+        return step(f, carried, *scores_at(f, chunk, part))
 
-        state = tile.loop(0, mul(count(f), parts), 1, state, visit, f.schedule.stages)
-    return softmax.finish(state, f.sink)
+    return tile.loop(first, mul(count(f), parts), 1, state, visit, stages)
 
 
 def chunk_at(f: Frame, slot: Node) -> Node:

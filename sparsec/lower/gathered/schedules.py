@@ -106,5 +106,5 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         "warps": (1, 2, 4, 8),
         "stages": (1, 2, 3, 4),
         "registers": (0, 128),
-        "maximum": (True, False) if few and flat.fits(spec) else (True,),
+        "maximum": (True, False) if flat.fits(spec) and (few or spec.per == "joint") else (True,),
     }

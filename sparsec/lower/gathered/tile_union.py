@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from sparsec.lower import descriptors, softmax
-from sparsec.lower.gathered import chunks, union_list
+from sparsec.lower.gathered import chunks, flat, union_list
 from sparsec.lower.gathered.chunks import Frame
 from sparsec.lower.gathered.union_list import Union
 from sparsec.lower.rows import packed
@@ -21,6 +21,10 @@ from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program
 from sparsec.tile.schedule import Schedule, ScheduleError
+
+Segment = tuple[Node, Node, bool]
+Step = Callable[..., list[Node]]
+"""One tile of keys: frame, state, keys, scores, their scale and the rows that take part -> state."""
 
 MOST_WORDS = 4
 """Words of 32 tokens whose membership a row tests by selection."""
@@ -70,7 +74,7 @@ def _member(f: Frame, found: Union, entry: Node) -> Node:
     return tile.apply(Fn.EQ, tile.apply(Fn.AND, tile.apply(Fn.SHR, word, shift), 1), 1)
 
 
-def _segments(f: Frame, found: Union) -> list[tuple[Node, Node, bool]]:
+def _segments(f: Frame, found: Union) -> list[Segment]:
     """Runs of entries and whether their chunks are whole: mask-free ones get a loop of their own under "split"."""
     zero, count = tile.const(0), tile.load(found.counts, *_place(f))
     ranges = chunks.interior(f) if f.schedule.phases == "split" and f.spec.chunk % f.schedule.block == 0 else None
@@ -92,19 +96,34 @@ def _segments(f: Frame, found: Union) -> list[tuple[Node, Node, bool]]:
 
 def _joint(f: Frame, found: Union) -> tuple[list[Node], Node]:
     """One softmax per row over the chunks of the union that the row's token chose."""
-    parts, state = chunks.parts(f), chunks.start(f)
+    if not flat.wanted(f):
+        return softmax.finish(_walk(f, found, _segments(f, found), chunks.start(f), chunks.joint_step), f.sink)
+    state = _walk(f, found, _segments(f, found), flat.start(f), flat.step)
+
+    def anew(zero: Node) -> list[Node]:
+        all_of_it = [(zero, tile.load(found.counts, *_place(f)), False)]
+        return _walk(f, found, all_of_it, chunks.start(f), chunks.joint_step, 1)
+
+    return softmax.finish(flat.joint(f, state, anew), f.sink)
+
+
+def _walk(
+    f: Frame, found: Union, segments: Sequence[Segment], state: list[Node], step: Step, stages: int | None = None
+) -> list[Node]:
+    """The state after the entries of some segments."""
+    parts = chunks.parts(f)
 
     def visit(n: Node, carried: Sequence[Node], whole: bool) -> Sequence[Node]:
         entry = tile.apply(Fn.TRUNCDIV, n, parts)
         chunk = tile.load(found.ids, *_place(f), entry)
         part = tile.apply(Fn.TRUNCMOD, n, parts) if parts > 1 else tile.const(0)
         scored = chunks.part_scores(f, chunk, part, whole=whole)
-        return chunks.joint_step(f, carried, *scored, _member(f, found, entry))
+        return step(f, carried, *scored, _member(f, found, entry))
 
-    for lo, hi, whole in _segments(f, found):
+    for lo, hi, whole in segments:
         body = partial(_spread, visit, whole)
-        state = tile.loop(mul(lo, parts), mul(hi, parts), 1, state, body, f.schedule.stages)
-    return softmax.finish(state, f.sink)
+        state = tile.loop(mul(lo, parts), mul(hi, parts), 1, state, body, stages or f.schedule.stages)
+    return state
 
 
 def _spread(
