@@ -1,7 +1,7 @@
 """Gradients of the queries and chunk weights of gathered attention, tile-union: neighbours read each chunk once.
 
-Every row has its own list at hand: which of its slots chose a chunk says whether the row takes part, with which weight,
-and where the weight's gradient goes.
+Under a common softmax a bit of the union says whether a row takes part. Where chunks have weights every row has its own
+list at hand: which of its slots chose a chunk says that, with which weight, and where the weight's gradient goes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sparsec.lower import softmax
-from sparsec.lower.gathered import chunk_grad, chunks, union_list
+from sparsec.lower.gathered import chunk_grad, chunks, tile_union, union_list
 from sparsec.lower.gathered.grad import Pull, add_keys, begin, start, write
 from sparsec.lower.gathered.union_list import Union
 from sparsec.lower.rows import packed
@@ -45,7 +45,12 @@ def lower(spec: GatheredGradQ, schedule: Schedule, weights: Tensor | None) -> Pr
         write(pull, spec, tensors, grads)
         grid = (ceil_div(tile.param("TQ"), found.tokens), tile.const(spec.forward.heads // share), tile.param("B"))
         params = [(name, "int32") for name in chunks.PARAMS]
-        return builder.program(spec.name, [*tensors.values(), found.ids, found.counts], params, grid)
+        if spec.forward.per == "joint":
+            listed = {spec.forward.indices, spec.forward.counts}
+            read = [*(t for n, t in tensors.items() if n not in listed), found.ids, found.counts, found.members]
+        else:
+            read = [*tensors.values(), found.ids, found.counts]
+        return builder.program(spec.name, read, params, grid)
 
 
 def _tile(pull: Pull) -> tuple[Node, Node, Node]:
@@ -73,11 +78,11 @@ def _joint(pull: Pull, found: Union) -> list[Node]:
     height = pull.a.lse
 
     def visit(n: Node, *grads: Node) -> Sequence[Node]:
-        chunk = tile.load(found.ids, *_tile(pull), tile.apply(Fn.TRUNCDIV, n, parts))
+        entry = tile.apply(Fn.TRUNCDIV, n, parts)
+        chunk = tile.load(found.ids, *_tile(pull), entry)
         part = tile.apply(Fn.TRUNCMOD, n, parts) if parts > 1 else tile.const(0)
         scored = chunks.part_scores(f, chunk, part)
-        member = tile.reduce("max", tile.apply(Fn.WHERE, _here(pull, chunk), 1, 0), pull.slots)
-        level = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, member, 1), height, -softmax.HIDDEN)
+        level = tile.apply(Fn.WHERE, tile_union.member(f, found, entry), height, -softmax.HIDDEN)
         return add_keys(pull, grads, scored[0], chunk_grad.joint(f, replace(pull.a, lse=level), scored)[1])
 
     steps = mul(tile.load(found.counts, *_tile(pull)), parts)

@@ -64,7 +64,7 @@ def _place(f: Frame) -> tuple[Node, Node, Node]:
     return f.batch, f.listed, tile.program_id(0)
 
 
-def _member(f: Frame, found: Union, entry: Node) -> Node:
+def member(f: Frame, found: Union, entry: Node) -> Node:
     """Which rows belong to tokens that chose an entry."""
     words = [tile.load(found.members, *_place(f), entry, tile.const(w)) for w in range(-(-found.tokens // 32))]
     word = words[0]
@@ -118,7 +118,7 @@ def _walk(
         chunk = tile.load(found.ids, *_place(f), entry)
         part = tile.apply(Fn.TRUNCMOD, n, parts) if parts > 1 else tile.const(0)
         scored = chunks.part_scores(f, chunk, part, whole=whole)
-        return step(f, carried, *scored, _member(f, found, entry))
+        return step(f, carried, *scored, member(f, found, entry))
 
     for lo, hi, whole in segments:
         body = partial(_spread, visit, whole)
@@ -143,7 +143,7 @@ def _per_chunk(f: Frame, found: Union) -> list[Node]:
     def visit(entry: Node, carried: Sequence[Node], whole: bool) -> Sequence[Node]:
         passed, *accs = carried
         chunk = tile.load(found.ids, *_place(f), entry)
-        member, place = _member(f, found, entry), least(passed, f.spec.slots - 1)
+        member, place = member(f, found, entry), least(passed, f.spec.slots - 1)
         bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
         weight = tile.load(weights, f.batch, f.rows.token, f.listed, place, bounds=bounds)
         weight = tile.apply(Fn.WHERE, member, weight, 0.0)
