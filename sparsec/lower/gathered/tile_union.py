@@ -143,12 +143,12 @@ def _per_chunk(f: Frame, found: Union) -> list[Node]:
     def visit(entry: Node, carried: Sequence[Node], whole: bool) -> Sequence[Node]:
         passed, *accs = carried
         chunk = tile.load(found.ids, *_place(f), entry)
-        member, place = member(f, found, entry), least(passed, f.spec.slots - 1)
+        chose, place = member(f, found, entry), least(passed, f.spec.slots - 1)
         bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
         weight = tile.load(weights, f.batch, f.rows.token, f.listed, place, bounds=bounds)
-        weight = tile.apply(Fn.WHERE, member, weight, 0.0)
+        weight = tile.apply(Fn.WHERE, chose, weight, 0.0)
         outs = chunks.weigh_chunk(f, accs, weight, lambda part: chunks.part_scores(f, chunk, part, whole=whole))
-        return [add(passed, tile.apply(Fn.WHERE, member, 1, 0)), *outs]
+        return [add(passed, tile.apply(Fn.WHERE, chose, 1, 0)), *outs]
 
     state = [tile.full(0, f.rows.axis, dtype="int32"), *(tile.full(0.0, f.rows.axis, e.axis) for e in f.values)]
     stages = f.schedule.stages if chunks.parts(f) == 1 else None
