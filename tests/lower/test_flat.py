@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_weights_times_values_of_any_size(run: Run, order: str, unit: float) -> 
     ],
     ids=["counts and sinks", "bias", "plain"],
 )
-def test_heads_that_share_a_list(run: Run, order: str, changes: dict[str, object]) -> None:
+def test_heads_that_share_a_list(run: Run, order: str, changes: dict[str, Any]) -> None:
     s = spec(group=4, scope="kv_head", **changes)
     assert error(run, s, Sizes(45, 150, 105), "causal", lambda x: None, order) <= 0.0028
 

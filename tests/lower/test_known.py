@@ -35,18 +35,24 @@ def test_they_are_schedules_of_the_space(layer: tuple[str, dict[str, object], tu
     found = specs(*layer)
     assert {type(s) for s in found} == {GatheredAttention, GatheredGradQ}
     for spec in found:
-        (only,) = known(spec, "triton:sm_90")
-        assert only.order == "query_outer" and known(spec, "triton:sm_80") == known(spec, "tvm:llvm") == ()
-        Space(default(spec, "triton:sm_90"), space(spec, "triton:sm_90")).params(only)
-        assert lower_kernel(spec, only).steps
+        first, *_ = found = known(spec, "triton:sm_90")
+        assert first.order == "query_outer" and known(spec, "triton:sm_80") == known(spec, "tvm:llvm") == ()
+        for schedule in found:
+            Space(default(spec, "triton:sm_90"), space(spec, "triton:sm_90")).params(schedule)
+            assert lower_kernel(spec, schedule).steps
 
 
-def test_a_maximum_is_tried_where_the_default_has_none() -> None:
-    (spec, _) = specs("moba", {}, (32, 8), 128)
-    first, (only,) = default(spec, "triton:sm_90"), known(spec, "triton:sm_90")
-    assert only.maximum and not first.maximum and only.order == first.order == "key_outer"
-    Space(first, space(spec, "triton:sm_90")).params(only)
-    assert lower_kernel(spec, only).steps
+@pytest.mark.parametrize(
+    ("layer", "order"), [(("moba", {}, (32, 8), 128), "key_outer"), (LAYERS[0], "tile_union")], ids=["moba", "nsa"]
+)
+def test_a_maximum_is_tried_where_the_default_has_none(
+    layer: tuple[str, dict[str, object], tuple[int, int], int], order: str
+) -> None:
+    spec = specs(*layer)[0]
+    first, other = default(spec, "triton:sm_90"), known(spec, "triton:sm_90")[-1]
+    assert other.maximum and not first.maximum and other.order == first.order == order
+    Space(first, space(spec, "triton:sm_90")).params(other)
+    assert lower_kernel(spec, other).steps
 
 
 @pytest.mark.slow

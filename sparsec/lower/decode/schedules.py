@@ -76,12 +76,12 @@ def schedule(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Sch
         return _shared(wide, 1, block, _splits(2 * processors, batch * units, LISTED))
     if isinstance(spec, GatheredAttention) and found.order != "query_outer":
         rows = row_tile(chunks.sharing(spec)) if found.split_dims else chunks.sharing(spec)
-        return replace(found, order="query_outer", rows=rows)
+        return replace(found, order="query_outer", rows=rows, phases="branch", registers=0, maximum=True)
     return found
 
 
 def _shared(found: Schedule, rows: int, block: int, splits: int) -> Schedule:
-    return replace(found, order=SHARED, rows=rows, block=block, splits=splits, value_block=0, registers=0)
+    return replace(found, order=SHARED, rows=rows, block=block, splits=splits, value_block=0, registers=0, maximum=True)
 
 
 def _splits(processors: int, programs: int, most: int) -> int:

@@ -105,6 +105,6 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         "descriptors": (False, True),
         "warps": (1, 2, 4, 8),
         "stages": (1, 2, 3, 4),
-        "registers": (0, 128),
+        "registers": (0, 96, 128),
         "maximum": (True, False) if flat.fits(spec) and (few or spec.per == "joint") else (True,),
     }
