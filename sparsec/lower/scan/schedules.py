@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.scan import chunk, chunk_back, chunk_grad, token, token_grad
+from sparsec.lower.scan import chunk, chunk_back, chunk_grad, step, token, token_grad
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.chunk_parts import needs_keyed
 from sparsec.plan.scan_specs import Scan, ScanGrad, Writes
@@ -23,6 +23,8 @@ _CHUNKED: Choices = {
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """The programs of a scan."""
     _check(spec, schedule)
+    if schedule.order == step.ORDER:
+        return step.lower(spec, schedule)
     return chunk.lower(spec, schedule) if schedule.order == "chunk" else token.lower(spec, schedule)
 
 
