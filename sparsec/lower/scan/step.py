@@ -1,36 +1,52 @@
 """One token: a program reads its state, fades and writes it, answers, and puts it back where it came from.
 
-There is no loop, so that what the token brings is on its way while the state is; all of a step's time is the state's.
+The first token is worked out ahead of the loop over the others, so that what it brings is on its way while the state
+is: a step of one token takes the time in which its states are read and written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan.cell import cell, grid, parameters, states_shape, token
-from sparsec.lower.scan.token import answer
+from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape, token
+from sparsec.lower.scan.token import answers, query, readers
 from sparsec.plan.scan_specs import Scan
 from sparsec.tile import build as tile
-from sparsec.tile.language import Program, Tensor
+from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
 
 ORDER = "step"
-"""The loop order of a schedule for one token per call."""
+"""The loop order of a schedule for few tokens per call."""
 
 
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
-    """As the token recurrence, of N = 1."""
+    """As the token recurrence, of any number of tokens."""
     return Lowered((Step(_program(spec, schedule), schedule),))
 
 
 def _program(spec: Scan, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         own = cell(builder, spec.writes, schedule)
-        old, now = own.first(), token(own, tile.const(0))
-        faded = now.faded(old)
-        new = now.written(faded, now.answer(old, faded))
-        for read in spec.reads:
-            answer(now, read, new if read.when == "after" else faded)
+        first = _token(spec, own, tile.const(0), own.first(), bounded=True)
+
+        def visit(at: Node, old: Node) -> Sequence[Node]:
+            return [_token(spec, own, at, old)]
+
+        (last,) = tile.loop(1, tile.param(spec.writes.length), 1, [first], visit)
         if spec.final is not None:
-            own.keep(Tensor(spec.final, "float32", states_shape(spec.writes)), own.batch, 0, own.head, value=new)
+            own.keep(Tensor(spec.final, "float32", states_shape(spec.writes)), own.batch, 0, own.head, value=last)
         tensors = list(own.tensors.values())
         return builder.program(spec.name, tensors, parameters(spec.writes), grid(spec.writes, schedule))
+
+
+def _token(spec: Scan, own: Cell, at: Node, old: Node, bounded: bool = False) -> Node:
+    """The state after a token, whose queries are answered."""
+    now = token(own, at, bounded)
+    for read in spec.reads:
+        for head in readers(own, read):
+            query(now, read, head)  # on its way with the rest of what the token brings
+    faded = now.faded(old)
+    new = now.written(faded, now.answer(old, faded))
+    answers(now, spec, faded, new)
+    return new

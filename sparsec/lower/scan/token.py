@@ -30,8 +30,7 @@ def _program(spec: Scan, schedule: Schedule) -> Program:
             now = token(own, at)
             faded = now.faded(old)
             new = now.written(faded, now.answer(old, faded))
-            for read in spec.reads:
-                answer(now, read, new if read.when == "after" else faded)
+            answers(now, spec, faded, new)
             return [new]
 
         (last,) = tile.loop(0, tile.param(spec.writes.length), 1, [own.first()], visit)
@@ -41,7 +40,13 @@ def _program(spec: Scan, schedule: Schedule) -> Program:
         return builder.program(spec.name, tensors, parameters(spec.writes), grid(spec.writes, schedule))
 
 
-def answer(now: Token, read: Read, state: Node) -> None:
+def answers(now: Token, spec: Scan, faded: Node, new: Node) -> None:
+    """What every read is told by a token's states."""
+    for read in spec.reads:
+        _answer(now, read, new if read.when == "after" else faded)
+
+
+def _answer(now: Token, read: Read, state: Node) -> None:
     """o = scale · Mᵀq of every head that reads the state."""
     own = now.cell
     for head in readers(own, read):
