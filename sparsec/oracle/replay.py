@@ -16,6 +16,8 @@ from sparsec.oracle.form import FormName
 from sparsec.oracle.summary import summarise
 from sparsec.oracle.truth import evaluation
 from sparsec.oracle.values import Chosen, Memory, plain
+from sparsec.passes.stream_spec import Held
+from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.walk import depends_on
 
 NOISE = 1e3
@@ -26,17 +28,21 @@ Rows = Mapping[str, tuple[int | None, int, int]]
 
 
 def replay(
-    variant: Variant, inputs: Mapping[str, Tensor], steps: Sequence[int], kept: Rows, form: FormName = "vector"
-) -> tuple[Tensor, ...]:
+    variant: Variant, inputs: Mapping[str, Tensor], steps: Sequence[int], kept: Rows, form: FormName = "vector",
+    states: Sequence[Held] = (),
+) -> tuple[Tensor, ...]:  # fmt: skip
     """The outputs of all queries in fp64, decoded in steps of so many tokens each from an empty cache.
 
     ``inputs`` are those of the forward call, queries as many as keys. ``kept`` is the cache: what it drops, and rows
-    of chunks that are not complete, are noise to a step. Summaries are brought up to date from what is kept.
+    of chunks that are not complete, are noise to a step. Summaries are brought up to date from what is kept; ``states``
+    begin where the step before left them.
     """
     length, summaries, found, end = lengths(variant), dict[Node, Memory](), list[tuple[Tensor, ...]](), 0
+    banks = {held.name: _first(held, inputs, variant) for held in states}
+    given = {n: x for n, x in inputs.items() if n in variant.inputs}
     for count in steps:
         start, end = end, end + count
-        seen = {n: _seen(variant, length, n, x, (start, end), kept) for n, x in inputs.items()}
+        seen = banks | {n: _seen(variant, length, n, x, (start, end), kept) for n, x in given.items()}
         ev = evaluation(variant, seen, form, start)
         for node in variant.nodes:
             if node.op is Op.SUMMARY and node.word("fn") != "given":
@@ -47,7 +53,19 @@ def replay(
         values = [ev.whole(node) for node in variant.outputs]
         lists = [v.ids if isinstance(v, Chosen) else plain(v) for v in values]
         found.append(tuple(lists))
-    return tuple(torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        banks = {held.name: lists[held.output] for held in states}
+    last = {held.output for held in states}
+    both = enumerate(zip(*found, strict=True))
+    return tuple(parts[-1] if n in last else torch.cat(parts, dim=1) for n, parts in both)
+
+
+def _first(held: Held, inputs: Mapping[str, Tensor], variant: Variant) -> Tensor:
+    """The states before any token."""
+    pairs = [(d, s) for n, spec in variant.inputs.items() if n in inputs
+             for d, s in zip(spec.shape, inputs[n].shape, strict=True)]  # fmt: skip
+    dims = {str(dim.value): size for dim, size in pairs if dim.head == "var"}
+    shape = (dims["B"], *(int(evaluate(d, dims)) for d in held.shape))
+    return torch.zeros(shape) if held.initial is None else inputs[held.initial].expand(shape)
 
 
 def _seen(variant: Variant, length: Lengths, name: str, x: Tensor, span: tuple[int, int], kept: Rows) -> Tensor:

@@ -5,6 +5,7 @@ variant(q [B,T,…], k [B,T,…])   ->   the same over TQ new queries and TK key
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparsec.ir.lengths import lengths
@@ -14,7 +15,8 @@ from sparsec.ir.rewrite import rewrite
 from sparsec.ir.variant import Variant
 from sparsec.passes.stream_causal import check_causal, refusal, scored
 from sparsec.passes.stream_keep import chosen_only, reach
-from sparsec.passes.stream_spec import CacheSpec, Kept, Running
+from sparsec.passes.stream_spec import CacheSpec, Held, Kept, Running
+from sparsec.passes.stream_states import beside_memory, carried_on, memories
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.walk import depends_on, substitute
 
@@ -24,28 +26,41 @@ class Streamed:
     """A decode step.
 
     Attributes:
-        variant: the step: queries and keys have lengths of their own, ``queries`` and ``keys``.
+        variant: the step: queries and keys have lengths of their own, ``queries`` and ``keys``; states begin at inputs
+            and are outputs, behind those of the variant.
+        outputs: how many results a step gives its caller.
+        twins: inputs that are the new rows of another one, which is kept as memory, by name.
     """
 
     variant: Variant
     spec: CacheSpec
     queries: str
     keys: str
+    outputs: int
+    twins: Mapping[str, str]
+
+    @property
+    def given(self) -> list[str]:
+        """The inputs that a caller gives with every step."""
+        held = {state.name for state in self.spec.states}
+        return [name for name in self.variant.inputs if name not in held and name not in self.twins]
 
 
 def stream(variant: Variant) -> Streamed:
     """The decode step of a variant after the other passes, and its cache.
 
     Raises:
-        DeclarationError: it reads what a later token may change, computes with its length, or has states.
+        DeclarationError: it reads what a later token may change, or computes with its length.
     """
-    step = _apart(variant)
+    both, twins = beside_memory(variant)
+    step, states = carried_on(_apart(both))
     check_causal(step)
     length = lengths(step)
-    if length.queries is None or length.keys is None or {length.queries.head, length.keys.head} != {"var"}:
+    keys = var("TK") if length.keys is None and states else length.keys
+    if length.queries is None or keys is None or {length.queries.head, keys.head} != {"var"}:
         raise refusal(step, step.outputs[0], "has no plain numbers of queries and keys", "call them TQ and TK")
-    queries, keys = str(length.queries.value), str(length.keys.value)
-    return Streamed(step, _spec(step, queries, keys), queries, keys)
+    names = (str(length.queries.value), str(keys.value))
+    return Streamed(step, _spec(step, *names, states), *names, len(variant.outputs), twins)
 
 
 def _apart(variant: Variant) -> Variant:
@@ -77,22 +92,17 @@ def _reshaped(node: Node, shape: tuple[Expr, ...]) -> Node:
 
 def _remembered(variant: Variant) -> frozenset[Node]:
     """Inputs that become memory: keys, values, what is scored, what masks and biases capture."""
-    found: set[Node] = set()
-    for node in variant.nodes:
-        if node.op in (Op.TOKENS, Op.SLOTS):
-            found |= set(node.src)
-        if node.op in (Op.SCORE, Op.SUMMARY) and node.src[1:]:
-            found.add(node.src[1])
-        found |= set(node.captures.values())
-    return frozenset(n for n in found if n.op is Op.INPUT)
+    return frozenset(s for node in variant.nodes for s in memories(node) if s.op is Op.INPUT)
 
 
-def _spec(step: Variant, queries: str, keys: str) -> CacheSpec:
+def _spec(step: Variant, queries: str, keys: str, states: tuple[Held, ...]) -> CacheSpec:
     kept: list[Kept] = []
     fresh: list[str] = []
     fixed: list[str] = []
     for node in step.parameters:
         name, length = str(node["name"]), node.shape[1] if len(node.shape) > 1 else constant(0)
+        if name in {held.name for held in states}:
+            continue
         if any(depends_on(d, keys) for d in node.shape[2:] + node.shape[:1]):
             raise refusal(step, node, f"has {keys} in another dim than its second", "give it rows per token")
         if depends_on(length, keys):
@@ -100,7 +110,7 @@ def _spec(step: Variant, queries: str, keys: str) -> CacheSpec:
         else:
             (fresh if depends_on(length, queries) else fixed).append(name)
     running = [_running(step, n) for n in step.nodes if n.op is Op.SUMMARY and n.word("fn") != "given"]
-    return CacheSpec(tuple(kept), tuple(running), tuple(fresh), tuple(fixed))
+    return CacheSpec(tuple(kept), tuple(running), tuple(fresh), tuple(fixed), states)
 
 
 def _unit(step: Variant, node: Node, length: Expr, keys: str) -> int:

@@ -24,7 +24,7 @@ from sparsec.scalar.walk import depends_on, postorder, substitute, variables
 LAST = var("i_hi")
 STREAMED = frozenset({
     Op.INPUT, Op.MAP, Op.PREFIX, Op.TOKENS, Op.SLOTS, Op.SUMMARY, Op.SCORE, Op.BIAS, Op.REDUCE, Op.MASK, Op.TOPK,
-    Op.GIVEN, Op.WEIGHTS, Op.ATTEND, Op.LSE, Op.MERGE,
+    Op.GIVEN, Op.WEIGHTS, Op.ATTEND, Op.LSE, Op.MERGE, Op.STATE, Op.WRITE, Op.RESIDUAL, Op.RECALL,
 })  # fmt: skip
 """The ops whose meaning a step shares with the forward."""
 
@@ -38,12 +38,12 @@ def check_causal(variant: Variant) -> None:
         if node.op is Op.AUX:
             raise refusal(variant, node, "is a training signal", "decode the variant without it")
         if node.op not in STREAMED:
-            raise refusal(variant, node, "has no decode step yet", "decode tokens, slots and summaries")
+            raise refusal(variant, node, "has no decode step yet", "decode tokens, slots, summaries and states")
         if node.op is Op.TOKENS and depends_on(node.shape[1], *(lengths(variant).query_names - growing)):
             raise refusal(variant, node, "remembers what a step computes of its queries", "remember inputs, or maps")
         if node.op is Op.ATTEND and depends_on(node.src[1].shape[1], *growing):
             _check_attend(variant, node)
-        elif node.op is Op.TOPK:
+        elif node.op is Op.TOPK and node["unit"] != "part":  # parts of a state are all there from the start
             _check_topk(variant, node)
         elif node.op is Op.WEIGHTS:
             _check_scores(variant, node.src[1], within_forced=True)
@@ -106,7 +106,7 @@ def _check_topk(variant: Variant, topk: Node) -> None:
 
 def _check_scores(variant: Variant, topk: Node, within_forced: bool) -> None:
     """What is ranked (or weighed: then the forced too) has been complete by then."""
-    if topk.op is not Op.TOPK:
+    if topk.op is not Op.TOPK or topk["unit"] == "part":
         return
     node, settled, pooled = topk.src[0], False, False
     while node.op in (Op.REDUCE, Op.BIAS):

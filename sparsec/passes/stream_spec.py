@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from operator import add
+from operator import add, mul
 
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, constant
@@ -70,6 +70,36 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """The states of one written bank, which every step writes in place.
+
+    Attributes:
+        name: of the input at which the step's bank begins.
+        state: of the written node.
+        shape: of a sequence's states: parts, heads, rows, columns.
+        output: which of the step's outputs the states after it are.
+        initial: the declared input with the first states; None where they are zero.
+    """
+
+    name: str
+    state: str
+    shape: tuple[Expr, ...]
+    output: int
+    initial: str | None = None
+
+    def text(self) -> str:
+        """One line."""
+        sizes = " x ".join(str(dim) for dim in self.shape)
+        begins = "zero" if self.initial is None else self.initial
+        return f"{self.name}: states of {self.state}, {sizes} float32, written in place, from {begins}"
+
+    @property
+    def nbytes(self) -> Expr:
+        """Bytes of a sequence."""
+        return reduce(mul, self.shape, constant(4))
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSpec:
     """A variant's decode cache.
 
@@ -78,12 +108,19 @@ class CacheSpec:
         running: summaries that are updated.
         fresh: inputs with a row per query, read by the step that brings them and not kept.
         constant: inputs without a length: slots, sinks, slopes; every step is given them, none is copied.
+        states: matrix states, of one size at any length.
     """
 
     kept: tuple[Kept, ...]
     running: tuple[Running, ...]
     fresh: tuple[str, ...]
     constant: tuple[str, ...]
+    states: tuple[Held, ...] = ()
+
+    @property
+    def paged(self) -> bool:
+        """Whether anything is kept per token."""
+        return bool(self.kept or self.running)
 
     @property
     def steady(self) -> bool:
@@ -97,8 +134,9 @@ class CacheSpec:
         return reduce(add, parts) if parts else constant(0)
 
     def pinned(self, item: int = 2) -> Expr:
-        """Bytes that rings and pinned rows take, whatever the length."""
+        """Bytes that rings, pinned rows and states take, whatever the length."""
         parts = [k.row * (_bytes(k.dtype, item) * (k.window + k.sinks)) for k in self.kept if k.window is not None]
+        parts += [held.nbytes for held in self.states]
         return reduce(add, parts) if parts else constant(0)
 
     def nbytes(self, dims: Mapping[str, int], length: int, item: int = 2) -> int:
@@ -109,6 +147,7 @@ class CacheSpec:
     def text(self) -> str:
         """The cache, a line per part, and its bytes as formulas."""
         lines = [*(f"  {k.text()}" for k in self.kept), *(f"  {r.text()}" for r in self.running)]
+        lines += [f"  {held.text()}" for held in self.states]
         lines += [f"  {name}: given with every new token, not kept" for name in self.fresh]
         lines += [f"  {name}: pinned, given with every step" for name in self.constant]
         lines += [f"  bytes per token (2 per float): {self.per_token()}", f"  bytes at any length: {self.pinned()}"]

@@ -10,6 +10,7 @@ from sparsec.lower.decode.pages import Paged
 from sparsec.passes.stream_spec import CacheSpec, Kept
 from sparsec.plan.plan import Plan
 from sparsec.plan.specs import Summarise
+from sparsec.scalar.evaluate import evaluate
 
 BLOCKS = "cache_blocks"
 """The block table of what grows."""
@@ -30,6 +31,26 @@ class Place:
     dtype: str
     ring: tuple[int, int] | None = None
     cold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """The states of a written bank, fp32.
+
+    Attributes:
+        name: of the step's input.
+        shape: of a sequence's: parts, heads, rows, columns.
+        initial: the declared input with the first states; None where they are zero.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    initial: str | None
+
+
+def banks(spec: CacheSpec, dims: Mapping[str, int]) -> tuple[Bank, ...]:
+    """The states of a cache at these dims."""
+    return tuple(Bank(s.name, tuple(int(evaluate(d, dims)) for d in s.shape), s.initial) for s in spec.states)
 
 
 def table_of(kept: Kept) -> str:

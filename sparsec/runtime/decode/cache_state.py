@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from sparsec.ir.error import InputError
-from sparsec.runtime.decode.cache_layout import BLOCKS, Place
+from sparsec.runtime.decode.cache_layout import BLOCKS, Bank, Place
 from sparsec.runtime.decode.pages import Pool, ring_table
+from sparsec.runtime.decode.snapshot import Snapshot, begin, copied, first_states, fits, outdate, put_back
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,9 @@ class Memory:
         tensors, places: pages by the name of what they hold, and how they are laid out.
         known: tokens of each sequence as the host knows them; ``pages`` of the pool by sequence.
         written: the most tokens that each sequence had, of which those taken back still lie in rings.
+        states: matrix states, fp32 ``[batch, parts, heads, rows, columns]``, by the name of the step's input.
+        first: the states that a sequence begins with, with a batch or without; zero where there are none.
+        snapshots: those that may still be restored.
     """
 
     known: list[int]
@@ -35,6 +40,9 @@ class Memory:
     tables: dict[str, Tensor] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
+    first: dict[str, Tensor] = field(default_factory=dict)
+    snapshots: WeakSet[Snapshot] = field(default_factory=WeakSet)
 
 
 class Cache:
@@ -47,14 +55,15 @@ class Cache:
         step: the most tokens that one pass over the kernels adds where there are rings; longer calls make several.
         deterministic: whether steps run under the forward's schedules, so that results are its bit for bit.
         cold: whether what is read by chosen chunks alone lives in the host's memory.
+        first: the states that sequences begin with, by the name of the declared input.
     """
 
     def __init__(
         self, batch: int, max_length: int, page: int, step: int, pool: Pool | None, deterministic: bool,
-        cold: bool = False,
+        cold: bool = False, first: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.batch, self.max_length, self.page, self.step = batch, max_length, page, step
-        self.deterministic, self.cold = deterministic, cold
+        self.deterministic, self.cold, self.first = deterministic, cold, dict(first or {})
         self.pool = pool or Pool(batch * -(-max_length // page), page)
         self.shared = pool is not None
         self.memory = Memory([0] * batch, [[] for _ in range(batch)], [0] * batch)
@@ -76,7 +85,7 @@ class Cache:
 
     @property
     def lengths(self) -> Tensor | None:
-        """int32 ``[batch]`` on the device; None before the first tokens."""
+        """int32 ``[batch]`` on the device; None before the first tokens. Where only states are kept, it stays 0."""
         return None if self.memory.lengths is None else self.memory.lengths[self._own]
 
     @property
@@ -95,10 +104,17 @@ class Cache:
         return self.memory.tensors
 
     @property
+    def states(self) -> dict[str, Tensor]:
+        """Matrix states as they are now, fp32 ``[batch, parts, heads, rows, columns]``, by the step's input."""
+        return {name: x[self._own] for name, x in self.memory.states.items()}
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of pages, rings and tables where kernels run, of all sequences; of a shared pool, all of it."""
+        """Bytes of pages, rings, tables and states where kernels run, of all sequences; of a shared pool, all of it."""
         held = [x for name, x in self.tensors.items() if not self.memory.places[name].cold]
-        return sum(x.numel() * x.element_size() for x in (*held, *self.memory.tables.values()))
+        return sum(
+            x.numel() * x.element_size() for x in (*held, *self.memory.tables.values(), *self.memory.states.values())
+        )
 
     @property
     def cold_nbytes(self) -> int:
@@ -110,14 +126,19 @@ class Cache:
     def _own(self) -> slice:
         return slice(self._first, self._first + self.batch)
 
-    def allocate(self, places: Mapping[str, Place], device: torch.device) -> None:
-        """Make pages and tables for all sequences, once the first tokens say how large a row is."""
+    def allocate(self, places: Mapping[str, Place], device: torch.device, banks: Sequence[Bank] = ()) -> None:
+        """Make pages, tables and states for all sequences, once the first tokens say how large a row is."""
         import torch
 
         memory, count = self.memory, len(self.memory.known)
+        memory.first = first_states(self.first, banks, count, device)
+        memory.states = {b.name: torch.zeros(count, *b.shape, device=device) for b in banks}
+        begin(memory, slice(0, count))
         memory.places = dict(places)
         memory.lengths = torch.zeros(count, dtype=torch.int32, device=device)
         memory.ends = torch.zeros_like(memory.lengths)
+        if not places:
+            return
         blocks = -(-self.max_length // self.page)
         memory.tables = {BLOCKS: torch.zeros(count, blocks, dtype=torch.int32, device=device)}
         for name, place in places.items():
@@ -176,27 +197,65 @@ class Cache:
     def rewind(self, tokens: int) -> None:
         """Forget the last so many tokens of every sequence, as after a draft that was refused: at most ``step``.
 
-        Raises InputError where a sequence has fewer, or a ring may have dropped what they replaced.
+        Raises InputError where a sequence has fewer, a ring may have dropped what they replaced, or there are states.
         """
         least = min(self.known_lengths)
+        if self.memory.states:
+            rule = "states do not know what they were before a token"
+            raise InputError("cache", f"{tokens} tokens to forget", rule, "cache.snapshot() first, then restore it")
         if not 0 <= tokens <= min(least, self.step):
             rule = f"sequences have {least} tokens, and rings keep what {self.step} tokens replace"
             raise InputError("cache", f"{tokens} tokens to forget", rule, "rewind fewer")
-        gone = max(w - n for w, n in zip(self.memory.written[self._own], self.known_lengths, strict=True))
-        if gone + tokens > self.step and any(p.ring is not None for p in self.memory.places.values()):
-            rule = f"{gone} were forgotten already, and rings keep what {self.step} tokens replace"
-            raise InputError("cache", f"{tokens} tokens to forget", rule, "rewind fewer, or init_cache(step=…)")
-        self.replayed(-tokens)
+        self._take_back([n - tokens for n in self.known_lengths])
         lengths = self.lengths
         if lengths is not None:
             lengths -= tokens
 
+    def _take_back(self, lengths: Sequence[int]) -> None:
+        """Sequences as they were at these lengths. Raises InputError where a ring dropped what they need."""
+        now, written = self.known_lengths, self.memory.written[self._own]
+        taken = max(n - to for n, to in zip(now, lengths, strict=True))
+        gone = max(w - n for w, n in zip(written, now, strict=True))
+        missing = max(w - to for w, to in zip(written, lengths, strict=True))
+        if missing > self.step and any(p.ring is not None for p in self.memory.places.values()):
+            rule = f"{gone} were forgotten already, and rings keep what {self.step} tokens replace"
+            raise InputError("cache", f"{taken} tokens to forget", rule, "rewind fewer, or init_cache(step=…)")
+        self.memory.known[self._own] = lengths
+        outdate(self.memory)
+
+    def snapshot(self) -> Snapshot:
+        """These sequences as they are now, to be restored: a copy of their states, and how many tokens they have.
+
+        Pages are not copied: what a later ``restore`` takes back are the tokens since.
+        """
+        found = Snapshot(self._first, self.known_lengths, copied(self.states), self.lengths_now())
+        self.memory.snapshots.add(found)
+        return found
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make these sequences what they were, without waiting for the device; as often as one likes.
+
+        States alone may be restored into as many other sequences, of this cache or one like it. Raises InputError
+        where pages no longer hold what was read then: sequences ended, were taken back further, or rings dropped it.
+        """
+        fits(self.memory, self._first, self.batch, snapshot)
+        if self.memory.places:
+            self._take_back(snapshot.lengths)
+        self.memory.known[self._own] = snapshot.lengths
+        put_back(self.memory, self._own, snapshot)
+
+    def lengths_now(self) -> Tensor | None:
+        """A copy of the lengths on the device, where something is kept by position."""
+        return self.lengths.clone() if self.lengths is not None and self.memory.places else None
+
     def free(self) -> None:
-        """End these sequences: their pages go back to the pool, and they begin anew at length 0."""
+        """End these sequences: their pages go back to the pool, and they begin anew at length 0, from first states."""
         for number in range(self._first, self._first + self.batch):
             self.memory.known[number] = self.memory.written[number] = 0
             if self.shared:
                 self.pool.give(self.memory.pages[number])
                 self.memory.pages[number] = []
+        outdate(self.memory)
+        begin(self.memory, self._own)
         if self.lengths is not None:
             self.lengths.zero_()

@@ -11,6 +11,7 @@ from sparsec.ir.op import Op
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant
 from sparsec.passes.stream import Streamed
+from sparsec.passes.stream_spec import CacheSpec
 from sparsec.runtime import bind
 from sparsec.runtime.decode.cache_layout import Place
 from sparsec.runtime.decode.cache_state import Cache
@@ -39,9 +40,13 @@ def given(streamed: Streamed, cache: Cache, tokens: Mapping[str, Tensor | None])
 
     if not isinstance(cache, Cache):
         raise InputError("cache", f"a {type(cache).__name__}", "decode writes into a cache", "op.init_cache(…)")
-    inputs, found = streamed.variant.inputs, {}
+    inputs, found = streamed.given, dict[str, torch.Tensor]()
     known = ", ".join(inputs)
+    first = {held.initial for held in streamed.spec.states}
     for name, x in tokens.items():
+        if name not in inputs and name in first:
+            rule = "sequences have states from their first token on"
+            raise InputError(name, "given with a step", rule, f"init_cache(states={{'{name}': …}})")
         if name not in inputs:
             raise InputError(name, "not an input", f"a step takes {known}", did_you_mean(name, inputs))
         if x is not None and not isinstance(x, torch.Tensor):
@@ -52,7 +57,24 @@ def given(streamed: Streamed, cache: Cache, tokens: Mapping[str, Tensor | None])
     for name in inputs:
         if name not in found and name not in chunks:
             raise InputError(name, "missing", f"a step takes {known}", f"give it: {name}=…")
-    return found
+    return found | {twin: found[name] for twin, name in streamed.twins.items()}
+
+
+def first_states(spec: CacheSpec, given: Mapping[str, object]) -> None:
+    """First states are those that the variant declares, all of them."""
+    import torch
+
+    wanted = list(dict.fromkeys(held.initial for held in spec.states if held.initial is not None))
+    known = ", ".join(wanted) or "none"
+    for name, x in given.items():
+        if name not in wanted:
+            raise InputError("states", name, f"the variant declares first states {known}", did_you_mean(name, wanted))
+        if not isinstance(x, torch.Tensor):
+            raise InputError(name, f"a {type(x).__name__}", "first states are tensors", "torch.as_tensor(…)")
+    for name in wanted:
+        if name not in given:
+            rule = f"the variant declares first states {known}"
+            raise InputError(name, "missing", rule, f"init_cache(states={{'{name}': …}})")
 
 
 def named(variant: Variant, tokens: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -85,6 +107,8 @@ def dims(streamed: Streamed, cache: Cache, tokens: Mapping[str, Tensor], new: in
 
     Raises InputError where a shape, dtype or number of rows does not fit.
     """
+    import torch
+
     spec, length = streamed.spec, max(cache.known_lengths, default=0) + new
     units = {k.name: k.unit for k in spec.kept}
     shapes = {}
@@ -104,6 +128,7 @@ def dims(streamed: Streamed, cache: Cache, tokens: Mapping[str, Tensor], new: in
         raise InputError("cache", f"a batch of {found['B']}", rule, "give every sequence its tokens")
     found |= {streamed.keys: cache.max_length, streamed.queries: new, "q_offset": cache.max_length - new}
     whole = {n: x for n, x in tokens.items() if n in streamed.variant.inputs}
+    whole |= {held.name: torch.empty(0) for held in spec.states}
     return found, bind.call_dtype(streamed.variant, _every(streamed, whole))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
 from sparsec.lower.decode.company import company
+from sparsec.lower.decode.in_place import in_place
 from sparsec.lower.decode.pages import ENDS, LENGTHS
 from sparsec.lower.decode.schedules import FEW
 from sparsec.passes.stream import stream
@@ -16,7 +18,7 @@ from sparsec.plan.plan import Plan
 from sparsec.plan.specs import BlockList
 from sparsec.runtime import bind
 from sparsec.runtime.decode import check as decode_check
-from sparsec.runtime.decode.cache_layout import Place, page_size, places
+from sparsec.runtime.decode.cache_layout import Place, banks, page_size, places
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.decode.kernels import AppendKernel, DecodeKernel, Launch, appends, over_pages, together
 from sparsec.runtime.decode.pages import PAGE, Pool
@@ -32,17 +34,25 @@ if TYPE_CHECKING:
 
 STEP = 1024
 """Tokens of one pass over the kernels where a cache has rings, whose pages grow with it."""
+UNBOUNDED = 2**30
+"""Tokens of a sequence of which nothing is kept but states."""
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What a cache's kernels were built into, and the dims of a full cache."""
+    """What a cache's kernels were built into.
+
+    Attributes:
+        in_place: the banks whose kernel was proved to leave new states where it found the old ones; of the others
+            a step makes a copy.
+    """
 
     plan: Plan
     appends: list[AppendKernel]
     kernels: list[DecodeKernel]
     launches: list[Launch]
     places: Mapping[str, Place]
+    in_place: frozenset[str]
 
 
 class Decoder:
@@ -61,27 +71,36 @@ class Decoder:
         apart = found.variant is not compiled.graph
         self.ahead = compile(ahead, compiled.target, folder) if ahead is not None else None
         self.step = compile(found.variant, compiled.target, folder) if apart else compiled
-        self.streamed = stream(self.step.graph) if apart else found
+        self.streamed = found
+        if apart:  # a bank that was given an input must not get another
+            of_states = found.spec.states or found.twins
+            self.streamed = replace(found, variant=self.step.graph) if of_states else stream(self.step.graph)
         self.spec = self.streamed.spec
         self._built: dict[tuple[object, ...], Built] = {}
 
     def new(
-        self, batch: int, max_length: int, page: int = PAGE, step: int = STEP, pool: Pool | None = None,
-        deterministic: bool | None = None, cold: bool = False,
+        self, batch: int, max_length: int | None = None, page: int = PAGE, step: int = STEP, pool: Pool | None = None,
+        deterministic: bool | None = None, cold: bool = False, states: Mapping[str, Tensor] | None = None,
     ) -> Cache:  # fmt: skip
         """An empty cache; memory is taken when the first tokens come.
 
         Args:
+            max_length: tokens of a sequence at most; may be left out where only states are kept.
             page: tokens of a page; a multiple of chunks and strides is taken.
             step: the most tokens of one pass where there are rings, which are as much longer.
             pool: pages shared with other caches; by default a cache has its own, for all its tokens.
             deterministic: steps under the forward's schedules, bit for bit its results; by default what
                 ``torch.use_deterministic_algorithms`` says.
             cold: what is read by chosen chunks alone lives in pinned host memory, of which a GPU reads those chunks.
+            states: the first states that the variant declares, by input: with a batch, or for all sequences alike.
         """
         import torch
 
+        if max_length is None and not self.spec.paged:
+            max_length = UNBOUNDED
         decode_check.sizes(batch=batch, max_length=max_length, page=page, step=step)
+        decode_check.first_states(self.spec, states or {})
+        assert max_length is not None
         size = page_size(self.spec, page if pool is None else pool.page)
         if pool is not None:
             decode_check.pool(pool.page, size)
@@ -89,7 +108,9 @@ class Decoder:
         if cold and not any(k.chosen for k in self.spec.kept):
             rule = f"{self.step.variant.name} has no input that is read by chosen chunks alone"
             raise InputError("cold", "True", rule, "keep the cache where the kernels run")
-        return Cache(batch, max_length, size, min(step, max_length), pool, exact, cold)
+        if not self.spec.paged:
+            pool = Pool(1, size)  # of which nothing is taken
+        return Cache(batch, max_length, size, min(step, max_length), pool, exact, cold, states)
 
     def __call__(self, cache: Cache, tokens: Mapping[str, Tensor | None], outputs: bool = True) -> list[Tensor]:
         """The outputs of new tokens, whose keys and values join the cache; without ``outputs`` they only join it."""
@@ -102,7 +123,9 @@ class Decoder:
         decode_check.dims(self.streamed, cache, given, count)  # all of it fits before any of it joins the cache
         cache.reserve(count)
         parts = [self._pass(cache, *part, outputs) for part in decode_check.parts(self.streamed, cache, given, count)]
-        return [torch.cat(found, dim=1) for found in zip(*parts, strict=True)]
+        last = {held.output for held in self.spec.states}
+        both = enumerate(zip(*parts, strict=True))
+        return [found[-1] if n in last else torch.cat(found, dim=1) for n, found in both]
 
     def ready(self, tokens: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
         """What the step takes of a caller's tokens: maps that become memory are computed."""
@@ -115,7 +138,7 @@ class Decoder:
         with torch.no_grad(), torch.autocast(kind, enabled=False):  # a step takes tokens as they are
             made = self.ahead(None, **decode_check.named(own, tokens))
         results = made if isinstance(made, tuple) else (made,)
-        kept = {n: x for n, x in tokens.items() if n in self.streamed.variant.inputs or n not in own.inputs}
+        kept = {n: x for n, x in tokens.items() if n in self.streamed.given or n not in own.inputs}
         return kept | dict(zip((own.names[node] for node in own.outputs), results, strict=True))
 
     def _pass(self, cache: Cache, given: Mapping[str, Tensor], count: int, outputs: bool) -> list[Tensor]:
@@ -127,17 +150,19 @@ class Decoder:
         decode_check.lists(self.streamed, given, dims)
         if cache.lengths is None:
             available(self.step.target)
-            cache.allocate(places(self.spec, built.plan, dims, cache.page, cache.cold), first.device)
+            found = places(self.spec, built.plan, dims, cache.page, cache.cold)
+            cache.allocate(found, first.device, banks(self.spec, dims))
         cache.reserve(count)
-        found, launches, counted = self.launches(cache, built, given, dims, count, outputs)
+        results, launches, counted = self.launches(cache, built, given, dims, count, outputs or bool(self.spec.states))
         for launch in launches:
             launch()
         lengths = cache.lengths
         assert lengths is not None
-        if not counted:
+        if not counted and self.spec.paged:
             lengths += count
         cache.replayed(count)
-        return found
+        last = {held.output for held in self.spec.states}  # which the next step writes over
+        return [x.clone() if n in last else x for n, x in enumerate(results)]
 
     def launches(
         self, cache: Cache, built: Built, given: Mapping[str, Tensor], dims: Mapping[str, int], count: int, whole: bool
@@ -148,11 +173,16 @@ class Decoder:
         new = {k.name: given[k.name] for k in self.spec.kept if k.name in given}
         found = [a.launch(new, held, count) for a in built.appends if all(part[0] in new for part in a.spec.parts)]
         buffers = {**{n: x for n, x in given.items() if n not in new}, **held}
-        buffers |= _temporaries(built.plan, dims, cache)
-        outputs = [buffers[name] for name in built.plan.outputs]
+        states = cache.states
+        after = {built.plan.outputs[held.output]: states[held.name] for held in self.spec.states}
+        copies = {n: x for n, x in after.items() if n not in built.in_place}
+        buffers |= states | {n: x for n, x in after.items() if n in built.in_place}
+        buffers |= _temporaries(built.plan, dims, cache, buffers)
+        outputs = [after.get(name, buffers[name]) for name in built.plan.outputs][: self.streamed.outputs]
         if not (count and cache.batch and all(x.numel() for x in outputs)):
             return outputs, [launch for launch in found if launch is not None], False
         found += _bound(built, buffers, dims, count, whole)
+        found += [partial(_copy, x, buffers[name]) for name, x in copies.items()]
         counted = whole and any(launch.counts for launch in built.launches)
         return outputs, [launch for launch in found if launch is not None], counted
 
@@ -166,6 +196,12 @@ class Decoder:
         tables = [p.paged.table for p in places.values()]
         ready = frozenset([*self.spec.fresh, *self.spec.constant, *tables, LENGTHS])
         return Chain(ready) if self._counts(kept) else None
+
+    def _in_place(self, plan: Plan, kernels: Sequence[DecodeKernel]) -> frozenset[str]:
+        """The buffers of last states that may be the memory of the first."""
+        steps = [step for kernel in kernels for step in kernel.steps]
+        pairs = [(held.name, plan.outputs[held.output]) for held in self.spec.states]
+        return frozenset(last for first, last in pairs if in_place(steps, first, last))
 
     def kept(self) -> tuple[Built, ...]:
         """Everything that was built so far."""
@@ -196,7 +232,7 @@ class Decoder:
             beside = company(scheduled, plan.outputs)
             kernels = [over_pages(k, s, found, lengths, beside[k.name], chain) for k, s in scheduled]
             first, launches = appends(kept, found, *where, chain), together(kernels, *where, few and self._counts(kept))
-            self._built[key] = Built(plan, first, kernels, launches, found)
+            self._built[key] = Built(plan, first, kernels, launches, found, self._in_place(plan, kernels))
             compiled.builds += len(kernels)
         return self._built[key]
 
@@ -221,15 +257,19 @@ def _bound(
     return found
 
 
-def _temporaries(plan: Plan, dims: Mapping[str, int], cache: Cache) -> dict[str, Tensor]:
-    """Room for what kernels write beside the cache; block lists are each sequence's own."""
+def _copy(to: Tensor, x: Tensor) -> None:
+    to.copy_(x)
+
+
+def _temporaries(plan: Plan, dims: Mapping[str, int], cache: Cache, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Room for what kernels write beside the cache and what is known; block lists are each sequence's own."""
     import torch
 
     assert cache.lengths is not None
     lists = {n for k in plan.kernels if isinstance(k.spec, BlockList) for n in k.writes}
     found = {}
     for b in plan.buffers:
-        if b.role != "input" and b.name not in cache.tensors:
+        if b.role != "input" and b.name not in known:
             first, *rest = b.size(dims)
             shape = (cache.batch if b.name in lists else first, *rest)
             found[b.name] = torch.empty(shape, dtype=getattr(torch, b.dtype), device=cache.lengths.device)

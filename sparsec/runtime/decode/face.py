@@ -24,9 +24,10 @@ class Decoding:
 
         return Decoder(cast("Compiled", self))
 
-    def init_cache(self, batch: int, max_length: int, **options: Any) -> Cache:
+    def init_cache(self, batch: int, max_length: int | None = None, **options: Any) -> Cache:
         """An empty decode cache for sequences of up to ``max_length`` tokens; see ``Decoder.new`` for the options.
 
+        Where only states are kept, there is no limit to a length, and none need be given.
         Raises DeclarationError where the variant has no decode step, with what reads the future.
         """
         return self.decoder.new(batch, max_length, **options)

@@ -36,8 +36,9 @@ class StepGraph:
             raise InputError("decode_graph", "tensors on the CPU", "graphs are CUDA's", "call decode")
         constant = decoder.spec.constant
         self.tokens = {n: x if n in constant else x.clone() for n, x in tokens.items() if x is not None}
+        before = cache.snapshot()
         decoder(cache, self.tokens)  # builds and loads what the capture must find
-        cache.rewind(self.count)
+        cache.restore(before)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self.outputs = decoder(cache, self.tokens)

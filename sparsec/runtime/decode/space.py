@@ -7,7 +7,9 @@ from dataclasses import replace
 from sparsec.lower.decode.schedules import FEW, schedule
 from sparsec.lower.gathered.chunks import sharing
 from sparsec.lower.gathered.gpu import row_tile
+from sparsec.lower.scan.schedules import step_form, token_form
 from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.scan_specs import Scan
 from sparsec.plan.specs import GatheredAttention
 from sparsec.runtime.target import Target
 from sparsec.tile.schedule import Schedule
@@ -15,11 +17,18 @@ from sparsec.tile.schedule import Schedule
 
 def for_steps(spec: AnySpec, found: Schedule, target: Target, batch: int, tokens: int) -> Schedule:
     """A forward's schedule as one for new tokens: with splits over the keys where they are few."""
+    if isinstance(spec, Scan):
+        return step_form(spec, found, target.name) if tokens <= FEW else found
     return schedule(spec, found, target.processors, batch) if tokens <= FEW else by_tokens(spec, found)
 
 
 def by_tokens(spec: AnySpec, found: Schedule) -> Schedule:
-    """A forward's schedule, but for one with a program per chunk of keys, whose number a launch would have to know."""
+    """A forward's schedule, but for one with a program per chunk of keys, whose number a launch would have to know.
+
+    Chunks of a state's tokens begin anew with every step: the recurrence takes their place.
+    """
+    if isinstance(spec, Scan):
+        return token_form(spec, found)
     if isinstance(spec, GatheredAttention) and found.order == "key_outer":
         rows = row_tile(sharing(spec)) if found.split_dims else sharing(spec)
         return replace(found, order="query_outer", rows=rows, value_block=0)

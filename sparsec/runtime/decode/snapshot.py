@@ -1,0 +1,105 @@
+"""States of a cache: what sequences begin with, copies of them at some moment, and how they are put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsec.ir.error import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sparsec.runtime.decode.cache_layout import Bank
+    from sparsec.runtime.decode.cache_state import Memory
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """Some sequences of a cache at one moment.
+
+    Attributes:
+        first: the number of the first of them.
+        lengths: their tokens.
+        states: copies, by the name of the step's input; none before the first tokens.
+        counted: the lengths on the device; None where nothing is kept by position.
+        outdated: whether pages may hold other tokens by now.
+    """
+
+    first: int
+    lengths: Sequence[int]
+    states: Mapping[str, Tensor]
+    counted: Tensor | None
+    outdated: bool = False
+
+
+def first_states(
+    given: Mapping[str, Tensor], banks: Sequence[Bank], count: int, device: torch.device
+) -> dict[str, Tensor]:
+    """The states that sequences begin with, by bank. Raises InputError where one does not fit."""
+    found = {}
+    for bank in banks:
+        if bank.initial is None:
+            continue
+        x, each = given[bank.initial], (count, *bank.shape)
+        if tuple(x.shape) not in (each, bank.shape) or str(x.dtype) != "torch.float32" or x.device != device:
+            value = f"{x.dtype} {list(x.shape)} on {x.device}"
+            rule = f"first states are float32 {list(each)}, or {list(bank.shape)} for all alike, on {device}"
+            raise InputError(bank.initial, value, rule, "give init_cache states of that shape")
+        found[bank.name] = x.detach().clone()
+    return found
+
+
+def begin(memory: Memory, own: slice) -> None:
+    """Some sequences' states as they are before any token."""
+    for name, held in memory.states.items():
+        first = memory.first.get(name)
+        if first is None:
+            held[own].zero_()
+        else:
+            held[own].copy_(first[own] if first.dim() == held.dim() else first)
+
+
+def copied(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies."""
+    return {name: x.clone() for name, x in states.items()}
+
+
+def put_back(memory: Memory, own: slice, snapshot: Snapshot) -> None:
+    """States and lengths of a snapshot; those of first tokens where it was taken before any."""
+    if not snapshot.states:
+        begin(memory, own)
+    for name, x in snapshot.states.items():
+        memory.states[name][own].copy_(x)
+    if memory.lengths is not None and memory.places:
+        lengths = memory.lengths[own]
+        if snapshot.counted is None:
+            lengths.zero_()
+        else:
+            lengths.copy_(snapshot.counted)
+
+
+def outdate(memory: Memory) -> None:
+    """Mark snapshots of which tokens were taken back: others may lie in their place."""
+    for found in memory.snapshots:
+        now = memory.known[found.first : found.first + len(found.lengths)]
+        found.outdated = found.outdated or any(n < then for n, then in zip(now, found.lengths, strict=True))
+
+
+def fits(memory: Memory, first: int, batch: int, snapshot: Snapshot) -> None:
+    """Raises InputError where a snapshot is not one of these sequences."""
+    if len(snapshot.lengths) != batch:
+        rule = f"these are {batch} sequences"
+        raise InputError("snapshot", f"of {len(snapshot.lengths)} sequences", rule, "restore cache.sequences(…)")
+    for name, x in snapshot.states.items():
+        if name not in memory.states or memory.states[name].shape[1:] != x.shape[1:]:
+            rule = f"the cache holds { ({n: list(s.shape[1:]) for n, s in memory.states.items()}) }"
+            raise InputError("snapshot", f"{name} {list(x.shape[1:])}", rule, "restore it into a cache of its variant")
+    if memory.places and (snapshot not in memory.snapshots or snapshot.first != first):
+        rule = "pages are not copied: tokens since are taken back from the same sequences"
+        raise InputError("snapshot", "of other sequences", rule, "restore it where it was taken")
+    if memory.places and snapshot.outdated:
+        rule = "these sequences ended since, or were taken back further"
+        raise InputError("snapshot", "outdated", rule, "take one anew")
