@@ -9,6 +9,7 @@ from sparsec.ir.error import InputError
 from sparsec.ir.node import Node, Shape
 from sparsec.ir.op import Op
 from sparsec.ir.rules_read import branches
+from sparsec.ir.rules_state import is_ladder
 from sparsec.ir.scores import ceil_div, is_list, key_heads, read_heads, tokens_behind
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant
@@ -90,6 +91,7 @@ def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
                 raise InputError(
                     f"{node.op.value} {variant.names.get(node, '')}", sizes, f"{what} must agree", "check the shapes"
                 )
+        _check_levels(variant, node, env)
         for heads, shared in _groups(node):
             if value(heads, env) % max(value(shared, env), 1):
                 sizes = f"{heads} = {value(heads, env)}, {shared} = {value(shared, env)}"
@@ -97,6 +99,18 @@ def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
                 raise InputError(
                     f"{node.op.value} {variant.names.get(node, '')}", sizes, rule, "share each key/value head evenly"
                 )
+
+
+def _check_levels(variant: Variant, node: Node, env: Mapping[str, int]) -> None:
+    """A Fenwick schedule has a level for every token that one reads."""
+    if node.op is not Op.RECALL or not is_ladder(node.src[1]):
+        return
+    tokens, levels = value(node.shape[1], env), node.src[1].src[0].integer("parts")
+    needed = max(tokens - 1, 0).bit_length() + 1
+    if needed > levels:
+        said = f"{node.shape[1]} = {tokens} with {levels} levels"
+        rule = f"{levels} levels reach over {1 << levels - 1} tokens"
+        raise InputError(f"{node.op.value} {variant.names.get(node, '')}", said, rule, f"declare {needed} levels")
 
 
 def _heads(node: Node) -> Shape:

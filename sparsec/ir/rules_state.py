@@ -19,7 +19,7 @@ def write(node: Node) -> Problem | None:
             return Problem(
                 dims(source), f"its last dim must be the state's {name} = {dim}", f"{name} = {source.shape[-1]}"
             )
-    return _decay(node) or _erase(node) or _route(node)
+    return _decay(node) or _erase(node) or _route(node) or _levels(node)
 
 
 def _decay(node: Node) -> Problem | None:
@@ -51,6 +51,26 @@ def _route(node: Node) -> Problem | None:
     return None
 
 
+def is_ladder(written: Node) -> bool:
+    """Whether the parts of a written bank are the levels of a Fenwick schedule."""
+    return (
+        written.op.name == "WRITE"
+        and written.src[0].op.name == "STATE"
+        and written.src[0].word("schedule") == "fenwick"
+    )
+
+
+def _levels(node: Node) -> Problem | None:
+    """Levels are all written; they begin empty, since what a token finds in them depends on its position."""
+    if not is_ladder(node):
+        return None
+    if "route" in node.operands:
+        return Problem("schedule = fenwick", "its parts are levels, which no route chooses", "schedule = single")
+    if node.src[0].src:
+        return Problem("schedule = fenwick", "levels begin empty", "leave the initial states out")
+    return None
+
+
 def residual(node: Node) -> Problem | None:
     """What is left is left by a write of the same keys."""
     v, written, k = node.positional
@@ -73,6 +93,8 @@ def recall(node: Node) -> Problem | None:
     q, *states = node.positional
     if wrong := rank(q, 4):
         return wrong
+    if any(map(is_ladder, states)):
+        return _ladder(node, states)
     if node["mode"] == "slot_softmax":
         return _slots(q, states)
     for state in states:
@@ -80,6 +102,17 @@ def recall(node: Node) -> Problem | None:
             return Problem(f"{dims(q)} and {dims(state)}", "queries and states have one D, states one DV", "match them")
     if node["top"] is not None and node["mode"] == "sum":
         return Problem(f"top = {node['top']}", "a sum reads every active state", "mode = state_softmax")
+    return None
+
+
+def _ladder(node: Node, states: list[Node]) -> Problem | None:
+    """Levels are read in one sum, each with its own weight per token and head, after the token's write."""
+    gate, parts = node.operands.get("level_gate"), states[0].shape[1]
+    if len(states) > 1 or node["mode"] != "sum" or node["when"] != "after":
+        return Problem("schedule = fenwick", "levels are read alone, in a sum, after the write", "one recall per bank")
+    if gate is None or len(gate.shape) != 4 or clash(gate.shape[3], parts):
+        said = "no level_gate" if gate is None else dims(gate)
+        return Problem(said, f"levels have a weight each per token and head: [B,T,H,{parts}]", "add level_gate")
     return None
 
 

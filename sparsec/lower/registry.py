@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsec.lower import combine, combine_grad, row_dot, running, summarise, summarise_grad, total
+from sparsec.lower.fenwick import schedules as ladder_class
 from sparsec.lower.gathered import grad_schedules as gathered_grad_class
 from sparsec.lower.gathered import known as gathered_known
 from sparsec.lower.gathered import schedules as gathered_class
@@ -28,6 +29,7 @@ from sparsec.lower.tiled import grad_kv as tiled_grad_kv
 from sparsec.lower.tiled import grad_q as tiled_grad_q
 from sparsec.lower.tiled import grad_space as tiled_grad_space
 from sparsec.lower.tiled import space as tiled_space
+from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.grad_specs import (
     AnySpec,
     CombineGrad,
@@ -115,6 +117,8 @@ CLASSES: dict[type, ScheduleClass] = {
     ScanGrad: ScheduleClass(
         scan_class.lower_grad, scan_class.default_grad, scan_class.space_grad, scan_class.known_grad
     ),
+    Ladder: ScheduleClass(ladder_class.lower, ladder_class.default, ladder_class.space),
+    LadderGrad: ScheduleClass(ladder_class.lower_grad, ladder_class.default, ladder_class.space),
     StatesSum: ScheduleClass(_single(batch_sum.lower), batch_sum.default, _fixed),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),

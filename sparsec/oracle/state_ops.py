@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle import states, vector_states
+from sparsec.oracle.fenwick import Ladder
 from sparsec.oracle.states import Rule, Written
 from sparsec.oracle.values import Bank, Chosen, OracleError, Value
 
@@ -30,17 +31,18 @@ def state(ev: Evaluation, node: Node) -> Bank:
 def write(ev: Evaluation, node: Node) -> Written:
     """The bank that every token writes."""
     bank, k, v = ev.whole(node.src[0]), ev.tensor(node.src[1]), ev.tensor(node.src[2])
-    fenwick = isinstance(bank, Bank) and node.src[0].word("schedule") != "single"
-    if not isinstance(bank, Bank) or fenwick or node["row_topk"] is not None:
-        what = "a state written twice, schedule = fenwick and row_topk"
-        raise OracleError(f"write: the oracle has no meaning yet for {what}; use states of one schedule, written once")
+    if not isinstance(bank, Bank) or node["row_topk"] is not None:
+        what = "a state written twice and row_topk"
+        raise OracleError(f"write: the oracle has no meaning yet for {what}; use states written once")
     k = k.repeat_interleave(bank.m.shape[2] // k.shape[2], dim=2)  # states may share keys
-    share, active = _shares(ev, node, k.shape[1], bank.m.shape[1], k.shape[2])
+    levels = node.src[0].word("schedule") == "fenwick"
+    share, active = _shares(ev, node, k.shape[1], 1 if levels else bank.m.shape[1], k.shape[2])
     rule = Rule(node.word("rule") == "delta", node.word("reads") == "undecayed", node.flag("freeze_unselected"))
     given = {name: ev.tensor(source) for name, source in node.operands.items() if name not in ("route", "weight")}
     erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
     quick = ev.form_name == "vector" and node.word("decay_kind") != "full"
-    return Written(bank.m, k, v, given.get("beta"), given.get("decay"), erase, share, active, rule, quick)
+    kind, first = (Ladder, bank.m[:, :1]) if levels else (Written, bank.m)
+    return kind(first, k, v, given.get("beta"), given.get("decay"), erase, share, active, rule, quick)
 
 
 def _shares(ev: Evaluation, node: Node, tokens: int, parts: int, heads: int) -> tuple[Tensor, Tensor]:
@@ -92,6 +94,8 @@ def _matrices(node: Node, banks: Sequence[Written]) -> Tensor:
 
 
 def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
+    if isinstance(banks[0], Ladder):
+        return banks[0].recall(q, ev.tensor(node.operands["level_gate"]))
     group = q.shape[2] // banks[0].active.shape[2]
     shares = [states.renormalised(b.share, b.active) if node.flag("renormalise") else b.share for b in banks]
     share = torch.cat(shares, dim=3).repeat_interleave(group, dim=2) * _per_level(ev, node, "level_gate", q, banks, 1.0)

@@ -8,9 +8,11 @@ from dataclasses import replace
 
 from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
+from sparsec.ir.rules_state import is_ladder
 from sparsec.ir.scores import has_lse
 from sparsec.plan.adjoint import is_total
 from sparsec.plan.attend import gathered, lists, tiled
+from sparsec.plan.fenwick import ladder
 from sparsec.plan.gradient import gradient
 from sparsec.plan.map import mapped
 from sparsec.plan.memory import ordered
@@ -110,7 +112,7 @@ def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
     elif node.op is Op.MERGE:
         merge(planner, node, wants_lse or node in planner.lse_of, dtype, lambda n, w, d: _value(planner, n, w, d))
     elif node.op is Op.RECALL:
-        scan(planner, node.src[1])
+        ladder(planner, node, dtype) if is_ladder(node.src[1]) else scan(planner, node.src[1])
     else:
         raise planner.refuse(node, "no schedule class computes this op forward yet; the oracle runs it")
     return planner.places[node, "o"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.map_specs import Map, MapGrad
 from sparsec.plan.running_specs import Prefix, PrefixGrad
@@ -263,7 +264,8 @@ GradSpec = (
     | CombineGrad
     | MapGrad
     | ScanGrad
+    | LadderGrad
     | StatesSum
     | Total
 )
-AnySpec = Spec | Map | Prefix | Scan | SetSelector | Members | ListSum | Divergence | GradSpec
+AnySpec = Spec | Map | Prefix | Scan | Ladder | SetSelector | Members | ListSum | Divergence | GradSpec

@@ -6,7 +6,9 @@ from functools import reduce
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.ir.rules_state import is_ladder
 from sparsec.plan.adjoint import alike, branches, is_total, pull, shared, terms, through_lists
+from sparsec.plan.fenwick import ladder_gradient
 from sparsec.plan.grad_specs import Total
 from sparsec.plan.gradient_gathered import gathered_gradient
 from sparsec.plan.gradient_map import map_gradient
@@ -83,7 +85,8 @@ def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
     elif vjp.src[0].op is Op.PREFIX:
         prefix_gradient(planner, vjp, dtype, source)
     elif vjp.src[0].op in (Op.STATE, Op.WRITE, Op.RECALL):
-        scan_gradient(planner, vjp, source)
+        written = vjp.src[0].src[1] if vjp.src[0].op is Op.RECALL else vjp.src[0]
+        (ladder_gradient if is_ladder(written) else scan_gradient)(planner, vjp, source)
     elif vjp.src[0].op is Op.SCORE:
         score_gradient(planner, vjp, dtype, source)
     else:

@@ -20,21 +20,21 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
         _shared(planner, vjp, source)
         return
     written = primal if primal.op is Op.WRITE else primal.src[1]
-    wanted = _wanted(planner, written)
-    grads, final = _cotangents(planner, written, wanted)
+    nodes = wanted(planner, written)
+    grads, final = cotangents(planner, written, nodes)
     writes = writes_of(planner, written)
-    made = {node: _made(planner, node) for node in wanted}
-    own = {node.word("of"): operand for node, operand in made.items() if node.src[0] is written}
-    asked = {node.src[0]: operand for node, operand in made.items() if node.src[0] is not written}
+    done = {node: made(planner, node) for node in nodes}
+    own = {node.word("of"): operand for node, operand in done.items() if node.src[0] is written}
+    asked = {node.src[0]: operand for node, operand in done.items() if node.src[0] is not written}
     reads = tuple(replace(question(planner, written, r), out=Operand(f"{r.op.value}", "float32")) for r in grads)
-    given = tuple(_given(source(grad, _dtype(planner, r)), planner) for r, grad in grads.items())
-    names = [operand.name for operand in made.values()]
+    handed = tuple(given(source(grad, dtype_of(planner, r)), planner) for r, grad in grads.items())
+    names = [operand.name for operand in done.values()]
     grad_final = source(final, "float32") if final is not None else None
     initial = own.get("state")
     spec = ScanGrad(
         name=f"grad_{names[0]}",
         forward=Scan(f"scan_of_{names[0]}", writes, reads, planner.sizes.dtype),
-        grads=given,
+        grads=handed,
         grad_final=grad_final,
         grad_q=tuple(asked.get(r) for r in grads),
         grad_k=own.get("k"),
@@ -47,10 +47,10 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     read = [
         *buffers(writes),
         *(r.q.name for r in reads),
-        *(g.name for g in given),
+        *(g.name for g in handed),
         *([grad_final] if grad_final else []),
     ]
-    planner.add(spec, read, names, wanted, dims(written))
+    planner.add(spec, read, names, nodes, dims(written))
 
 
 def _shared(planner: Planner, vjp: Node, source: Source) -> None:
@@ -62,13 +62,13 @@ def _shared(planner: Planner, vjp: Node, source: Source) -> None:
     planner.add(StatesSum(f"grad_{out}", x, out, heads, rows, cols), [x], [out], [vjp], {"TQ": ONE, "TK": ONE})
 
 
-def _wanted(planner: Planner, written: Node) -> list[Node]:
+def wanted(planner: Planner, written: Node) -> list[Node]:
     """The adjoints through a bank that are arrays."""
     readers = planner.recalls.get(written, ())
     return [v for v in planner.vjps if v.kind == "tensor" and (v.src[0] is written or v.src[0] in readers)]
 
 
-def _cotangents(planner: Planner, written: Node, wanted: list[Node]) -> tuple[dict[Node, Node], Node | None]:
+def cotangents(planner: Planner, written: Node, wanted: list[Node]) -> tuple[dict[Node, Node], Node | None]:
     """The gradient of each reader's output, by reader, and that of the final states."""
     found: dict[Node, Node] = {}
     final: Node | None = None
@@ -83,15 +83,17 @@ def _cotangents(planner: Planner, written: Node, wanted: list[Node]) -> tuple[di
     return found, final
 
 
-def _made(planner: Planner, vjp: Node) -> Operand:
+def made(planner: Planner, vjp: Node) -> Operand:
+    """The buffer of a gradient."""
     dtype = planner.precision(vjp, planner.sizes.dtype_of(vjp))
     return Operand(planner.temporary(vjp, "tensor", vjp.shape, dtype), dtype)
 
 
-def _dtype(planner: Planner, reader: Node) -> str:
+def dtype_of(planner: Planner, reader: Node) -> str:
     """Of the gradient of what a reader was answered: exact where the answer is."""
     return "float32" if reader in planner.exact else planner.sizes.dtype
 
 
-def _given(name: str, planner: Planner) -> Operand:
+def given(name: str, planner: Planner) -> Operand:
+    """A buffer as an operand."""
     return Operand(name, planner.buffers[name].dtype)

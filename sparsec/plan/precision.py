@@ -54,6 +54,8 @@ def _gains(reader: Node, source: Node) -> bool:
     if reader.op is Op.WRITE:
         read = [name for name, operand in reader.operands.items() if operand is source]
         return source not in reader.positional and (read == ["decay"] or len(source.shape) == 3)
+    if reader.op is Op.RECALL:
+        return reader.operands.get("level_gate") is source
     return reader.op is Op.MERGE and source not in branches(reader)[0]
 
 

@@ -47,16 +47,19 @@ def buffers(writes: Writes) -> list[str]:
     return [*(x.name for x in operands if x is not None), *([writes.initial] if writes.initial else [])]
 
 
-def writes_of(planner: Planner, written: Node) -> Writes:
-    """How a bank is written. Raises PlanError for what no kernel computes yet."""
+def writes_of(planner: Planner, written: Node, *carried: str) -> Writes:
+    """How a bank is written; ``carried`` are attributes of the bank that the caller carries out.
+
+    Raises PlanError for what no kernel computes yet.
+    """
     bank, k, v = written.positional
-    _refuse(planner, written)
-    given = {name: _operand(planner, node) for name, node in written.operands.items()}
+    _refuse(planner, written, carried)
+    given = {name: operand(planner, node) for name, node in written.operands.items()}
     erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
     initial = _initial(planner, bank)
     return Writes(
-        k=_operand(planner, k),
-        v=_operand(planner, v),
+        k=operand(planner, k),
+        v=operand(planner, v),
         heads=planner.sizes.value(bank.shape[2]),
         rows=planner.sizes.value(bank.shape[3]),
         cols=planner.sizes.value(bank.shape[4]),
@@ -73,13 +76,13 @@ def writes_of(planner: Planner, written: Node) -> Writes:
     )
 
 
-def _refuse(planner: Planner, written: Node) -> None:
+def _refuse(planner: Planner, written: Node, carried: Sequence[str]) -> None:
     bank = written.src[0]
     if bank.op is not Op.STATE:
         raise planner.refuse(
             written, "a state written twice per token has no kernel yet; the oracle has no meaning for it"
         )
-    honours(planner, bank, "heads", "rows", "cols")
+    honours(planner, bank, "heads", "rows", "cols", *carried)
     honours(planner, written, "rule", "decay_kind", "reads", "freeze_unselected")
     if "route" in written.operands:
         raise planner.refuse(written, "writes to chosen parts have no kernel yet; the oracle runs them")
@@ -96,7 +99,8 @@ def _initial(planner: Planner, bank: Node) -> str | None:
     return name
 
 
-def _operand(planner: Planner, node: Node) -> Operand:
+def operand(planner: Planner, node: Node) -> Operand:
+    """A tensor as a kernel reads it."""
     name = planner.input(node)
     return Operand(name, planner.buffers[name].dtype)
 
@@ -121,7 +125,7 @@ def question(planner: Planner, written: Node, reader: Node) -> Read:
     number = planner.sizes.number(scale) if scale is not None else float(reader["scale"])  # type: ignore[arg-type]
     nothing = Operand("", planner.sizes.dtype)
     heads, query_heads = (planner.sizes.value(dim) for dim in (reader.shape[2], q.shape[2]))
-    return Read(_operand(planner, q), nothing, heads, number, reader.word("when"), query_heads)
+    return Read(operand(planner, q), nothing, heads, number, reader.word("when"), query_heads)
 
 
 def readers_of(nodes: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from math import prod
 
 from sparsec.plan.cost_terms import DV, HKV, ZERO, B, Cost, D, item
+from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.scan_specs import Operand, Scan, ScanGrad, StatesSum, Writes
 from sparsec.scalar.expr import Expr, constant, var
 
@@ -72,4 +73,31 @@ def _states_sum(spec: StatesSum) -> Cost:
     return Cost(B * states, 4 * (B + 1) * states, sizes={"HKV": spec.heads, "D": spec.rows, "DV": spec.cols})
 
 
-SCAN_COSTS: dict[type, Callable[..., Cost]] = {Scan: _scan, ScanGrad: _scan_grad, StatesSum: _states_sum}
+def _as_scan(spec: Ladder) -> Scan:
+    """The states that all levels together are."""
+    return Scan(spec.name, spec.writes, (spec.read,), spec.dtype)
+
+
+def _ladder(spec: Ladder) -> Cost:
+    """Every token reads half of all levels on average; the rest is that of one state."""
+    own, tokens, levels = _scan(_as_scan(spec)), B * var(spec.writes.length), spec.levels
+    more = tokens * HKV * D * DV * max(levels - 2, 0)
+    return Cost(own.flops + more, own.bytes + 4 * levels * tokens * HKV, sizes=own.sizes)
+
+
+def _ladder_grad(spec: LadderGrad) -> Cost:
+    f, tokens, levels = spec.forward, B * var(spec.forward.writes.length), spec.forward.levels
+    made = (spec.grad_q,), spec.grad_k, spec.grad_v, spec.grad_beta, spec.grad_decay
+    own = _scan_grad(ScanGrad(spec.name, _as_scan(f), (spec.grad,), None, *made))
+    more = 3 * tokens * HKV * D * DV * max(levels - 2, 0)
+    gates = 4 * levels * tokens * HKV * (1 + (spec.grad_gate is not None))
+    return Cost(own.flops + more, own.bytes + gates, sizes=own.sizes)
+
+
+SCAN_COSTS: dict[type, Callable[..., Cost]] = {
+    Scan: _scan,
+    ScanGrad: _scan_grad,
+    StatesSum: _states_sum,
+    Ladder: _ladder,
+    LadderGrad: _ladder_grad,
+}

@@ -107,7 +107,7 @@ def _draw(
     drawn = torch.randn(shape, generator=generator, device=generator.device)
     if name == "decay":
         drawn = torch.nn.functional.logsigmoid(drawn + 3)
-    if name in ("beta", "weight", "gamma"):
+    if name in ("beta", "weight", "gamma", "level_gate"):
         drawn = drawn.sigmoid()
     if name in ("key", "erase_a", "erase_b"):  # longer ones would make a delta rule grow without bound
         drawn = torch.nn.functional.normalize(drawn, dim=-1)

@@ -1,0 +1,1 @@
+"""Matrix states on a Fenwick schedule, chunk by chunk."""

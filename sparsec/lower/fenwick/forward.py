@@ -1,0 +1,45 @@
+"""The forward of a ladder: sums and solves of chunks, their states, blocks of ever more chunks, outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower.fenwick import climb, leaf, outputs
+from sparsec.lower.fenwick.rungs import Rungs
+from sparsec.lower.inverse.index import as_scratch
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.scan import chunk
+from sparsec.lower.scan.chunk_parts import checked
+from sparsec.plan.fenwick_specs import Ladder
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+
+def rungs_of(spec: Ladder, schedule: Schedule, name: str = "") -> Rungs:
+    """A ladder in chunks; ScheduleError where there is no such form."""
+    own = checked(name or spec.name, spec.writes, replace(schedule, splits=1))
+    if own.keyed:
+        raise ScheduleError("decays per key channel have no ladder form yet; the oracle runs them")
+    return Rungs(spec, own)
+
+
+def lower(spec: Ladder, schedule: Schedule) -> Lowered:
+    """q, k ``[B,N,H,D]``, v ``[B,N,H,DV]``, decay, beta ``[B,N,H]``, gate ``[B,N,H,L]`` -> outputs ``[B,N,H,DV]``.
+
+    Raises ScheduleError where there is no such form.
+    """
+    rungs = rungs_of(spec, schedule)
+    steps = [*blocks(rungs, schedule), Step(outputs.lower(rungs), schedule)]
+    return Lowered(tuple(steps), tuple(as_scratch(t) for t in rungs.scratch()), rungs.params())
+
+
+def blocks(rungs: Rungs, schedule: Schedule) -> list[Step]:
+    """Sums, solves, and the states of all blocks."""
+    own = rungs.own
+    steps = chunk.prepared(own, None)
+    if not rungs.outer:
+        return steps
+    steps += [Step(leaf.lower_states(rungs), schedule)] + [Step(leaf.lower_moves(rungs), schedule)] * own.delta
+    for level in range(rungs.outer - 1):
+        steps.append(Step(climb.lower_states(rungs, level), schedule))
+        steps += [Step(climb.lower_moves(rungs, level), schedule)] * own.delta
+    return steps

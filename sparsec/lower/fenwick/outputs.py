@@ -1,0 +1,185 @@
+"""Outputs of all chunks side by side: what tokens see in their own chunk, and in the blocks that their chunk reads.
+
+    O = scale ((F ⊙ G) V + Σ_j gate_j ⊙ (X_j S_j))        F = tril(Q Kᵀ e^{Γ_i − Γ_j}) beta T
+    X_0 = e^Γ Q − F e^Γ K                                  X_{j+1} = X_j P_j
+
+over the blocks j that the chunk reads, from the nearest one back, G the weights of the levels inside the chunk. Where P
+is a number, e^Γ times those that were passed multiplies Q S_j instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsec.lower.fenwick.leaf import of_writes
+from sparsec.lower.fenwick.rungs import Rungs, bit, column_of, end, place, tile_number, when
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk_outputs import visible
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, halves, power_of_two, scaled, times
+from sparsec.lower.scan.chunk_state import Axes, axes
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Program, Tensor
+
+
+def lower(rungs: Rungs) -> Program:
+    """One (chunk and tile of columns, head, batch) per grid point."""
+    own, w, read = rungs.own, rungs.own.writes, rungs.spec.read
+    with tile.Builder() as builder:
+        number, part = tile_number(own, own.tiles)
+        chunk, a = Chunk(own, tile.program_id(2), tile.program_id(1), number), axes(builder, own, "cdne")
+        other = builder.axis("f", a.dims.size), builder.axis("t", own.chunk)
+        column, limit = column_of(part, a.columns), column_limit(w.cols, own.tiles * own.columns)
+        at = Reader(rungs, chunk, a, *other)
+        weights = at.effective()
+        among = mul(weights, rungs.among(chunk, a.queries, a.keys))
+        values = chunk.rows(rungs.values, chunk.head, a.keys, column, limit)
+        out = tile.dot(tile.cast(among, values.dtype), values, a.keys, precision=own.schedule.precision)
+        if rungs.outer:
+            out = at.far(at.first(weights), out, column)
+        bounds: dict[int, tile.Value] = {1: tile.param(w.length)} | ({3: limit} if limit else {})
+        made = own.tensor(read.out, read.heads, w.cols)
+        value = tile.cast(mul(out, read.scale), read.out.dtype)
+        tile.store(made, chunk.batch, chunk.token(a.queries), chunk.head, column, value=value, bounds=bounds)
+        tensors = [rungs.queries, rungs.keys, rungs.values, rungs.gate, *of_writes(rungs), made]
+        tensors += rungs.carried() if rungs.outer else []
+        grid = (mul(tile.param(CHUNKS), own.tiles), w.heads, tile.param("B"))
+        return own.program(builder, "", tensors, grid)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One chunk of one head.
+
+    Attributes:
+        other, middle: a second axis of key dims, and one of the chunk's tokens.
+    """
+
+    rungs: Rungs
+    chunk: Chunk
+    axes: Axes
+    other: Axis
+    middle: Axis
+
+    @property
+    def row_limit(self) -> int:
+        """The bound of key dims, where they are padded."""
+        return column_limit(self.rungs.own.writes.rows, self.axes.dims.size)
+
+    @property
+    def precision(self) -> str:
+        """Of products in fp32."""
+        return self.rungs.own.schedule.precision
+
+    def queries(self) -> Node:
+        """Q ``[c,d]``."""
+        return self.chunk.rows(
+            self.rungs.queries, self.chunk.head, self.axes.queries, tile.iota(self.axes.dims), self.row_limit
+        )
+
+    def keys(self) -> Node:
+        """K ``[n,d]``."""
+        return self.chunk.rows(
+            self.rungs.keys, self.chunk.head, self.axes.keys, tile.iota(self.axes.dims), self.row_limit
+        )
+
+    def lifted(self) -> Node:
+        """e^Γ K ``[n,d]``."""
+        return scaled(self.keys(), power_of_two(self.chunk.sums(self.axes.keys)) if self.rungs.own.decays else None)
+
+    def seen(self) -> Node:
+        """E = tril(Q Kᵀ e^{Γ_i − Γ_j}) beta ``[c,n]``."""
+        a, own = self.axes, self.rungs.own
+        found = visible(
+            own, self.chunk, a, tile.dot(self.queries(), self.keys(), a.dims, precision=self.precision), "after"
+        )
+        return times(found, self.chunk.beta(a.keys)) or found
+
+    def effective(self) -> Node:
+        """F = E T ``[c,n]``, in fp32."""
+        own, a, seen = self.rungs.own, self.axes, self.seen()
+        if not own.delta:
+            return seen
+        other = tile.cast(tile.rename(seen, a.keys, self.middle), own.writes.k.dtype)
+        solved = self.chunk.tile_of(own.solved, self.middle, tile.iota(a.keys))
+        return tile.dot(other, solved, self.middle, seen, self.precision)
+
+    def first(self, weights: Node) -> Node:
+        """X_0 of a delta rule, in fp32 ``[c,d]``; Q of others."""
+        own, a, queries = self.rungs.own, self.axes, self.queries()
+        if not own.delta:
+            return queries
+        lifted = times(tile.cast(queries, "float32"), power_of_two(self.chunk.sums(a.queries)) if own.decays else None)
+        assert lifted is not None
+        known = tile.dot(tile.cast(weights, own.writes.k.dtype), self.lifted(), a.keys, precision=self.precision)
+        return sub(lifted, known)
+
+    def far(self, x: Node, out: Node, column: Node) -> Node:
+        """``out`` ``[c,e]`` plus what the blocks before the chunk answer."""
+        delta = self.rungs.own.delta
+
+        def level(number: Node, *held: Node) -> Sequence[Node]:
+            def read(zero: Node, held: Node, out: Node) -> Sequence[Node]:
+                here = add(number, zero)
+                answer = self.answer(held if delta else x, here, column)
+                answer = mul(answer, self.share(here, None if delta else held))
+                return [self.next(held, here), add(out, answer)]
+
+            return when(bit(self.chunk.number, number), list(held), read)
+
+        first = x if delta else self.passed()
+        return tile.loop(0, self.rungs.outer, 1, [first, out], level)[1]
+
+    def passed(self) -> Node:
+        """The decay since the blocks that were passed: none."""
+        return tile.const(0.0)
+
+    def block(self, number: Node) -> tuple[Node, Node, Node]:
+        """The place of the block that is read at a level of chunks."""
+        return place(self.chunk, sub(end(self.chunk.number, number), 1))
+
+    def share(self, number: Node, passed: Node | None) -> Node:
+        """What an answer of a level counts for ``[c]``: its weight, and, where that is a number, the decay since."""
+        a = self.axes
+        weight = self.rungs.weight(self.chunk, a.queries, add(number, self.rungs.inner))
+        if passed is None or not self.rungs.own.decays:
+            return weight
+        return mul(weight, power_of_two(add(self.chunk.sums(a.queries), passed)))
+
+    def state(self, number: Node, column: Node) -> Node:
+        """S of the block that is read at a level ``[d,e]``."""
+        w = self.rungs.own.writes
+        limits: dict[int, tile.Value] = {3: w.rows, 4: w.cols}
+        return tile.load(self.rungs.read_states, *self.block(number), tile.iota(self.axes.dims), column, bounds=limits)
+
+    def answer(self, x: Node, number: Node, column: Node) -> Node:
+        """X S ``[c,e]``."""
+        found: Node | None = None
+        for part in halves(x, self.rungs.own.writes.k.dtype) if x.dtype == "float32" else [x]:
+            found = tile.dot(part, self.state(number, column), self.axes.dims, found, self.precision)
+        assert found is not None
+        return found
+
+    def next(self, held: Node, number: Node) -> Node:
+        """X P of a delta rule; of others the decay over the blocks that were passed."""
+        own, a = self.rungs.own, self.axes
+        if not own.delta:
+            return add(held, tile.load(self.rungs.read_fades, *self.block(number))) if own.decays else held
+        found: Node | None = None
+        moves = halves(self.move(number, self.other, a.dims), own.writes.k.dtype)
+        left = halves(tile.rename(held, a.dims, self.other), own.writes.k.dtype)
+        for i, x in enumerate(left):
+            for p in moves[: len(moves) - i]:
+                found = tile.dot(x, p, self.other, found, self.precision)
+        assert found is not None
+        return found
+
+    def move(self, number: Node, rows: Axis, columns: Axis) -> Node:
+        """P of the block that is read at a level."""
+        size = self.rungs.own.writes.rows
+        limits: dict[int, tile.Value] = {3: size, 4: size}
+        return tile.load(self.rungs.read_moves, *self.block(number), tile.iota(rows), tile.iota(columns), bounds=limits)
+
+    def tensors(self) -> list[Tensor]:
+        """What a chunk's queries are made of."""
+        return [self.rungs.queries, self.rungs.keys, self.rungs.gate, *of_writes(self.rungs)]

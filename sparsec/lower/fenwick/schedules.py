@@ -1,0 +1,37 @@
+"""How ladders are made: chunk by chunk on every target."""
+
+from __future__ import annotations
+
+from sparsec.lower.fenwick import forward
+from sparsec.lower.lowered import Lowered
+from sparsec.lower.scan.cell import padded
+from sparsec.plan.fenwick_specs import Ladder, LadderGrad
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+Choices = dict[str, tuple[object, ...]]
+
+
+def lower(spec: Ladder, schedule: Schedule) -> Lowered:
+    """The programs of a ladder."""
+    return forward.lower(spec, schedule)
+
+
+def lower_grad(spec: LadderGrad, schedule: Schedule) -> Lowered:
+    """The programs of a ladder's adjoint."""
+    raise ScheduleError("no gradients yet")
+
+
+def default(spec: Ladder | LadderGrad, target: str) -> Schedule:
+    """Chunks of 64 tokens on a GPU; smaller ones on a CPU, where products of chunks are no cheaper than others."""
+    w = spec.writes if isinstance(spec, Ladder) else spec.forward.writes
+    columns = min(64, padded(w.cols))
+    if target.startswith("triton"):
+        return Schedule(order="chunk", rows=64, value_block=columns, warps=4, stages=2)
+    return Schedule(order="chunk", rows=32, value_block=columns, lanes=("e", "d", "n", "s"))
+
+
+def space(spec: Ladder | LadderGrad, target: str) -> Choices:
+    """Tokens of a chunk, value columns of a program, and how programs run."""
+    if target.startswith("triton"):
+        return {"rows": (32, 64), "value_block": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3)}
+    return {"rows": (16, 32, 64), "value_block": (16, 32, 64)}
