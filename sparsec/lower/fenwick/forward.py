@@ -35,7 +35,7 @@ def lower(spec: Ladder, schedule: Schedule) -> Lowered:
 def blocks(rungs: Rungs, schedule: Schedule) -> list[Step]:
     """Sums, solves, and the states of all blocks."""
     own = rungs.own
-    steps = chunk.prepared(own, None)
+    steps = chunk.prepared(own)
     if not rungs.outer:
         return steps
     steps += [Step(leaf.lower_states(rungs), schedule)] + [Step(leaf.lower_moves(rungs), schedule)] * own.delta
