@@ -20,7 +20,7 @@ from sparsec.ir.build import (
     topk,
     weights,
 )
-from sparsec.ir.build_state import aux, recall, residual, state, transfer, write
+from sparsec.ir.build_state import aux, mass, mixture, recall, residual, state, transfer, write
 from sparsec.ir.node import Node
 from sparsec.ir.predicates import causal, complete, complete_past, started
 from sparsec.scalar.expr import Expr
@@ -47,9 +47,11 @@ __all__ = [
     "lse",
     "map",
     "mask",
+    "mass",
     "maximum",
     "merge",
     "minimum",
+    "mixture",
     "recall",
     "reduce",
     "residual",

@@ -129,6 +129,15 @@ def _state(node: Node) -> dict[str, Target]:
     return {"initial": _value(node, 0)} if node.src else {}
 
 
+def _mass(node: Node) -> dict[str, Target]:
+    return {"k": _value(node, 0), **_operands(node)}
+
+
+def _mixture(node: Node) -> dict[str, Target]:
+    found = {f"z{n}": _value(node, 1 + n) for n in range(len(node.positional) - 1)}
+    return {"q": _value(node, 0), **found, **_operands(node)}
+
+
 def _by_place(node: Node) -> dict[str, Target]:
     return {f"x{n}": _value(node, n) for n in range(len(node.src))}
 
@@ -154,6 +163,8 @@ TARGETS: dict[Op, Callable[[Node], dict[str, Target]]] = {
     Op.REDUCE: _scores,
     Op.WEIGHTS: _scores,
     Op.ATTEND: _attend,
+    Op.MASS: _mass,
+    Op.MIXTURE: _mixture,
     Op.STATE: _state,
     Op.WRITE: _write,
     Op.RECALL: _recall,

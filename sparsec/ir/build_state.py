@@ -84,6 +84,39 @@ def transfer(
     return make(Op.TRANSFER, (source, target), {"score": score}, trigger=trigger, by=by, size=size, keep=keep)
 
 
+def mass(
+    k: Node,
+    *,
+    beta: Node | None = None,
+    decay: Node | None = None,
+    route: Node | None = None,
+    weight: Node | None = None,
+    freeze_unselected: bool = True,
+) -> Node:
+    """z = exp(decay) z + e·beta·k of the part that each token writes ``[B,T,HKV,D]`` fp32; a decay per token and head.
+
+    A route has one slot.
+    """
+    named = {"beta": beta, "decay": decay, "route": route, "weight": weight}
+    return make(Op.MASS, (k,), named, freeze_unselected=freeze_unselected)
+
+
+def mixture(
+    q: Node,
+    *z: Node,
+    scale: Expression = 1.0,
+    top: int | None = None,
+    first: int = 1,
+    bias: Node | None = None,
+    gain: Node | None = None,
+) -> Node:
+    """gain · softmax over C candidates of scale · q · z/|z| + bias: ``[B,T,H,C]`` fp32, as bias and gain.
+
+    ``top`` keeps the best few, the ``first`` ones before all others; ties go to the earlier.
+    """
+    return make(Op.MIXTURE, (q, *z), {"bias": bias, "gain": gain}, scale=scale, top=top, first=first)
+
+
 def recall(
     q: Node,
     *states: Node,

@@ -15,6 +15,7 @@ class Op(Enum):
     STATE = "state"  # ([initial]) -> bank of matrix states; heads, rows, cols, parts, schedule
     WRITE = "write"  # (state, k, v; beta, decay, route, weight, …) -> states after each token; rule, reads, …
     RESIDUAL = "residual"  # (v, written state, k; gamma) -> what this level leaves to the next; mode, clip
+    MASS = "mass"  # (k; beta, decay, route, weight) -> decayed sum of the keys of the part that a token writes, fp32
     TRANSFER = "transfer"  # (from, to; score) -> the receiving memory; trigger, by, keep
     SCORE = "score"  # (q, memory or keys; head_weights) -> scores; fn, scale, detach
     BIAS = "bias"  # (scores; captures) -> scores; a traced function
@@ -26,6 +27,7 @@ class Op(Enum):
     WEIGHTS = "weights"  # (scores, selection) -> one weight per chosen unit; fn, renormalise
     ATTEND = "attend"  # (q, memory, selection…; weights, sink, captures) -> output with log-sum-exp; per, scale, sink
     RECALL = "recall"  # (q, state…; kappa, level_bias, level_gate) -> output read from states; mode, when, read, top
+    MIXTURE = "mixture"  # (q, z…; bias, gain) -> softmax over candidates by q · z/|z|, a weight each, fp32; scale, top
     LSE = "lse"  # (attend or merge) -> its log-sum-exp
     MERGE = "merge"  # (output…, gate…) -> output; fn
     AUX = "aux"  # (scores, selection; target) -> training signal, a scalar or one number per list; fn, coefficient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsec.ir.node import Node
-from sparsec.ir.rules_select import Problem, dims, rank
+from sparsec.ir.rules_select import Problem, dims, grouped, rank
 from sparsec.ir.scores import clash
 
 _DECAY_RANK = {"scalar": 3, "key": 4, "full": 5}
@@ -77,6 +77,31 @@ def residual(node: Node) -> Problem | None:
     if written.op.name != "WRITE":
         return Problem(written.op.value, "a residual is what a write leaves", "write to the state first")
     return rank(v, 4) or rank(k, 4)
+
+
+def mass(node: Node) -> Problem | None:
+    """Keys per state, rates and log-decays per token and state, one part per token."""
+    k, given = node.src[0], node.operands
+    if wrong := rank(k, 4):
+        return wrong
+    for name in ("beta", "decay"):
+        if name in given and (wrong := rank(given[name], 3)):
+            return wrong
+    return _route(node)
+
+
+def mixture(node: Node) -> Problem | None:
+    """Candidates are shaped alike, with the queries' last dim; a bias and a gain have a number per candidate."""
+    q, *found = node.positional
+    for z in found:
+        if wrong := rank(z, 4):
+            return wrong
+        if clash(z.shape[-1], q.shape[-1]) or clash(z.shape[2], found[0].shape[2]):
+            return Problem(f"{dims(q)} and {dims(z)}", "queries and candidates have one D, candidates one HKV", "match")
+    for source in node.operands.values():
+        if wrong := rank(source, 4):
+            return wrong
+    return grouped(q.shape[2], found[0].shape[2])
 
 
 def transfer(node: Node) -> Problem | None:

@@ -131,6 +131,11 @@ SCHEMA: dict[Op, Schema] = {
             "renormalise": Attr("flag", True),
         },
     ),
+    Op.MASS: Schema(
+        (("k", _TENSOR),),
+        ("beta", "decay", "route", "weight"),
+        attrs={"freeze_unselected": Attr("flag", True)},
+    ),
     Op.TRANSFER: Schema(
         (("source", ("memory", "state")), ("target", ("memory", "state"))),
         ("score",),
@@ -231,6 +236,11 @@ SCHEMA: dict[Op, Schema] = {
             "top": _count(None),
             "scale": Attr("dim", 1.0),
         },
+    ),
+    Op.MIXTURE: Schema(
+        (("q", _TENSOR), ("z+", _TENSOR)),
+        ("bias", "gain"),
+        attrs={"scale": Attr("dim", 1.0), "top": _count(None), "first": _count(1)},
     ),
     Op.LSE: Schema((("output", _TENSOR),)),
     Op.MERGE: Schema(

@@ -28,6 +28,8 @@ RULES: dict[Op, Callable[[Node], Problem | None]] = {
     Op.STATE: _anything,
     Op.WRITE: rules_state.write,
     Op.RESIDUAL: rules_state.residual,
+    Op.MASS: rules_state.mass,
+    Op.MIXTURE: rules_state.mixture,
     Op.TRANSFER: rules_state.transfer,
     Op.SCORE: rules_select.score,
     Op.BIAS: _anything,

@@ -27,7 +27,11 @@ def lower(spec: Combine, schedule: Schedule) -> Program:
         def row(name: str) -> Node:
             return tile.cast(tile.load(buffers[name], *place, bounds={1: length}), "float32")
 
-        shares, lse = factors(spec, [row(name) for name in (spec.lses if spec.fn == "lse" else spec.gates)])
+        if spec.fn == "weighted":
+            read = weights(spec, buffers[spec.gates[0]], place)
+        else:
+            read = [row(name) for name in (spec.lses if spec.fn == "lse" else spec.gates)]
+        shares, lse = factors(spec, read)
         for span in values:
             branches = [_read(buffers[name], place, span, length) for name in spec.branches]
             total = reduce(add, (mul(f, o) if f is not None else o for f, o in zip(shares, branches, strict=True)))
@@ -40,12 +44,20 @@ def lower(spec: Combine, schedule: Schedule) -> Program:
         return builder.program(spec.name, list(buffers.values()), params, grid)
 
 
+def weights(spec: Combine, tensor: Tensor, place: tuple[Node, ...]) -> list[Node]:
+    """The weight of every branch ``[m]``."""
+    bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
+    loaded = (tile.load(tensor, *place, n, bounds=dict(bounds)) for n in range(len(spec.branches)))
+    return [tile.cast(x, "float32") for x in loaded]
+
+
 def tensors(spec: Combine) -> dict[str, Tensor]:
     """Buffers in launch order: branches, gates, log-sum-exps, outputs."""
     wide: tuple[str | int, ...] = ("B", "TQ", spec.heads, spec.value_dim)
     found = {name: Tensor(name, spec.branch_dtype, wide) for name in spec.branches}
     dtypes = spec.gate_dtypes or (spec.dtype,) * len(spec.gates)
-    found |= {name: Tensor(name, dtype, wide[:3]) for name, dtype in zip(spec.gates, dtypes, strict=True)}
+    each = (len(spec.branches),) * (spec.fn == "weighted")
+    found |= {name: Tensor(name, dtype, (*wide[:3], *each)) for name, dtype in zip(spec.gates, dtypes, strict=True)}
     found |= {name: Tensor(name, "float32", wide[:3]) for name in spec.lses}
     found[spec.out] = Tensor(spec.out, spec.dtype, wide)
     if spec.lse is not None:
@@ -64,7 +76,7 @@ def factors(spec: Combine, read: Sequence[Node]) -> tuple[list[Node | None], Nod
     gates = [g if spec.gate_fn is None else emit(spec.gate_fn, {"x0": g}) for g in read]
     if spec.fn == "convex":
         return [gates[0], sub(tile.const(1.0), gates[0])], None
-    return [*gates] if spec.fn == "gated" else [None] * len(spec.branches), None
+    return [*gates] if spec.fn in ("gated", "weighted") else [None] * len(spec.branches), None
 
 
 def _joint(lses: Sequence[Node]) -> tuple[list[Node | None], Node]:

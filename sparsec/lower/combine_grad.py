@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from sparsec.lower.combine import weights
 from sparsec.lower.pieces import Span, spans
 from sparsec.lower.scalars import add, ceil_div, emit, mul, sub
 from sparsec.lower.softmax import LOG2E, NOTHING
@@ -25,12 +26,15 @@ class Rows:
     """A tile of rows of one head.
 
     Attributes:
+        tensors, place: what is touched, and where its rows lie.
         read: rows ``[m]`` of a tensor, or their columns in a span, in fp32.
         write: the same for storing, rounded to the tensor's dtype.
     """
 
     spec: CombineGrad
     values: list[Span]
+    tensors: dict[str, Tensor]
+    place: tuple[Node, ...]
     read: Callable[..., Node]
     write: Callable[..., None]
 
@@ -58,7 +62,7 @@ def lower(spec: CombineGrad, schedule: Schedule) -> Program:
             index, target = (e.index() for e in span), tensors[name]
             tile.store(target, *place, *index, value=tile.cast(value, target.dtype), bounds={1: length})
 
-        _RULES[forward.fn](Rows(spec, values, read, write))
+        _RULES[forward.fn](Rows(spec, values, tensors, place, read, write))
         params = [(name, "int32") for name in ("B", "TQ", "TK", "q_offset")]
         grid = (ceil_div(length, schedule.rows), tile.const(forward.heads), tile.param("B"))
         return builder.program(spec.name, list(tensors.values()), params, grid)
@@ -70,13 +74,14 @@ def _tensors(spec: CombineGrad) -> dict[str, Tensor]:
     wide: tuple[str | int, ...] = ("B", "TQ", forward.heads, forward.value_dim)
     found = [(name, forward.branch_dtype, wide) for name in forward.branches if forward.fn != "sum"]
     dtypes = forward.gate_dtypes or (forward.dtype,) * len(forward.gates)
-    found += [(name, dtype, wide[:3]) for name, dtype in zip(forward.gates, dtypes, strict=True)]
+    few = (*wide[:3], *((len(forward.branches),) * (forward.fn == "weighted")))
+    found += [(name, dtype, few) for name, dtype in zip(forward.gates, dtypes, strict=True)]
     found += [(name, "float32", wide[:3]) for name in (*forward.lses, spec.lse, spec.lse_grad) if name is not None]
     found += [(spec.out, forward.dtype, wide)] if spec.out is not None else []
     found += [(spec.grad, spec.grad_dtype, wide)]
     found += [(name, spec.branch_grad_dtype, wide) for name in spec.branch_grads if name is not None]
     pairs = zip(spec.gate_grads, dtypes, strict=True)
-    found += [(name, dtype, wide[:3]) for name, dtype in pairs if name is not None]
+    found += [(name, dtype, few) for name, dtype in pairs if name is not None]
     found += [(name, "float32", wide[:3]) for name in spec.lse_grads if name is not None]
     return {name: Tensor(name, dtype, shape) for name, dtype, shape in found}
 
@@ -110,6 +115,15 @@ def _gated(at: Rows) -> None:
             at.write(name, mul(gates[number][1], at.dot([at.read(branch, e) for e in at.values])))
 
 
+def _weighted(at: Rows) -> None:
+    (name,), (made,), forward = at.spec.forward.gates, at.spec.gate_grads, at.spec.forward
+    _shares(at, weights(forward, at.tensors[name], at.place))
+    for number, branch in enumerate(forward.branches if made is not None else ()):
+        target = at.tensors[str(made)]
+        value = tile.cast(at.dot([at.read(branch, e) for e in at.values]), target.dtype)
+        tile.store(target, *at.place, number, value=value, bounds={1: tile.param("TQ")})
+
+
 def _convex(at: Rows) -> None:
     value, change = _gate(at, 0)
     _shares(at, [value, sub(tile.const(1.0), value)])
@@ -137,7 +151,13 @@ def _lse(at: Rows) -> None:
             at.write(name, mul(weight, change))
 
 
-_RULES: dict[str, Callable[[Rows], None]] = {"sum": _sum, "gated": _gated, "convex": _convex, "lse": _lse}
+_RULES: dict[str, Callable[[Rows], None]] = {
+    "sum": _sum,
+    "gated": _gated,
+    "weighted": _weighted,
+    "convex": _convex,
+    "lse": _lse,
+}
 
 
 def default(spec: CombineGrad, target: str) -> Schedule:

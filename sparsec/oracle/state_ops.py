@@ -88,6 +88,41 @@ def recall(ev: Evaluation, node: Node) -> Tensor:
     return ev.number(node.expr("scale")) * read(ev, node, q, banks)
 
 
+def mass(ev: Evaluation, node: Node) -> Tensor:
+    """The decayed sum of the keys of the part that each token writes ``[B,T,HKV,D]``."""
+    k, given = ev.tensor(node.src[0]), node.operands
+    route = ev.whole(given["route"]) if "route" in given else None
+    ids = k.new_zeros(*k.shape[:2], 1, dtype=torch.int64) if route is None else _single(route)
+    e = ev.tensor(given["weight"])[..., 0] if "weight" in given else k.new_ones(ids.shape)
+    beta = ev.tensor(given["beta"]) if "beta" in given else torch.ones_like(k[..., 0])
+    keep = torch.exp(ev.tensor(given["decay"])) if "decay" in given else torch.ones_like(k[..., 0])
+    return states.masses(k * (e * beta)[..., None], keep, ids.expand(k.shape[:3]), node.flag("freeze_unselected"))
+
+
+def _single(route: Value) -> Tensor:
+    """The one part per token."""
+    assert isinstance(route, Chosen)
+    if route.ids.shape[3] != 1:
+        raise OracleError("mass: a token has one part; a route has one slot")
+    return route.ids[..., 0]
+
+
+def mixture(ev: Evaluation, node: Node) -> Tensor:
+    """Weights of candidates ``[B,T,H,C]``."""
+    q, *found = (ev.tensor(source) for source in node.positional)
+    group = q.shape[2] // found[0].shape[2]
+    z = torch.stack(found, 3).repeat_interleave(group, 2)
+    length = z.norm(dim=-1, keepdim=True)
+    score = ev.number(node.expr("scale")) * torch.einsum(
+        "bthcd,bthd->bthc", z / torch.where(length == 0, 1.0, length), q
+    )
+    given = {name: ev.tensor(source).expand(score.shape) for name, source in node.operands.items()}
+    score = score + given["bias"] if "bias" in given else score
+    top = node["top"] if isinstance(node["top"], int) else score.shape[-1]
+    weights = states.best(score, top, node.integer("first"))
+    return weights * given["gain"] if "gain" in given else weights
+
+
 def _matrices(node: Node, banks: Sequence[Written]) -> Tensor:
     """Every part of every bank at the moment that the node reads: ``[B,T,H,ΣN,D,DV]``."""
     return torch.cat([bank.after if node.word("when") == "after" else bank.before for bank in banks], dim=3)
@@ -161,4 +196,6 @@ STATES: dict[Op, Callable[[Evaluation, Node], Value]] = {
     Op.WRITE: write,
     Op.RESIDUAL: residual,
     Op.RECALL: recall,
+    Op.MASS: mass,
+    Op.MIXTURE: mixture,
 }

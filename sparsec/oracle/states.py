@@ -234,3 +234,26 @@ def recall_slots(
     for (n, r), weight in zip(rows, weights, strict=True):
         o = o + weight * gain[n] * values[n, r]
     return o
+
+
+def masses(written: Tensor, keep: Tensor, ids: Tensor, freeze: bool) -> Tensor:
+    """The decayed sum of what is written to a token's own part: ``[B,T,H,D]``, decays and parts ``[B,T,H]``.
+
+    A part of −1 is none, and 0; parts that rest keep still if ``freeze``, else they decay too.
+    """
+    count = int(ids.max()) + 1 if ids.numel() else 1
+    held, found = written.new_zeros(*written.shape[:1], written.shape[2], max(count, 1), written.shape[3]), []
+    for t in range(written.shape[1]):
+        own = (ids[:, t, :, None] == torch.arange(held.shape[2], device=ids.device))[..., None]
+        fresh = keep[:, t, :, None, None] * held
+        held = torch.where(own, fresh + written[:, t, :, None], held if freeze else fresh)
+        found.append(torch.where(own, held, 0.0).sum(2))
+    return torch.stack(found, 1) if found else written
+
+
+def best(score: Tensor, top: int, first: int) -> Tensor:
+    """A softmax over the best few in the last dim, the ``first`` ones before all others; ties go to the earlier."""
+    order = torch.arange(score.shape[-1], device=score.device)
+    free = torch.where(order < first, torch.inf, score.detach())
+    kept = free.sort(dim=-1, descending=True, stable=True).indices.argsort(-1) < top
+    return torch.softmax(torch.where(kept, score, -torch.inf), -1)

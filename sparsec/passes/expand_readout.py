@@ -2,24 +2,71 @@
 
 from __future__ import annotations
 
+from sparsec.ir.build import map as mapped
 from sparsec.ir.build import merge
+from sparsec.ir.build_state import mass, mixture
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rewrite import rewrite
+from sparsec.ir.scores import ONE
 from sparsec.ir.variant import Variant
 from sparsec.passes.alter import altered
+from sparsec.scalar.expr import Expr
+from sparsec.scalar.functions import sqrt
 
 
 def expand_readout(variant: Variant) -> Variant:
-    """A sum over the states of several banks is a sum of reads.
+    """A sum over the states of several banks is a sum of reads; a softmax over states weighs the reads.
 
     recall(q, s, r){sum}  ->  merge(recall(q, s), recall(q, r)){sum}
+    recall(q, s, r){state_softmax}  ->  merge(recall(q, s), recall(q, r), w){weighted}
+        with w = mixture(q, mass(s's keys), mass(r's keys)) {scale = sqrt(D)}
     """
-    return variant.with_outputs(rewrite(variant.outputs, (_sum,)))
+    return variant.with_outputs(rewrite(variant.outputs, (_sum, _softmax)))
 
 
 def _sum(node: Node) -> Node | None:
     if node.op is not Op.RECALL or node["mode"] != "sum" or len(node.positional) == 2 or node.operands:
         return None
+    return merge(*_reads(node), fn="sum")
+
+
+def _reads(node: Node, **changed: object) -> list[Node]:
+    """One recall per bank."""
     q, *banks = node.positional
-    return merge(*(altered(node, positional=(q, bank)) for bank in banks), fn="sum")
+    named = dict.fromkeys(node.operands)
+    return [altered(node, named, positional=(q, bank), **changed) for bank in banks]
+
+
+def _softmax(node: Node) -> Node | None:
+    if node.op is not Op.RECALL or node["mode"] != "state_softmax" or node["when"] != "after":
+        return None
+    q, *banks = node.positional
+    given = node.operands
+    per_level = [given[name] for name in ("level_bias", "level_gate") if name in given]
+    if not all(map(_single, banks)) or any(len(source.shape) != 4 for source in per_level):
+        return None
+    scale: Expr = sqrt(q.shape[-1])
+    if "kappa" in given:
+        scale, q = ONE, mapped(q, given["kappa"], fn="x0 * x1", align="heads")
+    found = [_mass(bank) for bank in banks]
+    kept = {"top": node["top"], "bias": given.get("level_bias"), "gain": given.get("level_gate")}
+    weights = mixture(q, *found, scale=scale, **kept)  # type: ignore[arg-type]
+    reads = _reads(node, mode="sum", renormalise=True, top=None)
+    return merge(*reads, weights, fn="weighted")
+
+
+def _mass(written: Node) -> Node:
+    kept = {name: written.operands.get(name) for name in ("beta", "decay", "route", "weight")}
+    return mass(written.src[1], freeze_unselected=written.flag("freeze_unselected"), **kept)
+
+
+def _single(written: Node) -> bool:
+    """Whether a token writes one part, with a mass of keys that fade as a whole."""
+    if written.op is not Op.WRITE or written["decay_kind"] not in ("none", "scalar"):
+        return False
+    if written.src[0]["schedule"] != "single":
+        return False
+    route = written.operands.get("route")
+    alone = route is None or (route.op is Op.TOPK and route.shape[3] is ONE and route["eligible"] is None)
+    return alone and written.src[1].shape[2] is written.src[0].shape[2]

@@ -118,6 +118,8 @@ FLOWS: dict[Op, Callable[[Node], list[Flow]]] = {
     Op.STATE: state,
     Op.WRITE: adjoint,
     Op.RECALL: adjoint,
+    Op.MASS: adjoint,
+    Op.MIXTURE: adjoint,
     Op.ATTEND: adjoint,
     Op.LSE: lse,
     Op.MERGE: adjoint,

@@ -15,8 +15,10 @@ from sparsec.plan.attend import gathered, lists, tiled
 from sparsec.plan.fenwick import ladder
 from sparsec.plan.gradient import gradient
 from sparsec.plan.map import mapped
+from sparsec.plan.mass import mass
 from sparsec.plan.memory import ordered
 from sparsec.plan.merge import merge
+from sparsec.plan.mixture import mixture
 from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
 from sparsec.plan.precision import OUTPUTS, exact, handed, merged
@@ -80,8 +82,8 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
         if "target" in node.operands:
             _value(planner, node.operands["target"], True, planner.sizes.dtype)
         return signal(planner, node)
-    if node.op is Op.PREFIX:
-        return prefix(planner, node)
+    if node.op in (Op.PREFIX, Op.MASS, Op.MIXTURE):
+        return PRODUCERS[node.op](planner, node)
     if node.op is Op.WRITE:
         scan(planner, node)
         return planner.places[node, "tensor"]
@@ -125,6 +127,8 @@ def _read(planner: Planner, node: Node) -> str:
 PRODUCERS: dict[Op, Callable[[Planner, Node], str]] = {
     Op.MAP: mapped,
     Op.PREFIX: prefix,
+    Op.MASS: mass,
+    Op.MIXTURE: mixture,
     **dict.fromkeys(OUTPUTS, _read),
     Op.LSE: _lse,
 }

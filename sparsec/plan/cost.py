@@ -14,6 +14,7 @@ from sparsec.plan.grad_cost import GRAD_COSTS
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.index_cost import INDEX_COSTS
 from sparsec.plan.map_cost import MAP_COSTS
+from sparsec.plan.mixture_cost import MIXTURE_COSTS
 from sparsec.plan.reach import keys_seen
 from sparsec.plan.running_specs import Prefix
 from sparsec.plan.scan_cost import SCAN_COSTS
@@ -117,6 +118,7 @@ _COSTS: dict[type, Callable[..., Cost]] = {
     Prefix: _prefix,
     BlockList: _block_list,
     **SCAN_COSTS,
+    **MIXTURE_COSTS,
     **GRAD_COSTS,
     **INDEX_COSTS,
     **MAP_COSTS,

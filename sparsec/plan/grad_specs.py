@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.map_specs import Map, MapGrad
+from sparsec.plan.mixture_specs import Mixture, MixtureGrad
 from sparsec.plan.running_specs import Prefix, PrefixGrad
 from sparsec.plan.scan_specs import Scan, ScanGrad, StatesSum
 from sparsec.plan.set_specs import Members, SetSelector
@@ -266,6 +267,7 @@ GradSpec = (
     | ScanGrad
     | LadderGrad
     | StatesSum
+    | MixtureGrad
     | Total
 )
-AnySpec = Spec | Map | Prefix | Scan | Ladder | SetSelector | Members | ListSum | Divergence | GradSpec
+AnySpec = Spec | Map | Prefix | Scan | Ladder | Mixture | SetSelector | Members | ListSum | Divergence | GradSpec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 
 from sparsec.ir.node import Node
@@ -20,7 +21,10 @@ from sparsec.plan.gradient_signal import list_gradient
 from sparsec.plan.gradient_tiled import tiled_gradient
 from sparsec.plan.map import plan_map
 from sparsec.plan.map_specs import symbol
+from sparsec.plan.mass import mass_gradient
+from sparsec.plan.mixture import mixture_gradient
 from sparsec.plan.planner import Planner
+from sparsec.plan.row_dot import Source
 from sparsec.scalar.expr import Expr, var
 
 
@@ -68,6 +72,19 @@ def _complete(planner: Planner, group: list[Node]) -> None:
         raise planner.refuse(first, "the branches of one softmax have one gradient together; ask for their sum")
 
 
+def _written_gradient(planner: Planner, vjp: Node, source: Source) -> None:
+    """Adjoints of a bank and of what reads it."""
+    written = vjp.src[0].src[1] if vjp.src[0].op is Op.RECALL else vjp.src[0]
+    (ladder_gradient if is_ladder(written) else scan_gradient)(planner, vjp, source)
+
+
+_OF_STATES: dict[Op, Callable[[Planner, Node, Source], None]] = {
+    **dict.fromkeys((Op.STATE, Op.WRITE, Op.RECALL), _written_gradient),
+    Op.MASS: mass_gradient,
+    Op.MIXTURE: mixture_gradient,
+}
+
+
 def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
     """Plan the adjoints of one group, whose buffer belongs to ``result``."""
     vjp = group[0]
@@ -84,9 +101,8 @@ def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
         summary_gradient(planner, vjp, dtype, source)
     elif vjp.src[0].op is Op.PREFIX:
         prefix_gradient(planner, vjp, dtype, source)
-    elif vjp.src[0].op in (Op.STATE, Op.WRITE, Op.RECALL):
-        written = vjp.src[0].src[1] if vjp.src[0].op is Op.RECALL else vjp.src[0]
-        (ladder_gradient if is_ladder(written) else scan_gradient)(planner, vjp, source)
+    elif vjp.src[0].op in _OF_STATES:
+        _OF_STATES[vjp.src[0].op](planner, vjp, source)
     elif vjp.src[0].op is Op.SCORE:
         score_gradient(planner, vjp, dtype, source)
     else:

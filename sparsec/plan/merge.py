@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.ir.rules_read import branches
 from sparsec.plan.attend import joinable, tiled
 from sparsec.plan.planner import Planner
 from sparsec.plan.specs import Combine
@@ -14,7 +15,7 @@ from sparsec.scalar.expr import Expr
 
 def branches_of(merge: Node) -> list[Node]:
     """The outputs that a merge takes, without its gates; nested log-sum-exp merges are flattened."""
-    outputs = [s for s in merge.positional if len(s.shape) == 4]
+    outputs = list(branches(merge)[0])
     if merge.word("fn") != "lse":
         return outputs
     return [inner for o in outputs for inner in (branches_of(o) if o.op is Op.MERGE and o.word("fn") == "lse" else [o])]
@@ -22,19 +23,19 @@ def branches_of(merge: Node) -> list[Node]:
 
 def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Callable[[Node, bool, str], str]) -> None:
     """Plan a merge; ``output`` plans a branch and gives its buffer."""
-    branches = branches_of(node)
+    outputs = branches_of(node)
     if node.word("fn") == "lse":
-        why_not = joinable(branches)
+        why_not = joinable(outputs)
         if why_not is None:
-            return tiled(planner, branches, node, wants_lse, dtype)
+            return tiled(planner, outputs, node, wants_lse, dtype)
         planner.notes.append(f"{planner.name(node)} combines its branches in a kernel of its own: {why_not}")
-    if node.word("fn") not in ("lse", "gated", "sum", "convex"):
+    if node.word("fn") not in ("lse", "gated", "sum", "convex", "weighted"):
         raise planner.refuse(node, f"fn = {node['fn']} has no kernel yet")
     needs_lse = node.word("fn") == "lse"
     inner = "float32"
-    outs = [output(b, needs_lse, inner) for b in branches]
-    lses = [planner.places[b, "lse"] for b in branches] if needs_lse else []
-    gates, gate_fn = _gates(planner, [s for s in node.positional if len(s.shape) == 3])
+    outs = [output(b, needs_lse, inner) for b in outputs]
+    lses = [planner.places[b, "lse"] for b in outputs] if needs_lse else []
+    gates, gate_fn = _gates(planner, list(branches(node)[1]))
     dims = {"TQ": node.shape[1], "TK": planner.token_length}
     out = planner.temporary(node, "o", node.shape, dtype)
     lse = planner.temporary(node, "lse", node.shape[:3], "float32") if wants_lse else None

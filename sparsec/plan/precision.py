@@ -9,7 +9,7 @@ from sparsec.ir.op import Op
 from sparsec.ir.rules_read import branches
 
 OUTPUTS = (Op.ATTEND, Op.MERGE, Op.RECALL)
-TOLERANT = (Op.MAP, Op.PREFIX, Op.WRITE, Op.RECALL)
+TOLERANT = (Op.MAP, Op.PREFIX, Op.WRITE, Op.RECALL, Op.MASS, Op.MIXTURE)
 """Ops whose kernels read any float dtype."""
 
 
@@ -51,7 +51,7 @@ def _gains(reader: Node, source: Node) -> bool:
     """Whether a reader is more exact for a map in fp32, at little cost."""
     if reader.op is Op.PREFIX:
         return True
-    if reader.op is Op.WRITE:
+    if reader.op in (Op.WRITE, Op.MASS):
         read = [name for name, operand in reader.operands.items() if operand is source]
         return source not in reader.positional and (read == ["decay"] or len(source.shape) == 3)
     if reader.op is Op.RECALL:

@@ -232,7 +232,8 @@ class Combine:
     """Row by row: out = merge of branches ``[B,TQ,H,DV]``.
 
     ``fn = gated``: sum of gate_i * o_i; ``sum``; ``convex``: g * o_0 + (1 - g) * o_1; ``lse``: the joint softmax of
-    disjoint sets from (o_i, lse_i), writing its own lse. A gate is ``[B,TQ,H]`` of its own of ``gate_dtypes`` (none:
+    disjoint sets from (o_i, lse_i), writing its own lse; ``weighted``: as gated, with one tensor
+    ``[B,TQ,H,branches]`` of gates, without a function. A gate is ``[B,TQ,H]`` of its own of ``gate_dtypes`` (none:
     ``dtype``); ``gate_fn`` is applied to it (over x0), if given. Branches are ``branch_dtype``, out is ``dtype``.
     """
 

@@ -24,6 +24,8 @@ KNOBS: dict[str, dict[str, Any]] = {
     "additive writes": {"levels": 3, "rule": "additive"},
     "tightly clipped": {"levels": 4, "clip": 0.05},
     "nothing taken away": {"levels": 2, "left": "none"},
+    "a softmax over states": {"levels": 3, "readout": "state_softmax"},
+    "of a single state": {"levels": 1, "readout": "state_softmax"},
 }
 
 
@@ -34,15 +36,47 @@ def test_outputs_and_gradients(which: str) -> None:
     assert wrong_on(made, sparsec.inputs(variant, **SIZES), "float32") == []
 
 
+TWO = """variant two(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], w: [B,T,HKV,DV], beta: [B,T,HKV],
+                       g: [B,T,HKV] float32, kappa: [H] float32, bias: [B,T,H,3], gain: [B,T,H,3]) {
+  a = write(state(), k, v, beta=beta, decay=g) {rule = delta, decay_kind = scalar}
+  b = write(state(), k, w, decay=g) {decay_kind = scalar}
+  c = write(state(), k, w, beta=beta)
+  return recall(q, a, b, c, kappa=kappa, level_bias=bias, level_gate=gain) {mode = state_softmax, TOP, scale = 0.5}
+}"""
+
+
+@pytest.mark.parametrize("top", ["top = none", "top = 1", "top = 2"])
+def test_softmax_over_states_with_biases_and_gains(top: str) -> None:
+    """Queries share states; the first token, for which all masses point alike, is told apart by the bias."""
+    variant = parse(TWO.replace("TOP", top))
+    x = sparsec.inputs(variant, B=2, T=9, H=4, HKV=2, D=16, DV=8)
+    x["bias"] += torch.tensor([0.0, 1.0, 2.0])
+    assert wrong_on(sparsec.compile(variant, target="interpreter"), x, "float32") == []
+    expanded = expand_readout(variant)
+    torch.testing.assert_close(oracle(expanded, x), oracle(variant, x))
+    assert Op.MIXTURE in {node.op for node in expanded.nodes}
+
+
+def test_masses_of_nothing_weigh_by_their_bias_alone() -> None:
+    """Writes of strength 0 leave states and masses 0: the weights are even, and no gradient is NaN."""
+    variant = parse(TWO.replace("TOP, ", ""))
+    x = sparsec.inputs(variant, B=1, T=5, H=2, HKV=1, D=16, DV=8)
+    x |= {"beta": torch.zeros_like(x["beta"]), "k": torch.zeros_like(x["k"]), "bias": torch.zeros_like(x["bias"])}
+    leaves = {name: t.requires_grad_() for name, t in x.items()}
+    out = sparsec.compile(variant, target="interpreter")(**leaves)
+    assert isinstance(out, torch.Tensor) and bool((out == 0).all())
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(out.sum(), list(leaves.values())))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype: str) -> None:
-    variant = sparsec.preset("rsa", **ONE, levels=3, raw=True)
+    variant = sparsec.preset("rsa", **ONE | {"readout": "state_softmax"}, levels=3, raw=True)
     made = sparsec.compile(variant, target="interpreter")
     assert wrong_on(made, sparsec.inputs(variant, dtype=getattr(torch, dtype), **SIZES), dtype) == []
 
 
 def test_compiled_for_this_cpu() -> None:
-    variant = sparsec.preset("rsa", **ONE, levels=2)
+    variant = sparsec.preset("rsa", **ONE | {"readout": "state_softmax"}, levels=2)
     assert wrong_on(sparsec.compile(variant, target="tvm:llvm"), sparsec.inputs(variant, **SIZES), "float32") == []
 
 

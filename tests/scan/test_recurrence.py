@@ -145,9 +145,9 @@ REFUSED = {
           return recall(q, write(state(), k, v, decay=g) {decay_kind = full}) }"""),
         "a decay per element of the state has no kernel yet",
     ),
-    "a softmax over states": (
-        parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV]) {
-          return recall(q, write(state(), k, v)) {mode = state_softmax} }"""),
+    "a softmax over states that fade per channel": (
+        parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], g: [B,T,HKV,D] float32) {
+          return recall(q, write(state(), k, v, decay=g) {decay_kind = key}) {mode = state_softmax} }"""),
         "a readout with mode = state_softmax has no kernel yet",
     ),
     "first states in the call's dtype": (

@@ -1,0 +1,93 @@
+"""Masses of keys: the decayed sum of what a state was written, as a scan of states with one row, and its adjoint."""
+
+from __future__ import annotations
+
+from sparsec.ir.node import Node
+from sparsec.plan.honours import honours
+from sparsec.plan.map_specs import Map
+from sparsec.plan.planner import Planner
+from sparsec.plan.row_dot import Source
+from sparsec.plan.scan import LENGTH
+from sparsec.plan.scan_specs import Operand, Read, Scan, ScanGrad, Writes
+from sparsec.scalar.expr import Expr, constant
+
+
+def mass(planner: Planner, node: Node) -> str:
+    """The buffer of a mass, fp32, planned on first use: a state [1,D] that every token writes with the key 1."""
+    if (node, "tensor") in planner.places:
+        return planner.places[node, "tensor"]
+    writes = _writes(planner, node)
+    out = planner.temporary(node, "tensor", node.shape, "float32")
+    read = Read(writes.k, Operand(out, "float32"), writes.heads, 1.0)
+    spec = Scan(f"mass_{out}", writes, (read,), writes.v.dtype)
+    planner.specs[node] = spec
+    planner.add(spec, _read(spec), [out], [node], _dims(node))
+    return out
+
+
+def mass_gradient(planner: Planner, vjp: Node, source: Source) -> None:
+    """Plan the kernel of all gradients of a mass that are asked for."""
+    node, cotangent = vjp.positional
+    mass(planner, node)
+    forward = planner.specs[node]
+    assert isinstance(forward, Scan)
+    grad = Operand(source(cotangent, "float32"), "float32")
+    wanted = [v for v in planner.vjps if v.src[0] is node and v.positional[1] is cotangent]
+    made = {v.word("of"): _made(planner, v) for v in wanted}
+    outs = [operand.name for operand in made.values()]
+    spec = ScanGrad(
+        f"grad_{outs[0]}",
+        forward,
+        (grad,),
+        None,
+        (None,),
+        grad_v=made.get("k"),
+        grad_beta=made.get("beta"),
+        grad_decay=made.get("decay"),
+    )
+    planner.add(spec, [*_read(forward), grad.name], outs, wanted, _dims(node))
+
+
+def _writes(planner: Planner, node: Node) -> Writes:
+    """Writes of the key 1 and, as the value, the token's own key."""
+    honours(planner, node, "freeze_unselected")
+    if "route" in node.operands:
+        raise planner.refuse(node, "masses of chosen parts have no kernel yet; the oracle computes them")
+    keys = _operand(planner, node.src[0])
+    heads, rows = (planner.sizes.value(dim) for dim in node.shape[2:])
+    given = {name: _operand(planner, source) for name, source in node.operands.items()}
+    kind = "scalar" if "decay" in given else "none"
+    ones = _ones(planner, node, heads, keys.dtype)
+    return Writes(ones, keys, heads, 1, rows, decay_kind=kind, beta=given.get("beta"), decay=given.get("decay"))
+
+
+def _ones(planner: Planner, node: Node, heads: int, dtype: str) -> Operand:
+    """The key 1 of every token ``[B,N,HKV,1]``, one buffer for all masses."""
+    shape = (*node.shape[:3], constant(1))
+    name = f"ones_{heads}_{dtype}"
+    if name not in planner.buffers:
+        name = planner.fresh(name, shape, dtype)
+        one: Expr = constant(1.0)
+        spec = Map(f"map_{name}", (), name, ("B", LENGTH, heads, 1), dtype, one)
+        planner.add(spec, [], [name], [], _dims(node))
+    return Operand(name, dtype)
+
+
+def _read(spec: Scan) -> list[str]:
+    w = spec.writes
+    return [x.name for x in (w.k, w.v, w.beta, w.decay) if x is not None]
+
+
+def _dims(node: Node) -> dict[str, Expr]:
+    length = node.shape[1]
+    return {LENGTH: length, "TQ": length, "TK": length}
+
+
+def _operand(planner: Planner, node: Node) -> Operand:
+    name = planner.input(node)
+    return Operand(name, planner.buffers[name].dtype)
+
+
+def _made(planner: Planner, vjp: Node) -> Operand:
+    dtype = planner.precision(vjp, planner.sizes.dtype_of(vjp))
+    return Operand(planner.temporary(vjp, "tensor", vjp.shape, dtype), dtype)
