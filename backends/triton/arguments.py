@@ -38,8 +38,8 @@ def aligned(tensor: Tensor, program: Program) -> bool:
 
     Other strides would make the kernel depend on lengths and batch for nothing.
     """
-    last = tensor.shape[-1]
-    if not isinstance(last, int) or last % 16 or tensor.rank < 2:
+    last = tensor.shape[-1] if tensor.rank > 1 else None
+    if not isinstance(last, int) or last % 16:
         return False
     nodes = (n for found in regions(program).nodes.values() for n in found if n.op in (TileOp.LOAD, TileOp.STORE))
     return any(access_of(n).tensor == tensor and n.args[tensor.rank - 1].axes for n in nodes)

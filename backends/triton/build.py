@@ -63,7 +63,7 @@ def arguments(
         f"{t.name}_s{d}": x.stride(d) for t, x in zip(program.tensors, given, strict=True) for d in range(t.rank)
     }
     for t, x in zip(program.tensors, given, strict=True):
-        if x.dim() != t.rank or (x.stride(-1) != 1 and x.shape[-1] > 1):
+        if x.dim() != t.rank or (t.rank and x.stride(-1) != 1 and x.shape[-1] > 1):
             raise LaunchError(
                 f"{t.name}: shape {tuple(x.shape)}, strides {x.stride()}; it needs {t.rank} dimensions, the last dense"
             )

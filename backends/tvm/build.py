@@ -131,7 +131,7 @@ def _check(name: str, dtype: str, rank: int, tensor: Tensor) -> None:
         raise LaunchError(f"{name}: {tensor.dtype} on {tensor.device}; the kernel takes {dtype} on the CPU")
     if tensor.dim() != rank:
         raise LaunchError(f"{name}: shape {tuple(tensor.shape)}; it needs {rank} dimensions")
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+    if rank and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise LaunchError(f"{name}: strides {tensor.stride()}; the last one must be 1, use .contiguous()")
 
 

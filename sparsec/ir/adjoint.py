@@ -151,7 +151,7 @@ def _topk(node: Node) -> dict[str, Target]:
 
 
 def _aux(node: Node) -> dict[str, Target]:
-    return _scores(node) if node["fn"] == "kl" else {}
+    return _scores(node) if node["fn"] in ("kl", "balance") else {}
 
 
 TARGETS: dict[Op, Callable[[Node], dict[str, Target]]] = {

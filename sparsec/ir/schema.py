@@ -199,7 +199,7 @@ SCHEMA: dict[Op, Schema] = {
         (("indices", _TENSOR),),
         ("counts",),
         attrs={
-            "unit": _choice("chunk", "token"),
+            "unit": _choice("chunk", "token", "part"),
             "size": _count(1),
             "scope": _choice("kv_head", "head", "token"),
             "order": _choice("score", "newest", "oldest"),

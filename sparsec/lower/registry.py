@@ -15,6 +15,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pointwise import forward as pointwise
 from sparsec.lower.pointwise import grad as pointwise_grad
 from sparsec.lower.pointwise import space as pointwise_space
+from sparsec.lower.route import balance, router, router_grad
 from sparsec.lower.scan import batch_sum, mixture, mixture_grad
 from sparsec.lower.scan import schedules as scan_class
 from sparsec.lower.select import dense_grad_keys, divergence, index_grad_keys, index_grad_q, list_sum, set_selector
@@ -47,6 +48,7 @@ from sparsec.plan.grad_specs import (
 from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.map_specs import Map, MapGrad
 from sparsec.plan.mixture_specs import Mixture, MixtureGrad
+from sparsec.plan.route_specs import Balance, Router, RouterGrad
 from sparsec.plan.running_specs import Prefix, PrefixGrad
 from sparsec.plan.scan_specs import Scan, ScanGrad, StatesSum
 from sparsec.plan.set_specs import Members, SetSelector
@@ -120,6 +122,9 @@ CLASSES: dict[type, ScheduleClass] = {
     ),
     Ladder: ScheduleClass(ladder_class.lower, ladder_class.default, ladder_class.space),
     LadderGrad: ScheduleClass(ladder_class.lower_grad, ladder_class.default, ladder_class.space),
+    Router: ScheduleClass(_single(router.lower), router.default, router.space),
+    Balance: ScheduleClass(balance.lower, balance.default, _fixed),
+    RouterGrad: ScheduleClass(router_grad.lower, router_grad.default, router_grad.space),
     StatesSum: ScheduleClass(_single(batch_sum.lower), batch_sum.default, _fixed),
     Mixture: ScheduleClass(_rowwise(mixture.lower), mixture.default, mixture.space),
     MixtureGrad: ScheduleClass(_rowwise(mixture_grad.lower), mixture.default, mixture.space),

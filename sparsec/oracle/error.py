@@ -91,7 +91,7 @@ def _worst_tile(error: Tensor, truth: Tensor, axis: int, whole_bound: float, til
 
 def _tiles(x: Tensor, axis: int) -> Tensor:
     """One row per tile of 64 tokens, padded with NaN, which `_rms` leaves out."""
-    x = x.reshape(-1, 1) if x.ndim == 1 else x
+    x = x.reshape(-1, 1) if x.ndim < 2 else x
     rows = x.movedim(axis if x.ndim > 2 else 0, 0)
     rows = rows.unsqueeze(1) if rows.ndim == 2 else rows
     spare = -rows.shape[0] % TILE_ROWS

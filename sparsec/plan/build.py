@@ -23,6 +23,7 @@ from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
 from sparsec.plan.precision import OUTPUTS, exact, handed, merged
 from sparsec.plan.prefix import prefix
+from sparsec.plan.route import balance, listed
 from sparsec.plan.scan import readers_of, scan
 from sparsec.plan.select import select
 from sparsec.plan.select_set import select_set
@@ -50,6 +51,7 @@ def build_plan(
     inner = frozenset(vjps) - frozenset(outputs) - handed(nodes)
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
     planner.recalls, planner.finals = readers_of(nodes), frozenset(n for n in outputs if n.op is Op.WRITE)
+    planner.weights = {n.src[1]: n for n in nodes if n.op is Op.WEIGHTS}
     planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
     planner.producers = PRODUCERS
     if not any(depends_on(dim, "B") for n in nodes if n.op is Op.INPUT for dim in n.shape):
@@ -81,7 +83,7 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
     if node.op is Op.AUX:
         if "target" in node.operands:
             _value(planner, node.operands["target"], True, planner.sizes.dtype)
-        return signal(planner, node)
+        return balance(planner, node) if node["fn"] == "balance" else signal(planner, node)
     if node.op in (Op.PREFIX, Op.MASS, Op.MIXTURE):
         return PRODUCERS[node.op](planner, node)
     if node.op is Op.WRITE:
@@ -91,11 +93,17 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
         return gradient(planner, node, dtype)
     if node.op is Op.MAP:
         return mapped(planner, node)
-    if node.op is Op.TOPK and node["scope"] == "query_set":
-        return select_set(planner, node)
     if node.op in (Op.TOPK, Op.GIVEN):
-        return select(planner, node, None)[0]
+        return _chosen(planner, node)
     return _value(planner, node, False, dtype)
+
+
+def _chosen(planner: Planner, node: Node) -> str:
+    """A list: of parts, of units that a whole set of queries reads, or of each query's own."""
+    if node["unit"] == "part":
+        return listed(planner, node)
+    whole = node.op is Op.TOPK and node["scope"] == "query_set"
+    return select_set(planner, node) if whole else select(planner, node, None)[0]
 
 
 def _lse(planner: Planner, node: Node) -> str:

@@ -16,6 +16,7 @@ from sparsec.plan.index_cost import INDEX_COSTS
 from sparsec.plan.map_cost import MAP_COSTS
 from sparsec.plan.mixture_cost import MIXTURE_COSTS
 from sparsec.plan.reach import keys_seen
+from sparsec.plan.route_cost import ROUTE_COSTS
 from sparsec.plan.running_specs import Prefix
 from sparsec.plan.scan_cost import SCAN_COSTS
 from sparsec.plan.set_specs import Members, SetSelector
@@ -119,6 +120,7 @@ _COSTS: dict[type, Callable[..., Cost]] = {
     BlockList: _block_list,
     **SCAN_COSTS,
     **MIXTURE_COSTS,
+    **ROUTE_COSTS,
     **GRAD_COSTS,
     **INDEX_COSTS,
     **MAP_COSTS,

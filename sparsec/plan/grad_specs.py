@@ -15,6 +15,7 @@ from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.map_specs import Map, MapGrad
 from sparsec.plan.mixture_specs import Mixture, MixtureGrad
+from sparsec.plan.route_specs import Balance, Router, RouterGrad
 from sparsec.plan.running_specs import Prefix, PrefixGrad
 from sparsec.plan.scan_specs import Scan, ScanGrad, StatesSum
 from sparsec.plan.set_specs import Members, SetSelector
@@ -268,6 +269,21 @@ GradSpec = (
     | LadderGrad
     | StatesSum
     | MixtureGrad
+    | RouterGrad
     | Total
 )
-AnySpec = Spec | Map | Prefix | Scan | Ladder | Mixture | SetSelector | Members | ListSum | Divergence | GradSpec
+AnySpec = (
+    Spec
+    | Map
+    | Prefix
+    | Scan
+    | Ladder
+    | Mixture
+    | Router
+    | Balance
+    | SetSelector
+    | Members
+    | ListSum
+    | Divergence
+    | GradSpec
+)

@@ -15,6 +15,7 @@ from sparsec.plan.gradient_gathered import gathered_gradient
 from sparsec.plan.gradient_map import map_gradient
 from sparsec.plan.gradient_merge import gate_gradient, merge_gradient
 from sparsec.plan.gradient_prefix import prefix_gradient
+from sparsec.plan.gradient_route import route_gradient
 from sparsec.plan.gradient_scan import scan_gradient
 from sparsec.plan.gradient_select import score_gradient, summary_gradient
 from sparsec.plan.gradient_signal import list_gradient
@@ -103,6 +104,8 @@ def _one(planner: Planner, group: list[Node], result: Node, dtype: str) -> None:
         prefix_gradient(planner, vjp, dtype, source)
     elif vjp.src[0].op in _OF_STATES:
         _OF_STATES[vjp.src[0].op](planner, vjp, source)
+    elif vjp.src[0].op is Op.SCORE and vjp.src[0]["fn"] == "router":
+        route_gradient(planner, vjp, source)
     elif vjp.src[0].op is Op.SCORE:
         score_gradient(planner, vjp, dtype, source)
     else:

@@ -43,6 +43,7 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
         grad_decay=own.get("decay"),
         grad_erase=(own.get("erase_a"), own.get("erase_b")),
         grad_initial=initial.name if initial is not None else None,
+        grad_weight=own.get("weight"),
     )
     read = [
         *buffers(writes),
@@ -59,7 +60,8 @@ def _shared(planner: Planner, vjp: Node, source: Source) -> None:
     x = source(vjp.positional[1], "float32")
     out = planner.temporary(vjp, "tensor", vjp.shape, "float32")
     heads, rows, cols = (planner.sizes.value(dim) for dim in bank.shape[2:])
-    planner.add(StatesSum(f"grad_{out}", x, out, heads, rows, cols), [x], [out], [vjp], {"TQ": ONE, "TK": ONE})
+    spec = StatesSum(f"grad_{out}", x, out, heads, rows, cols, parts=planner.sizes.value(bank.shape[1]))
+    planner.add(spec, [x], [out], [vjp], {"TQ": ONE, "TK": ONE})
 
 
 def wanted(planner: Planner, written: Node) -> list[Node]:

@@ -48,6 +48,7 @@ class Planner:
         batch: the number of batch entries; 1 for a variant without a batch.
         readers: how many sources of nodes, adjoints left out, and results each node is.
         recalls: those of every written bank.
+        weights: the weights of every choice that has some.
         finals: the written banks whose last states are results.
     """
 
@@ -74,6 +75,7 @@ class Planner:
     inlined: dict[Node, Node] = field(default_factory=dict)
     readers: Mapping[Node, int] = field(default_factory=dict)
     recalls: Mapping[Node, tuple[Node, ...]] = field(default_factory=dict)
+    weights: Mapping[Node, Node] = field(default_factory=dict)
     finals: frozenset[Node] = frozenset()
 
     def name(self, node: Node) -> str:

@@ -9,6 +9,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.honours import honours
 from sparsec.plan.planner import Planner
+from sparsec.plan.route import route_of
 from sparsec.plan.scan_specs import Operand, Read, Scan, Writes
 from sparsec.scalar.expr import Expr
 
@@ -44,7 +45,10 @@ def dims(written: Node) -> dict[str, Expr]:
 def buffers(writes: Writes) -> list[str]:
     """What tokens bring, and the states before the first."""
     operands = (writes.k, writes.v, writes.beta, writes.decay, *(writes.erase or ()))
-    return [*(x.name for x in operands if x is not None), *([writes.initial] if writes.initial else [])]
+    names = [*(x.name for x in operands if x is not None), *([writes.initial] if writes.initial else [])]
+    if writes.route is not None:
+        names += [writes.route.ids, *([writes.route.weight.name] if writes.route.weight is not None else [])]
+    return names
 
 
 def writes_of(planner: Planner, written: Node, *carried: str) -> Writes:
@@ -54,7 +58,8 @@ def writes_of(planner: Planner, written: Node, *carried: str) -> Writes:
     """
     bank, k, v = written.positional
     _refuse(planner, written, carried)
-    given = {name: operand(planner, node) for name, node in written.operands.items()}
+    own = {name: node for name, node in written.operands.items() if name not in ("route", "weight")}
+    given = {name: operand(planner, node) for name, node in own.items()}
     erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
     initial = _initial(planner, bank)
     return Writes(
@@ -70,6 +75,7 @@ def writes_of(planner: Planner, written: Node, *carried: str) -> Writes:
         decay=given.get("decay"),
         erase=erase,
         initial=initial,
+        route=route_of(planner, written),
         key_heads=planner.sizes.value(k.shape[2]),
         initial_batched=initial is None or len(bank.src[0].shape) == 5,
         length=LENGTH,
@@ -82,10 +88,9 @@ def _refuse(planner: Planner, written: Node, carried: Sequence[str]) -> None:
         raise planner.refuse(
             written, "a state written twice per token has no kernel yet; the oracle has no meaning for it"
         )
-    honours(planner, bank, "heads", "rows", "cols", *carried)
+    routed = ["parts"] if "route" in written.operands else []
+    honours(planner, bank, "heads", "rows", "cols", *routed, *carried)
     honours(planner, written, "rule", "decay_kind", "reads", "freeze_unselected")
-    if "route" in written.operands:
-        raise planner.refuse(written, "writes to chosen parts have no kernel yet; the oracle runs them")
     if written["decay_kind"] == "full":
         raise planner.refuse(written, "a decay per element of the state has no kernel yet; the oracle runs it")
 
@@ -123,9 +128,14 @@ def question(planner: Planner, written: Node, reader: Node) -> Read:
         raise planner.refuse(reader, f"a readout with {what} has no kernel yet; the oracle runs it")
     q, scale = reader.src[0], reader.expr("scale") if not isinstance(reader["scale"], float | int) else None
     number = planner.sizes.number(scale) if scale is not None else float(reader["scale"])  # type: ignore[arg-type]
-    nothing = Operand("", planner.sizes.dtype)
+    nothing, route = Operand("", planner.sizes.dtype), written.operands.get("route")
+    if route is not None and reader["read"] == "all":
+        raise planner.refuse(reader, "parts that no token activates have no weight; use read = active")
+    if route is not None and reader.flag("renormalise") and planner.sizes.value(route.shape[3]) > 1:
+        raise planner.refuse(reader, "a sum by renormalised weights has no kernel yet; use renormalise = false")
     heads, query_heads = (planner.sizes.value(dim) for dim in (reader.shape[2], q.shape[2]))
-    return Read(operand(planner, q), nothing, heads, number, reader.word("when"), query_heads)
+    weighed = route is not None and not reader.flag("renormalise")
+    return Read(operand(planner, q), nothing, heads, number, reader.word("when"), query_heads, weighed)
 
 
 def readers_of(nodes: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:

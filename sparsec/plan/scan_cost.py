@@ -31,17 +31,17 @@ def _written(w: Writes) -> Expr:
 
 
 def _passes(w: Writes) -> int:
-    """How often a token goes over its state, two operations per element each."""
-    return 1 + (w.decay is not None) + (2 if w.rule == "delta" else 0)
+    """How often a token goes over its states, two operations per element each."""
+    return w.slots * (1 + (w.decay is not None) + (2 if w.rule == "delta" else 0))
 
 
 def _heads(spec: Scan) -> int:
-    return sum(read.heads for read in spec.reads)
+    return spec.writes.slots * sum(read.heads for read in spec.reads)
 
 
 def _scan(spec: Scan) -> Cost:
     w, tokens = spec.writes, B * var(spec.writes.length)
-    states = 4 * B * HKV * D * DV * ((w.initial is not None) + (spec.final is not None))
+    states = 4 * B * w.parts * HKV * D * DV * ((w.initial is not None) + (spec.final is not None))
     asked = sum((tokens * r.heads * (D * item(r.q.dtype) + DV * item(r.out.dtype)) for r in spec.reads), ZERO)
     flops = 2 * tokens * D * DV * (HKV * _passes(w) + _heads(spec))
     return Cost(flops, _written(w) + asked + states, sizes=_sizes(spec))
@@ -55,7 +55,7 @@ def _scan_grad(spec: ScanGrad) -> Cost:
     read = read + sum((tokens * r.heads * DV * item(g.dtype) for g, r in pairs), ZERO)
     made = _made(spec)
     flops = 2 * tokens * D * DV * (3 * HKV * _passes(w) + 3 * _heads(own))
-    return Cost(flops, _written(w) + read + tokens * made + 4 * B * HKV * D * DV * states, sizes=_sizes(own))
+    return Cost(flops, _written(w) + read + tokens * made + 4 * B * w.parts * HKV * D * DV * states, sizes=_sizes(own))
 
 
 def _made(spec: ScanGrad) -> Expr:
@@ -69,7 +69,7 @@ def _made(spec: ScanGrad) -> Expr:
 
 
 def _states_sum(spec: StatesSum) -> Cost:
-    states = HKV * D * DV
+    states = spec.parts * HKV * D * DV
     return Cost(B * states, 4 * (B + 1) * states, sizes={"HKV": spec.heads, "D": spec.rows, "DV": spec.cols})
 
 

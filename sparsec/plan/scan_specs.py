@@ -8,6 +8,9 @@ With M' = exp(decay) M, and R what the erase term reads, M' or the undecayed M:
     erase a, b  M <- M' + b (Rᵀa)ᵀ + beta k vᵀ
 
 (linear attention, RetNet, Mamba-2, GLA, HGRN2; DeltaNet, Gated DeltaNet, KDA; RWKV-7, GDN-2.)
+
+A bank with a route has several such states per head. A token writes and reads a few of them, with e·beta for beta and
+e·b for b; the others rest.
 """
 
 from __future__ import annotations
@@ -24,6 +27,26 @@ class Operand:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """Which parts of a bank every token writes and reads.
+
+    Attributes:
+        ids: int32 ``[B,N,lists,slots]``: a token's parts, none of them twice; -1 is none.
+        parts: of the bank.
+        lists: 1, which all heads share, or one per state head.
+        weight: e ``[B,N,lists,slots]``, 0 where there is no part; None is 1.
+        freeze: whether parts that rest keep still; else they decay with every token.
+    """
+
+    ids: str
+    parts: int
+    slots: int
+    lists: int = 1
+    weight: Operand | None = None
+    freeze: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Writes:
     """How every token writes the states of its heads.
 
@@ -32,13 +55,14 @@ class Writes:
         beta: ``[B,N,HKV]``; None is 1.
         decay: log-decays by ``decay_kind``: none, scalar ``[B,N,HKV]``, key ``[B,N,HKV,D]``, full ``[B,N,HKV,D·DV]``.
         erase: a and b ``[B,N,HKV,D]``, in place of −k and beta k.
-        initial: fp32 ``[B,1,HKV,D,DV]``, or ``[1,HKV,D,DV]`` where ``initial_batched`` is false; None is zero. The 1
-            counts parts, as in the graph.
+        initial: fp32 ``[B,P,HKV,D,DV]``, or ``[P,HKV,D,DV]`` where ``initial_batched`` is false; None is zero. P counts
+            parts.
         reads: "decayed" or "undecayed": which state the erase term reads.
         heads, rows, cols: HKV, D and DV.
         key_heads: of k, fewer where states share keys: the state of head h is written by key head
             h // (heads / key_heads); None is ``heads``.
         length: the launch parameter with N.
+        route: of a bank of which every token chooses parts; None for one state per head.
     """
 
     k: Operand
@@ -56,11 +80,22 @@ class Writes:
     initial_batched: bool = True
     length: str = "N"
     key_heads: int | None = None
+    route: Route | None = None
 
     @property
     def sharers(self) -> int:
         """States that share a key."""
         return self.heads // (self.key_heads or self.heads)
+
+    @property
+    def parts(self) -> int:
+        """States per head."""
+        return self.route.parts if self.route is not None else 1
+
+    @property
+    def slots(self) -> int:
+        """Parts that a token writes and reads."""
+        return self.route.slots if self.route is not None else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +107,8 @@ class Read:
         out: ``[B,N,H,DV]`` of its own dtype.
         query_heads: of q, fewer where states share queries as they do keys; None is ``heads``.
         when: "after", or "before": decayed by the token but not yet written.
+        weighed: whether what a part answers is multiplied by e.
+        slotted: whether the answers of a token's parts stay apart, as ``[B,N,slots,H,DV]``; else ``out`` is their sum.
     """
 
     q: Operand
@@ -80,6 +117,8 @@ class Read:
     scale: float
     when: str = "after"
     query_heads: int | None = None
+    weighed: bool = False
+    slotted: bool = False
 
     @property
     def sharers(self) -> int:
@@ -92,7 +131,7 @@ class Scan:
     """The states after every token, of which only what is read leaves the kernel.
 
     Attributes:
-        final: fp32 ``[B,1,HKV,D,DV]``, the states after the last token; None where nobody asks.
+        final: fp32 ``[B,P,HKV,D,DV]``, the states after the last token; None where nobody asks.
     """
 
     name: str
@@ -107,10 +146,11 @@ class ScanGrad:
     """Gradients of everything that a scan reads, of which None is not asked for.
 
     Attributes:
-        grads: those of the outputs, one per read, with their dtypes.
+        grads: those of the outputs, one per read, with their dtypes, shaped as the outputs.
         grad_final: that of the final states, fp32 as they are; None is zero.
         grad_q: one per read.
-        grad_initial: fp32 ``[B,1,HKV,D,DV]``; a ``StatesSum`` adds up B where the initial states are not batched.
+        grad_initial: fp32 ``[B,P,HKV,D,DV]``; a ``StatesSum`` adds up B where the initial states are not batched.
+        grad_weight: of a route's e, through writes and reads.
     """
 
     name: str
@@ -124,11 +164,12 @@ class ScanGrad:
     grad_decay: Operand | None = None
     grad_erase: tuple[Operand | None, Operand | None] = (None, None)
     grad_initial: str | None = None
+    grad_weight: Operand | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StatesSum:
-    """The sum of x, fp32 ``[B,1,heads,D,DV]``, over batch entries: ``[1,heads,D,DV]``."""
+    """The sum of x, fp32 ``[B,P,heads,D,DV]``, over batch entries: ``[P,heads,D,DV]``."""
 
     name: str
     x: str
@@ -137,3 +178,4 @@ class StatesSum:
     rows: int
     cols: int
     dtype: str = "float32"
+    parts: int = 1

@@ -65,6 +65,45 @@ ROUTED = f"""variant routed({HEAD}, g: [B,T,HKV], y: [B,T,1,DX], w: [3,1,DX]) {{
 }}"""
 """Parts that rest."""
 
+GIVEN = HEAD + ", p: [B,T,{lists},{slots}] int32, e: [B,T,{lists},{slots}]"
+TOKENS, STATES = (GIVEN.format(lists=lists, slots=slots) for lists, slots in (("1", "2"), ("HKV", "3")))
+
+ROUTES = {
+    "routed": ROUTED,
+    "two of four": f"""variant two_of_four({TOKENS}, g: [B,T,HKV,D] float32, m: [B,4,HKV,D,DV] float32) {{
+      s = write(state(m) {{parts = 4}}, k, v, beta=beta, decay=g, weight=e,
+                route=given(p) {{unit = part, scope = token}}) {{decay_kind = key}}
+      return recall(q, s) {{renormalise = false, scale = rsqrt(D)}}, s
+    }}""",
+    "lists per head": f"""variant lists_per_head({STATES}, g: [B,T,HKV] float32, r: [B,T,H,D],
+                                                    m: [4,HKV,D,DV] float32) {{
+      s = write(state(m) {{parts = 4}}, k, v, beta=beta, decay=g, route=given(p) {{unit = part}}, weight=e)
+        {{rule = delta, decay_kind = scalar}}
+      return recall(q, s) {{renormalise = false}}, recall(r, s) {{renormalise = false, when = before}}, s
+    }}""",
+    "erasing parts": f"""variant erasing_parts({TOKENS}, g: [B,T,HKV,D] float32, a: [B,T,HKV,D], b: [B,T,HKV,D]) {{
+      s = write(state() {{parts = 4}}, k, v, beta=beta, decay=g, erase_a=a, erase_b=b, weight=e,
+                route=given(p) {{unit = part, scope = token}}) {{rule = delta, decay_kind = key, reads = undecayed}}
+      return recall(q, s) {{renormalise = false}}
+    }}""",
+    "parts that decay at rest": f"""variant decaying_parts({TOKENS}, g: [B,T,HKV] float32) {{
+      s = write(state() {{parts = 4}}, k, v, beta=beta, decay=g, weight=e,
+                route=given(p) {{unit = part, scope = token}})
+        {{rule = delta, decay_kind = scalar, freeze_unselected = false}}
+      return recall(q, s) {{renormalise = false}}, s
+    }}""",
+    "a tree": f"""variant tree({HEAD}, y: [B,T,1,DX], w: [2,1,DX], z: [6,1,DX]) {{
+      above = topk(score(y, w) {{fn = router}}) {{k = 1, unit = part, scope = token}}
+      scores = score(y, z) {{fn = router}}
+      chosen = topk(scores, within=above)
+        {{k = 1, unit = part, scope = token, selector_gradient = through_weights, fanout = 3}}
+      e = weights(scores, chosen) {{fn = softmax, renormalise = false}}
+      s = write(state() {{parts = 6}}, k, v, beta=beta, route=chosen, weight=e)
+      return recall(q, s)
+    }}""",
+}
+"""Banks of which tokens choose parts, by a router or by given lists ``p``."""
+
 DECAYS = ((2, 0.0), (3, -torch.inf), (4, -60.0), (20, -8.0))
 """Tokens whose log-decays are what kernels may stumble over."""
 
@@ -76,6 +115,9 @@ def draw(
     generator, made = torch.Generator().manual_seed(seed), dict[str, Tensor]()
     for name, spec in variant.inputs.items():
         shape = [sizes[str(d)] if str(d) in sizes else int(str(d)) for d in spec.shape]
+        if spec.dtype == "int32":
+            made[name] = _lists(shape, generator)
+            continue
         x = torch.randn(shape, generator=generator, dtype=torch.float64)
         if name in ("k", "a", "b"):
             x = x / x.norm(dim=-1, keepdim=True).clamp(min=1e-3)
@@ -88,3 +130,10 @@ def draw(
         exact = dtype is torch.float64 or spec.dtype == "float"
         made[name] = x.to(dtype if exact else torch.float32)
     return made
+
+
+def _lists(shape: list[int], generator: torch.Generator) -> Tensor:
+    """Some of four parts per token, in any order, now and then none."""
+    order = torch.rand([*shape[:-1], 4], generator=generator).argsort(-1)[..., : shape[-1]]
+    none = torch.rand(shape, generator=generator) < 0.15
+    return torch.where(none, -1, order).to(torch.int32)

@@ -21,7 +21,7 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER
 from sparsec.testing.chain import links, poisoned
-from sparsec.testing.recurrent import RECURRENT, ROUTED, draw
+from sparsec.testing.recurrent import RECURRENT, draw
 from sparsec.testing.trained import wrong_on
 from sparsec.tile.schedule import Schedule, ScheduleError
 
@@ -139,7 +139,11 @@ def test_a_wrong_kernel_is_found(mistake: str, tmp_path: Path, monkeypatch: pyte
 
 
 REFUSED = {
-    "parts": (parse(ROUTED), "parts = 3 has no kernel here"),
+    "parts": (
+        parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV]) {
+          return recall(q, write(state() {parts = 3}, k, v)) }"""),
+        "parts = 3 has no kernel here",
+    ),
     "a decay per element": (
         parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], g: [B,T,HKV,D,DV] float32) {
           return recall(q, write(state(), k, v, decay=g) {decay_kind = full}) }"""),

@@ -13,24 +13,24 @@ from sparsec.tile.schedule import Schedule
 
 
 def lower(spec: StatesSum, schedule: Schedule) -> Program:
-    """x ``[B,1,heads,D,DV]`` -> out ``[1,heads,D,DV]``, both fp32; one (tile of columns, head) per grid point."""
+    """x ``[B,P,heads,D,DV]`` -> out ``[P,heads,D,DV]``, fp32; one (tile of columns, head, part) per grid point."""
     with tile.Builder() as builder:
         rows = builder.axis("d", padded(spec.rows) if schedule.split_dims else spec.rows)
         wanted = min(schedule.value_block or spec.cols, spec.cols)
         cols = builder.axis("e", padded(wanted) if schedule.split_dims else wanted)
-        shape = ("B", 1, spec.heads, spec.rows, spec.cols)
+        shape = ("B", spec.parts, spec.heads, spec.rows, spec.cols)
         x, out = Tensor(spec.x, "float32", shape), Tensor(spec.out, "float32", shape[1:])
-        head, row = tile.program_id(1), tile.iota(rows)
+        part, head, row = tile.program_id(2), tile.program_id(1), tile.iota(rows)
         column = add(mul(tile.program_id(0), cols.size), tile.iota(cols))
         limits: dict[int, tile.Value] = {2: spec.rows, 3: spec.cols}
 
         def visit(batch: Node, total: Node) -> Sequence[Node]:
             bounds = {dim + 1: limit for dim, limit in limits.items()}
-            return [add(total, tile.load(x, batch, 0, head, row, column, bounds=bounds))]
+            return [add(total, tile.load(x, batch, part, head, row, column, bounds=bounds))]
 
         (total,) = tile.loop(0, tile.param("B"), 1, [tile.full(0.0, rows, cols)], visit)
-        tile.store(out, 0, head, row, column, value=total, bounds=limits)
-        grid = (tile.const(-(-spec.cols // cols.size)), tile.const(spec.heads))
+        tile.store(out, part, head, row, column, value=total, bounds=limits)
+        grid = (tile.const(-(-spec.cols // cols.size)), tile.const(spec.heads), tile.const(spec.parts))
         return builder.program(spec.name, [x, out], [(n, "int32") for n in ("B", "TQ", "TK", "q_offset")], grid)
 
 

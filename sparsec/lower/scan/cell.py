@@ -1,23 +1,22 @@
-"""One program of a token recurrence: which state it holds, and how it reads what a token brings.
+"""One program of a token recurrence: which state it holds, and where the tokens of its walk lie.
 
 A program holds the columns ``e`` of one batch entry's and head's state, all of its rows ``d``. Rows and columns past
-the state's own are zero and stay so.
+the state's own are zero and stay so. Of a bank with a route it holds one part, and walks over its run or, where
+``runs`` is None, over all tokens. Past the last part comes one that stays zero: it answers for slots that hold none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from sparsec.lower.scalars import add, most, mul
+from sparsec.lower.scalars import add, mul
+from sparsec.lower.scan.runs import ROOM, SEGMENTS, Runs
 from sparsec.plan.scan_specs import Operand, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
 from sparsec.tile.schedule import Schedule
-
-LEAST = -200.0
-"""A log-decay whose exponential is 0 in fp32; the functions of back ends need not know −inf."""
 
 
 def columns(writes: Writes, schedule: Schedule) -> int:
@@ -41,12 +40,16 @@ class Cell:
     """The state of one program.
 
     Attributes:
+        tiles: programs that share its columns.
+        runs: a route turned around.
         tensors: what the program touched, in launch order.
     """
 
     writes: Writes
     rows: Axis
     cols: Axis
+    tiles: int = 1
+    runs: Runs | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -70,9 +73,23 @@ class Cell:
         return tile.iota(self.rows)
 
     @property
+    def share(self) -> Node:
+        """Which of the programs that share its columns this is."""
+        if self.writes.route is None:
+            return tile.program_id(0)
+        return tile.apply(Fn.TRUNCMOD, tile.program_id(0), self.tiles)
+
+    @property
+    def part(self) -> Node:
+        """The part of the bank."""
+        if self.writes.route is None:
+            return tile.const(0)
+        return tile.apply(Fn.TRUNCDIV, tile.program_id(0), self.tiles)
+
+    @property
     def column(self) -> Node:
         """Column numbers [e]."""
-        return add(mul(tile.program_id(0), self.cols.size), tile.iota(self.cols))
+        return add(mul(self.share, self.cols.size), tile.iota(self.cols))
 
     def tensor(self, made: Tensor) -> Tensor:
         """A tensor of the program, which joins its arguments."""
@@ -87,14 +104,17 @@ class Cell:
             limits[at + rows] = self.writes.cols
         return limits
 
-    def state(self, tensor: Tensor, *place: Node | int) -> Node:
-        """The state ``tensor[place, d, e]`` in fp32."""
-        limits = self.bounds(len(place), True, True)
+    def state(self, tensor: Tensor, *place: Node | int, part: int | None = None) -> Node:
+        """The state ``tensor[place, d, e]`` in fp32; ``part`` is the dimension that counts parts, if one does."""
+        limits = self.bounds(len(place), True, True) | self._last_part(part)
         return tile.cast(tile.load(self.tensor(tensor), *place, self.row, self.column, bounds=limits), "float32")
 
-    def keep(self, tensor: Tensor, *place: Node | int, value: Node) -> None:
-        """Store a state."""
-        limits = self.bounds(len(place), True, True)
+    def _last_part(self, dim: int | None) -> dict[int, tile.Value]:
+        return {dim: self.writes.parts} if dim is not None and self.writes.route is not None else {}
+
+    def keep(self, tensor: Tensor, *place: Node | int, value: Node, part: int | None = None) -> None:
+        """Store a state; that of a part past the last is lost."""
+        limits = self.bounds(len(place), True, True) | self._last_part(part)
         tile.store(self.tensor(tensor), *place, self.row, self.column, value=value, bounds=limits)
 
     def zero(self) -> Node:
@@ -107,121 +127,64 @@ class Cell:
             return self.zero()
         shape = states_shape(self.writes)
         if self.writes.initial_batched:
-            return self.state(Tensor(self.writes.initial, "float32", shape), self.batch, 0, self.head)
-        return self.state(Tensor(self.writes.initial, "float32", shape[1:]), 0, self.head)
+            return self.state(Tensor(self.writes.initial, "float32", shape), self.batch, self.part, self.head, part=1)
+        return self.state(Tensor(self.writes.initial, "float32", shape[1:]), self.part, self.head, part=0)
 
 
 def states_shape(writes: Writes) -> tuple[str | int, ...]:
     """Of initial and final states."""
-    return ("B", 1, writes.heads, writes.rows, writes.cols)
+    return ("B", writes.parts, writes.heads, writes.rows, writes.cols)
 
 
-def cell(builder: tile.Builder, writes: Writes, schedule: Schedule) -> Cell:
+def cell(builder: tile.Builder, writes: Writes, schedule: Schedule, runs: Runs | None = None) -> Cell:
     """The state of a program, with axes d and e."""
     size = padded(writes.rows) if schedule.split_dims else writes.rows
-    return Cell(writes, builder.axis("d", size), builder.axis("e", columns(writes, schedule)))
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """What one token brings to a state, in fp32.
-
-    Attributes:
-        at: its number; one past the last brings zeros and leaves the state as it is, if ``bounded``.
-        fade: exp of its log-decay, a scalar or [d]; None for 1.
-        k, v, p: [d], [e], and beta k [d].
-        beta: None for 1.
-        erase: a and b [d], or None.
-    """
-
-    cell: Cell
-    at: Node
-    bounded: bool
-    fade: Node | None
-    k: Node
-    v: Node
-    p: Node
-    beta: Node | None
-    erase: tuple[Node, Node] | None
-
-    def faded(self, state: Node) -> Node:
-        """The state after the token's decay."""
-        return state if self.fade is None else mul(self.fade, state)
-
-    def answer(self, old: Node, faded: Node) -> Node | None:
-        """aᵀR [e], what the erase term reads; None without one."""
-        if self.erase is None:
-            return None
-        read = old if self.cell.writes.reads == "undecayed" else faded
-        return tile.reduce("sum", mul(self.erase[0], read), self.cell.rows)
-
-    def written(self, faded: Node, answer: Node | None) -> Node:
-        """The state after the token's write."""
-        if answer is None or self.erase is None:
-            return add(faded, mul(self.p, self.v))
-        if self.erase[1] is self.p:
-            return add(faded, mul(self.p, add(self.v, answer)))
-        return add(add(faded, mul(self.erase[1], answer)), mul(self.p, self.v))
-
-    def after(self, old: Node) -> Node:
-        """The state after the token."""
-        faded = self.faded(old)
-        return self.written(faded, self.answer(old, faded))
-
-
-def token(own: Cell, at: Node, bounded: bool = False) -> Token:
-    """Read what a token brings."""
-    w = own.writes
-
-    def read(operand: Operand, rows: bool, cols: bool = False) -> Node:
-        return vector(own, operand, w.heads, at, own.head, rows, cols, bounded)
-
-    k = vector(own, w.k, w.key_heads or w.heads, at, own.key_head, True, False, bounded)
-    v = read(w.v, False, True)
-    beta = None if w.beta is None else read(w.beta, False)
-    fade = None
-    if w.decay is not None:
-        fade = tile.apply(Fn.EXP, most(read(w.decay, w.decay_kind == "key"), LEAST))
-    p = k if beta is None else mul(beta, k)
-    erase = None
-    if w.erase is not None:
-        erase = read(w.erase[0], True), read(w.erase[1], True)
-    elif w.rule == "delta":
-        erase = tile.apply(Fn.NEG, k), p
-    return Token(own, at, bounded, fade, k, v, p, beta, erase)
+    own = Cell(writes, builder.axis("d", size), builder.axis("e", columns(writes, schedule)), tiles(writes, schedule))
+    own.runs = runs
+    return own
 
 
 def place_of(
-    own: Cell, operand: Operand, heads: int, rows: bool, cols: bool, bounded: bool
+    own: Cell, operand: Operand, heads: int, rows: bool, cols: bool, bounded: bool, slotted: bool = False
 ) -> tuple[Tensor, tuple[Node, ...], dict[int, tile.Value]]:
-    """A tensor ``[B,N,heads]``, ``[B,N,heads,D]`` or ``[B,N,heads,DV]``, the indices of its last dim, and bounds."""
+    """A tensor ``[B,N,heads]``, ``[B,N,heads,D]`` or ``[B,N,heads,DV]``, the indices of its last dim, and bounds.
+
+    ``slotted`` puts the slots of a route before the heads.
+    """
     w = own.writes
     last: tuple[int, ...] = (w.rows,) if rows else (w.cols,) if cols else ()
-    limits = own.bounds(3, rows, cols)
+    limits = own.bounds(3 + slotted, rows, cols)
     if bounded:
         limits[1] = tile.param(w.length)
     index = (own.row,) if rows else (own.column,) if cols else ()
-    return Tensor(operand.name, operand.dtype, ("B", w.length, heads, *last)), index, limits
+    slots = (w.slots,) * slotted
+    return Tensor(operand.name, operand.dtype, ("B", w.length, *slots, heads, *last)), index, limits
 
 
 def vector(
-    own: Cell, operand: Operand, heads: int, at: Node, head: Node, rows: bool, cols: bool, bounded: bool
+    own: Cell,
+    operand: Operand,
+    heads: int,
+    at: Node,
+    head: Node,
+    rows: bool,
+    cols: bool,
+    bounded: bool,
+    slot: Node | None = None,
 ) -> Node:
-    """One token's and head's part of an operand in fp32: a scalar, [d] or [e]."""
-    tensor, index, limits = place_of(own, operand, heads, rows, cols, bounded)
-    return tile.cast(tile.load(own.tensor(tensor), own.batch, at, head, *index, bounds=limits), "float32")
+    """One token's and head's part of an operand in fp32, of one ``slot`` if it has slots: a scalar, [d] or [e]."""
+    tensor, index, limits = place_of(own, operand, heads, rows, cols, bounded, slot is not None)
+    slots = (slot,) if slot is not None else ()
+    return tile.cast(tile.load(own.tensor(tensor), own.batch, at, *slots, head, *index, bounds=limits), "float32")
 
 
-def parameters(writes: Writes, *more: str) -> list[tuple[str, str]]:
+def parameters(writes: Writes, runs: Runs | None = None, *more: str) -> list[tuple[str, str]]:
     """Launch parameters."""
-    return [(name, "int32") for name in dict.fromkeys(["B", "TQ", "TK", "q_offset", writes.length, *more])]
+    turned = (ROOM, SEGMENTS) if runs is not None else ()
+    return [(name, "int32") for name in dict.fromkeys(["B", "TQ", "TK", "q_offset", writes.length, *turned, *more])]
 
 
 def grid(writes: Writes, schedule: Schedule) -> Sequence[tile.Value]:
-    """One (tile of columns, head, batch) per grid point."""
-    return (tile.const(tiles(writes, schedule)), tile.const(writes.heads), tile.param("B"))
-
-
-def renamed(operand: Operand, name: str, dtype: str = "float32") -> Operand:
-    """An operand of the same shape elsewhere."""
-    return replace(operand, name=name, dtype=dtype)
+    """One (part and tile of columns, head, batch) per grid point."""
+    parts = writes.parts + 1 if writes.route is not None else 1
+    return (tile.const(parts * tiles(writes, schedule)), tile.const(writes.heads), tile.param("B"))

@@ -146,6 +146,8 @@ def refusal(writes: Writes, schedule: Schedule) -> str | None:
         return f"rule {writes.rule!r} with decay {writes.decay_kind!r} has no chunk form; use order 'token'"
     if odd := [e for e in writes.erase or () if e.dtype != writes.k.dtype]:
         return f"{odd[0].name} is {odd[0].dtype}, keys are {writes.k.dtype}; the chunk form multiplies equal dtypes"
+    if writes.route is not None:
+        return "chosen parts have no chunk form; use order 'token' or 'mask'"
     if writes.k.dtype != writes.v.dtype:
         return f"keys are {writes.k.dtype} and values {writes.v.dtype}; the chunk form multiplies equal dtypes"
     chunk = schedule.rows

@@ -35,6 +35,8 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
 
 
 def _check(spec: Scan, schedule: Schedule) -> None:
+    if schedule.order == "mask" and spec.writes.route is None:
+        raise ScheduleError("every token writes the only part; order 'mask' is for banks with a route")
     if schedule.order == "chunk" and spec.writes.sharers > 1:
         raise ScheduleError(f"{spec.writes.sharers} states share a key; chunks have a key per state: use order 'token'")
 
@@ -42,7 +44,7 @@ def _check(spec: Scan, schedule: Schedule) -> None:
 def in_chunks(spec: Scan, target: str) -> Schedule | None:
     """The schedule of the chunk form on a GPU: some 256 programs side by side for one sequence; None without a form."""
     w = spec.writes
-    if w.sharers > 1:
+    if w.sharers > 1 or w.route is not None:
         return None
     columns = min(32 if w.erase is not None else 64, padded(w.cols), padded(w.rows) if w.rule == "delta" else 64)
     found = Schedule(order="chunk", rows=64, value_block=columns, splits=_splits(w), warps=4, stages=2)
@@ -89,14 +91,19 @@ def step_form(spec: Scan, found: Schedule, target: str) -> Schedule:
     return Schedule(order=step.ORDER, value_block=columns, warps=warps, stages=1)
 
 
+def _walked(w: Writes) -> str:
+    """Over the tokens that chose a part, unless the part changes with all tokens."""
+    return "token" if w.route is None or w.route.freeze else "mask"
+
+
 def _token(w: Writes) -> Schedule:
     warps = min(4, max(1, padded(w.rows) // 128))
-    return Schedule(order="token", value_block=min(16, padded(w.cols)), warps=warps, stages=1)
+    return Schedule(order=_walked(w), value_block=min(16, padded(w.cols)), warps=warps, stages=1)
 
 
 def _token_back(w: Writes) -> Schedule:
     warps = min(8, max(2, padded(w.rows) // 32))  # fewer would keep some of a tall state on the stack
-    return Schedule(order="token", value_block=min(16, padded(w.cols)), block=16, rows=1, warps=warps, stages=1)
+    return Schedule(order=_walked(w), value_block=min(16, padded(w.cols)), block=16, rows=1, warps=warps, stages=1)
 
 
 def default(spec: Scan, target: str) -> Schedule:
@@ -105,7 +112,7 @@ def default(spec: Scan, target: str) -> Schedule:
         return chunked
     if target.startswith("triton"):
         return _token(spec.writes)
-    return Schedule(order="token", lanes=("e", "d"), split_dims=False)
+    return Schedule(order=_walked(spec.writes), lanes=("e", "d"), split_dims=False)
 
 
 def default_grad(spec: ScanGrad, target: str) -> Schedule:
@@ -114,7 +121,7 @@ def default_grad(spec: ScanGrad, target: str) -> Schedule:
         return chunked
     if target.startswith("triton"):
         return _token_back(spec.forward.writes)
-    return Schedule(order="token", block=16, rows=_held(spec), lanes=("e", "d"), split_dims=False)
+    return Schedule(order=_walked(spec.forward.writes), block=16, rows=_held(spec), lanes=("e", "d"), split_dims=False)
 
 
 def _held(spec: ScanGrad) -> int:

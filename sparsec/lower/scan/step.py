@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape, token
+from sparsec.lower.scan import token_sum
+from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape
 from sparsec.lower.scan.token import answers, query, readers
+from sparsec.lower.scan.visit import token
 from sparsec.plan.scan_specs import Scan
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -21,26 +23,28 @@ ORDER = "step"
 
 
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
-    """As the token recurrence, of any number of tokens."""
-    return Lowered((Step(_program(spec, schedule), schedule),))
+    """As the token recurrence, of any number of tokens; parts of a bank meet all of them."""
+    added, scratch = token_sum.sums(spec.name, spec.writes, [token_sum.answered(r) for r in spec.reads], schedule)
+    return Lowered((Step(_program(spec, schedule), schedule), *added), tuple(scratch))
 
 
 def _program(spec: Scan, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         own = cell(builder, spec.writes, schedule)
-        first = _token(spec, own, tile.const(0), own.first(), bounded=True)
+        first = _token(spec, own, schedule, tile.const(0), own.first(), bounded=True)
 
         def visit(at: Node, old: Node) -> Sequence[Node]:
-            return [_token(spec, own, at, old)]
+            return [_token(spec, own, schedule, at, old)]
 
         (last,) = tile.loop(1, tile.param(spec.writes.length), 1, [first], visit)
         if spec.final is not None:
-            own.keep(Tensor(spec.final, "float32", states_shape(spec.writes)), own.batch, 0, own.head, value=last)
+            final = Tensor(spec.final, "float32", states_shape(spec.writes))
+            own.keep(final, own.batch, own.part, own.head, value=last, part=1)
         tensors = list(own.tensors.values())
         return builder.program(spec.name, tensors, parameters(spec.writes), grid(spec.writes, schedule))
 
 
-def _token(spec: Scan, own: Cell, at: Node, old: Node, bounded: bool = False) -> Node:
+def _token(spec: Scan, own: Cell, schedule: Schedule, at: Node, old: Node, bounded: bool = False) -> Node:
     """The state after a token, whose queries are answered."""
     now = token(own, at, bounded)
     for read in spec.reads:
@@ -48,5 +52,5 @@ def _token(spec: Scan, own: Cell, at: Node, old: Node, bounded: bool = False) ->
             query(now, read, head)  # on its way with the rest of what the token brings
     faded = now.faded(old)
     new = now.written(faded, now.answer(old, faded))
-    answers(now, spec, faded, new)
+    answers(now, spec, faded, new, schedule)
     return new

@@ -1,6 +1,7 @@
-"""The token recurrence: one program per batch entry, state head and tile of columns walks over all tokens in order.
+"""The token recurrence: one program per batch entry, state and tile of columns walks over its tokens in order.
 
-Right for every rule, and the fast form on a CPU; a GPU has too few states to be kept busy by it.
+Right for every rule, and the fast form on a CPU; a GPU has too few states to be kept busy by it. The states of a bank
+with a route walk over the tokens that chose them (order "token"), or over all tokens (order "mask").
 """
 
 from __future__ import annotations
@@ -9,53 +10,75 @@ from collections.abc import Sequence
 
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.cell import Cell, Token, cell, grid, parameters, place_of, states_shape, token, vector
-from sparsec.plan.scan_specs import Read, Scan
+from sparsec.lower.scan import token_sum
+from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape, vector
+from sparsec.lower.scan.runs import Runs
+from sparsec.lower.scan.visit import Token, steps, token
+from sparsec.plan.scan_specs import Read, Scan, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
-from sparsec.tile.schedule import Schedule
+from sparsec.tile.schedule import Schedule, ScheduleError
 
 
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """q, k ``[B,N,·,D]``, v ``[B,N,HKV,DV]``, beta, log-decays -> outputs ``[B,N,H,DV]`` and final states."""
-    return Lowered((Step(_program(spec, schedule), schedule),))
+    runs = turned(spec.name, spec.writes, schedule)
+    added, scratch = token_sum.sums(spec.name, spec.writes, [token_sum.answered(r) for r in spec.reads], schedule)
+    ahead = runs.steps(schedule) if runs is not None else []
+    held = runs.scratch() if runs is not None else []
+    return Lowered(
+        (*ahead, Step(_program(spec, schedule, runs), schedule), *added),
+        (*held, *scratch),
+        runs.params() if runs is not None else (),
+    )
 
 
-def _program(spec: Scan, schedule: Schedule) -> Program:
+def turned(name: str, w: Writes, schedule: Schedule, align: int = 1) -> Runs | None:
+    """The route turned around; None where programs walk over all tokens.
+
+    Raises ScheduleError for parts that decay at rest: they are met by every token.
+    """
+    if w.route is None or schedule.order == "mask":
+        return None
+    if not w.route.freeze:
+        raise ScheduleError("parts that rest decay with every token; use order 'mask'")
+    return Runs(name, w.route, w.length, align)
+
+
+def _program(spec: Scan, schedule: Schedule, runs: Runs | None) -> Program:
     with tile.Builder() as builder:
-        own = cell(builder, spec.writes, schedule)
+        own = cell(builder, spec.writes, schedule, runs)
 
-        def visit(at: Node, old: Node) -> Sequence[Node]:
-            now = token(own, at)
+        def visit(number: Node, old: Node) -> Sequence[Node]:
+            now = token(own, number)
             faded = now.faded(old)
             new = now.written(faded, now.answer(old, faded))
-            answers(now, spec, faded, new)
+            answers(now, spec, faded, new, schedule)
             return [new]
 
-        (last,) = tile.loop(0, tile.param(spec.writes.length), 1, [own.first()], visit)
+        (last,) = tile.loop(0, steps(own), 1, [own.first()], visit)
         if spec.final is not None:
-            own.keep(Tensor(spec.final, "float32", states_shape(spec.writes)), own.batch, 0, own.head, value=last)
+            final = Tensor(spec.final, "float32", states_shape(spec.writes))
+            own.keep(final, own.batch, own.part, own.head, value=last, part=1)
         tensors = list(own.tensors.values())
-        return builder.program(spec.name, tensors, parameters(spec.writes), grid(spec.writes, schedule))
+        return builder.program(spec.name, tensors, parameters(spec.writes, runs), grid(spec.writes, schedule))
 
 
-def answers(now: Token, spec: Scan, faded: Node, new: Node) -> None:
+def answers(now: Token, spec: Scan, faded: Node, new: Node, schedule: Schedule) -> None:
     """What every read is told by a token's states."""
     for read in spec.reads:
-        _answer(now, read, new if read.when == "after" else faded)
+        _answer(now, read, new if read.when == "after" else faded, schedule)
 
 
-def _answer(now: Token, read: Read, state: Node) -> None:
-    """o = scale · Mᵀq of every head that reads the state."""
-    own = now.cell
+def _answer(now: Token, read: Read, state: Node, schedule: Schedule) -> None:
+    """o = scale · Mᵀq of every head that reads the state, times e where that is asked for."""
+    own, target = now.cell, token_sum.answered(read)
     for head in readers(own, read):
-        q = query(now, read, head)
-        out = mul(read.scale, tile.reduce("sum", mul(q, state), own.rows))
-        tensor, index, limits = place_of(own, read.out, read.heads, False, True, now.bounded)
-        tile.store(
-            own.tensor(tensor), own.batch, now.at, head, *index, value=tile.cast(out, read.out.dtype), bounds=limits
-        )
+        out = mul(read.scale, tile.reduce("sum", mul(query(now, read, head), state), own.rows))
+        if read.weighed and now.visit.share is not None:
+            out = mul(now.visit.share, out)
+        token_sum.put(now, target, head, out, schedule)
 
 
 def query(now: Token, read: Read, head: Node) -> Node:

@@ -16,26 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.scalars import add, ceil_div, mul, sub
 from sparsec.lower.scan import token_sum
-from sparsec.lower.scan.cell import (
-    Cell,
-    Token,
-    cell,
-    grid,
-    parameters,
-    place_of,
-    states_shape,
-    token,
-    vector,
-)
-from sparsec.lower.scan.token import query, readers
-from sparsec.lower.scan.token_sum import Target
-from sparsec.plan.scan_specs import Operand, ScanGrad
-from sparsec.scalar.expr import var
+from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape, vector
+from sparsec.lower.scan.runs import Runs
+from sparsec.lower.scan.token import query, readers, turned
+from sparsec.lower.scan.token_sum import Found, Target
+from sparsec.lower.scan.visit import Token, listed, steps, token
+from sparsec.plan.scan_specs import ScanGrad
+from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -52,15 +45,25 @@ def lower(spec: ScanGrad, schedule: Schedule) -> Lowered:
             f"block {schedule.block} is not a multiple of rows {schedule.rows}, the tokens held at once"
         )
     writes = spec.forward.writes
-    steps = [Step(_states(spec, schedule), schedule), Step(_back(spec, schedule), schedule)]
-    scratch: list[Scratch] = [as_scratch(_kept(spec))]
-    for target in token_sum.targets(spec):
-        if token_sum.count(spec, target, schedule) > 1:
-            steps.append(Step(token_sum.program(spec, target, schedule), schedule))
-            scratch.append(as_scratch(token_sum.shares(spec, target, schedule)))
-    return Lowered(
-        tuple(steps), tuple(scratch), ((KEPT, (var(writes.length) + (schedule.block - 1)) // schedule.block),)
-    )
+    runs = turned(spec.name, writes, schedule, schedule.block)
+    steps = runs.steps(schedule) if runs is not None else []
+    steps += [Step(_states(spec, schedule, runs), schedule), Step(_back(spec, schedule, runs), schedule)]
+    scratch: list[Scratch] = [*(runs.scratch() if runs is not None else []), as_scratch(_kept(spec))]
+    added, shares = token_sum.sums(spec.name, writes, token_sum.targets(spec), schedule)
+    params = runs.params() if runs is not None else ()
+    kept = (KEPT, runs.tiles() if runs is not None else _blocks(spec, schedule) * _walks(spec))
+    return Lowered((*steps, *added), (*scratch, *shares), (*params, kept))
+
+
+def _blocks(spec: ScanGrad, schedule: Schedule) -> Expr:
+    """States that are kept of a walk over all tokens."""
+    return (var(spec.forward.writes.length) + (schedule.block - 1)) // schedule.block
+
+
+def _walks(spec: ScanGrad) -> int:
+    """Walks of a head over all tokens."""
+    w = spec.forward.writes
+    return w.parts + 1 if w.route is not None else 1
 
 
 def _kept(spec: ScanGrad) -> Tensor:
@@ -68,37 +71,50 @@ def _kept(spec: ScanGrad) -> Tensor:
     return Tensor(f"{spec.name}_states", "float32", ("B", KEPT, w.heads, w.rows, w.cols))
 
 
-def _states(spec: ScanGrad, schedule: Schedule) -> Program:
+def _first(own: Cell, schedule: Schedule) -> Node:
+    """The number of the first state that a program keeps: runs begin at multiples of ``block``."""
+    if own.runs is not None:
+        return tile.apply(
+            Fn.TRUNCDIV,
+            tile.load(own.tensor(own.runs.spans), own.batch, listed(own), own.part, 0),
+            schedule.block,
+        )
+    return mul(own.part, ceil_div(tile.param(own.writes.length), schedule.block))
+
+
+def _states(spec: ScanGrad, schedule: Schedule, runs: Runs | None) -> Program:
     """Keeps the state before every ``block`` tokens."""
     with tile.Builder() as builder:
         writes = spec.forward.writes
-        own, kept, length = cell(builder, writes, schedule), _kept(spec), tile.param(writes.length)
+        own, kept = cell(builder, writes, schedule, runs), _kept(spec)
+        length, first = steps(own), _first(own, schedule)
 
         def visit(number: Node, old: Node) -> Sequence[Node]:
-            own.keep(kept, own.batch, number, own.head, value=old)
+            own.keep(kept, own.batch, add(first, number), own.head, value=old)
             start = mul(number, schedule.block)
             return _walk(own, start, tile.apply(Fn.MINIMUM, add(start, schedule.block), length), old)
 
-        tile.loop(0, tile.param(KEPT), 1, [own.first()], visit)
+        tile.loop(0, ceil_div(length, schedule.block), 1, [own.first()], visit)
         tensors = list(own.tensors.values())
-        return builder.program(f"{spec.name}_walk", tensors, parameters(writes, KEPT), grid(writes, schedule))
+        return builder.program(f"{spec.name}_walk", tensors, parameters(writes, runs, KEPT), grid(writes, schedule))
 
 
 def _walk(own: Cell, start: Node, end: Node, state: Node) -> list[Node]:
     return tile.loop(start, end, 1, [state], lambda at, old: [token(own, at).after(old)])
 
 
-def _back(spec: ScanGrad, schedule: Schedule) -> Program:
+def _back(spec: ScanGrad, schedule: Schedule, runs: Runs | None) -> Program:
     with tile.Builder() as builder:
         writes, few = spec.forward.writes, schedule.rows
-        own = cell(builder, writes, schedule)
-        sink = Sink(spec, own, schedule)
-        groups = ceil_div(tile.param(writes.length), few)
+        own = cell(builder, writes, schedule, runs)
+        sink = Sink(spec, own, schedule, token_sum.found(spec))
+        groups, first = ceil_div(steps(own), few), _first(own, schedule)
 
         def visit(number: Node, grad: Node) -> Sequence[Node]:
             start = mul(sub(sub(groups, number), 1), few)
             from_ = tile.apply(Fn.TRUNCDIV, start, schedule.block)
-            (state,) = _walk(own, mul(from_, schedule.block), start, own.state(_kept(spec), own.batch, from_, own.head))
+            kept = own.state(_kept(spec), own.batch, add(first, from_), own.head)
+            (state,) = _walk(own, mul(from_, schedule.block), start, kept)
             held: list[tuple[Token, Node]] = []
             for n in range(few):
                 now = token(own, add(start, n), few > 1)
@@ -108,12 +124,12 @@ def _back(spec: ScanGrad, schedule: Schedule) -> Program:
                 grad = _token(spec, sink, now, before, grad)
             return [grad]
 
-        (first,) = tile.loop(0, groups, 1, [_last(spec, own)], visit)
+        (grad,) = tile.loop(0, groups, 1, [_last(spec, own)], visit)
         if spec.grad_initial is not None:
             made = Tensor(spec.grad_initial, "float32", states_shape(writes))
-            own.keep(made, own.batch, 0, own.head, value=first)
+            own.keep(made, own.batch, own.part, own.head, value=grad, part=1)
         tensors = list(own.tensors.values())
-        return builder.program(spec.name, tensors, parameters(writes, KEPT), grid(writes, schedule))
+        return builder.program(spec.name, tensors, parameters(writes, runs, KEPT), grid(writes, schedule))
 
 
 def _last(spec: ScanGrad, own: Cell) -> Node:
@@ -121,7 +137,7 @@ def _last(spec: ScanGrad, own: Cell) -> Node:
     if spec.grad_final is None:
         return own.zero()
     tensor = Tensor(spec.grad_final, "float32", states_shape(spec.forward.writes))
-    return own.state(tensor, own.batch, 0, own.head)
+    return own.state(tensor, own.batch, own.part, own.head, part=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,30 +147,12 @@ class Sink:
     spec: ScanGrad
     own: Cell
     schedule: Schedule
+    found: Found
 
     def put(self, target: Target | None, now: Token, head: Node, value: Node) -> None:
-        """A sum over columns, a scalar or [d]; ``head`` is the state's, or that of what is read."""
-        if target is None:
-            return
-        own, heads = self.own, target.heads
-        at = tile.apply(Fn.TRUNCDIV, head, target.sharers)
-        made, index, limits = place_of(own, target.operand, heads, target.rows, False, now.bounded)
-        if token_sum.count(self.spec, target, self.schedule) == 1:
-            value = tile.cast(value, made.dtype)
-            tile.store(own.tensor(made), own.batch, now.at, at, *index, value=value, bounds=limits)
-            return
-        shares = own.tensor(token_sum.shares(self.spec, target, self.schedule))
-        limits = {dim + 1: limit for dim, limit in limits.items()}
-        number = add(mul(tile.program_id(0), target.sharers), tile.apply(Fn.TRUNCMOD, head, target.sharers))
-        tile.store(shares, number, own.batch, now.at, at, *index, value=value, bounds=limits)
-
-    def values(self, target: Operand | None, now: Token, value: Node) -> None:
-        """What has columns [e], of the state's own head."""
+        """A gradient of a scalar, [d] or [e]; ``head`` is the state's, or that of what is read."""
         if target is not None:
-            own = self.own
-            tensor, index, limits = place_of(own, target, own.writes.heads, False, True, now.bounded)
-            value = tile.cast(value, target.dtype)
-            tile.store(own.tensor(tensor), own.batch, now.at, own.head, *index, value=value, bounds=limits)
+            token_sum.put(now, target, head, value, self.schedule)
 
 
 def _token(spec: ScanGrad, sink: Sink, now: Token, old: Node, grad: Node) -> Node:
@@ -162,21 +160,29 @@ def _token(spec: ScanGrad, sink: Sink, now: Token, old: Node, grad: Node) -> Nod
     w, faded = spec.forward.writes, now.faded(old)
     answer = now.answer(old, faded)
     new = now.written(faded, answer)
+    weights = list[Node]()
     for number in _when(spec, "after"):
-        grad = _read(spec, sink, now, number, new, grad)
-    erased = _write(spec, sink, now, old if w.reads == "undecayed" else faded, answer, grad)
+        grad = _read(spec, sink, now, number, new, grad, weights)
+    erased = _write(spec, sink, now, old if w.reads == "undecayed" else faded, answer, grad, weights)
     undecayed = w.reads == "undecayed" and erased is not None
     grad_faded = grad if undecayed or erased is None else add(grad, erased)
     for number in _when(spec, "before"):
-        grad_faded = _read(spec, sink, now, number, faded, grad_faded)
-    _decay(spec, sink, now, faded, grad_faded)
+        grad_faded = _read(spec, sink, now, number, faded, grad_faded, weights)
+    if sink.found.weight is not None:
+        sink.put(sink.found.weight, now, sink.own.head, reduce(add, weights))
+    _decay(sink, now, faded, grad_faded)
     before = now.faded(grad_faded)
     return add(before, erased) if undecayed and erased is not None else before
 
 
-def _write(spec: ScanGrad, sink: Sink, now: Token, read: Node, answer: Node | None, grad: Node) -> Node | None:
-    """The gradients of what a token writes and erases; what they leave to the state that was read, a dyᵀ, if any."""
-    own, found = sink.own, token_sum.found(spec)
+def _write(
+    spec: ScanGrad, sink: Sink, now: Token, read: Node, answer: Node | None, grad: Node, weights: list[Node]
+) -> Node | None:
+    """The gradients of what a token writes and erases; what they leave to the state that was read, a dyᵀ, if any.
+
+    What goes to e is appended to ``weights``.
+    """
+    own, found, share = sink.own, sink.found, now.visit.share
     replaced = spec.forward.writes.erase is None
     grad_a = erased = None
     if answer is not None and now.erase is not None:
@@ -184,39 +190,50 @@ def _write(spec: ScanGrad, sink: Sink, now: Token, read: Node, answer: Node | No
         grad_answer = across(own, grad, b)
         grad_a, erased = along(own, read, grad_answer), mul(a, grad_answer)
     grad_p = along(own, grad, now.v if answer is None or not replaced else add(now.v, answer))
-    grad_k = grad_p if now.beta is None else mul(now.beta, grad_p)
+    grad_k = grad_p if now.rate is None else mul(now.rate, grad_p)
     if grad_a is not None and replaced:
         grad_k = sub(grad_k, grad_a)
     sink.put(found.k, now, own.head, grad_k)
-    sink.values(spec.grad_v, now, across(own, grad, now.p))
-    if found.beta is not None:
-        sink.put(found.beta, now, own.head, tile.reduce("sum", mul(now.k, grad_p), own.rows))
+    sink.put(found.v, now, own.head, across(own, grad, now.p))
+    if found.beta is not None or found.weight is not None:
+        rate = tile.reduce("sum", mul(now.k, grad_p), own.rows)
+        sink.put(found.beta, now, own.head, rate if share is None else mul(share, rate))
+        weights.append(rate if now.beta is None else mul(now.beta, rate))
     if grad_a is not None and answer is not None and not replaced:
         sink.put(found.erase_a, now, own.head, grad_a)
-        sink.put(found.erase_b, now, own.head, along(own, grad, answer))
+        grad_b = along(own, grad, answer)
+        sink.put(found.erase_b, now, own.head, grad_b if share is None else mul(share, grad_b))
+        if found.weight is not None and now.b is not None:
+            weights.append(tile.reduce("sum", mul(now.b, grad_b), own.rows))
     return erased
 
 
-def _decay(spec: ScanGrad, sink: Sink, now: Token, faded: Node, grad_faded: Node) -> None:
+def _decay(sink: Sink, now: Token, faded: Node, grad_faded: Node) -> None:
     """The gradient of a log-decay: Σ dF · F."""
-    own, target = sink.own, token_sum.found(spec).decay
+    own, target = sink.own, sink.found.decay
     if target is not None:
         slope = along(own, grad_faded, faded)
-        sink.put(target, now, own.head, slope if target.rows else tile.reduce("sum", slope, own.rows))
+        sink.put(target, now, own.head, slope if target.last else tile.reduce("sum", slope, own.rows))
 
 
 def _when(spec: ScanGrad, when: str) -> list[int]:
     return [n for n, read in enumerate(spec.forward.reads) if read.when == when]
 
 
-def _read(spec: ScanGrad, sink: Sink, now: Token, number: int, state: Node, grad: Node) -> Node:
+def _read(spec: ScanGrad, sink: Sink, now: Token, number: int, state: Node, grad: Node, weights: list[Node]) -> Node:
     """The gradients of what one read's heads ask, and the state's with their share."""
-    own, read = sink.own, spec.forward.reads[number]
+    own, read, met = sink.own, spec.forward.reads[number], now.visit
+    gain = met.share if read.weighed else met.live
     for head in readers(own, read):
-        out = vector(own, spec.grads[number], read.heads, now.at, head, False, True, now.bounded)
-        out = mul(read.scale, out)
-        sink.put(token_sum.found(spec).q[number], now, head, along(own, state, out))
-        grad = add(grad, mul(query(now, read, head), out))
+        slot = met.slot if read.slotted else None
+        given = vector(own, spec.grads[number], read.heads, now.at, head, False, True, now.bounded, slot)
+        given = mul(read.scale, given)
+        out = given if gain is None else mul(gain, given)
+        sink.put(sink.found.q[number], now, head, along(own, state, out))
+        asked = query(now, read, head)
+        if read.weighed and sink.found.weight is not None:
+            weights.append(tile.reduce("sum", mul(asked, along(own, state, given)), own.rows))
+        grad = add(grad, mul(asked, out))
     return grad
 
 

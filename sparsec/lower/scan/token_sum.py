@@ -1,13 +1,21 @@
-"""Gradients that several programs hold shares of, each for some of a state's columns: the sum, rounded once."""
+"""What several programs hold shares of: each has some of a state's columns, one of its readers or one part of a bank.
+
+The sum is rounded once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from sparsec.lower.inverse.index import as_scratch
+from sparsec.lower.lowered import Scratch, Step
 from sparsec.lower.scalars import add, ceil_div, mul
-from sparsec.lower.scan.cell import padded, parameters, tiles
-from sparsec.plan.scan_specs import Operand, ScanGrad
+from sparsec.lower.scan.cell import padded, parameters, place_of, tiles
+from sparsec.lower.scan.visit import Place, Token
+from sparsec.plan.scan_specs import Operand, Read, ScanGrad, Writes
+from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
@@ -15,92 +23,159 @@ from sparsec.tile.schedule import Schedule
 ROWS = 16
 """Tokens of a program."""
 
+UNROLLED = 16
+"""Shares that are added up without a loop."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A gradient ``[B,N,heads]`` or, with ``rows``, ``[B,N,heads,D]``.
+    """A tensor ``[B,N,heads]`` or, with ``last``, ``[B,N,heads,D]``, ``[B,N,heads,DV]`` or ``[B,N,heads,slots]``.
 
     Attributes:
-        sharers: states that each have a share of it.
+        sharers: states that each have a share of an element.
+        parts: whether every part of a bank has a share for every token, not only those that the token chose.
+        slotted: whether what goes to the slots of a route stays apart: ``[B,N,slots,heads,DV]``.
     """
 
     operand: Operand
     heads: int
-    rows: bool
+    last: Literal["", "rows", "cols", "slots"] = ""
     sharers: int = 1
+    parts: bool = False
+    slotted: bool = False
+
+    def size(self, w: Writes) -> tuple[int, ...]:
+        """Of the last dim."""
+        return {"": (), "rows": (w.rows,), "cols": (w.cols,), "slots": (w.slots,)}[self.last]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The gradients that are sums over columns; None is not asked for."""
+    """The gradients that a scan's adjoint makes of what tokens bring; None is not asked for."""
 
     q: tuple[Target | None, ...]
     k: Target | None
+    v: Target | None
     beta: Target | None
     decay: Target | None
     erase_a: Target | None
     erase_b: Target | None
+    weight: Target | None
 
 
 def found(spec: ScanGrad) -> Found:
     """The gradients by what they are of."""
     w = spec.forward.writes
 
-    def target(operand: Operand | None, rows: bool, sharers: int = 1) -> Target | None:
-        return None if operand is None else Target(operand, w.heads // sharers, rows, sharers)
+    def target(operand: Operand | None, last: Literal["", "rows", "cols", "slots"], sharers: int = 1) -> Target | None:
+        return None if operand is None else Target(operand, w.heads // sharers, last, sharers)
 
     reads = [
-        None if q is None else Target(q, r.heads // r.sharers, True, r.sharers)
+        None if q is None else Target(q, r.heads // r.sharers, "rows", r.sharers)
         for q, r in zip(spec.grad_q, spec.forward.reads, strict=True)
     ]
-    a, b = (target(erase, True) for erase in spec.grad_erase)
-    decay = target(spec.grad_decay, w.decay_kind == "key")
-    return Found(tuple(reads), target(spec.grad_k, True, w.sharers), target(spec.grad_beta, False), decay, a, b)
+    a, b = (target(erase, "rows") for erase in spec.grad_erase)
+    fading = w.route is not None and not w.route.freeze
+    decay = None
+    if spec.grad_decay is not None:
+        decay = Target(spec.grad_decay, w.heads, "rows" if w.decay_kind == "key" else "", parts=fading)
+    lists = w.route.lists if w.route is not None else 1
+    return Found(
+        tuple(reads), target(spec.grad_k, "rows", w.sharers), target(spec.grad_v, "cols"), target(spec.grad_beta, ""),
+        decay, a, b, target(spec.grad_weight, "slots", w.heads // lists),
+    )  # fmt: skip
 
 
 def targets(spec: ScanGrad) -> list[Target]:
     """All of them."""
     own = found(spec)
-    return [t for t in (*own.q, own.k, own.beta, own.decay, own.erase_a, own.erase_b) if t is not None]
+    every = (*own.q, own.k, own.v, own.beta, own.decay, own.erase_a, own.erase_b, own.weight)
+    return [t for t in every if t is not None]
 
 
-def count(spec: ScanGrad, target: Target, schedule: Schedule) -> int:
+def answered(read: Read) -> Target:
+    """What a read makes."""
+    return Target(read.out, read.heads, "cols", slotted=read.slotted)
+
+
+def count(w: Writes, target: Target, schedule: Schedule) -> int:
     """The programs that have a share of one element."""
-    return tiles(spec.forward.writes, schedule) * target.sharers
+    apart = target.slotted or target.last == "slots"
+    several = 1 if apart else w.parts + 1 if target.parts else w.slots
+    return (1 if target.last == "cols" else tiles(w, schedule)) * target.sharers * several
 
 
-def shares(spec: ScanGrad, target: Target, schedule: Schedule) -> Tensor:
-    """fp32 ``[count,B,N,heads]``, with ``rows`` also D."""
-    w = spec.forward.writes
-    last = (w.rows,) if target.rows else ()
-    shape = (count(spec, target, schedule), "B", w.length, target.heads, *last)
+def shares(w: Writes, target: Target, schedule: Schedule) -> Tensor:
+    """fp32 ``[count,B,N,heads,…]``."""
+    shape: tuple[str | int, ...] = (count(w, target, schedule), "B", w.length, target.heads, *target.size(w))
     return Tensor(f"{target.operand.name}_shares", "float32", shape)
 
 
-def program(spec: ScanGrad, target: Target, schedule: Schedule) -> Program:
+def sums(name: str, w: Writes, found: Sequence[Target], schedule: Schedule) -> tuple[list[Step], list[Scratch]]:
+    """The programs that add up, and their scratch."""
+    several = [t for t in found if count(w, t, schedule) > 1]
+    steps = [Step(_program(name, w, t, schedule), schedule) for t in several]
+    return steps, [as_scratch(shares(w, t, schedule)) for t in several]
+
+
+def put(now: Token, target: Target, head: Node, value: Node, schedule: Schedule) -> None:
+    """Store what a token makes for ``head`` of the state or of what is read, or this program's share of it."""
+    own = now.cell
+    w, several = own.writes, count(own.writes, target, schedule)
+    at_head = tile.apply(Fn.TRUNCDIV, head, target.sharers)
+    first = tile.apply(Fn.TRUNCMOD, head, target.sharers)
+    if target.last != "cols":
+        first = add(mul(own.share, target.sharers), first)
+    places: tuple[Place, ...] = (Place(now.at, own.part, now.bounded),) if target.parts else now.visit.places
+    for place in places:
+        made, index, limits = place_of(
+            own,
+            target.operand,
+            target.heads,
+            target.last == "rows",
+            target.last == "cols",
+            place.limited,
+            target.slotted,
+        )
+        if target.last == "slots":
+            made, index = Tensor(made.name, made.dtype, (*made.shape, w.slots)), (place.slot,)
+        heads = (place.slot, at_head) if target.slotted else (at_head,)
+        if several == 1:
+            value = tile.cast(value, made.dtype)
+            tile.store(own.tensor(made), own.batch, place.at, *heads, *index, value=value, bounds=limits)
+            continue
+        number = first
+        if target.last != "slots":
+            number = add(mul(first, w.parts + 1 if target.parts else w.slots), place.slot)
+        tensor, ahead = own.tensor(shares(w, target, schedule)), {dim + 1: limit for dim, limit in limits.items()}
+        tile.store(tensor, number, own.batch, place.at, *heads, *index, value=value, bounds=ahead)
+
+
+def _program(title: str, w: Writes, target: Target, schedule: Schedule) -> Program:
     """One (tile of tokens, head, batch) per grid point."""
     with tile.Builder() as builder:
-        w = spec.forward.writes
-        made = shares(spec, target, schedule)
+        made = shares(w, target, schedule)
         out = Tensor(target.operand.name, target.operand.dtype, made.shape[1:])
         tokens = builder.axis("m", ROWS)
         limits: dict[int, tile.Value] = {1: tile.param(w.length)}
         at = add(mul(tile.program_id(0), ROWS), tile.iota(tokens))
         place: tuple[Node, ...] = (tile.program_id(2), at, tile.program_id(1))
-        if target.rows:
-            size = padded(w.rows) if schedule.split_dims else w.rows
+        for last in target.size(w):
+            size = padded(last) if schedule.split_dims else last
             place = (*place, tile.iota(builder.axis("d", size)))
-            limits |= {3: w.rows} if size != w.rows else {}
+            limits |= {3: last} if size != last else {}
         total = _total(made, place, limits)
         tile.store(out, *place, value=tile.cast(total, out.dtype), bounds=limits)
         grid = (ceil_div(tile.param(w.length), ROWS), tile.const(target.heads), tile.param("B"))
-        return builder.program(f"{spec.name}_{target.operand.name}", [made, out], parameters(w), grid)
+        return builder.program(f"{title}_{target.operand.name}", [made, out], parameters(w), grid)
 
 
 def _total(made: Tensor, place: Sequence[Node], limits: dict[int, tile.Value]) -> Node:
     ahead = {dim + 1: limit for dim, limit in limits.items()}
     count = int(made.shape[0])
-    total = tile.load(made, 0, *place, bounds=ahead)
+    total = tile.load(made, 0, *place, bounds=dict(ahead))
+    if count > UNROLLED:
+        return tile.loop(1, count, 1, [total], lambda n, x: [add(x, tile.load(made, n, *place, bounds=dict(ahead)))])[0]
     for n in range(1, count):
-        total = add(total, tile.load(made, n, *place, bounds=ahead))
+        total = add(total, tile.load(made, n, *place, bounds=dict(ahead)))
     return total

@@ -14,7 +14,7 @@ def expect(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, dev
     found = f"`{name}` is {tuple(x.shape)} {x.dtype} on {x.device}, strides {x.stride()}"
     if tuple(x.shape) != shape or x.dtype != dtype or x.device.type != device:
         raise ValueError(f"{found}: it must be {shape} {dtype} on {device}")
-    if x.numel() and x.shape[-1] > 1 and x.stride(-1) != 1:
+    if x.dim() and x.numel() and x.shape[-1] > 1 and x.stride(-1) != 1:
         raise ValueError(f"{found}: the last stride must be 1; use .contiguous()")
 
 

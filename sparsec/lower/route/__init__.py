@@ -1,0 +1,1 @@
+"""Routers: which parts of a bank a token chooses."""

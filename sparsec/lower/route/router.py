@@ -1,0 +1,123 @@
+"""A router's scores, their softmax over all parts, and the best parts one after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+
+from sparsec.lower.route import parts
+from sparsec.lower.route.parts import BLOCK, Tokens
+from sparsec.lower.scalars import both, mul, sub
+from sparsec.plan.route_specs import Router
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program, Tensor
+from sparsec.tile.schedule import Schedule
+
+NONE = 2**31 - 1
+"""Above every part."""
+
+
+def lower(spec: Router, schedule: Schedule) -> Program:
+    """One (tile of tokens, 1, batch) per grid point."""
+    with tile.Builder() as builder:
+        first = mul(tile.program_id(0), schedule.rows)
+        at = parts.tokens(builder, spec, schedule, first, tile.program_id(2))
+        scores = mul(_scores(builder, at, schedule), spec.scale)
+        shares = _softmax(at, scores)
+        tile.store(parts.shares(spec), at.batch, at.token, 0, at.part, value=shares, bounds=at.limits)
+        tensors = [parts.x(spec), parts.rows(spec), parts.shares(spec), parts.ids(spec)]
+        left = both(at.real, _children(at))
+        chosen, worth = list[Node](), list[Node]()
+        for _ in range(spec.slots):
+            best, here = _best(at, scores, left)
+            chosen.append(best)
+            worth.append(tile.reduce("sum", tile.apply(Fn.WHERE, here, shares, 0.0), at.parts))
+            left = both(left, tile.apply(Fn.NE, at.part, best))
+        _store(at, parts.ids(spec), [_id(spec, c) for c in chosen])
+        if spec.weights is not None:
+            weights = Tensor(spec.weights, "float32", ("B", spec.length, 1, spec.slots))
+            _store(at, weights, _renormalised(worth) if spec.renormalise else worth)
+            tensors.append(weights)
+        if spec.within is not None:
+            tensors.append(_above(spec))
+        return parts.program(builder, spec, spec.name, tensors, (parts.tiles(spec, schedule), 1, tile.param("B")))
+
+
+def _scores(builder: tile.Builder, at: Tokens, schedule: Schedule) -> Node:
+    """W x [m,n], column block by column block."""
+    spec, dims = at.spec, builder.axis("d", BLOCK)
+
+    def visit(block: Node, total: Node) -> Sequence[Node]:
+        column, bound = parts.columns(spec, block, dims)
+        limit: dict[int, tile.Value] = {1: tile.param(spec.length), **bound}
+        x = tile.load(parts.x(spec), at.batch, at.token, 0, column, bounds=limit)
+        own: dict[int, tile.Value] = {0: spec.parts, **{dim - 1: n for dim, n in bound.items()}}
+        rows = tile.load(parts.rows(spec), at.part, 0, column, bounds=own)
+        if x.dtype != rows.dtype:
+            x, rows = tile.cast(x, "float32"), tile.cast(rows, "float32")
+        return [tile.dot(x, rows, dims, total, schedule.precision)]
+
+    return tile.loop(0, -(-spec.dim // BLOCK), 1, [tile.full(0.0, at.rows, at.parts)], visit)[0]
+
+
+def _softmax(at: Tokens, scores: Node) -> Node:
+    seen = tile.apply(Fn.WHERE, tile.apply(Fn.LT, at.part, at.spec.parts), scores, -math.inf)
+    power = tile.apply(Fn.EXP, sub(seen, tile.reduce("max", seen, at.parts)))
+    return tile.apply(Fn.DIV, power, tile.reduce("sum", power, at.parts))
+
+
+def _children(at: Tokens) -> Node | None:
+    """Parts whose parent was chosen one level up [m,n]."""
+    within = at.spec.within
+    if within is None:
+        return None
+    parent, limit = tile.apply(Fn.TRUNCDIV, at.part, within.fanout), {1: tile.param(at.spec.length)}
+    found = []
+    for slot in range(within.slots):
+        id_ = tile.load(_above(at.spec), at.batch, at.token, 0, slot, bounds=dict(limit), other=-1)
+        found.append(tile.apply(Fn.EQ, id_, parent))
+    return reduce(lambda a, b: tile.apply(Fn.OR, a, b), found)
+
+
+def _above(spec: Router) -> Tensor:
+    assert spec.within is not None
+    return Tensor(spec.within.ids, "int32", ("B", spec.length, 1, spec.within.slots))
+
+
+def _best(at: Tokens, scores: Node, left: Node) -> tuple[Node, Node]:
+    """The lowest part with the best score of those left [m], NONE where there is none; and where it is [m,n]."""
+    seen = tile.apply(Fn.WHERE, left, scores, -math.inf)
+    best = tile.apply(Fn.EQ, seen, tile.reduce("max", seen, at.parts))
+    number = tile.reduce("min", tile.apply(Fn.WHERE, both(best, left), at.part, NONE), at.parts)
+    return number, tile.apply(Fn.EQ, at.part, number)
+
+
+def _id(spec: Router, best: Node) -> Node:
+    return tile.apply(Fn.WHERE, tile.apply(Fn.LT, best, spec.parts), best, -1)
+
+
+def _renormalised(worth: Sequence[Node]) -> list[Node]:
+    total = reduce(lambda a, b: tile.apply(Fn.ADD, a, b), worth)
+    some = tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0.0, total), total, 1.0)
+    return [tile.apply(Fn.DIV, x, some) for x in worth]
+
+
+def _store(at: Tokens, tensor: Tensor, values: Sequence[Node]) -> None:
+    for slot, value in enumerate(values):
+        tile.store(tensor, at.batch, at.token, 0, slot, value=value, bounds={1: tile.param(at.spec.length)})
+
+
+def default(spec: Router, target: str) -> Schedule:
+    """Tiles of 64 tokens."""
+    if not target.startswith("triton"):
+        return Schedule(rows=8, lanes=("n", "d"), split_dims=False)
+    return Schedule(rows=64 if spec.parts <= 64 else 32, warps=4, stages=3, precision="ieee")
+
+
+def space(spec: Router, target: str) -> dict[str, tuple[object, ...]]:
+    """Tokens of a tile, warps and stages."""
+    if not target.startswith("triton"):
+        return {"rows": (4, 8, 16)}
+    return {"rows": (16, 32, 64, 128), "warps": (2, 4, 8), "stages": (2, 3, 4)}

@@ -1,0 +1,114 @@
+"""Banks of which tokens choose parts: outputs, last states and gradients are the oracle's on every back end."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparsec
+from sparsec.frontends.text import parse
+from sparsec.passes.differentiate import differentiate
+from sparsec.plan.plan import Kernel, PlanError
+from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.target import INTERPRETER
+from sparsec.testing.chain import poisoned
+from sparsec.testing.recurrent import ROUTES, draw
+from sparsec.testing.trained import wrong_on
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+SIZES = {"B": 2, "T": 23, "H": 4, "HKV": 2, "D": 16, "DV": 24, "DX": 72}
+
+
+@cache
+def on(name: str, target: str) -> Compiled:
+    return compile(parse(ROUTES[name]), target=target)
+
+
+@pytest.mark.parametrize("target", ["interpreter", "tvm:llvm"])
+@pytest.mark.parametrize("name", ROUTES)
+def test_outputs_and_gradients(name: str, target: str) -> None:
+    assert wrong_on(on(name, target), draw(on(name, target).variant, SIZES), "float32") == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["two of four", "lists per head"])
+def test_half_precision(name: str, dtype: str) -> None:
+    x = draw(on(name, "interpreter").variant, SIZES, getattr(torch, dtype))
+    assert wrong_on(on(name, "interpreter"), x, dtype) == []
+
+
+@pytest.mark.parametrize("sizes", [{"T": 1}, {"T": 300, "B": 1, "H": 2}], ids=str)
+def test_lengths(sizes: dict[str, int]) -> None:
+    assert (
+        wrong_on(on("two of four", "tvm:llvm"), draw(on("two of four", "tvm:llvm").variant, SIZES | sizes), "float32")
+        == []
+    )
+
+
+@pytest.mark.parametrize("rule", ["gla", "gdn"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_sparse_state_expansion_with_its_loss(rule: str, k: int) -> None:
+    made = sparsec.preset("sse", rule=rule, k=k, balance=0.1)
+    x = sparsec.inputs(made, B=2, T=19, H=2, HKV=1, D=16, DV=8, DX=80)
+    assert wrong_on(compile(made, target="interpreter"), x, "float32") == []
+
+
+def joint(name: str) -> tuple[Compiled, list[Kernel]]:
+    made = compile(differentiate(parse(ROUTES[name])).variant, target="interpreter")
+    dims, dtype = made.bind(draw(made.variant, SIZES), None)
+    return made, list(made.plan(dims, dtype).kernels)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["two of four", "lists per head", "erasing parts"])
+def test_walking_over_runs_or_over_all_tokens_is_the_same(name: str, dtype: str, tmp_path: Path) -> None:
+    """To the last bit, whatever the other choices."""
+    made, _ = joint(name)
+    x = draw(made.variant, SIZES, getattr(torch, dtype))
+    dims, _ = made.bind(x, None)
+    plan = made.plan(dims, dtype)
+    runs = [poisoned(plan, x, dims) for _ in range(2)]
+    for kernel in plan.kernels:
+        for order, buffers in zip(("token", "mask"), runs, strict=True):
+            schedule = Schedule(order=order, value_block=16, block=8, rows=2)
+            own = (
+                BuiltKernel(kernel, schedule, INTERPRETER, tmp_path)
+                if isinstance(kernel.spec, Scan | ScanGrad)
+                else made.built(kernel, dims)
+            )
+            own.run(buffers, dims)
+    for buffer in plan.buffers:
+        torch.testing.assert_close(runs[0][buffer.name], runs[1][buffer.name], rtol=0, atol=0, msg=buffer.name)
+
+
+def test_orders_that_say_nothing_are_refused() -> None:
+    from sparsec.lower.registry import lower_kernel
+
+    for name, order, said in (
+        ("parts that decay at rest", "token", "decay with every token"),
+        ("routed", "chunk", "no chunk form"),
+    ):
+        scan = next(k.spec for k in joint(name)[1] if isinstance(k.spec, Scan))
+        with pytest.raises(ScheduleError, match=said):
+            lower_kernel(scan, Schedule(order=order))
+
+
+REFUSED = {
+    "several renormalised": (ROUTES["two of four"].replace("renormalise = false, ", ""), "sum by renormalised weights"),
+    "all parts": (
+        ROUTES["routed"].replace("{renormalise = false}", "{renormalise = false, read = all}"),
+        "have no weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_has_no_kernel_yet_is_refused(what: str) -> None:
+    text, said = REFUSED[what]
+    with pytest.raises(PlanError, match=said):
+        compile(parse(text), target="interpreter").plan(SIZES, "float32")
