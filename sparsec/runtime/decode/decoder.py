@@ -231,7 +231,9 @@ class Decoder:
             chain = self._chain(kept, found) if compiled.target.chains and Env().early_launch else None
             beside = company(scheduled, plan.outputs)
             kernels = [over_pages(k, s, found, lengths, beside[k.name], chain) for k, s in scheduled]
-            first, launches = appends(kept, found, *where, chain), together(kernels, *where, few and self._counts(kept))
+            counts = self._counts(kept)
+            joins = few and (counts or not self.spec.paged)
+            first, launches = appends(kept, found, *where, chain), together(kernels, *where, joins, counts)
             self._built[key] = Built(plan, first, kernels, launches, found, self._in_place(plan, kernels))
             compiled.builds += len(kernels)
         return self._built[key]

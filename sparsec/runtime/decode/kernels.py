@@ -94,8 +94,13 @@ class Launch:
     counts: bool
 
 
-def together(kernels: Sequence[DecodeKernel], target: Target, cache_dir: Path, few: bool) -> list[Launch]:
-    """All programs of a step in launch order; of ``few`` new tokens, those as one that may be, and the last counts."""
+def together(
+    kernels: Sequence[DecodeKernel], target: Target, cache_dir: Path, few: bool, counts: bool = True
+) -> list[Launch]:
+    """All programs of a step in launch order; of ``few`` new tokens, those as one that may be.
+
+    The last counts the tokens too, where ``counts`` says that something is kept by position.
+    """
     found: list[tuple[Step, tuple[DecodeKernel, ...]]] = []
     for kernel in kernels:
         for step in kernel.steps:
@@ -104,11 +109,11 @@ def together(kernels: Sequence[DecodeKernel], target: Target, cache_dir: Path, f
                 found.append((step, (kernel,)))
             else:
                 found[place] = joined(found[place][0], step), (*found[place][1], kernel)
-    last = counted(found[-1][0]) if few and found else None
+    last = counted(found[-1][0]) if few and counts and found else None
     if last is not None:
         found[-1] = last, found[-1][1]
-    counts = [ENDS in {t.name for t in step.program.tensors} for step, _ in found]
-    return [Launch(s, build(s, target, cache_dir), own, c) for (s, own), c in zip(found, counts, strict=True)]
+    counting = [ENDS in {t.name for t in step.program.tensors} for step, _ in found]
+    return [Launch(s, build(s, target, cache_dir), own, c) for (s, own), c in zip(found, counting, strict=True)]
 
 
 def _company(found: Sequence[tuple[Step, tuple[DecodeKernel, ...]]], kernel: DecodeKernel, step: Step) -> int | None:
