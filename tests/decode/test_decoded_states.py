@@ -208,6 +208,15 @@ def test_sequences_join_a_running_batch() -> None:
     assert torch.equal(out[0], whole[0, 20:24]) and torch.equal(out[1], whole[1, 7:11])
 
 
+def test_a_cache_may_begin_with_one_of_its_sequences() -> None:
+    made = compile(preset_of("gdn", raw=True, initial=True), "interpreter")
+    x = drawn(made.variant)
+    cache = made.init_cache(2, states=first(made, x), deterministic=True)
+    one = {n: y[1:] for n, y in x.items()}
+    assert torch.equal(decoded(made, cache.sequences(1), one, (7,))[0], forward(made, x)[0][1:, :7])
+    assert torch.equal(cache.sequences(0).states["m_written"], x["m"][:1])
+
+
 def test_a_prompt_is_read_once_for_many() -> None:
     made, x, cache, whole = begun()
     one = cache.sequences(0)

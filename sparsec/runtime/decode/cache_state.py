@@ -75,7 +75,12 @@ class Cache:
             rule = f"the cache has {self.batch} sequences"
             raise InputError("sequences", f"{first} … {first + count - 1}", rule, "name some of them")
         found = Cache(count, self.max_length, self.page, self.step, self.pool, self.deterministic, self.cold)
-        found.shared, found.memory, found._first = self.shared, self.memory, self._first + first
+        found.shared, found.memory, found._first, found.first = (
+            self.shared,
+            self.memory,
+            self._first + first,
+            self.first,
+        )
         return found
 
     @property
