@@ -20,7 +20,7 @@ from sparsec.ir.build import (
     topk,
     weights,
 )
-from sparsec.ir.build_state import aux, mass, mixture, recall, residual, state, transfer, write
+from sparsec.ir.build_state import aux, mass, mixture, norm2, recall, residual, state, surprise, transfer, write
 from sparsec.ir.node import Node
 from sparsec.ir.predicates import causal, complete, complete_past, started
 from sparsec.scalar.expr import Expr
@@ -52,6 +52,7 @@ __all__ = [
     "merge",
     "minimum",
     "mixture",
+    "norm2",
     "recall",
     "reduce",
     "residual",
@@ -63,6 +64,7 @@ __all__ = [
     "started",
     "state",
     "summary",
+    "surprise",
     "tanh",
     "tokens",
     "topk",

@@ -55,7 +55,7 @@ def handed_back(vjp: Node) -> bool:
     """Whether an adjoint is what a reader hands back to a written state."""
     primal, of = vjp.src[0], vjp.word("of")
     return (
-        primal.op is Op.RECALL
+        primal.op in (Op.RECALL, Op.SURPRISE)
         and of.startswith("state")
         and primal.src[targets(primal)[of, None].place].kind == "state"
     )
@@ -129,6 +129,14 @@ def _state(node: Node) -> dict[str, Target]:
     return {"initial": _value(node, 0)} if node.src else {}
 
 
+def _surprise(node: Node) -> dict[str, Target]:
+    return {"state0": _value(node, 0)}
+
+
+def _norm2(node: Node) -> dict[str, Target]:
+    return {"x": _value(node, 0)}
+
+
 def _mass(node: Node) -> dict[str, Target]:
     return {"k": _value(node, 0), **_operands(node)}
 
@@ -163,6 +171,8 @@ TARGETS: dict[Op, Callable[[Node], dict[str, Target]]] = {
     Op.REDUCE: _scores,
     Op.WEIGHTS: _scores,
     Op.ATTEND: _attend,
+    Op.SURPRISE: _surprise,
+    Op.NORM2: _norm2,
     Op.MASS: _mass,
     Op.MIXTURE: _mixture,
     Op.STATE: _state,

@@ -84,6 +84,16 @@ def transfer(
     return make(Op.TRANSFER, (source, target), {"score": score}, trigger=trigger, by=by, size=size, keep=keep)
 
 
+def surprise(written: Node) -> Node:
+    """v − Mᵀk of the decayed states that a delta rule is about to write ``[B,T,HKV,DV]`` fp32."""
+    return make(Op.SURPRISE, (written,))
+
+
+def norm2(x: Node) -> Node:
+    """Σ x² over the last dim: ``[B,T,H,D]`` -> ``[B,T,H]`` fp32."""
+    return make(Op.NORM2, (x,))
+
+
 def mass(
     k: Node,
     *,

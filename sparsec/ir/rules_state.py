@@ -79,6 +79,14 @@ def residual(node: Node) -> Problem | None:
     return rank(v, 4) or rank(k, 4)
 
 
+def surprise(node: Node) -> Problem | None:
+    """Delta rules alone predict, by the key that they write."""
+    written = node.src[0]
+    if written.op.name != "WRITE" or written["rule"] != "delta" or "erase_a" in written.operands:
+        return Problem(written.op.value, "a surprise is what a delta rule writes", "write(…) {rule = delta}")
+    return None
+
+
 def mass(node: Node) -> Problem | None:
     """Keys per state, rates and log-decays per token and state, one part per token."""
     k, given = node.src[0], node.operands

@@ -131,6 +131,8 @@ SCHEMA: dict[Op, Schema] = {
             "renormalise": Attr("flag", True),
         },
     ),
+    Op.SURPRISE: Schema((("written", _STATE),)),
+    Op.NORM2: Schema((("x", _TENSOR),)),
     Op.MASS: Schema(
         (("k", _TENSOR),),
         ("beta", "decay", "route", "weight"),

@@ -88,6 +88,23 @@ def recall(ev: Evaluation, node: Node) -> Tensor:
     return ev.number(node.expr("scale")) * read(ev, node, q, banks)
 
 
+def surprise(ev: Evaluation, node: Node) -> Tensor:
+    """What a token's value is beyond the prediction of the parts that it writes ``[B,T,HKV,DV]``."""
+    written = ev.whole(node.src[0])
+    assert isinstance(written, Written)
+    active = written.active.double()
+    if written.by_chunk:
+        known = vector_states.recall(written, written.k, active, "before")
+    else:
+        known = torch.einsum("bthnde,bthd,bthn->bthe", written.before, written.k, active)
+    return active.sum(-1, keepdim=True) * written.v - known
+
+
+def norm2(ev: Evaluation, node: Node) -> Tensor:
+    """The sum of squares of the last dim."""
+    return ev.tensor(node.src[0]).square().sum(-1)
+
+
 def mass(ev: Evaluation, node: Node) -> Tensor:
     """The decayed sum of the keys of the part that each token writes ``[B,T,HKV,D]``."""
     k, given = ev.tensor(node.src[0]), node.operands
@@ -196,6 +213,8 @@ STATES: dict[Op, Callable[[Evaluation, Node], Value]] = {
     Op.WRITE: write,
     Op.RESIDUAL: residual,
     Op.RECALL: recall,
+    Op.SURPRISE: surprise,
+    Op.NORM2: norm2,
     Op.MASS: mass,
     Op.MIXTURE: mixture,
 }

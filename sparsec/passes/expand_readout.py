@@ -11,6 +11,7 @@ from sparsec.ir.rewrite import rewrite
 from sparsec.ir.scores import ONE
 from sparsec.ir.variant import Variant
 from sparsec.passes.alter import altered
+from sparsec.passes.expand_residual import one_part
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.functions import sqrt
 
@@ -65,8 +66,4 @@ def _single(written: Node) -> bool:
     """Whether a token writes one part, with a mass of keys that fade as a whole."""
     if written.op is not Op.WRITE or written["decay_kind"] not in ("none", "scalar"):
         return False
-    if written.src[0]["schedule"] != "single":
-        return False
-    route = written.operands.get("route")
-    alone = route is None or (route.op is Op.TOPK and route.shape[3] is ONE and route["eligible"] is None)
-    return alone and written.src[1].shape[2] is written.src[0].shape[2]
+    return one_part(written) and written.src[1].shape[2] is written.src[0].shape[2]

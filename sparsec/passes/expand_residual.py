@@ -2,23 +2,72 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from sparsec.ir.build import map as mapped
-from sparsec.ir.build_state import recall
+from sparsec.ir.build_state import norm2, recall, surprise
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rewrite import rewrite
+from sparsec.ir.scores import ONE
 from sparsec.ir.variant import Variant
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.functions import maximum, minimum
 
 
 def expand_residual(variant: Variant) -> Variant:
-    """A residual is a recall by the write's own keys, and what it lacks, clipped and weighed.
+    """A residual is what a recall by the write's own keys lacks, clipped and weighed.
 
     residual(v, s, k, gamma){post, clip = c}
       ->  map(v, recall(k, s){after}, gamma){x2 · min(max(x0 − x1, −c), c)}        pre: before
+
+    A delta rule works the latter out anyhow, and with it the former; both are exact where little is left:
+
+    residual(v, s, k){pre}   ->  surprise(s)
+    residual(v, s, k){post}  ->  map(surprise(s), beta, norm2(k)){(1 − x1 x2) x0}, with e beta for beta
     """
-    return variant.with_outputs(rewrite(variant.outputs, (_read,)))
+    return variant.with_outputs(rewrite(variant.outputs, (_own, _read)))
+
+
+def _own(node: Node) -> Node | None:
+    """The residual of a delta rule's own value, of one part per token."""
+    if node.op is not Op.RESIDUAL or not _predicts(node):
+        return None
+    written, gamma = node.src[1], node.operands.get("gamma")
+    sources, left = [surprise(written)], var("x0", "float")
+    if node["mode"] == "post":
+        named = [written.operands.get(name) for name in ("beta", "weight")]
+        factors = [norm2(written.src[1]), *(x for x in named if x is not None)]
+        sources += factors
+        left = (1 - reduce(lambda a, b: a * b, map(_name, range(1, len(sources))))) * left
+    left = _clipped(node, left)
+    if gamma is not None:
+        sources.append(gamma)
+        left = _name(len(sources) - 1) * left
+    return mapped(*sources, fn=left, align="heads")
+
+
+def _name(number: int) -> Expr:
+    return var(f"x{number}", "float")
+
+
+def _predicts(node: Node) -> bool:
+    v, written, k = node.positional
+    if written.op is not Op.WRITE or written["rule"] != "delta" or "erase_a" in written.operands:
+        return False
+    if (k, v) != written.positional[1:] or k.shape[2] is not v.shape[2]:
+        return False
+    if written["decay_kind"] not in ("none", "scalar") or written["reads"] != "decayed":
+        return False
+    return one_part(written)
+
+
+def one_part(written: Node) -> bool:
+    """Whether every token writes one part of a bank."""
+    if written.src[0]["schedule"] != "single" or not written.flag("freeze_unselected"):
+        return False
+    route = written.operands.get("route")
+    return route is None or (route.op is Op.TOPK and route.shape[3] is ONE and route["eligible"] is None)
 
 
 def _read(node: Node) -> Node | None:
@@ -34,7 +83,10 @@ def _read(node: Node) -> Node | None:
 
 def _left(node: Node, weighed: bool) -> Expr:
     """gamma · clip(v − recall)."""
-    left, clip = var("x0", "float") - var("x1", "float"), node["clip"]
-    if isinstance(clip, float | int):
-        left = minimum(maximum(left, -float(clip)), float(clip))
-    return var("x2", "float") * left if weighed else left
+    left = _clipped(node, _name(0) - _name(1))
+    return _name(2) * left if weighed else left
+
+
+def _clipped(node: Node, left: Expr) -> Expr:
+    clip = node["clip"]
+    return minimum(maximum(left, -float(clip)), float(clip)) if isinstance(clip, float | int) else left

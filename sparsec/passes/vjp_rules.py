@@ -118,6 +118,8 @@ FLOWS: dict[Op, Callable[[Node], list[Flow]]] = {
     Op.STATE: state,
     Op.WRITE: adjoint,
     Op.RECALL: adjoint,
+    Op.SURPRISE: adjoint,
+    Op.NORM2: adjoint,
     Op.MASS: adjoint,
     Op.MIXTURE: adjoint,
     Op.ATTEND: adjoint,

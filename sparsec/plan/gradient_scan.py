@@ -22,6 +22,8 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     written = primal if primal.op is Op.WRITE else primal.src[1]
     nodes = wanted(planner, written)
     grads, final = cotangents(planner, written, nodes)
+    surprised = [grads.pop(reader) for reader in tuple(grads) if reader.op is Op.SURPRISE]
+    surprise = [given(source(grad, "float32"), planner) for grad in surprised]
     writes = writes_of(planner, written)
     done = {node: made(planner, node) for node in nodes}
     own = {node.word("of"): operand for node, operand in done.items() if node.src[0] is written}
@@ -44,11 +46,12 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
         grad_erase=(own.get("erase_a"), own.get("erase_b")),
         grad_initial=initial.name if initial is not None else None,
         grad_weight=own.get("weight"),
+        surprise=surprise[0] if surprise else None,
     )
     read = [
         *buffers(writes),
         *(r.q.name for r in reads),
-        *(g.name for g in handed),
+        *(g.name for g in (*handed, *surprise)),
         *([grad_final] if grad_final else []),
     ]
     planner.add(spec, read, names, nodes, dims(written))

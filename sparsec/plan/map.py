@@ -84,14 +84,19 @@ def plan_map(
     read: Sequence[tuple[str, Node, str]],
     fn: Expr,
     inner: Sequence[Node] = (),
+    align: str = "none",
 ) -> None:
     """Add the kernel of a function of buffers, each shaped like a node and with its row function, to a buffer.
 
-    ``inner`` are the maps that it computes on the way to ``node``.
+    ``inner`` are the maps that it computes on the way to ``node``; ``align`` is as that of a map, which has its own.
     """
     dims: dict[str, Expr] = {}
     shape = extents(planner, node, node.shape, dims)
-    found = tuple(_source(planner, node, name, source, row, dims) for name, source, row in read)
+    heads = align == "heads"
+    found = tuple(
+        _source(planner, node, name, source, row, dims, heads and len(source.shape) < len(node.shape))
+        for name, source, row in read
+    )
     dims |= {"TQ": dims.get(LENGTH, ONE), "TK": planner.token_length}
     closed = planner.close(fn, dims)
     assert closed is not None
@@ -100,11 +105,13 @@ def plan_map(
     planner.add(spec, [s.name for s in found], [out], [*inner, node], dims)
 
 
-def _source(planner: Planner, node: Node, name: str, source: Node, row: str, dims: dict[str, Expr]) -> MapSource:
+def _source(
+    planner: Planner, node: Node, name: str, source: Node, row: str, dims: dict[str, Expr], alone: bool
+) -> MapSource:
     dtype = planner.buffers[name].dtype
     if not dtype.startswith(("float", "bfloat")):
         raise planner.refuse(node, f"`{name}` is {dtype}; kernels map floats: convert it before the call")
-    alone = lifted(node, source)
+    alone = alone or lifted(node, source)
     shape = extents(planner, node, (*source.shape, ONE) if alone else source.shape, dims)
     return MapSource(name, dtype, shape, row, alone)
 

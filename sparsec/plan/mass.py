@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from sparsec.ir.node import Node
+from sparsec.ir.op import Op
 from sparsec.plan.honours import honours
 from sparsec.plan.map_specs import Map
 from sparsec.plan.planner import Planner
+from sparsec.plan.route import route_among
 from sparsec.plan.row_dot import Source
-from sparsec.plan.scan import LENGTH
-from sparsec.plan.scan_specs import Operand, Read, Scan, ScanGrad, Writes
+from sparsec.plan.scan import LENGTH, buffers, operand
+from sparsec.plan.scan_specs import Operand, Read, Route, Scan, ScanGrad, Writes
 from sparsec.scalar.expr import Expr, constant
 
 
@@ -21,7 +23,7 @@ def mass(planner: Planner, node: Node) -> str:
     read = Read(writes.k, Operand(out, "float32"), writes.heads, 1.0)
     spec = Scan(f"mass_{out}", writes, (read,), writes.v.dtype)
     planner.specs[node] = spec
-    planner.add(spec, _read(spec), [out], [node], _dims(node))
+    planner.add(spec, buffers(spec.writes), [out], [node], _dims(node))
     return out
 
 
@@ -31,7 +33,8 @@ def mass_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     mass(planner, node)
     forward = planner.specs[node]
     assert isinstance(forward, Scan)
-    grad = Operand(source(cotangent, "float32"), "float32")
+    name = source(cotangent, planner.sizes.dtype)
+    grad = Operand(name, planner.buffers[name].dtype)
     wanted = [v for v in planner.vjps if v.src[0] is node and v.positional[1] is cotangent]
     made = {v.word("of"): _made(planner, v) for v in wanted}
     outs = [operand.name for operand in made.values()]
@@ -44,21 +47,30 @@ def mass_gradient(planner: Planner, vjp: Node, source: Source) -> None:
         grad_v=made.get("k"),
         grad_beta=made.get("beta"),
         grad_decay=made.get("decay"),
+        grad_weight=made.get("weight"),
     )
-    planner.add(spec, [*_read(forward), grad.name], outs, wanted, _dims(node))
+    planner.add(spec, [*buffers(forward.writes), grad.name], outs, wanted, _dims(node))
 
 
 def _writes(planner: Planner, node: Node) -> Writes:
     """Writes of the key 1 and, as the value, the token's own key."""
     honours(planner, node, "freeze_unselected")
-    if "route" in node.operands:
-        raise planner.refuse(node, "masses of chosen parts have no kernel yet; the oracle computes them")
-    keys = _operand(planner, node.src[0])
+    keys = operand(planner, node.src[0])
     heads, rows = (planner.sizes.value(dim) for dim in node.shape[2:])
-    given = {name: _operand(planner, source) for name, source in node.operands.items()}
-    kind = "scalar" if "decay" in given else "none"
-    ones = _ones(planner, node, heads, keys.dtype)
-    return Writes(ones, keys, heads, 1, rows, decay_kind=kind, beta=given.get("beta"), decay=given.get("decay"))
+    beta, decay = ((operand(planner, x) if x is not None else None) for x in map(node.operands.get, ("beta", "decay")))
+    kind, ones = "none" if decay is None else "scalar", _ones(planner, node, heads, keys.dtype)
+    return Writes(
+        ones, keys, heads, 1, rows, decay_kind=kind, beta=beta, decay=decay, route=_route(planner, node, heads)
+    )
+
+
+def _route(planner: Planner, node: Node, heads: int) -> Route | None:
+    chosen = node.operands.get("route")
+    if chosen is None:
+        return None
+    if chosen.op is not Op.TOPK or planner.sizes.value(chosen.shape[3]) != 1:
+        raise planner.refuse(node, "a token has the mass of one part; choose it by topk with k = 1")
+    return route_among(planner, node, chosen, heads, planner.sizes.value(chosen.src[0].shape[3]))
 
 
 def _ones(planner: Planner, node: Node, heads: int, dtype: str) -> Operand:
@@ -73,19 +85,9 @@ def _ones(planner: Planner, node: Node, heads: int, dtype: str) -> Operand:
     return Operand(name, dtype)
 
 
-def _read(spec: Scan) -> list[str]:
-    w = spec.writes
-    return [x.name for x in (w.k, w.v, w.beta, w.decay) if x is not None]
-
-
 def _dims(node: Node) -> dict[str, Expr]:
     length = node.shape[1]
     return {LENGTH: length, "TQ": length, "TK": length}
-
-
-def _operand(planner: Planner, node: Node) -> Operand:
-    name = planner.input(node)
-    return Operand(name, planner.buffers[name].dtype)
 
 
 def _made(planner: Planner, vjp: Node) -> Operand:

@@ -50,7 +50,7 @@ def mixture_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     assert isinstance(forward, Mixture)
     grad = source(cotangent, "float32")
     wanted = {v.word("of"): v for v in planner.vjps if v.src[0] is node and v.positional[1] is cotangent}
-    made = {of: _made(planner, v) for of, v in wanted.items()}
+    made = {of: _made(planner, v) for of, v in wanted.items()}  # those of masses as kernels of scans read them
     spec = MixtureGrad(
         name=f"grad_{next(iter(made.values()))[0]}",
         forward=forward,
@@ -77,5 +77,6 @@ def _read(spec: Mixture) -> list[str]:
 
 
 def _made(planner: Planner, vjp: Node) -> tuple[str, str]:
-    dtype = planner.precision(vjp, planner.sizes.dtype_of(vjp))
+    masses = vjp.word("of").startswith("z")
+    dtype = planner.sizes.dtype if masses else planner.precision(vjp, planner.sizes.dtype_of(vjp))
     return planner.temporary(vjp, "tensor", vjp.shape, dtype), dtype

@@ -9,7 +9,7 @@ from sparsec.ir.op import Op
 from sparsec.ir.rules_read import branches
 
 OUTPUTS = (Op.ATTEND, Op.MERGE, Op.RECALL)
-TOLERANT = (Op.MAP, Op.PREFIX, Op.WRITE, Op.RECALL, Op.MASS, Op.MIXTURE)
+TOLERANT = (Op.MAP, Op.PREFIX, Op.WRITE, Op.RECALL, Op.NORM2, Op.MASS, Op.MIXTURE)
 """Ops whose kernels read any float dtype."""
 
 
@@ -36,7 +36,7 @@ def merged(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
 def left(nodes: Sequence[Node]) -> frozenset[Node]:
     """Maps of what states answered that are written to states: what a level leaves to the next."""
     stored = {n.src[2] for n in nodes if n.op is Op.WRITE}
-    return frozenset(n for n in stored if n.op is Op.MAP and any(s.op is Op.RECALL for s in n.src))
+    return frozenset(n for n in stored if n.op is Op.MAP and any(s.op in (Op.RECALL, Op.SURPRISE) for s in n.src))
 
 
 def _readers(nodes: Sequence[Node], outputs: Sequence[Node]) -> Mapping[Node, list[Node]]:

@@ -12,19 +12,32 @@ from sparsec.plan.scan_specs import Operand, Route
 
 def route_of(planner: Planner, written: Node) -> Route | None:
     """The route of a written bank; None where it has one state per head."""
-    chosen, weight = written.operands.get("route"), written.operands.get("weight")
+    chosen, bank = written.operands.get("route"), written.src[0]
     if chosen is None:
         return None
-    heads, lists = written.src[0].shape[2], planner.sizes.value(chosen.shape[2])
-    if lists not in (1, planner.sizes.value(heads)):
+    return route_among(planner, written, chosen, planner.sizes.value(bank.shape[2]), planner.sizes.value(bank.shape[1]))
+
+
+def route_among(planner: Planner, written: Node, chosen: Node, heads: int, parts: int) -> Route:
+    """The route of what is written by a node to some parts per head."""
+    weight, lists = written.operands.get("weight"), planner.sizes.value(chosen.shape[2])
+    if lists not in (1, heads):
         raise planner.refuse(written, f"its route has {lists} lists for {heads} states; give one, or one per state")
-    ids, parts = listed(planner, chosen), planner.sizes.value(written.src[0].shape[1])
+    ids = listed(planner, chosen)
     e = None
     if weight is not None:
         name = planner.places[weight, "weights"] if weight.op is Op.WEIGHTS else planner.input(weight)
         e = Operand(name, planner.buffers[name].dtype)
     slots = planner.sizes.value(chosen.shape[3])
     return Route(ids, parts, slots, lists, e, written.flag("freeze_unselected"))
+
+
+def shares(planner: Planner, weights: Node) -> str:
+    """The buffer of the weights of chosen parts, planned on first use."""
+    if weights.src[1].op is not Op.TOPK or weights.src[1]["unit"] != "part":
+        raise planner.refuse(weights, "kernels read weights of parts here; compute others before the call")
+    listed(planner, weights.src[1])
+    return planner.places[weights, "weights"]
 
 
 def listed(planner: Planner, chosen: Node) -> str:

@@ -22,18 +22,30 @@ def scan(planner: Planner, written: Node) -> Scan:
     if isinstance(found, Scan):
         return found
     writes, readers = writes_of(planner, written), planner.recalls.get(written, ())
-    reads = tuple(_read(planner, written, reader) for reader in readers)
+    reads = tuple(_read(planner, written, reader) for reader in readers if reader.op is Op.RECALL)
+    surprise = _surprise(planner, readers)
     final = None
     if written in planner.finals:
         final = planner.temporary(written, "tensor", written.shape, "float32")
-    name = f"scan_{reads[0].out.name if reads else final}"
-    spec = Scan(name, writes, reads, planner.sizes.dtype, final)
+    name = f"scan_{reads[0].out.name if reads else final or (surprise and surprise.name)}"
+    spec = Scan(name, writes, reads, planner.sizes.dtype, final, surprise)
     planner.specs[written] = spec
-    outs = [read.out.name for read in reads]
+    outs = [read.out.name for read in reads] + ([surprise.name] if surprise is not None else [])
     covers = [*readers, written] if final is not None else [*readers]
     asked = [read.q.name for read in reads]
     planner.add(spec, [*buffers(writes), *asked], [*outs, *([final] if final else [])], covers, dims(written))
     return spec
+
+
+def surprise(planner: Planner, node: Node) -> str:
+    """The buffer of what a delta rule writes; planned with the bank."""
+    scan(planner, node.src[0])
+    return planner.places[node, "tensor"]
+
+
+def _surprise(planner: Planner, readers: Sequence[Node]) -> Operand | None:
+    found = next((reader for reader in readers if reader.op is Op.SURPRISE), None)
+    return None if found is None else Operand(planner.temporary(found, "tensor", found.shape, "float32"), "float32")
 
 
 def dims(written: Node) -> dict[str, Expr]:
@@ -139,9 +151,10 @@ def question(planner: Planner, written: Node, reader: Node) -> Read:
 
 
 def readers_of(nodes: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:
-    """The recalls of every written bank, in the order of the graph."""
+    """The recalls and surprises of every written bank, in the order of the graph."""
     found: dict[Node, tuple[Node, ...]] = {}
     for node in nodes:
-        for bank in dict.fromkeys(node.positional[1:]) if node.op is Op.RECALL else ():
+        first = {Op.RECALL: 1, Op.SURPRISE: 0}.get(node.op)
+        for bank in dict.fromkeys(node.positional[first:]) if first is not None else ():
             found[bank] = (*found.get(bank, ()), node)
     return found

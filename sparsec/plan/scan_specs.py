@@ -132,6 +132,7 @@ class Scan:
 
     Attributes:
         final: fp32 ``[B,P,HKV,D,DV]``, the states after the last token; None where nobody asks.
+        surprise: ``[B,N,HKV,DV]``, what a delta rule of one part per token writes, v − M'ᵀk; None where nobody asks.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Scan:
     reads: tuple[Read, ...]
     dtype: str
     final: str | None = None
+    surprise: Operand | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ class ScanGrad:
         grad_q: one per read.
         grad_initial: fp32 ``[B,P,HKV,D,DV]``; a ``StatesSum`` adds up B where the initial states are not batched.
         grad_weight: of a route's e, through writes and reads.
+        surprise: the gradient of what a delta rule writes; None is zero.
     """
 
     name: str
@@ -165,6 +168,7 @@ class ScanGrad:
     grad_erase: tuple[Operand | None, Operand | None] = (None, None)
     grad_initial: str | None = None
     grad_weight: Operand | None = None
+    surprise: Operand | None = None
 
 
 @dataclass(frozen=True, slots=True)

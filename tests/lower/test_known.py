@@ -35,9 +35,9 @@ def test_they_are_schedules_of_the_space(layer: tuple[str, dict[str, object], tu
     found = specs(*layer)
     assert {type(s) for s in found} == {GatheredAttention, GatheredGradQ}
     for spec in found:
-        first, *_ = found = known(spec, "triton:sm_90")
+        first, *_ = schedules = known(spec, "triton:sm_90")
         assert first.order == "query_outer" and known(spec, "triton:sm_80") == known(spec, "tvm:llvm") == ()
-        for schedule in found:
+        for schedule in schedules:
             Space(default(spec, "triton:sm_90"), space(spec, "triton:sm_90")).params(schedule)
             assert lower_kernel(spec, schedule).steps
 

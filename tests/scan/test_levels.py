@@ -29,6 +29,39 @@ KNOBS: dict[str, dict[str, Any]] = {
 }
 
 
+ROUTED: dict[str, dict[str, Any]] = {
+    "flat": {"levels": 3},
+    "a tree": {"levels": 3, "routing": "tree", "readout": "sum"},
+    "four levels, by the prediction": {"levels": 4, "branching": 2, "routing": "tree", "left": "pre"},
+    "additive writes": {"levels": 2, "rule": "additive"},
+}
+
+
+@pytest.mark.parametrize("which", ROUTED)
+def test_levels_of_parts(which: str) -> None:
+    """A router chooses a state per level, the next level stores what it leaves."""
+    variant = sparsec.preset("rsa", **ROUTED[which])
+    made = sparsec.compile(variant, target="interpreter")
+    assert wrong_on(made, sparsec.inputs(variant, DX=4, **SIZES), "float32") == []
+
+
+OWN = """variant own(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], beta: [B,T,HKV], g: [B,T,HKV] float32) {
+  s = write(state(), k, v, beta=beta, decay=g) {rule = delta, decay_kind = scalar}
+  return surprise(s), norm2(k), recall(q, s), s
+}"""
+
+
+@pytest.mark.parametrize("form", ["loop", "vector"])
+def test_surprises_are_what_the_prediction_lacks(form: Any) -> None:
+    variant, x = parse(OWN), sparsec.inputs(parse(OWN), **SIZES)
+    other = parse(OWN.replace("surprise(s), norm2(k)", "recall(k, s) {when = before}"))
+    known = oracle(other, x, form=form)[0]
+    found, square = oracle(variant, x, form=form)[:2]
+    torch.testing.assert_close(found, x["v"] - known, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(square, x["k"].double().square().sum(-1))
+    assert wrong_on(sparsec.compile(variant, target="interpreter"), x, "float32") == []
+
+
 @pytest.mark.parametrize("which", KNOBS)
 def test_outputs_and_gradients(which: str) -> None:
     variant = sparsec.preset("rsa", **ONE | KNOBS[which])

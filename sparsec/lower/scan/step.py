@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape
-from sparsec.lower.scan.token import answers, query, readers
+from sparsec.lower.scan.token import answers, query, readers, surprise
 from sparsec.lower.scan.visit import token
 from sparsec.plan.scan_specs import Scan
 from sparsec.tile import build as tile
@@ -51,6 +51,8 @@ def _token(spec: Scan, own: Cell, schedule: Schedule, at: Node, old: Node, bound
         for head in readers(own, read):
             query(now, read, head)  # on its way with the rest of what the token brings
     faded = now.faded(old)
-    new = now.written(faded, now.answer(old, faded))
+    answer = now.answer(old, faded)
+    new = now.written(faded, answer)
     answers(now, spec, faded, new, schedule)
+    surprise(now, spec, answer, schedule)
     return new

@@ -24,7 +24,9 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """q, k ``[B,N,·,D]``, v ``[B,N,HKV,DV]``, beta, log-decays -> outputs ``[B,N,H,DV]`` and final states."""
     runs = turned(spec.name, spec.writes, schedule)
-    added, scratch = token_sum.sums(spec.name, spec.writes, [token_sum.answered(r) for r in spec.reads], schedule)
+    found = [token_sum.answered(r) for r in spec.reads]
+    found += [token_sum.surprised(spec)] if spec.surprise is not None else []
+    added, scratch = token_sum.sums(spec.name, spec.writes, found, schedule)
     ahead = runs.steps(schedule) if runs is not None else []
     held = runs.scratch() if runs is not None else []
     return Lowered(
@@ -53,8 +55,10 @@ def _program(spec: Scan, schedule: Schedule, runs: Runs | None) -> Program:
         def visit(number: Node, old: Node) -> Sequence[Node]:
             now = token(own, number)
             faded = now.faded(old)
-            new = now.written(faded, now.answer(old, faded))
+            answer = now.answer(old, faded)
+            new = now.written(faded, answer)
             answers(now, spec, faded, new, schedule)
+            surprise(now, spec, answer, schedule)
             return [new]
 
         (last,) = tile.loop(0, steps(own), 1, [own.first()], visit)
@@ -69,6 +73,13 @@ def answers(now: Token, spec: Scan, faded: Node, new: Node, schedule: Schedule) 
     """What every read is told by a token's states."""
     for read in spec.reads:
         _answer(now, read, new if read.when == "after" else faded, schedule)
+
+
+def surprise(now: Token, spec: Scan, answer: Node | None, schedule: Schedule) -> None:
+    """What a delta rule writes, where that is asked for."""
+    if spec.surprise is not None:
+        assert answer is not None
+        token_sum.put(now, token_sum.surprised(spec), now.cell.head, add(now.v, answer), schedule)
 
 
 def _answer(now: Token, read: Read, state: Node, schedule: Schedule) -> None:

@@ -187,14 +187,14 @@ def _write(
     grad_a = erased = None
     if answer is not None and now.erase is not None:
         a, b = now.erase
-        grad_answer = across(own, grad, b)
+        grad_answer = _through(spec, now, across(own, grad, b))
         grad_a, erased = along(own, read, grad_answer), mul(a, grad_answer)
     grad_p = along(own, grad, now.v if answer is None or not replaced else add(now.v, answer))
     grad_k = grad_p if now.rate is None else mul(now.rate, grad_p)
     if grad_a is not None and replaced:
         grad_k = sub(grad_k, grad_a)
     sink.put(found.k, now, own.head, grad_k)
-    sink.put(found.v, now, own.head, across(own, grad, now.p))
+    sink.put(found.v, now, own.head, _through(spec, now, across(own, grad, now.p)))
     if found.beta is not None or found.weight is not None:
         rate = tile.reduce("sum", mul(now.k, grad_p), own.rows)
         sink.put(found.beta, now, own.head, rate if share is None else mul(share, rate))
@@ -206,6 +206,15 @@ def _write(
         if found.weight is not None and now.b is not None:
             weights.append(tile.reduce("sum", mul(now.b, grad_b), own.rows))
     return erased
+
+
+def _through(spec: ScanGrad, now: Token, value: Node) -> Node:
+    """The gradient [e] of what a delta rule writes, with that which is handed back to it."""
+    if spec.surprise is None:
+        return value
+    own, live = now.cell, now.visit.live
+    given = vector(own, spec.surprise, own.writes.heads, now.at, own.head, False, True, now.bounded)
+    return add(value, given if live is None else mul(live, given))
 
 
 def _decay(sink: Sink, now: Token, faded: Node, grad_faded: Node) -> None:

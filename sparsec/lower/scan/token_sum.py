@@ -14,7 +14,7 @@ from sparsec.lower.lowered import Scratch, Step
 from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.lower.scan.cell import padded, parameters, place_of, tiles
 from sparsec.lower.scan.visit import Place, Token
-from sparsec.plan.scan_specs import Operand, Read, ScanGrad, Writes
+from sparsec.plan.scan_specs import Operand, Read, Scan, ScanGrad, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -96,6 +96,12 @@ def targets(spec: ScanGrad) -> list[Target]:
 def answered(read: Read) -> Target:
     """What a read makes."""
     return Target(read.out, read.heads, "cols", slotted=read.slotted)
+
+
+def surprised(spec: Scan) -> Target:
+    """What a delta rule writes."""
+    assert spec.surprise is not None
+    return Target(spec.surprise, spec.writes.heads, "cols")
 
 
 def count(w: Writes, target: Target, schedule: Schedule) -> int:
