@@ -27,7 +27,7 @@ UNDER: dict[str, tuple[str, ...]] = {
     "autotune": ("runtime", "oracle", "tile"),
 }
 # The public face and what is built on it: free to import anything, imported by nothing above.
-FREE = {"cli", "testing", "benchmarks", "compat", "sparsec"}
+FREE = {"cli", "testing", "benchmarks", "compat", "nn", "sparsec"}
 # `.tune()` reaches the tuner by one late import, the only one that points upward.
 UPWARD = ("runtime", "autotune")
 # Libraries that one file alone may import.

@@ -1,0 +1,53 @@
+"""Small torch modules: a layer per family over any preset, and a language model of them.
+
+``nn.LanguageModel(256, 128, [nn.GatedDeltaNet(128, 2) for _ in range(4)])`` is a model;
+``nn.Layer(variant, dim, heads)`` is a layer of any declaration. Parameters are those of a torch module: ``state_dict``
+saves and loads them.
+"""
+
+from sparsec.nn.convolution import ShortConvolution
+from sparsec.nn.families import (
+    GLA,
+    HGRN2,
+    HSA,
+    KDA,
+    RSA,
+    RWKV7,
+    SSE,
+    Attention,
+    DeltaNet,
+    GatedDeltaNet,
+    GatedDeltaNet2,
+    LinearAttention,
+    LogLinear,
+    Mamba2,
+    RetNet,
+    State,
+)
+from sparsec.nn.layer import Layer, LayerCache
+from sparsec.nn.model import Block, LanguageModel, Mlp
+
+__all__ = [
+    "GLA",
+    "HGRN2",
+    "HSA",
+    "KDA",
+    "RSA",
+    "RWKV7",
+    "SSE",
+    "Attention",
+    "Block",
+    "DeltaNet",
+    "GatedDeltaNet",
+    "GatedDeltaNet2",
+    "LanguageModel",
+    "Layer",
+    "LayerCache",
+    "LinearAttention",
+    "LogLinear",
+    "Mamba2",
+    "Mlp",
+    "RetNet",
+    "ShortConvolution",
+    "State",
+]

@@ -1,0 +1,81 @@
+"""A small language model over any layers: embedding, blocks of a mixing layer and an MLP, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from sparsec.nn.layer import Layer, LayerCache
+
+
+class Mlp(nn.Module):
+    """SwiGLU: down(silu(gate x) ⊙ up x) with ``times`` · dim hidden channels."""
+
+    def __init__(self, dim: int, times: float = 8 / 3) -> None:
+        super().__init__()
+        hidden = int(dim * times) // 16 * 16
+        self.both, self.down = nn.Linear(dim, 2 * hidden, bias=False), nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[…,dim]`` -> ``[…,dim]``."""
+        gate, up = self.both(x).chunk(2, -1)
+        done: Tensor = self.down(silu(gate) * up)
+        return done
+
+
+class Block(nn.Module):
+    """x + layer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, layer: Layer, dim: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.RMSNorm(dim), nn.RMSNorm(dim)])
+        self.layer, self.mlp = layer, Mlp(dim)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """``[B,T,dim]`` -> ``[B,T,dim]``."""
+        x = x + self.layer(self.norms[0](x), cache)
+        done: Tensor = x + self.mlp(self.norms[1](x))
+        return done
+
+
+class LanguageModel(nn.Module):
+    """Logits ``[B,T,vocabulary]`` of token ids ``[B,T]``; the head shares the embedding, drawn with deviation 0.02."""
+
+    def __init__(self, vocabulary: int, dim: int, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.blocks = nn.ModuleList([Block(layer, dim) for layer in layers])
+        self.norm = nn.RMSNorm(dim)
+
+    def forward(self, ids: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
+        """Logits; with caches, of the tokens that follow those they have seen."""
+        x = self.hidden(ids, caches)
+        return x @ self.embedding.weight.to(x.dtype).T
+
+    def hidden(self, ids: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
+        """Normalised hidden states ``[B,T,dim]``, for losses that need few logits."""
+        x = self.embedding(ids)
+        for n, block in enumerate(self.blocks):
+            x = block(x, None if caches is None else caches[n])
+        done: Tensor = self.norm(x)
+        return done
+
+    def init_caches(self, batch: int, max_length: int | None = None) -> list[LayerCache]:
+        """Empty caches, one per layer."""
+        return [block.layer.init_cache(batch, max_length) for block in self.blocks]  # type: ignore[union-attr, operator]
+
+    @torch.no_grad()
+    def generate(self, ids: Tensor, count: int, temperature: float = 0.0) -> Tensor:
+        """``ids`` ``[B,T]`` and ``count`` further tokens, the likeliest or drawn at a temperature."""
+        caches = self.init_caches(ids.shape[0], ids.shape[1] + count)
+        new = ids
+        for _ in range(count):
+            logits = self(new, caches)[:, -1].float()
+            likeliest = logits.argmax(-1, keepdim=True)
+            new = (logits / temperature).softmax(-1).multinomial(1) if temperature else likeliest
+            ids = torch.cat([ids, new], 1)
+        return ids

@@ -1,0 +1,102 @@
+"""Layers of every family: the op they call is right, gradients reach every parameter, steps equal one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+import sparsec
+from sparsec import nn
+from sparsec.oracle import check, oracle
+
+DIM, HEADS, HEAD, TOKENS = 24, 2, 8, 19
+LAYERS: dict[str, Callable[..., nn.Layer]] = {
+    "full": nn.Attention,
+    "fox": partial(nn.Attention, name="fox"),
+    "window": partial(nn.Attention, name="streaming", window=6, sinks=1),
+    "hsa": partial(nn.HSA, chunk=4, k=2, window=5),
+    "nsa": partial(nn.Attention, name="nsa", block=4, size=4, stride=2, k=4, window=5),
+    "linear": nn.LinearAttention,
+    "retnet": nn.RetNet,
+    "mamba2": partial(nn.Mamba2, kv_heads=4),
+    "gla": nn.GLA,
+    "hgrn2": partial(nn.HGRN2, lower=0.25),
+    "deltanet": nn.DeltaNet,
+    "gdn": partial(nn.GatedDeltaNet, value_dim=12),
+    "gdn2": nn.GatedDeltaNet2,
+    "kda": nn.KDA,
+    "rwkv7": nn.RWKV7,
+}
+
+
+def layer(name: str) -> nn.Layer:
+    torch.manual_seed(0)
+    return LAYERS[name](DIM, HEADS, head_dim=HEAD)
+
+
+def hidden(tokens: int = TOKENS) -> torch.Tensor:
+    return torch.randn(2, tokens, DIM, generator=torch.Generator().manual_seed(1))
+
+
+def is_idle(p: torch.nn.Parameter) -> bool:
+    return p.grad is None or not bool(p.grad.isfinite().all()) or not bool(p.grad.any())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name: str) -> None:
+    made, x = layer(name), hidden()
+    y = made(x)
+    assert y.shape == x.shape
+    y.square().sum().backward()
+    assert [key for key, p in made.named_parameters() if is_idle(p)] == []
+    with torch.no_grad():
+        inputs = made.inputs(x)
+        done, truth = made.op(x.device)(**inputs), oracle(made.variant, inputs, form="vector")
+        assert isinstance(done, torch.Tensor) and isinstance(truth, torch.Tensor)
+        assert check(done, truth, "float32")
+        cache = made.init_cache(2, TOKENS)
+        steps = [made(x[:, a:b], cache) for a, b in ((0, 14), (14, 15), (15, TOKENS))]
+    assert torch.allclose(torch.cat(steps, 1), y, atol=1e-5)
+
+
+def test_a_state_dict_makes_the_same_layer() -> None:
+    first, x = layer("kda"), hidden()
+    torch.manual_seed(5)
+    second = LAYERS["kda"](DIM, HEADS, head_dim=HEAD)
+    assert not torch.equal(first(x), second(x))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(x), second(x))
+
+
+def test_a_layer_of_a_declaration_of_ones_own() -> None:
+    text = sparsec.preset("gdn", raw=True).text()
+    made = nn.Layer(sparsec.parse(text), DIM, HEADS, head_dim=HEAD)
+    inputs = made.inputs(hidden())
+    assert inputs["beta"].min() > 0 and inputs["beta"].max() < 1
+    assert inputs["g"].max() < 0
+    assert made(hidden()).shape == (2, TOKENS, DIM)
+
+
+def test_inputs_that_no_layer_makes_are_named() -> None:
+    with pytest.raises(sparsec.DeclarationError, match=r"input l.*row per token"):
+        nn.Attention(DIM, HEADS, "hsa")
+
+
+def test_a_model_learns_and_continues() -> None:
+    torch.manual_seed(0)
+    layers = [nn.GatedDeltaNet(DIM, HEADS, head_dim=HEAD), nn.Attention(DIM, HEADS, head_dim=HEAD)]
+    model = nn.LanguageModel(11, DIM, layers)
+    ids = torch.arange(24).remainder(7).view(1, 24)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(25):
+        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert torch.equal(model.generate(ids[:, :10], 5), ids[:, :15])
