@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -127,7 +128,7 @@ class Layer(nn.Module):
         if name in ("A_log", "dt_bias"):
             return sources.rates(*shape) if name == "A_log" else sources.steps(*shape)
         if len(shape) == 3:
-            return torch.randn(shape) / float(shape[-1]) ** 0.5
+            return torch.randn(shape).div(math.sqrt(shape[-1]))
         return torch.zeros(shape) if name == "sink" else torch.ones(shape)
 
     def init_cache(self, batch: int, max_length: int | None = None, **options: Any) -> LayerCache:
