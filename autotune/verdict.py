@@ -16,7 +16,7 @@ from sparsec.oracle.form import FORMS
 from sparsec.oracle.gap import same_selection, ulp
 from sparsec.oracle.values import Chosen
 from sparsec.oracle.weights import WeightFn
-from sparsec.plan.grad_specs import RowDot, SelectorGradQ
+from sparsec.plan.grad_specs import CombineGrad, RowDot, SelectorGradQ
 from sparsec.plan.index_specs import IndexGradQ, ListSum
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import Selector
@@ -57,7 +57,9 @@ def wrong(truth: Truth, written: Mapping[str, Tensor]) -> str | None:
             found = check(actual, right, dtype_of(truth.kernel), kind_of(node))
             sentence = None if found else found.sentence
         elif part in INNER:
-            found = check(written[name], INNER[part](truth, node), dtype_of(truth.kernel), "grad")
+            right, actual = INNER[part](truth, node), written[name]
+            actual = actual if actual.shape == right.shape else truth.at(actual, node)
+            found = check(actual, right, dtype_of(truth.kernel), "grad")
             sentence = None if found else found.sentence
         else:
             return f"{name}: nothing says what is right of {part}"
@@ -66,9 +68,14 @@ def wrong(truth: Truth, written: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _delta(truth: Truth, _: Node) -> Tensor:
-    """What a rowdot writes, from the buffers that it reads."""
+def _delta(truth: Truth, node: Node) -> Tensor:
+    """What a rowdot writes, from the buffers that it reads; beside a merge, of the branch's gradient."""
     spec = truth.kernel.spec
+    if isinstance(spec, CombineGrad):
+        nodes = {name: other for name, other, _ in truth.kernel.results}
+        number = next(k for k, name in enumerate(spec.deltas) if name is not None and nodes[name] is node)
+        branch = truth.at(truth.buffers[spec.forward.branches[number]], node)
+        return (branch.double() * truth.tensor(nodes[str(spec.branch_grads[number])], "tensor")).sum(-1)
     assert isinstance(spec, RowDot)
     found = (truth.buffers[spec.out].double() * truth.buffers[spec.grad].double()).sum(-1)
     return found if spec.lse_grad is None else found - truth.buffers[spec.lse_grad].double()

@@ -82,16 +82,25 @@ def _tensors(spec: CombineGrad) -> dict[str, Tensor]:
     found += [(name, spec.branch_grad_dtype, wide) for name in spec.branch_grads if name is not None]
     pairs = zip(spec.gate_grads, dtypes, strict=True)
     found += [(name, dtype, few) for name, dtype in pairs if name is not None]
-    found += [(name, "float32", wide[:3]) for name in spec.lse_grads if name is not None]
+    found += [(name, "float32", wide[:3]) for name in (*spec.lse_grads, *spec.deltas) if name is not None]
     return {name: Tensor(name, dtype, shape) for name, dtype, shape in found}
 
 
 def _shares(at: Rows, shares: Sequence[Node | None]) -> None:
-    """d branch = its share (None: all) of the gradient."""
-    for name, share in zip(at.spec.branch_grads, shares, strict=True):
+    """d branch = its share (None: all) of the gradient; and its rowdot with the branch."""
+    spec = at.spec
+    deltas = spec.deltas or (None,) * len(spec.branch_grads)
+    for name, share, branch, delta in zip(spec.branch_grads, shares, spec.forward.branches, deltas, strict=True):
+        products = []
         for span in at.values if name is not None else ():
-            grad = at.read(at.spec.grad, span)
-            at.write(name, grad if share is None else mul(share, grad), span)
+            grad = at.read(spec.grad, span)
+            grad = tile.cast(grad if share is None else mul(share, grad), spec.branch_grad_dtype)
+            at.write(name, grad, span)
+            if delta is not None:
+                product = mul(tile.cast(grad, "float32"), at.read(branch, span))
+                products.append(tile.reduce("sum", product, span.axis))
+        if delta is not None:
+            at.write(delta, reduce(add, products))
 
 
 def _gate(at: Rows, number: int) -> tuple[Node, Node]:

@@ -214,6 +214,7 @@ class CombineGrad:
     Attributes:
         out, lse: the merged output and its log-sum-exp, read for ``lse``; else None.
         branch_grads, gate_grads, lse_grads: as many as forward's branches, gates and lses; None where not asked for.
+        deltas: fp32 ``[B,TQ,H]``, the rowdots of branches and their gradients as these are stored; None for none.
     """
 
     name: str
@@ -227,6 +228,7 @@ class CombineGrad:
     branch_grad_dtype: str
     out: str | None = None
     lse: str | None = None
+    deltas: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

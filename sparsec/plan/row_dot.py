@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from sparsec.ir.node import Node
 from sparsec.plan.adjoint import pull
-from sparsec.plan.grad_specs import RowDot
+from sparsec.plan.grad_specs import CombineGrad, RowDot
 from sparsec.plan.planner import Planner
 from sparsec.plan.pull import Pull
 from sparsec.plan.specs import GatheredAttention, TiledAttention
@@ -23,6 +24,9 @@ def row_dot(planner: Planner, at: Pull, forward: TiledAttention | GatheredAttent
     dense = isinstance(forward, TiledAttention)
     sink = next((v for v in planner.vjps if dense and v["of"] == "sink" and pull(v) == at), None)
     delta = planner.temporary(at.owner, "delta", at.owner.shape[:3], "float32")
+    if lse_grad is None and sink is None and _by_merge(planner, at, forward, grad, delta):
+        planner.deltas[at] = delta
+        return delta
     sink_grad = planner.temporary(sink, "tensor", sink.shape, "float32") if sink is not None else None
     spec = RowDot(
         name=f"rowdot_{delta}",
@@ -43,6 +47,25 @@ def row_dot(planner: Planner, at: Pull, forward: TiledAttention | GatheredAttent
     planner.follow(at.owner, spec, read, written, [sink] if sink is not None else [])
     planner.deltas[at] = delta
     return delta
+
+
+def _by_merge(planner: Planner, at: Pull, forward: TiledAttention | GatheredAttention, grad: str, delta: str) -> bool:
+    """Whether the kernel that makes the gradient, of a merge that reads the output, writes delta too."""
+    for place, kernel in enumerate(planner.kernels):
+        spec = kernel.spec
+        if not isinstance(spec, CombineGrad) or grad not in spec.branch_grads or spec.forward.fn == "sum":
+            continue
+        number = spec.branch_grads.index(grad)
+        if spec.forward.branches[number] != forward.out:
+            return False
+        deltas = list(spec.deltas or (None,) * len(spec.branch_grads))
+        deltas[number] = delta
+        planner.kernels[place] = replace(
+            kernel, spec=replace(spec, deltas=tuple(deltas)), writes=(*kernel.writes, delta),
+            results=(*kernel.results, (delta, at.owner, "delta")),
+        )  # fmt: skip
+        return True
+    return False
 
 
 def asked(planner: Planner, vjp: Node, fields: Collection[str], dtype: str) -> tuple[dict[str, str], str]:

@@ -24,7 +24,11 @@ from sparsec.tile.schedule import Schedule
 
 Change = Callable[[Any], Any]
 
-KNOBS: dict[str, dict[str, Any]] = {"streaming": {"window": 24, "sinks": 4}, "hsa": {"chunk": 16, "k": 2}}
+KNOBS: dict[str, dict[str, Any]] = {
+    "streaming": {"window": 24, "sinks": 4},
+    "hsa": {"chunk": 16, "k": 2},
+    "nsa": {"k": 3, "block": 16, "size": 16, "stride": 16, "window": 24},
+}
 SMALL = Space(Schedule(rows=16, block=16, split_dims=False), {})
 
 
@@ -116,6 +120,18 @@ WRONG: list[tuple[str, str, Change]] = [
     ("hsa", "SelectorGradQ", without_weights),
     ("hsa", "SelectorGradKeys", scaled),
 ]
+
+
+def test_rowdots_beside_a_merge_are_judged() -> None:
+    nsa = court("nsa")
+    assert nsa.kernels["CombineGrad"].spec.deltas.count(None) == 0
+    assert nsa.judge("CombineGrad") is None
+    found = nsa.judge("CombineGrad", lambda spec: replace(spec, deltas=spec.deltas[::-1]))
+    assert found is not None and "delta" in found.reason, found
+
+
+def test_rowdots_beside_a_merge_are_judged_on_sampled_rows() -> None:
+    assert Court("nsa", 401).judge("CombineGrad") is None
 
 
 @pytest.mark.parametrize(("name", "kind", "change"), WRONG)

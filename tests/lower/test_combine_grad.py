@@ -112,6 +112,21 @@ def test_merges(run: Run, name: str) -> None:
         assert torch.allclose(given[gradient], value, rtol=1e-9, atol=1e-9), gradient
 
 
+@pytest.mark.parametrize("name", ["gated", "plainly gated", "convex", "lse"])
+def test_rowdots_of_branches(run: Run, name: str) -> None:
+    spec = MERGES[name]
+    spec = replace(spec, deltas=("delta", *(None for _ in spec.branch_grads[2:]), "last"), branch_grad_dtype="bfloat16")
+    x = draw(spec)
+    wrote, want = truth(spec, x)
+    made = {n: torch.full_like(want[n], torch.nan).float() for n in want}
+    made |= {n: torch.full_like(x["o0"], torch.nan, dtype=torch.bfloat16) for n in spec.branch_grads if n}
+    made |= {n: torch.full(x["o0"].shape[:3], torch.nan) for n in ("delta", "last")}
+    run(lower_kernel(spec, TILE), {n: t.float() for n, t in {**x, **wrote}.items()} | made, PARAMS)
+    for delta, number in (("delta", 0), ("last", -1)):
+        right = made[str(spec.branch_grads[number])].double() * x[spec.forward.branches[number]]
+        assert torch.allclose(made[delta].double(), right.sum(-1), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["gated", "lse"])
 def test_only_what_is_asked_for(run: Run, name: str) -> None:
     spec = MERGES[name]
