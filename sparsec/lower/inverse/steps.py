@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sparsec.lower.gathered import chunks
 from sparsec.lower.inverse import index as inverse
 from sparsec.lower.inverse.index import Inverse, exclusive
-from sparsec.lower.scalars import add, both, ceil_div, least, mul, sub
+from sparsec.lower.scalars import add, both, ceil_div, least, most, mul, sub
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -53,21 +53,34 @@ class Walk:
         """The bound of chunks in ``[B, sets, CT, …]``."""
         return {2: inverse.chunk_count(self.spec)}
 
-    def each(self, state: Sequence[Node], step: Callable[..., Sequence[Node]]) -> list[Node]:
-        """``step(entries, their chunks, *state)`` for the whole segment, the next chunks loaded meanwhile."""
-        tensors, steps = chunks.tensors(self.spec), inverse.segment_steps(self.spec)
-        first = mul(self.segment, steps)
-
-        def entry(n: Node | int) -> Node:
-            return add(mul(add(first, n), inverse.STEP), tile.iota(self.entries))
-
-        def read(n: Node | int) -> Node:
-            return inverse.choices(self.spec, self.found, tensors, self.at, entry(n))
+    def each(self, state: Sequence[Node], step: Callable[..., Sequence[Node]], steps: tile.Value) -> list[Node]:
+        """``step(entries, their chunks, *state)`` for some steps of the segment, the next chunks loaded meanwhile."""
 
         def body(n: Node, ids: Node, *carried: Node) -> Sequence[Node]:
-            return [read(add(n, 1)), *step(entry(n), ids, *carried)]
+            return [self.read(add(n, 1)), *step(self.entry(n), ids, *carried)]
 
-        return tile.loop(0, steps, 1, [read(0), *state], body)[1:]
+        return tile.loop(0, steps, 1, [self.read(0), *state], body)[1:]
+
+    def entry(self, n: Node | int) -> Node:
+        """The entries of a step."""
+        first = mul(self.segment, inverse.segment_steps(self.spec))
+        return add(mul(add(first, n), inverse.STEP), tile.iota(self.entries))
+
+    def read(self, n: Node | int) -> Node:
+        """The chunks of a step's entries."""
+        return inverse.choices(self.spec, self.found, chunks.tensors(self.spec), self.at, self.entry(n))
+
+    def highest(self) -> Node:
+        """The last chunk that the segment chose; of lists of the past, half of all chunks are then never looked for."""
+        steps = inverse.segment_steps(self.spec)
+        inits = [tile.full(-1, self.entries, dtype="int32")]
+        (found,) = tile.loop(0, steps, 1, inits, lambda n, top: [most(top, self.read(n))])
+        return tile.reduce("max", found, self.entries)
+
+    def steps(self, group: Node, highest: Node) -> Node:
+        """As many steps as find all choices of some chunks: none, where the segment chose only earlier ones."""
+        some = tile.apply(Fn.LE, mul(group, CHUNKS), highest)
+        return tile.apply(Fn.WHERE, some, inverse.segment_steps(self.spec), 0)
 
 
 def _walk(builder: tile.Builder, spec: GatheredAttention, found: Inverse) -> Walk:
@@ -92,6 +105,7 @@ def tally(spec: GatheredAttention, found: Inverse) -> Program:
     """One (segment, set, batch) per grid point: its choices per chunk."""
     with tile.Builder() as builder:
         walk = _walk(builder, spec, found)
+        highest = walk.highest()
 
         def count(group: Node) -> Sequence[Node]:
             chunk = walk.chunk(group)
@@ -99,7 +113,7 @@ def tally(spec: GatheredAttention, found: Inverse) -> Program:
             def step(_: Node, ids: Node, total: Node) -> Sequence[Node]:
                 return [sub(total, tile.reduce("sum", _matches(ids, chunk), walk.entries))]
 
-            (total,) = walk.each([tile.full(0, walk.lanes, dtype="int32")], step)
+            (total,) = walk.each([tile.full(0, walk.lanes, dtype="int32")], step, walk.steps(group, highest))
             tile.store(found.tallies, *walk.at, chunk, walk.segment, value=total, bounds=walk.inside())
             return []
 
@@ -138,10 +152,11 @@ def fill(spec: GatheredAttention, found: Inverse) -> Program:
     """One (segment, set, batch) per grid point: its choices to their places, in order, and its part of the tiles."""
     with tile.Builder() as builder:
         walk, some = _walk(builder, spec, found), builder.axis("w", TILES)
+        highest = walk.highest()
 
         def place(group: Node, passed: Node) -> Sequence[Node]:
             first, _, _, after = _tiles(walk, group, passed)
-            _place(walk, group, mul(first, found.per_tile))
+            _place(walk, group, mul(first, found.per_tile), walk.steps(group, highest))
             return [after]
 
         (used,) = tile.loop(0, _groups(spec), 1, [tile.const(0)], place)
@@ -160,7 +175,7 @@ def _tiles(walk: Walk, group: Node, passed: Node) -> tuple[Node, Node, Node, Nod
     return add(passed, exclusive(own)), own, total, add(passed, tile.reduce("sum", own, walk.lanes))
 
 
-def _place(walk: Walk, group: Node, start: Node) -> None:
+def _place(walk: Walk, group: Node, start: Node, steps: Node) -> None:
     """Store the segment's choices of some chunks whose entries begin at ``start``."""
     found, end, chunk = walk.found, inverse.entry_count(walk.spec, walk.found), walk.chunk(group)
     before = tile.load(found.before, *walk.at, chunk, walk.segment, bounds=walk.inside())
@@ -176,7 +191,7 @@ def _place(walk: Walk, group: Node, start: Node) -> None:
         tile.store(found.entries, *walk.at, target, value=entry, bounds={2: end})
         return [sub(place, tile.reduce("sum", matches, walk.entries))]
 
-    walk.each([add(start, before)], step)
+    walk.each([add(start, before)], step, steps)
 
 
 def _list_tiles(walk: Walk, some: Axis) -> None:
