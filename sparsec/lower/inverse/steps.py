@@ -74,7 +74,12 @@ class Walk:
         """The last chunk that the segment chose; of lists of the past, half of all chunks are then never looked for."""
         steps = inverse.segment_steps(self.spec)
         inits = [tile.full(-1, self.entries, dtype="int32")]
-        (found,) = tile.loop(0, steps, 1, inits, lambda n, top: [most(top, self.read(n))])
+
+        def visit(n: Node, top: Node) -> Sequence[Node]:
+            ids = self.read(n)
+            return [most(top, tile.apply(Fn.WHERE, tile.apply(Fn.LT, ids, inverse.NONE), ids, -1))]
+
+        (found,) = tile.loop(0, steps, 1, inits, visit)
         return tile.reduce("max", found, self.entries)
 
     def steps(self, group: Node, highest: Node) -> Node:
