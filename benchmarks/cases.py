@@ -129,6 +129,11 @@ class SelectedCase(Case):
         return {"block": self.block, "k": self.slots, "selection": "given", "branches": "slc"}
 
     @property
+    def queries(self) -> int:
+        """How many queries share a list."""
+        return 1
+
+    @property
     def attended(self) -> int:
         return self.slots * self.block
 

@@ -16,6 +16,14 @@ class BlocksCase(SelectedCase):
     block: int = 128
 
     @property
+    def knobs(self) -> Knobs:
+        return {**super().knobs, "query_block": self.queries}
+
+    @property
+    def queries(self) -> int:
+        return self.block
+
+    @property
     def flops(self) -> int:
         """Two products with every pair of whole blocks that are listed, and five more backward."""
         blocks = self.T // self.block
@@ -30,8 +38,7 @@ class BlocksCase(SelectedCase):
         return torch.cat([earlier, own], -1).sort(-1).values.int().contiguous()
 
     def inputs(self, seed: int = 0) -> Inputs:
-        indices = self.lists(seed).repeat_interleave(self.block, 1)
-        return self._attention_inputs(self.generator(seed)) | {"indices": indices}
+        return self._attention_inputs(self.generator(seed)) | {"indices": self.lists(seed)}
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def head_output(case: Case, x: Inputs, rows: Tensor) -> tuple[Tensor, Tensor]:
             seen = (j <= i) & ((i - j < case.window) | (j < case.memory))
             return softmax_over(scores, seen) @ x["v"], gap
         case SelectedCase():
-            listed = members_of(x["indices"][rows], math.ceil(case.T / case.block))
+            listed = members_of(x["indices"][rows // case.queries], math.ceil(case.T / case.block))
             return softmax_over(scores, (j <= i) & listed[:, (j // case.block)[0]]) @ x["v"], gap
         case MobaCase():
             allowed, gap = _moba(case, x, rows)

@@ -17,6 +17,7 @@ from sparsec.scalar.walk import substitute
 
 SEVERAL = "it joins several softmaxes, and one FlexAttention call has one"
 PER_CHUNK = "it has a softmax inside each chosen chunk, and FlexAttention has one softmax over all keys"
+GIVEN = "blocks are given with every call, and FlexAttention's block mask is made from a function of positions"
 CHOSEN = "what a query reads depends on scores, and FlexAttention's block mask is made before them"
 
 
@@ -45,6 +46,8 @@ def flex_form(plan: Plan, lengths: Mapping[str, int]) -> FlexForm | Refusal:
     for found in kernels:
         if isinstance(found, GatheredAttention):
             return Refusal(PER_CHUNK if found.per == "chunk" else CHOSEN)
+    if any(p.listed is not None and p.listed.given for p in getattr(spec, "pieces", ())):
+        return Refusal(GIVEN)
     if len(kernels) > 1 or not isinstance(spec, TiledAttention):
         return Refusal(SEVERAL)
     if spec.sink is not None:

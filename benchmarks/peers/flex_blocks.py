@@ -45,7 +45,7 @@ def _form(name: str, masked: Masked, kernel: dict[str, Any] | None = None, mode:
 
 def _marked(case: BlocksCase, indices: Tensor) -> Tensor:
     """Which blocks of keys each block of queries lists: bool [B, H, T / block, T / block]."""
-    lists = indices[:, :: case.block].transpose(1, 2).repeat_interleave(case.group, 1)
+    lists = indices.transpose(1, 2).repeat_interleave(case.group, 1)
     count = case.T // case.block
     marked = torch.zeros(*lists.shape[:3], count + 1, dtype=torch.bool, device=lists.device)
     return marked.scatter_(-1, torch.where(lists < 0, count, lists).long(), True)[..., :count]

@@ -22,6 +22,7 @@ def nsa(
     stride: int = 16,
     window: int = 512,
     selection: Literal["scored", "given"] = "scored",
+    query_block: int = 1,
     importance: Literal["overlap", "paper_literal"] = "overlap",
     branches: str = "cmp+slc+swa",
     kv: Literal["shared", "separate"] = "shared",
@@ -39,6 +40,7 @@ def nsa(
         stride: tokens from one window to the next.
         window: tokens of the sliding window.
         selection: scored by the compression branch, or given as input indices ``[B,TQ,HKV,k]``, -1 where there is none.
+        query_block: queries that share a given list, counted from the first: ``[B,ceil(TQ / query_block),HKV,k]``.
         importance: of a block: over the windows that overlap it, or the paper's formula taken literally.
         branches: which of cmp, slc, swa there are, joined by +; a single one has no gate.
         kv: one set of keys and values, or one per branch as in the paper.
@@ -58,7 +60,9 @@ def nsa(
         complete = lang.mask(summaries, where=f"j * {stride} + {size - 1} <= i")
         outputs["cmp"] = lang.attend(q, summaries, complete)
     if "slc" in wanted:
-        indices = _given(k, block) if selection == "given" else _scored(q, summaries, k, block, importance, rounding)
+        scored = selection == "scored"
+        how = (importance, rounding)
+        indices = _scored(q, summaries, k, block, *how) if scored else _given(k, block, query_block)
         outputs["slc"] = lang.attend(q, memory["slc"], indices, lang.mask(memory["slc"], where="causal"))
     if "swa" in wanted:
         outputs["swa"] = lang.attend(q, memory["swa"], lang.mask(memory["swa"], where=patterns.window(window)))
@@ -67,8 +71,9 @@ def nsa(
     return lang.merge(*outputs.values(), gates=[gate(name, gates) for name in outputs], fn="gated")
 
 
-def _given(k: int, block: int) -> Node:
-    return lang.given(lang.input("indices", f"B TQ HKV {k}", "int32"), size=block)
+def _given(k: int, block: int, query_block: int) -> Node:
+    rows = f"(TQ + {query_block - 1}) // {query_block}" if query_block > 1 else "TQ"
+    return lang.given(lang.input("indices", f"B, {rows}, HKV, {k}", "int32"), size=block, query_block=query_block)
 
 
 def _scored(q: Node, summaries: Node, k: int, block: int, importance: str, rounding: str) -> Node:

@@ -144,11 +144,16 @@ def given(
     counts: Node | None = None,
     unit: str = "chunk",
     size: int = 1,
+    query_block: int = 1,
     scope: str = "kv_head",
     order: str = "score",
 ) -> Node:
-    """A list from outside: indices int32 ``[B,TQ,HS,K]`` with -1 pads, counts int32 ``[B,TQ,HS]``."""
-    return make(Op.GIVEN, (indices,), {"counts": counts}, unit=unit, size=size, scope=scope, order=order)
+    """A list from outside: indices int32 ``[B,TQ,HS,K]`` with -1 pads, counts int32 ``[B,TQ,HS]``.
+
+    With ``query_block = Q`` the queries of a block, counted from row 0, share a list: ceil(TQ / Q) in place of TQ.
+    """
+    how = {"unit": unit, "size": size, "query_block": query_block, "scope": scope, "order": order}
+    return make(Op.GIVEN, (indices,), {"counts": counts}, **how)
 
 
 def weights(scores: Node, selection: Node, *, fn: str = "softmax", renormalise: bool = True) -> Node:

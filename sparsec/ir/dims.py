@@ -164,6 +164,8 @@ def _pairs(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
         q, memory, *selections = node.positional
         yield q.shape[3], memory.shape[3], "head dims"
         yield from _units(memory, selections)
+        for given in (s for s in selections if s.op is Op.GIVEN):
+            yield given.shape[1], ceil_div(q.shape[1], given.integer("query_block")), "queries and lists"
     if node.op is Op.MERGE:
         outputs, gates = branches(node)
         for source in (*outputs, *(g for g in gates if node["fn"] != "weighted")):

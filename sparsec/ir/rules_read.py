@@ -130,6 +130,9 @@ def _per(node: Node, lists: list[Node]) -> Problem | None:
         return Problem(
             "per = chunk", "there must be a list of chosen chunks", "select with topk or given, unit = chunk"
         )
+    if weights is not None and lists[0].op is Op.GIVEN and lists[0].integer("query_block") > 1:
+        value = f"query_block = {lists[0]['query_block']}"
+        return Problem(value, "weights belong to one query's list each", "query_block = 1, or per = joint")
     if weights is not None and any(clash(a, b) for a, b in zip(weights.shape, lists[0].shape, strict=False)):
         return Problem(
             f"{dims(weights)} and {dims(lists[0])}", "one weight per chosen chunk", "weights(scores, this selection)"

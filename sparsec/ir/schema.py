@@ -203,6 +203,7 @@ SCHEMA: dict[Op, Schema] = {
         attrs={
             "unit": _choice("chunk", "token", "part"),
             "size": _count(1),
+            "query_block": _count(1),
             "scope": _choice("kv_head", "head", "token"),
             "order": _choice("score", "newest", "oldest"),
         },

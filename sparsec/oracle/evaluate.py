@@ -109,8 +109,9 @@ class Evaluation:
         self._index, self._part, self.form = outer
 
     def row_count(self, node: Node) -> int:
-        """How many query rows a node has; a mask has those of the variant."""
-        return self.dim(node.shape[1]) if len(node.shape) > 1 else self.queries
+        """How many query rows a node has; a mask, and a list per block of queries, have those of the variant."""
+        shared = node.op is Op.GIVEN and node.integer("query_block") > 1
+        return self.dim(node.shape[1]) if len(node.shape) > 1 and not shared else self.queries
 
     def _all_rows(self, node: Node) -> Value:
         return self.at([node], torch.arange(self.row_count(node), device=self.device))[0]

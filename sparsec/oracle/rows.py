@@ -132,10 +132,11 @@ def _children(ev: Evaluation, node: Node, count: int) -> Tensor:
 
 
 def given(ev: Evaluation, node: Node) -> Chosen:
-    """Indices from outside; slots from `counts` on hold nothing."""
-    ids = ev.rows(node.src[0]).to(torch.int64)
+    """Indices from outside, a row for every block of queries; slots from `counts` on hold nothing."""
+    row = ev.index // node.integer("query_block")
+    ids = ev.tensor(node.src[0]).index_select(1, row).to(torch.int64)
     if "counts" in node.operands:
-        counts = ev.rows(node.operands["counts"])
+        counts = ev.tensor(node.operands["counts"]).index_select(1, row)
         ids = torch.where(torch.arange(ids.shape[-1], device=ids.device) < counts[..., None], ids, -1)
     ordered = ids.sort(-1).values
     if bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()):

@@ -22,9 +22,18 @@ LIST_TILE = 64
 """Rows and keys of a block list's tiles; schedules use tiles that divide it."""
 
 
+TENSOR_CORE = 16
+"""What tiles of rows and keys are multiples of."""
+
+
 def lists(attend: Node) -> list[Node]:
-    """The selections of an attend that are lists of units."""
-    return [s for s in attend.positional[2:] if s.op is not Op.MASK]
+    """The selections of an attend that are lists of units, one per query."""
+    return [s for s in attend.positional[2:] if s.op is not Op.MASK and not by_block(s)]
+
+
+def by_block(selection: Node) -> bool:
+    """Whether a selection is a list of chunks for every block of queries."""
+    return selection.op is Op.GIVEN and selection.integer("query_block") > 1
 
 
 def visible(planner: Planner, attend: Node, params: dict[str, Expr]) -> Expr | None:
@@ -111,7 +120,39 @@ def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr
     captures = _captures(planner, attend, params)
     size = held.length.value if held.length.head == "const" else None
     piece = Piece(held.k, held.v, length, where, bias, captures, held.batched, size if isinstance(size, int) else None)
-    return _with_list(planner, attend, piece, params)
+    given = next((s for s in attend.positional[2:] if by_block(s)), None)
+    return _with_list(planner, attend, piece, params) if given is None else _given(planner, attend, given, piece, params)
+
+
+def _given(planner: Planner, attend: Node, given: Node, piece: Piece, params: dict[str, Expr]) -> Piece:
+    """The piece with the block list that the declaration gives, its -1 taken out."""
+    rows, keys = given.integer("query_block"), given.integer("size")
+    if attend.src[1].op is not Op.TOKENS or given["unit"] != "chunk" or rows % TENSOR_CORE or keys % TENSOR_CORE:
+        what = f"query_block = {rows}, unit = {given['unit']}, size = {keys} of {attend.src[1].op.value}"
+        raise planner.refuse(attend, f"{what}: lists per block of queries name chunks of tokens, in multiples of 16")
+    counts = given.operands.get("counts")
+    b, blocks, heads, slots = given.shape
+    name = planner.name(attend)
+    ids = planner.temporary(attend, "tiles", [b, heads, blocks, slots], "int32")
+    found = planner.temporary(attend, "tile_counts", [b, heads, blocks], "int32")
+    spec = BlockList(
+        name=f"blocks_{name}",
+        where=None,
+        captures=(),
+        ids=ids,
+        counts=found,
+        length=piece.length,
+        block_q=rows,
+        block_k=keys,
+        per_batch=True,
+        heads=planner.sizes.value(heads),
+        given=planner.input(given.src[0]),
+        given_counts=planner.input(counts) if counts is not None else None,
+        slots=planner.sizes.value(slots),
+    )
+    dims = {name: value for name, value in params.items() if name in ("TQ", "TK", piece.length)}
+    planner.add(spec, [x for x in (spec.given, spec.given_counts) if x], [ids, found], [given], dims)
+    return replace(piece, listed=spec)
 
 
 def _captures(planner: Planner, attend: Node, params: dict[str, Expr]) -> tuple[Capture, ...]:

@@ -102,6 +102,10 @@ def _members(spec: Members) -> Cost:
 
 
 def _block_list(spec: BlockList) -> Cost:
+    if spec.given is not None:
+        blocks = B * spec.heads * ((TQ + (spec.block_q - 1)) // spec.block_q)
+        keys = (var(spec.length) + (spec.block_k - 1)) // spec.block_k
+        return Cost(blocks * spec.slots * (keys if spec.transposed else 1), 8 * blocks * spec.slots)
     entries = (B if spec.per_batch else constant(1)) * H
     length = var(spec.length)
     tiles = ((TQ + (spec.block_q - 1)) // spec.block_q) * ((length + (spec.block_k - 1)) // spec.block_k)

@@ -80,7 +80,8 @@ def _transposed(planner: Planner, vjp: Node, at: Pull, forward: TiledAttention, 
     ids = planner.fresh(f"{spec.ids}_of_keys", [*lead, *tiles], "int32")
     counts = planner.fresh(f"{spec.counts}_of_keys", [*lead, tiles[0]], "int32")
     found = replace(spec, name=f"{spec.name}_of_keys", ids=ids, counts=counts, transposed=True)
-    planner.follow(at.owner, found, [c.name for c in spec.captures], [ids, counts], [])
+    read = [*(c.name for c in spec.captures), *(x for x in (spec.given, spec.given_counts) if x)]
+    planner.follow(at.owner, found, read, [ids, counts], [])
     return found
 
 

@@ -44,7 +44,8 @@ class Piece:
         bias: the score as a function of score, b, h, i, j; None leaves it alone.
         batched: false for learned slots ``[M, HKV, D]``.
         size: the number of keys if the declaration fixes it.
-        listed: the block list of a ``where`` that cannot be bounded; see ``BlockList``.
+        listed: the block list of a ``where`` that cannot be bounded, or one that the declaration gives, of which
+            ``where`` hides more; see ``BlockList``.
     """
 
     k: str
@@ -254,18 +255,21 @@ class Combine:
 
 @dataclass(frozen=True, slots=True)
 class BlockList:
-    """For a predicate that cannot be bounded: per query tile, the key tiles with any visible pair.
+    """Per query tile, the key tiles that it goes to: those with any pair that ``where`` shows, or a given list.
 
     Writes ids ``[B', H', query_tiles, key_tiles]`` int32 (first ``count`` valid, ascending) and counts ``[B', H',
-    query_tiles]``; B' and H' are 1 where the predicate does not read b or h.
+    query_tiles]``; B' and H' are 1 where the predicate does not read b or h. Query head h reads list h // (H / H').
 
     Attributes:
+        given: lists that the declaration gives, int32 ``[B, query_tiles, H', slots]`` with -1 pads, in place of
+            ``where``; ids are then ``[B, H', query_tiles, slots]``, in the list's order.
+        given_counts: int32 ``[B, query_tiles, H']``: how many slots count; None: all.
         transposed: list, per key tile (``block_k``), the query tiles (``block_q``) with any visible pair instead:
             ids ``[B', H', key_tiles, query_tiles]``.
     """
 
     name: str
-    where: Expr
+    where: Expr | None
     captures: tuple[Capture, ...]
     ids: str
     counts: str
@@ -275,6 +279,9 @@ class BlockList:
     per_batch: bool
     heads: int
     transposed: bool = False
+    given: str | None = None
+    given_counts: str | None = None
+    slots: int = 0
 
 
 Spec = TiledAttention | GatheredAttention | Selector | Summarise | Combine | BlockList

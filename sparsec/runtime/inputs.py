@@ -132,10 +132,11 @@ def _indices(shape: list[int], attend: Node, env: Mapping[str, int], generator: 
     batch, queries, scopes, slots = shape
     selection = next(s for s in attend.positional[2:] if s.op is Op.GIVEN)
     size, tokens = selection.integer("size"), value(attend.src[1].shape[1], env)
-    units, offset = -(-tokens // size), tokens - queries
+    each, units = selection.integer("query_block"), -(-tokens // size)
+    offset = tokens - value(attend.src[0].shape[1], env)
     done = []
     for start in range(0, queries, ROWS):
-        own = (torch.arange(start, min(start + ROWS, queries), device=generator.device) + offset) // size
+        own = (torch.arange(start, min(start + ROWS, queries), device=generator.device) * each + offset) // size
         rank = torch.rand(batch, len(own), scopes, units, generator=generator, device=generator.device)
         unit = torch.arange(units, device=generator.device)
         rank = torch.where(unit == own[:, None, None], 2.0, rank).masked_fill(unit > own[:, None, None], -1.0)

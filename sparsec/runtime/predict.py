@@ -132,6 +132,9 @@ def listed_tiles(spec: BlockList, params: Mapping[str, int]) -> float:
 
     length = params[spec.length]
     tiles = -(-length // spec.block_k)
+    if spec.given is not None:
+        lists = -(-params["TQ"] // spec.block_q)
+        return spec.slots * lists / tiles if spec.transposed else float(min(spec.slots, tiles))
     if spec.captures:
         return float(tiles)
     starts = range(0, params["TQ"], max(params["TQ"] // 24, spec.block_q))
@@ -144,6 +147,7 @@ def _seen(spec: BlockList, params: Mapping[str, int], rows: object, j: object) -
     import torch
 
     assert isinstance(rows, torch.Tensor) and isinstance(j, torch.Tensor)
+    assert spec.where is not None
     env = {**params, "b": 0, "h": spec.heads // 2, "i": params["q_offset"] + rows[:, None], "j": j[None]}
     visible = torch.as_tensor(evaluate(spec.where, env)).expand(len(rows), len(j)).any(0)
     spare = -len(j) % spec.block_k

@@ -64,16 +64,18 @@ def ranges(spec: AnySpec) -> tuple[str, ...]:
     if isinstance(spec, Selector):
         over = spec.eligible
         return (f"{spec.keys}: candidates {_bounds(over, 'c') if over is not None else '[0, NB)'}",)
+    if isinstance(spec, BlockList) and spec.given is not None:
+        return (f"{spec.given}: {spec.slots} blocks of {spec.block_k} keys per {spec.block_q} queries",)
     if isinstance(spec, BlockList):
         return (f"every pair of {spec.block_q} queries and {spec.block_k} keys, once",)
     return ()
 
 
 def _piece(piece: Piece) -> str:
-    if piece.where is None:
-        return f"[0, {piece.length})"
     if piece.listed is not None:
         return f"the tiles listed in {piece.listed.ids}"
+    if piece.where is None:
+        return f"[0, {piece.length})"
     return _bounds(piece.where, "j", piece.length)
 
 

@@ -17,7 +17,7 @@ from sparsec.plan.specs import BlockList
 
 def tiles_agree(ev: Evaluation, attend: Node, spec: BlockList, buffers: Mapping[str, Tensor]) -> tuple[bool, str, None]:
     """Whether the written ids and counts name the seen tiles of every (batch, head, query tile), ascending."""
-    seen = seen_tiles(ev, attend, spec)
+    seen = named_tiles(spec, buffers, ev.dim(attend.src[1].shape[1])) if spec.given is not None else seen_tiles(ev, attend, spec)
     ids, counts = buffers[spec.ids], buffers[spec.counts]
     listed = torch.zeros_like(seen)
     slot = torch.arange(ids.shape[-1], device=ids.device) < counts[..., None]
@@ -25,6 +25,17 @@ def tiles_agree(ev: Evaluation, attend: Node, spec: BlockList, buffers: Mapping[
     right = bool((padded == seen).all()) and bool((counts == seen.sum(-1)).all())
     total = int(seen.sum())
     return right, f"{total} of {seen.numel()} tiles are listed" if right else "the list names other tiles", None
+
+
+def named_tiles(spec: BlockList, buffers: Mapping[str, Tensor], keys: int) -> Tensor:
+    """Tiles of so many keys that given lists name, bool ``[B, heads, query tiles, key tiles]``."""
+    assert spec.given is not None
+    lists = buffers[spec.given].transpose(1, 2)
+    if spec.given_counts is not None:
+        limit = buffers[spec.given_counts].transpose(1, 2)[..., None]
+        lists = torch.where(torch.arange(spec.slots, device=lists.device) < limit, lists, -1)
+    tiles = torch.arange(-(-keys // spec.block_k), device=lists.device)
+    return (lists[..., None] == tiles).any(-2)
 
 
 def seen_tiles(ev: Evaluation, attend: Node, spec: BlockList) -> Tensor:

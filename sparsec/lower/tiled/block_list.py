@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import add, both, captured, ceil_div, emit, least, mul, sub
+from sparsec.lower.tiled import given_list
 from sparsec.plan.specs import BlockList
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -20,6 +21,8 @@ def lower(spec: BlockList, schedule: Schedule) -> Program:
 
     Transposed, one (key tile, head, batch) walks all query tiles.
     """
+    if spec.given is not None:
+        return given_list.lower(spec, schedule)
     with tile.Builder() as builder:
         rows, keys = builder.axis("m", spec.block_q), builder.axis("n", spec.block_k)
         tensors = captured(spec.captures)
@@ -49,6 +52,7 @@ def lower(spec: BlockList, schedule: Schedule) -> Program:
 
 def _seen(spec: BlockList, query: Node, key: Node, env: dict[str, Node], tensors: dict[str, Tensor]) -> Node:
     """The pairs of a tile that exist and are visible."""
+    assert spec.where is not None
     length, queries = tile.param(spec.length), tile.param("TQ")
     inside = both(tile.apply(Fn.LT, key, length), tile.apply(Fn.LT, query, queries))
     position = add(_readable(spec, query, queries), tile.param("q_offset"))

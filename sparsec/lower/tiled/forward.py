@@ -10,6 +10,7 @@ from sparsec.lower import softmax
 from sparsec.lower.pieces import Span, dot_over, spans
 from sparsec.lower.ranges import TileRange, nth, outside_interior, tile_ranges, total, walk
 from sparsec.lower.scalars import add, captured, ceil_div, least, mul, sub
+from sparsec.lower.tiled import visits
 from sparsec.lower.tiled.score import modified, pair_env, seen
 from sparsec.plan.specs import Piece, TiledAttention
 from sparsec.scalar.fn import Fn
@@ -150,20 +151,22 @@ def _read_phases(frame: Frame, piece: Piece, r: TileRange, state: list[Node]) ->
 
 
 def _read_list(frame: Frame, piece: Piece, state: list[Node]) -> list[Node]:
-    """The key tiles that a block list names for this query tile; all are masked."""
+    """The key tiles that a block list names for this query tile."""
     listed, schedule = piece.listed, frame.schedule
     assert listed is not None
-    row = tile.apply(Fn.TRUNCDIV, frame.first, listed.block_q)
-    where = (frame.batch if listed.per_batch else 0, frame.head if listed.heads > 1 else 0, row)
-    parts = listed.block_k // schedule.block
-    count = mul(tile.load(frame.tensors[listed.counts], *where), parts)
+    number = tile.apply(Fn.TRUNCDIV, frame.first, listed.block_q)
+    row = visits.row_of(listed, frame.batch, frame.head, frame.spec.heads, number)
+
+    def ranges() -> list[TileRange]:
+        return tile_ranges(piece, schedule.block, tile.param(piece.length), frame.env, frame.tensors)
+
+    found = visits.of_list(listed, frame.tensors, row, listed.block_k // schedule.block, ranges)
 
     def visit(n: Node, *carried: Node) -> Sequence[Node]:
-        entry = tile.load(frame.tensors[listed.ids], *where, tile.apply(Fn.TRUNCDIV, n, parts))
-        at = add(mul(entry, parts), tile.apply(Fn.TRUNCMOD, n, parts))
-        return _step(frame, piece, at, None, carried)
+        at = found.at(n)
+        return _step(frame, piece, at, found.masked(at), carried)
 
-    return tile.loop(0, count, 1, state, visit, schedule.stages)
+    return tile.loop(0, found.count, 1, state, visit, schedule.stages)
 
 
 def _step(frame: Frame, piece: Piece, at: Node, masked: Node | bool | None, state: Sequence[Node]) -> Sequence[Node]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsec.lower import descriptors
+from sparsec.lower.tiled import list_tiles
 from sparsec.lower.tiled.wide_keys import wide_keys
 from sparsec.plan.grad_specs import TiledGradCapture, TiledGradKV, TiledGradQ
 from sparsec.plan.specs import BlockList
@@ -39,7 +40,7 @@ def default_capture(spec: TiledGradCapture, target: str) -> Schedule:
 def default_kv(spec: TiledGradKV, target: str) -> Schedule:
     """For the gradients of keys and values."""
     listed = [spec.listed] if spec.listed is not None else []
-    made = _listed(CPU if target.startswith("tvm") else _from_keys(spec, target), listed)
+    made = list_tiles.within(CPU if target.startswith("tvm") else _from_keys(spec, target), listed)
     if listed:
         made = replace(made, descriptors=_descriptors(spec, target))
     return replace(made, splits=_splits(spec, made.block, 4 if target.startswith("tvm") else PROGRAMS))
@@ -53,19 +54,11 @@ def _splits(spec: TiledGradKV, block: int, programs: int) -> int:
     return min(1 << max(share.bit_length() - 1, 0), 64)
 
 
-def _listed(made: Schedule, lists: list[BlockList]) -> Schedule:
-    """Tiles that divide those of block lists, whose entries are all masked."""
-    if not lists:
-        return made
-    rows, block = min([made.rows, *(x.block_q for x in lists)]), min([made.block, *(x.block_k for x in lists)])
-    return replace(made, rows=rows, block=block, phases="branch", warps=4 if block < made.block else made.warps)
-
-
 def _from_queries(spec: TiledGradQ | TiledGradCapture, target: str) -> Schedule:
     """A tile of queries keeps one accumulator."""
     lists = [p.listed for p in spec.forward.pieces if p.listed is not None]
     if target.startswith("tvm"):
-        return _listed(replace(CPU, lanes=("m", "d", "e", "n")), lists)
+        return list_tiles.within(replace(CPU, lanes=("m", "d", "e", "n")), lists)
     widest = max(spec.forward.head_dim, spec.forward.value_dim)
     common = Schedule(rows=64, block=64, phases="split", stages=1)
     if spec.forward.dtype == "float32":
@@ -75,10 +68,10 @@ def _from_queries(spec: TiledGradQ | TiledGradCapture, target: str) -> Schedule:
         pipelined = widest <= 192 and target in WARP_GROUPS
         found = replace(common, block=32, stages=2) if pipelined else replace(common, block=16, phases="branch")
     elif target in WARP_GROUPS:
-        found = replace(common, descriptors=_descriptors(spec, target) and not lists)
+        found = replace(common, descriptors=_descriptors(spec, target) and all(x.given for x in lists))
     else:
         found = replace(common, block=64 if widest <= 64 else 32, stages=1 if target.startswith("triton:gfx") else 2)
-    return _listed(found, lists)
+    return list_tiles.within(found, lists)
 
 
 def _from_keys(spec: TiledGradKV, target: str) -> Schedule:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sparsec.lower.pieces import spans
-from sparsec.lower.ranges import tile_ranges
+from sparsec.lower.ranges import TileRange, tile_ranges
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.tiled import grad as tiled_grad
 from sparsec.lower.tiled import visits
@@ -91,7 +91,8 @@ def _alike(at: KeyTile) -> bool:
     if at.ragged and not at.piece.batched:
         return False
     if at.listed is not None:
-        return (at.group == 1 or at.listed.heads == 1) and (at.piece.batched or not at.listed.per_batch)
+        alike = at.group == 1 or at.listed.heads in (1, at.w.forward.kv_heads)
+        return alike and (at.piece.batched or not at.listed.per_batch)
     differing = [*(["h"] if at.group > 1 else []), *([] if at.piece.batched else ["b"])]
     return at.piece.where is None or not differing or not depends_on(at.piece.where, *differing)
 
@@ -145,14 +146,17 @@ def _params(at: KeyTile) -> dict[str, Node]:
 
 def _visits(at: KeyTile, head: Node, batch: Node) -> list[Visits]:
     schedule, tensors, listed = at.w.schedule, at.w.tensors, at.listed
-    if listed is not None:
-        row = tile.apply(Fn.TRUNCDIV, at.first, listed.block_k)
-        place = (batch if listed.per_batch else 0, head if listed.heads > 1 else 0, row)
-        return [visits.of_list(tensors[listed.ids], tensors[listed.counts], place, listed.block_q // schedule.rows)]
-    last = tiled_grad.last_of(at.first, schedule.block, tile.param(at.piece.length))
-    env = {**_params(at), "b": batch, "h": head, "i_lo": at.first, "i_hi": last}
-    rows = replace(at.piece, where=_turned(at.piece.where), size=None)
-    return visits.of_ranges(tile_ranges(rows, schedule.rows, tile.param("TQ"), env, tensors), schedule.phases)
+
+    def ranges() -> list[TileRange]:
+        last = tiled_grad.last_of(at.first, schedule.block, tile.param(at.piece.length))
+        env = {**_params(at), "b": batch, "h": head, "i_lo": at.first, "i_hi": last}
+        rows = replace(at.piece, where=_turned(at.piece.where), size=None)
+        return tile_ranges(rows, schedule.rows, tile.param("TQ"), env, tensors)
+
+    if listed is None:
+        return visits.of_ranges(ranges(), schedule.phases)
+    row = visits.row_of(listed, batch, head, at.w.forward.heads, tile.apply(Fn.TRUNCDIV, at.first, listed.block_k))
+    return [visits.of_list(listed, tensors, row, listed.block_q // schedule.rows, ranges)]
 
 
 def _turned(where: Expr | None) -> Expr | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.pieces import dot_over, spans
-from sparsec.lower.ranges import tile_ranges
+from sparsec.lower.ranges import TileRange, tile_ranges
 from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.lower.tiled import grad as tiled_grad
 from sparsec.lower.tiled import visits
@@ -82,13 +82,15 @@ def walk(at: Walk, piece: Piece, state: list[Node], consume: Consume) -> list[No
 
 def _visits(at: Walk, piece: Piece) -> list[Visits]:
     schedule, tensors, listed = at.w.schedule, at.w.tensors, piece.listed
+
+    def ranges() -> list[TileRange]:
+        return tile_ranges(piece, schedule.block, tile.param(piece.length), at.queries.env, tensors)
+
     if listed is None:
-        ranges = tile_ranges(piece, schedule.block, tile.param(piece.length), at.queries.env, tensors)
-        return visits.of_ranges(ranges, schedule.phases)
-    row = tile.apply(Fn.TRUNCDIV, at.first, listed.block_q)
-    place = (at.batch if listed.per_batch else 0, at.head if listed.heads > 1 else 0, row)
-    parts = listed.block_k // schedule.block
-    return [visits.of_list(tensors[listed.ids], tensors[listed.counts], place, parts)]
+        return visits.of_ranges(ranges(), schedule.phases)
+    number = tile.apply(Fn.TRUNCDIV, at.first, listed.block_q)
+    row = visits.row_of(listed, at.batch, at.head, at.w.forward.heads, number)
+    return [visits.of_list(listed, tensors, row, listed.block_k // schedule.block, ranges)]
 
 
 def _meet(at: Walk, piece: Piece, key_tile: Node, masked: Node | bool | None) -> Meeting:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsec.lower import descriptors
-from sparsec.plan.specs import TiledAttention
+from sparsec.lower.tiled import list_tiles
+from sparsec.plan.specs import BlockList, TiledAttention
 from sparsec.tile.schedule import Schedule
 
 Choices = dict[str, tuple[object, ...]]
@@ -17,6 +18,10 @@ FEW_REGISTERS = ("triton:sm_80", "triton:sm_86", "triton:sm_89")
 def default(spec: TiledAttention, target: str) -> Schedule:
     """A schedule that is good without tuning, for ``triton:<arch>`` or ``tvm:llvm``."""
     listed = [p.listed for p in spec.pieces if p.listed is not None]
+    return list_tiles.within(_default(spec, target, listed), listed)
+
+
+def _default(spec: TiledAttention, target: str, listed: list[BlockList]) -> Schedule:
     if target.startswith("tvm"):
         rows = listed[0].block_q if listed else 32
         return Schedule(
@@ -30,7 +35,8 @@ def default(spec: TiledAttention, target: str) -> Schedule:
     if widest > 128:
         wide = replace(common, block=32, stages=2)
         return replace(wide, phases="branch", warps=8) if target in FEW_REGISTERS else wide
-    if descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim) and not listed:
+    seen = any(x.given is None for x in listed)
+    if descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim) and not seen:
         # Several programs per processor hide each other's latency better than a deep pipeline.
         return replace(common, descriptors=True, stages=1, registers=128 if widest <= 80 else 0)
     return replace(common, block=32 if widest >= 128 else 64, stages=2)
@@ -55,12 +61,13 @@ def space(spec: TiledAttention, target: str) -> Choices:
     """Every choice the tuner may make; what does not fit the target is filtered before it is compiled."""
     listed = [p.listed for p in spec.pieces if p.listed is not None]
     if target.startswith("tvm"):
-        rows = (16, 32, 64) if not listed else tuple(r for r in (16, 32, 64) if listed[0].block_q % r == 0)
-        return {"rows": rows, "block": (16, 32, 64), "accumulators": (8, 12, 16, 24), "unroll": (1, 2)}
+        rows, keys = (list_tiles.choices((16, 32, 64), side) for side in list_tiles.sides(listed))
+        return {"rows": rows, "block": keys, "accumulators": (8, 12, 16, 24), "unroll": (1, 2)}
     halves = spec.dtype != "float32"
+    rows, keys = list_tiles.sides(listed)
     return {
-        "rows": (64, 128) if not listed else (listed[0].block_q,),
-        "block": (32, 64, 128) if not listed else (listed[0].block_k,),
+        "rows": list_tiles.choices((64, 128), rows),
+        "block": list_tiles.choices((32, 64, 128), keys),
         "phases": ("split", "branch") if not listed else ("branch",),
         "descriptors": (False, True) if halves and target in descriptors.TARGETS else (False,),
         "warps": (4, 8),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from sparsec.lower.ranges import TileRange, nth, outside_interior, total
 from sparsec.lower.scalars import add, mul
+from sparsec.plan.specs import BlockList
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
@@ -50,12 +51,31 @@ def _edges(r: TileRange) -> list[TileRange]:
     return [*before, replace(r, start=r.inner_stop)] if r.tail else before
 
 
-def of_list(ids: Tensor, counts: Tensor, row: tuple[Node | int, ...], parts: int) -> Visits:
-    """The entries of one row of a block list, each of ``parts`` tiles; all of them are masked."""
-    count = mul(tile.load(counts, *row), parts)
+def of_list(
+    listed: BlockList,
+    tensors: Mapping[str, Tensor],
+    row: tuple[Node | int, ...],
+    parts: int,
+    ranges: Callable[[], list[TileRange]],
+) -> Visits:
+    """The entries of one row of a block list, each of ``parts`` tiles.
+
+    All of them are masked, but for given lists: there a tile is where it lies outside the interior of all ``ranges``.
+    """
+    count = mul(tile.load(tensors[listed.counts], *row), parts)
 
     def at(n: Node) -> Node:
-        entry = tile.load(ids, *row, tile.apply(Fn.TRUNCDIV, n, parts))
+        entry = tile.load(tensors[listed.ids], *row, tile.apply(Fn.TRUNCDIV, n, parts))
         return add(mul(entry, parts), tile.apply(Fn.TRUNCMOD, n, parts))
 
-    return Visits(count, at, lambda _: None)
+    if listed.given is None:
+        return Visits(count, at, lambda _: None)
+    known = ranges()
+    return Visits(count, at, lambda n: outside_interior(known, n))
+
+
+def row_of(listed: BlockList, batch: Node, head: Node, heads: int, number: Node) -> tuple[Node | int, ...]:
+    """Where the list of one tile stands in ids and counts; ``head`` is one of ``heads``."""
+    shared = heads // listed.heads
+    own = 0 if listed.heads == 1 else head if shared == 1 else tile.apply(Fn.TRUNCDIV, head, shared)
+    return (batch if listed.per_batch else 0, own, number)
