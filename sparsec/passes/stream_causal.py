@@ -45,6 +45,8 @@ def check_causal(variant: Variant) -> None:
             _check_attend(variant, node)
         elif node.op is Op.TOPK and node["unit"] != "part":  # parts of a state are all there from the start
             _check_topk(variant, node)
+        elif node.op is Op.GIVEN:
+            _check_given(variant, node)
         elif node.op is Op.WEIGHTS:
             _check_scores(variant, node.src[1], within_forced=True)
 
@@ -95,6 +97,12 @@ def _check_attend(variant: Variant, attend: Node) -> None:
             return
     rule = "shows keys after the query's own" if size == 1 else f"shows windows of {size} that are not complete"
     raise refusal(variant, attend, rule, "add a causal mask, or eligible = complete_past")
+
+
+def _check_given(variant: Variant, given: Node) -> None:
+    if given.integer("query_block") != 1:
+        fix = "give a list per query: query_block = 1"
+        raise refusal(variant, given, "shares a list between queries of several steps", fix)
 
 
 def _check_topk(variant: Variant, topk: Node) -> None:

@@ -121,7 +121,9 @@ def _piece(planner: Planner, attend: Node, position: int, params: dict[str, Expr
     size = held.length.value if held.length.head == "const" else None
     piece = Piece(held.k, held.v, length, where, bias, captures, held.batched, size if isinstance(size, int) else None)
     given = next((s for s in attend.positional[2:] if by_block(s)), None)
-    return _with_list(planner, attend, piece, params) if given is None else _given(planner, attend, given, piece, params)
+    return (
+        _with_list(planner, attend, piece, params) if given is None else _given(planner, attend, given, piece, params)
+    )
 
 
 def _given(planner: Planner, attend: Node, given: Node, piece: Piece, params: dict[str, Expr]) -> Piece:

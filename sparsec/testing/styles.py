@@ -21,7 +21,8 @@ def flipped(spec: AnySpec) -> Schedule:
     base = default(spec, GPU)
     if isinstance(spec, TiledAttention):
         phases = "branch" if base.phases == "split" else "split"
-        return replace(base, phases=phases, rows=32, block=16, value_block=_half(spec.value_dim), descriptors=False)
+        rows = min([32, *(p.listed.block_q for p in spec.pieces if p.listed is not None)])
+        return replace(base, phases=phases, rows=rows, block=16, value_block=_half(spec.value_dim), descriptors=False)
     if isinstance(spec, GatheredAttention) and spec.chunk >= 16:
         rows = max(16, 1 << (chunks.sharing(spec) - 1).bit_length())
         order = "query_outer" if base.order == "tile_union" else "tile_union"

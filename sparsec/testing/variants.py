@@ -42,6 +42,7 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
     "nsa-separate-literal": ("nsa", {**_NSA, "kv": "separate", "importance": "paper_literal", "gates": "given"}),
     "nsa-given": ("nsa", {**_NSA, "selection": "given"}),
     "nsa-selected": ("nsa", {**_NSA, "branches": "slc"}),
+    "nsa-shared-lists": ("nsa", {**_NSA, "selection": "given", "branches": "slc", "query_block": CHUNK}),
     "moba": ("moba", {"block": CHUNK, "k": 3}),
     "dsa": ("dsa", {"k": 11}),
     "dsa-kl": ("dsa", {"k": 11, "training": "kl"}),

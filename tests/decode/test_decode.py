@@ -24,7 +24,7 @@ from sparsec.testing.variants import EVERY, small
 REFUSED = (
     "full-everywhere", "longformer-dilated", "bigbird-everywhere", "open", "open-chunks", "head-weights", "mixed",
     "other-names", "pooled-means", "shares-of-all", "straight", "kl-chunks", "dsa-kl", "dsa-warm", "minimax-kl",
-    "evermind", "evermind-dot",
+    "evermind", "evermind-dot", "nsa-shared-lists",
 )  # fmt: skip
 DECODED = tuple(name for name in EVERY if name not in REFUSED)
 

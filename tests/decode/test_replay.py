@@ -33,6 +33,7 @@ REFUSED = {
     "dsa-kl": "a training signal",
     "dsa-warm": "a training signal",
     "minimax-kl": "a training signal",
+    "nsa-shared-lists": "shares a list",
     "evermind": "shares a list",
     "evermind-dot": "shares a list",
 }

@@ -43,6 +43,8 @@ def default_kv(spec: TiledGradKV, target: str) -> Schedule:
     made = list_tiles.within(CPU if target.startswith("tvm") else _from_keys(spec, target), listed)
     if listed:
         made = replace(made, descriptors=_descriptors(spec, target))
+    if made.descriptors and listed and listed[0].given is not None and made.block == 128:
+        made = replace(made, block=64, warps=4)  # a list is no order: more programs hide its reads better
     return replace(made, splits=_splits(spec, made.block, 4 if target.startswith("tvm") else PROGRAMS))
 
 
@@ -68,7 +70,9 @@ def _from_queries(spec: TiledGradQ | TiledGradCapture, target: str) -> Schedule:
         pipelined = widest <= 192 and target in WARP_GROUPS
         found = replace(common, block=32, stages=2) if pipelined else replace(common, block=16, phases="branch")
     elif target in WARP_GROUPS:
-        found = replace(common, descriptors=_descriptors(spec, target) and all(x.given for x in lists))
+        given = bool(lists) and all(x.given for x in lists)
+        boxes = _descriptors(spec, target) and (given or not lists)
+        found = replace(common, descriptors=boxes, stages=2 if given and boxes else 1)
     else:
         found = replace(common, block=64 if widest <= 64 else 32, stages=1 if target.startswith("triton:gfx") else 2)
     return list_tiles.within(found, lists)

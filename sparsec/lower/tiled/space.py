@@ -38,7 +38,8 @@ def _default(spec: TiledAttention, target: str, listed: list[BlockList]) -> Sche
     seen = any(x.given is None for x in listed)
     if descriptors.pay(target, spec.dtype, spec.head_dim, spec.value_dim) and not seen:
         # Several programs per processor hide each other's latency better than a deep pipeline.
-        return replace(common, descriptors=True, stages=1, registers=128 if widest <= 80 else 0)
+        few = widest <= 80 or (bool(listed) and widest <= 128)
+        return replace(common, descriptors=True, stages=1, registers=128 if few else 0)
     return replace(common, block=32 if widest >= 128 else 64, stages=2)
 
 
