@@ -17,11 +17,8 @@ from sparsec.plan.specs import BlockList
 
 def tiles_agree(ev: Evaluation, attend: Node, spec: BlockList, buffers: Mapping[str, Tensor]) -> tuple[bool, str, None]:
     """Whether the written ids and counts name the seen tiles of every (batch, head, query tile), ascending."""
-    seen = (
-        named_tiles(spec, buffers, ev.dim(attend.src[1].shape[1]))
-        if spec.given is not None
-        else seen_tiles(ev, attend, spec)
-    )
+    keys = ev.dim(attend.src[1].shape[1])
+    seen = seen_tiles(ev, attend, spec) if spec.given is None else named_tiles(spec, buffers, keys)
     ids, counts = buffers[spec.ids], buffers[spec.counts]
     listed = torch.zeros_like(seen)
     slot = torch.arange(ids.shape[-1], device=ids.device) < counts[..., None]

@@ -8,7 +8,6 @@ from sparsec.lower import descriptors
 from sparsec.lower.tiled import list_tiles
 from sparsec.lower.tiled.wide_keys import wide_keys
 from sparsec.plan.grad_specs import TiledGradCapture, TiledGradKV, TiledGradQ
-from sparsec.plan.specs import BlockList
 from sparsec.tile.schedule import Schedule
 
 Choices = dict[str, tuple[object, ...]]

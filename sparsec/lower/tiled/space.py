@@ -60,16 +60,16 @@ def _single(spec: TiledAttention, target: str, common: Schedule) -> Schedule:
 
 def space(spec: TiledAttention, target: str) -> Choices:
     """Every choice the tuner may make; what does not fit the target is filtered before it is compiled."""
-    listed = [p.listed for p in spec.pieces if p.listed is not None]
+    rows, keys = list_tiles.sides([p.listed for p in spec.pieces if p.listed is not None])
     if target.startswith("tvm"):
-        rows, keys = (list_tiles.choices((16, 32, 64), side) for side in list_tiles.sides(listed))
-        return {"rows": rows, "block": keys, "accumulators": (8, 12, 16, 24), "unroll": (1, 2)}
+        sizes = (16, 32, 64)
+        tiles = {"rows": list_tiles.choices(sizes, rows), "block": list_tiles.choices(sizes, keys)}
+        return {**tiles, "accumulators": (8, 12, 16, 24), "unroll": (1, 2)}
     halves = spec.dtype != "float32"
-    rows, keys = list_tiles.sides(listed)
     return {
         "rows": list_tiles.choices((64, 128), rows),
         "block": list_tiles.choices((32, 64, 128), keys),
-        "phases": ("split", "branch") if not listed else ("branch",),
+        "phases": ("split", "branch") if not rows else ("branch",),
         "descriptors": (False, True) if halves and target in descriptors.TARGETS else (False,),
         "warps": (4, 8),
         "stages": (1, 2, 3),
