@@ -99,6 +99,43 @@ class GdnCase(DeltaCase):
 
 
 @dataclass(frozen=True)
+class LevelsCase(ScanCase):
+    """Levels of states on a Fenwick schedule, as many as T tokens have, with weights drawn between 0 and 1."""
+
+    preset = "log_linear"
+    learned: ClassVar[tuple[str, ...]] = ("q", "k", "v", "g", "lam")
+
+    @property
+    def levels(self) -> int:
+        """Of T tokens."""
+        return (self.T - 1).bit_length() + 1
+
+    @property
+    def knobs(self) -> Knobs:
+        return {"raw": True, "levels": self.levels, "rule": "delta" if self.delta else "additive"}
+
+    def inputs(self, seed: int = 0) -> Inputs:
+        return super().inputs(seed) | {"lam": self._weights(seed)}
+
+    def _weights(self, seed: int) -> torch.Tensor:
+        shape = (self.B, self.T, self.H, self.levels)
+        return torch.rand(shape, device=self.device, generator=self.generator(seed + 2))
+
+
+@dataclass(frozen=True)
+class GdnLevelsCase(LevelsCase):
+    """The same with the gated delta rule; keys of unit length."""
+
+    learned: ClassVar[tuple[str, ...]] = ("q", "k", "v", "g", "beta", "lam")
+    delta: ClassVar[bool] = True
+
+    def inputs(self, seed: int = 0) -> Inputs:
+        generator = self.generator(seed)
+        made = self._attention_inputs(generator) | {"k": self._unit(generator), "beta": self._rates(generator)}
+        return made | {"g": self._gates(self.generator(seed + 1), 0), "lam": self._weights(seed)}
+
+
+@dataclass(frozen=True)
 class KdaCase(GdnCase):
     """The delta rule with a decay per key channel; queries of unit length too."""
 

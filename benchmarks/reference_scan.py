@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sparsec.benchmarks.cases import Inputs
-from sparsec.benchmarks.cases_scan import ScanCase
+from sparsec.benchmarks.cases_scan import LevelsCase, ScanCase
 
 _SPAN = 128
 """Tokens between states that a backward keeps."""
@@ -15,15 +15,18 @@ _SPAN = 128
 
 def scan_output(case: ScanCase, x: Inputs) -> Tensor:
     """The output ``[B,T,H,D]`` of fp64 inputs; differentiable in memory that grows slowly with T."""
-    state = torch.zeros(case.B, case.HKV, case.D, case.D, dtype=torch.float64, device=case.device)
+    cols = case.D * (case.levels if isinstance(case, LevelsCase) else 1)
+    state = torch.zeros(case.B, case.HKV, case.D, cols, dtype=torch.float64, device=case.device)
     parts, names = [], sorted(x)
 
-    def walk(state: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
-        return _walk(case, state, dict(zip(names, given, strict=True)))
+    def walk(first: int, state: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        some = dict(zip(names, given, strict=True))
+        return _climb(case, first, state, some) if isinstance(case, LevelsCase) else _walk(case, state, some)
 
     for first in range(0, case.T, _SPAN):
         some = [x[name][:, first : first + _SPAN] for name in names]
-        state, out = checkpoint(walk, state, *some, use_reentrant=False) if _recorded(x) else walk(state, *some)
+        kept = checkpoint(walk, first, state, *some, use_reentrant=False) if _recorded(x) else None
+        state, out = walk(first, state, *some) if kept is None else kept
         parts.append(out)
     return torch.cat(parts, 1)
 
@@ -40,6 +43,28 @@ def _walk(case: ScanCase, state: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
         seen = state.repeat_interleave(case.group, 1)
         found.append(case.scale * torch.einsum("bhde,bhd->bhe", seen, now["q"]))
     return state, torch.stack(found, 1)
+
+
+def _climb(case: LevelsCase, first: int, state: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
+    """Levels side by side as columns, of which tokens write the first; after each the full ones move up."""
+    found, nothing = [], x["v"].new_zeros(*x["v"].shape[:1], case.HKV, case.D * (case.levels - 1))
+    for t in range(x["q"].shape[1]):
+        now = {name: tensor[:, t] for name, tensor in x.items()}
+        state = _write(case, state, now | {"v": torch.cat([now["v"], nothing], -1)})
+        seen = torch.einsum("bhde,bhd->bhe", state, now["q"]).unflatten(-1, (case.levels, case.D))
+        found.append(case.scale * (now["lam"][..., None] * seen).sum(-2))
+        state = _carried(case, first + t, state)
+    return state, torch.stack(found, 1)
+
+
+def _carried(case: LevelsCase, t: int, state: Tensor) -> Tensor:
+    """Levels 0 to m become level m + 1, m the trailing zeros of t + 1; nothing is above the highest."""
+    full = ((t + 1) & -(t + 1)).bit_length()
+    if full >= case.levels:
+        return state
+    levels = list(state.split(case.D, -1))
+    merged = torch.stack(levels[:full]).sum(0)
+    return torch.cat([torch.zeros_like(state[..., : full * case.D]), merged, *levels[full + 1 :]], -1)
 
 
 def _write(case: ScanCase, state: Tensor, now: Inputs) -> Tensor:

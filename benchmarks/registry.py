@@ -6,7 +6,16 @@ import torch
 
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, MobaCase, SelectedCase, WindowCase
 from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
-from sparsec.benchmarks.cases_scan import DeltaCase, GdnCase, GlaCase, KdaCase, Rwkv7Case, ScanCase
+from sparsec.benchmarks.cases_scan import (
+    DeltaCase,
+    GdnCase,
+    GdnLevelsCase,
+    GlaCase,
+    KdaCase,
+    LevelsCase,
+    Rwkv7Case,
+    ScanCase,
+)
 from sparsec.ir.error import InputError
 from sparsec.ir.suggest import did_you_mean
 
@@ -34,6 +43,8 @@ _SCANS: tuple[Case, ...] = (
     GdnCase("gdn", *_STATES),
     KdaCase("kda", *_STATES),
     Rwkv7Case("rwkv7", *_STATES),
+    LevelsCase("log_linear", *_STATES),
+    GdnLevelsCase("log_linear_gdn", *_STATES),
 )
 
 _CASES: tuple[Case, ...] = (

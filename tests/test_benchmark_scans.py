@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparsec.benchmarks.cases_scan import DeltaCase, GdnCase, GlaCase, KdaCase, Rwkv7Case, ScanCase
+from sparsec.benchmarks.cases_scan import (
+    DeltaCase,
+    GdnCase,
+    GdnLevelsCase,
+    GlaCase,
+    KdaCase,
+    LevelsCase,
+    Rwkv7Case,
+    ScanCase,
+)
 from sparsec.benchmarks.gradients import GradientReferee, gradients
 from sparsec.benchmarks.own import own
 from sparsec.benchmarks.peers.table import forms_for
@@ -18,7 +27,7 @@ from sparsec.benchmarks.verdict import Referee
 from sparsec.frontends.preset import preset
 from sparsec.oracle import oracle
 
-KINDS = (ScanCase, GlaCase, DeltaCase, GdnCase, KdaCase, Rwkv7Case)
+KINDS = (ScanCase, GlaCase, DeltaCase, GdnCase, KdaCase, Rwkv7Case, LevelsCase, GdnLevelsCase)
 
 
 def small(kind: type[ScanCase], length: int = 150) -> ScanCase:

@@ -7,13 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from sparsec.benchmarks.cases import Case, Inputs
-from sparsec.benchmarks.cases_scan import ScanCase
+from sparsec.benchmarks.cases_scan import LevelsCase, ScanCase
 from sparsec.benchmarks.peers.form import Compiler, Form, Run
 from sparsec.benchmarks.step import Step, leaves_of
 
 
-def forms(_case: ScanCase) -> list[Form]:
-    """One form: fla chooses its own configurations."""
+def forms(case: ScanCase) -> list[Form]:
+    """One form: fla chooses its own configurations; none for levels under a delta rule, which it does not have."""
+    if isinstance(case, LevelsCase) and case.delta:
+        return []
     return [Form("fla", "chunk", _chunk)]
 
 
@@ -26,6 +28,11 @@ def _rwkv7(ops: Any, x: Inputs) -> Any:
     return ops.chunk_rwkv7(*(x[n] for n in ("q", "g", "k", "v", "a", "b")), safe_gate=True, chunk_size=64)
 
 
+def _log_linear(ops: Any, x: Inputs) -> Any:
+    chunked = importlib.import_module("fla.ops.log_linear_attn").chunk_log_linear_attn
+    return chunked(*(x[n] for n in ("q", "k", "v", "g", "lam")), scale=x["q"].shape[-1] ** -0.5)
+
+
 _CALLS: dict[str, Callable[[Any, Inputs], Any]] = {
     "retnet": lambda ops, x: ops.chunk_simple_gla(x["q"], x["k"], x["v"], x["g"]),
     "gla": lambda ops, x: ops.chunk_gla(x["q"], x["k"], x["v"], x["g"]),
@@ -33,6 +40,7 @@ _CALLS: dict[str, Callable[[Any, Inputs], Any]] = {
     "gdn": lambda ops, x: ops.chunk_gated_delta_rule(x["q"], x["k"], x["v"], x["g"], x["beta"]),
     "kda": _kda,
     "rwkv7": _rwkv7,
+    "log_linear": _log_linear,
 }
 """By sparsec's preset."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.fenwick.leaf import store
-from sparsec.lower.fenwick.rungs import Rungs, column_of, tile_number, when
+from sparsec.lower.fenwick.rungs import Rungs, column_of, edges, tile_number, when
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_parts import CHUNKS, halves, power, power_of_two
 from sparsec.scalar.fn import Fn
@@ -49,8 +49,7 @@ class Pair:
     def load(self, tensor: Tensor, block: Node, *index: Node, count: Node | None = None) -> Node:
         """A block's matrix or number, 0 where it is padded or not complete."""
         limits: dict[int, tile.Value] = {2: self.rungs.complete(self.level) if count is None else count}
-        limits |= {3 + n: int(size) for n, size in enumerate(tensor.shape[3:])}
-        return tile.load(tensor, self.batch, self.head, block, *index, bounds=limits)
+        return tile.load(tensor, self.batch, self.head, block, *index, bounds=limits | edges(tensor, index))
 
     @property
     def left(self) -> Node:
@@ -109,7 +108,7 @@ def lower_states(rungs: Rungs, level: int) -> Program:
         left, right = (at.load(below, block, *index) for block in (at.left, at.right))
         keep(at, above, rungs.read_states, index, add(at.carried(at.right, left), right))
         tensors = [below, above, rungs.read_states] + [rungs.moves(level)] * own.delta
-        if own.decays and not own.delta:
+        if rungs.fading:
             fades = [at.load(rungs.fades(level), block) for block in (at.left, at.right)]
             keep(at, rungs.fades(level + 1), rungs.read_fades, (), add(*fades))
             tensors += [rungs.fades(level), rungs.fades(level + 1), rungs.read_fades]
@@ -153,5 +152,4 @@ def keep(at: Pair, tensor: Tensor, read: Tensor, index: tuple[Node, ...], value:
 
 def store_complete(at: Pair, tensor: Tensor, index: tuple[Node, ...], value: Node) -> None:
     """Store a block, which has its own place whether complete or not."""
-    limits: dict[int, tile.Value] = {dim: int(tensor.shape[dim]) for dim in range(3, len(index))}
-    tile.store(tensor, *index, value=tile.cast(value, tensor.dtype), bounds=limits)
+    tile.store(tensor, *index, value=tile.cast(value, tensor.dtype), bounds=edges(tensor, index[3:]))

@@ -7,7 +7,7 @@ with T = (I + A)⁻¹ of a delta rule, I of others, of which P is no more than e
 
 from __future__ import annotations
 
-from sparsec.lower.fenwick.rungs import Rungs, bit, column_of, place, tile_number, when
+from sparsec.lower.fenwick.rungs import Rungs, bit, column_of, edges, place, tile_number, when
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, halves, power, power_of_two, scaled, times
 from sparsec.lower.scan.chunk_state import Axes, axes
@@ -27,7 +27,7 @@ def lower_states(rungs: Rungs) -> Program:
         state = made(rungs, chunk, a, solved(rungs, chunk, a, values))
         tensors = [rungs.keys, rungs.values, *of_writes(rungs), rungs.states(0), rungs.read_states]
         keep(rungs, chunk, rungs.states(0), rungs.read_states, (tile.iota(a.dims), column), state)
-        if own.decays and not own.delta:
+        if rungs.fading:
             tensors += [rungs.fades(0), rungs.read_fades]
             keep(rungs, chunk, rungs.fades(0), rungs.read_fades, (), chunk.total())
         grid = (mul(tile.param(CHUNKS), own.tiles), w.heads, tile.param("B"))
@@ -96,6 +96,5 @@ def _also(read: Tensor, index: tuple[Node, ...], value: Node) -> list[Node]:
 
 def store(tensor: Tensor, index: tuple[Node, ...], value: Node) -> None:
     """Store a block's matrix or number, without what is padded; blocks past the last one are left out."""
-    limits: dict[int, tile.Value] = {2: tile.param(str(tensor.shape[2]))}
-    limits |= {dim: int(tensor.shape[dim]) for dim in range(3, len(index))}
-    tile.store(tensor, *index, value=tile.cast(value, tensor.dtype), bounds=limits)
+    limits: dict[int, tile.Value] = {2: tile.param(str(tensor.shape[2]), declare=True)}
+    tile.store(tensor, *index, value=tile.cast(value, tensor.dtype), bounds=limits | edges(tensor, index[3:]))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.fenwick.leaf import of_writes
-from sparsec.lower.fenwick.rungs import Rungs, bit, column_of, end, place, tile_number, when
+from sparsec.lower.fenwick.rungs import Rungs, bit, column_of, edges, end, place, tile_number, when
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_outputs import visible
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, halves, power_of_two, scaled, times
@@ -148,9 +148,8 @@ class Reader:
 
     def state(self, number: Node, column: Node) -> Node:
         """S of the block that is read at a level ``[d,e]``."""
-        w = self.rungs.own.writes
-        limits: dict[int, tile.Value] = {3: w.rows, 4: w.cols}
-        return tile.load(self.rungs.read_states, *self.block(number), tile.iota(self.axes.dims), column, bounds=limits)
+        index, tensor = (tile.iota(self.axes.dims), column), self.rungs.read_states
+        return tile.load(tensor, *self.block(number), *index, bounds=edges(tensor, index))
 
     def answer(self, x: Node, number: Node, column: Node) -> Node:
         """X S ``[c,e]``."""
@@ -176,9 +175,8 @@ class Reader:
 
     def move(self, number: Node, rows: Axis, columns: Axis) -> Node:
         """P of the block that is read at a level."""
-        size = self.rungs.own.writes.rows
-        limits: dict[int, tile.Value] = {3: size, 4: size}
-        return tile.load(self.rungs.read_moves, *self.block(number), tile.iota(rows), tile.iota(columns), bounds=limits)
+        index, tensor = (tile.iota(rows), tile.iota(columns)), self.rungs.read_moves
+        return tile.load(tensor, *self.block(number), *index, bounds=edges(tensor, index))
 
     def tensors(self) -> list[Tensor]:
         """What a chunk's queries are made of."""

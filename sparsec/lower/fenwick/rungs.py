@@ -40,6 +40,11 @@ class Rungs:
         return self.spec.levels - self.inner
 
     @property
+    def fading(self) -> bool:
+        """Whether transitions are decays."""
+        return self.own.decays and not self.own.delta
+
+    @property
     def queries(self) -> Tensor:
         """``[B,N,H,D]``."""
         return self.own.tensor(self.spec.read.q, self.spec.read.heads, self.own.writes.rows)
@@ -96,16 +101,16 @@ class Rungs:
     def carried(self) -> list[Tensor]:
         """What of the blocks that are read programs of chunks load."""
         own = self.own
-        return [self.read_states] + [self.read_moves] * own.delta + [self.read_fades] * (own.decays and not own.delta)
+        return [self.read_states] + [self.read_moves] * own.delta + [self.read_fades] * self.fading
 
     def scratch(self) -> list[Tensor]:
         """All buffers between the programs of the forward."""
-        own, fading = self.own, self.own.decays and not self.own.delta
+        own = self.own
         found = [own.sums] * own.decays + [own.solved] * own.delta
         if not self.outer:
             return found
         for level in range(self.outer):
-            found += [self.states(level)] + [self.moves(level)] * own.delta + [self.fades(level)] * fading
+            found += [self.states(level)] + [self.moves(level)] * own.delta + [self.fades(level)] * self.fading
         return found + self.carried()
 
     def params(self) -> tuple[tuple[str, Expr], ...]:
@@ -165,6 +170,12 @@ def when(condition: Node, values: list[Node], make: Callable[..., Sequence[Node]
 def place(chunk: Chunk, block: Node) -> tuple[Node, Node, Node]:
     """Of a block's state."""
     return chunk.batch, chunk.head, block
+
+
+def edges(tensor: Tensor, index: Sequence[Node], first: int = 3) -> dict[int, tile.Value]:
+    """Bounds of the last dimensions of a tensor where their tiles reach past them."""
+    sizes = {first + n: int(tensor.shape[first + n]) for n in range(len(index))}
+    return {dim: size for (dim, size), x in zip(sizes.items(), index, strict=True) if size % x.axes[0].size}
 
 
 def tile_number(own: Chunked, tiles: int) -> tuple[Node, Node]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sparsec.lower.fenwick import forward
+from sparsec.lower.fenwick import backward, forward
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan.cell import padded
 from sparsec.plan.fenwick_specs import Ladder, LadderGrad
-from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.schedule import Schedule
 
 Choices = dict[str, tuple[object, ...]]
 
@@ -18,7 +18,7 @@ def lower(spec: Ladder, schedule: Schedule) -> Lowered:
 
 def lower_grad(spec: LadderGrad, schedule: Schedule) -> Lowered:
     """The programs of a ladder's adjoint."""
-    raise ScheduleError("no gradients yet")
+    return backward.lower(spec, schedule)
 
 
 def default(spec: Ladder | LadderGrad, target: str) -> Schedule:

@@ -1,0 +1,124 @@
+"""The backward of a ladder under a schedule: its tensors and its scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.lower.fenwick.climb import COLUMNS
+from sparsec.lower.fenwick.rungs import BLOCKS, Rungs
+from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, Chunked, power
+from sparsec.plan.fenwick_specs import LadderGrad
+from sparsec.tile import build as tile
+from sparsec.tile.language import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A ladder's backward; ``rungs`` are those of its forward, whose blocks are made again."""
+
+    spec: LadderGrad
+    rungs: Rungs
+
+    @property
+    def own(self) -> Chunked:
+        """The writes in chunks."""
+        return self.rungs.own
+
+    @property
+    def scale(self) -> float:
+        """Of what is read."""
+        return self.spec.forward.read.scale
+
+    @property
+    def grad_out(self) -> Tensor:
+        """``[B,N,H,DV]``."""
+        return self.own.tensor(self.spec.grad, self.own.writes.heads, self.own.writes.cols)
+
+    @property
+    def grad_gate(self) -> Tensor | None:
+        """``[B,N,H,levels]``."""
+        found = self.spec.grad_gate
+        return None if found is None else self.own.tensor(found, self.own.writes.heads, self.spec.forward.levels)
+
+    @property
+    def matrices(self) -> bool:
+        """Whether transitions are matrices."""
+        return self.own.delta
+
+    @property
+    def learns_decay(self) -> bool:
+        """Whether transitions are numbers whose gradient is asked for."""
+        return not self.own.delta and self.own.decays and self.spec.grad_decay is not None
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of value columns of programs that go down the blocks."""
+        return -(-self.own.writes.cols // min(COLUMNS, power(self.own.writes.cols)))
+
+    def _per_head(self, name: str, dtype: str, *dims: str | int) -> Tensor:
+        return Tensor(f"{self.own.name}_{name}", dtype, ("B", self.own.writes.heads, *dims))
+
+    @property
+    def reads(self) -> Tensor:
+        """What chunks that read a block ask of its state, by its end; fp32 ``[B,HKV,chunks,D,DV]``."""
+        return self._per_head("reads", "float32", CHUNKS, self.own.writes.rows, self.own.writes.cols)
+
+    @property
+    def passes(self) -> Tensor:
+        """What they ask of its transition; fp32 ``[B,HKV,chunks,D,D]``."""
+        return self._per_head("passes", "float32", CHUNKS, self.own.writes.rows, self.own.writes.rows)
+
+    @property
+    def walks(self) -> Tensor:
+        """X of each level that a chunk reads ``[B,HKV,levels,tokens,D]``."""
+        return self._per_head("walks", self.own.writes.k.dtype, self.rungs.outer, PADDED, self.own.writes.rows)
+
+    @property
+    def pulls(self) -> Tensor:
+        """The gradient of X of the level after each that a chunk reads."""
+        return self._per_head("pulls", self.own.writes.k.dtype, self.rungs.outer, PADDED, self.own.writes.rows)
+
+    @property
+    def pull(self) -> Tensor:
+        """The gradient of X_0 ``[B,HKV,tokens,D]``."""
+        return self._per_head("pull", self.own.writes.k.dtype, PADDED, self.own.writes.rows)
+
+    def grad_states(self, level: int) -> Tensor:
+        """The gradients of the blocks' states, fp32."""
+        count = CHUNKS if level == 0 else f"{BLOCKS}{level}"
+        return self._per_head(f"grad_states{level}", "float32", count, self.own.writes.rows, self.own.writes.cols)
+
+    def grad_moves(self, level: int) -> Tensor:
+        """The gradients of the blocks' transitions, fp32."""
+        count = CHUNKS if level == 0 else f"{BLOCKS}{level}"
+        return self._per_head(f"grad_moves{level}", "float32", count, self.own.writes.rows, self.own.writes.rows)
+
+    @property
+    def kept(self) -> Tensor:
+        """What a right block keeps of its neighbour, by its start: shares of the gradient of its decay."""
+        return self._per_head("kept", "float32", self.tiles, CHUNKS)
+
+    @property
+    def gains(self) -> Tensor:
+        """What a chunk reads at each level, times its gradient ``[B,HKV,levels,chunks]``."""
+        return self._per_head("gains", "float32", self.rungs.outer, CHUNKS)
+
+    @property
+    def among(self) -> Tensor:
+        """The gradient of decays without what passes a whole chunk ``[B,HKV,tokens]``."""
+        return self._per_head("among", "float32", PADDED)
+
+    def scratch(self) -> list[Tensor]:
+        """What is written beyond what the forward's programs write."""
+        if not self.rungs.outer:
+            return []
+        found = [self.reads]
+        for level in range(self.rungs.outer):
+            found += [self.grad_states(level)] + [self.grad_moves(level)] * self.matrices
+        if self.matrices:
+            found += [self.passes, self.walks, self.pulls, self.pull]
+        return found + [self.kept, self.gains, self.among] * self.learns_decay
+
+    def gate_bounds(self) -> dict[int, tile.Value]:
+        """Of a store of weights' gradients."""
+        return {1: tile.param(self.own.writes.length)}

@@ -1,0 +1,40 @@
+"""The backward of a ladder: blocks again, what readers ask of them, down to chunks, then all chunks side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower.fenwick import asked, descend, through, tokens, tokens_delta, walk
+from sparsec.lower.fenwick.back import Back
+from sparsec.lower.fenwick.forward import blocks, rungs_of
+from sparsec.lower.inverse.index import as_scratch
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.plan.fenwick_specs import LadderGrad
+from sparsec.tile.schedule import Schedule
+
+
+def lower(spec: LadderGrad, schedule: Schedule) -> Lowered:
+    """What the forward read, and the gradient of its outputs ``[B,N,H,DV]`` -> all that is asked for.
+
+    Raises ScheduleError where there is no such form.
+    """
+    b = Back(spec, rungs_of(spec.forward, schedule, spec.name))
+    steps = blocks(b.rungs, schedule) + (_down(b, schedule) if b.rungs.outer else [])
+    last = tokens_delta.lower(b) if b.own.delta else tokens.lower(b)
+    steps.append(Step(last, replace(schedule, warps=8, stages=1)))
+    if b.rungs.outer and b.learns_decay:
+        steps.append(Step(through.lower(b), replace(schedule, warps=1, stages=1)))
+    scratch = (*b.rungs.scratch(), *b.scratch())
+    return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch), b.rungs.params())
+
+
+def _down(b: Back, schedule: Schedule) -> list[Step]:
+    """The gradients of all blocks, the smallest last."""
+    wide = replace(schedule, warps=8, stages=1)
+    steps = [Step(walk.lower_out(b), wide), Step(walk.lower_back(b), wide)] if b.matrices else []
+    steps.append(Step(asked.lower_reads(b), schedule))
+    steps += [Step(asked.lower_passes(b), schedule)] * b.matrices
+    for level in range(b.rungs.outer - 1, -1, -1):
+        steps.append(Step(descend.lower_states(b, level), schedule))
+        steps += [Step(descend.lower_moves(b, level), schedule)] * b.matrices
+    return steps

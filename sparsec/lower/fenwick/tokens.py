@@ -1,0 +1,137 @@
+"""Gradients per token where transitions are numbers, all chunks side by side.
+
+With E = tril(Q Kᵀ e^{Γ_i − Γ_j}), G the weights inside the chunk, dS of the chunk's own block, S_j those that it reads,
+f_j the decay since they ended, N = scale dO Vᵀ and X = N ⊙ G ⊙ e^{Γ_i − Γ_j}, lower with the diagonal:
+
+    dQ = Σ_j scale gate_j f_j e^Γ dO S_jᵀ + X beta K           dgate_j = scale f_j e^Γ q·(dO S_jᵀ), inside Σ N E beta
+    dK = beta (e^{Γ_C − Γ} V dSᵀ + Xᵀ Q)                       dV = beta (e^{Γ_C − Γ} K dS + scale (E ⊙ G)ᵀ dO)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsec.lower.fenwick.back import Back
+from sparsec.lower.fenwick.frame import Frame
+from sparsec.lower.fenwick.leaf import of_writes
+from sparsec.lower.fenwick.outputs import Reader
+from sparsec.lower.fenwick.rungs import bit, when
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk_outputs import visible
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power_of_two, times
+from sparsec.lower.scan.chunk_state import axes
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program
+
+
+def lower(b: Back) -> Program:
+    """One (chunk, head, batch) per grid point."""
+    own, w, rungs = b.own, b.own.writes, b.rungs
+    with tile.Builder() as builder:
+        chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
+        a = axes(builder, own, "cnde")
+        f = Frame(b, Reader(rungs, chunk, a, builder.axis("f", a.dims.size), builder.axis("t", own.chunk)))
+        among, far_k = _columns(f)
+        far_q, gains = _far(f)
+        _finish(f, among, far_k, far_q, gains)
+        tensors = [rungs.queries, rungs.keys, rungs.values, rungs.gate, b.grad_out, *of_writes(rungs)]
+        tensors += [b.grad_states(0), *rungs.carried()] if rungs.outer else []
+        grid = (tile.param(CHUNKS), w.heads, tile.param("B"))
+        return own.program(builder, "", [*tensors, *f.tensors], grid)
+
+
+def _columns(f: Frame) -> tuple[Node, Node]:
+    """dO Vᵀ ``[c,n]`` and V dSᵀ ``[n,d]``; dV is stored on the way."""
+    b, a, chunk = f.b, f.axes, f.chunk
+    seen = mul(f.at.seen(), f.b.rungs.among(chunk, a.queries, a.keys))
+    weights, left, beta = tile.cast(mul(seen, b.scale), b.own.writes.k.dtype), chunk.left(a.keys), chunk.beta(a.keys)
+    keys = f.at.keys()
+
+    def visit(number: Node, among: Node, far: Node) -> Sequence[Node]:
+        column, limit = f.column(number)
+        do, v = f.grad_out(column, limit), f.values(column, limit)
+        found = [f.dot(do, v, a.columns, among), far]
+        near: Node | None = None
+        if b.rungs.outer:
+            grad = f.of_block(b.grad_states(0), column)
+            found[1] = f.dot(v, grad, a.columns, far)
+            near = f.dot(keys, grad, a.dims)
+            near = times(near, left, beta) or near
+        f.wide(b.spec.grad_v, f.dot(weights, do, a.queries, near), column, b.own.writes.cols, limit)
+        return found
+
+    zeros = [tile.full(0.0, a.queries, a.keys), tile.full(0.0, a.keys, a.dims)]
+    among, far = tile.loop(0, b.own.tiles, 1, zeros, visit)
+    return among, far
+
+
+def _far(f: Frame) -> tuple[Node, Node]:
+    """Σ_j scale gate_j f_j e^Γ dO S_jᵀ ``[c,d]``, and what its rows gain ``[c]``; weights' gradients are stored."""
+    b, a, rungs, chunk = f.b, f.axes, f.b.rungs, f.chunk
+    zero, none = tile.full(0.0, a.queries, a.dims), tile.full(0.0, a.queries)
+    if not rungs.outer:
+        return zero, none
+    queries = tile.cast(f.at.queries(), "float32")
+
+    def level(number: Node, passed: Node, total: Node, gains: Node) -> Sequence[Node]:
+        def read(nil: Node, passed: Node, total: Node, _: Node) -> Sequence[Node]:
+            here = add(number, nil)
+            answer = mul(asked(f, here), b.scale)
+            if b.own.decays:
+                answer = mul(answer, power_of_two(add(chunk.sums(a.queries), passed)))
+            slope = tile.reduce("sum", mul(queries, answer), a.dims)
+            weight = rungs.weight(chunk, a.queries, add(here, rungs.inner))
+            return [f.at.next(passed, here), add(total, mul(answer, weight)), slope]
+
+        passed, total, slope = when(bit(chunk.number, number), [passed, total, none], read)
+        f.gate(add(number, rungs.inner), slope)
+        gained = mul(slope, rungs.weight(chunk, a.queries, add(number, rungs.inner)))
+        if b.learns_decay:
+            place = (chunk.batch, chunk.head, number, chunk.number)
+            tile.store(b.gains, *place, value=tile.reduce("sum", gained, a.queries))
+        return [passed, total, add(gains, gained)]
+
+    _, total, gains = tile.loop(0, rungs.outer, 1, [f.at.passed(), zero, none], level)
+    f.tensors += [b.gains] * b.learns_decay
+    return total, gains
+
+
+def asked(f: Frame, level: Node) -> Node:
+    """dO S_jᵀ ``[c,d]``."""
+    a = f.axes
+
+    def visit(number: Node, total: Node) -> Sequence[Node]:
+        column, limit = f.column(number)
+        return [f.dot(f.grad_out(column, limit), f.at.state(level, column), a.columns, total)]
+
+    return tile.loop(0, f.b.own.tiles, 1, [tile.full(0.0, a.queries, a.dims)], visit)[0]
+
+
+def _finish(f: Frame, among: Node, far_k: Node, far_q: Node, gains: Node) -> None:
+    """Everything that is no sum over value columns."""
+    b, a, chunk, own, spec = f.b, f.axes, f.chunk, f.b.own, f.b.spec
+    q, k, beta, left = f.at.queries(), f.at.keys(), chunk.beta(a.keys), chunk.left(a.keys)
+    x = visible(own, chunk, a, mul(among, b.scale), "after")
+    scores = f.dot(q, k, a.dims)
+    passed = mul(x, scores)
+    f.gates_among(times(passed, beta) or passed)
+    weights = b.rungs.among(chunk, a.queries, a.keys)
+    x, passed = mul(x, weights), mul(passed, weights)
+    weighted, far_k = times(x, beta) or x, times(far_k, left) or far_k
+    row, limit = tile.iota(a.dims), f.at.row_limit
+    f.wide(spec.grad_q, f.dot(weighted, k, a.keys, far_q), row, own.writes.rows, limit)
+    f.wide(spec.grad_k, f.dot(weighted, q, a.queries, times(far_k, beta) or far_k), row, own.writes.rows, limit)
+    ends = tile.reduce("sum", mul(tile.cast(k, "float32"), far_k), a.dims)
+    grad_beta = add(tile.reduce("sum", passed, a.queries), ends)
+    f.narrow(spec.grad_beta, grad_beta)
+    if not own.decays or spec.grad_decay is None:
+        return
+    rows = tile.reduce("sum", times(passed, beta) or passed, a.keys)
+    change = sub(tile.rename(add(gains, rows), a.queries, a.keys), times(grad_beta, beta) or grad_beta)
+    after = sub(tile.reduce("sum", change, a.keys), sub(tile.scan(change, a.keys), change))
+    whole = add(after, tile.reduce("sum", times(ends, beta) or ends, a.keys))
+    if not b.rungs.outer:
+        f.narrow(spec.grad_decay, whole)
+        return
+    tile.store(b.among, chunk.batch, chunk.head, chunk.token(a.keys), value=whole)
+    f.tensors.append(b.among)

@@ -1,0 +1,212 @@
+"""Gradients per token of a delta rule's ladder, all chunks side by side.
+
+With T = (I + A)⁻¹ = I + L, A = tril(K Kᵀ e^{Γ_i − Γ_j}, −1) beta, E the same of Q Kᵀ with its diagonal, F = E T,
+K' = e^Γ K, K" = beta e^{Γ_C − Γ} K, G the weights inside the chunk, and from readers dX of X_0 = e^Γ Q − F K', dS of
+S = K"ᵀ T V and dP of P = e^{Γ_C} I − K"ᵀ T K':
+
+    dF = G ⊙ scale dO Vᵀ − dX K'ᵀ         dE = dF Tᵀ            dK" = T V dSᵀ − T K' dPᵀ
+    dU = K" dS,  dW = −K" dP             dK' = Tᵀ dW − Fᵀ dX   dV = scale (F ⊙ G)ᵀ dO + Tᵀ dU
+    dT = Eᵀ dF + dU Vᵀ + dW K'ᵀ          dA = −Tᵀ dT Tᵀ, of which E's and A's keys and queries have their shares
+
+A log-decay scales all that passes its token: its gradient sums, from its token on, what rows gain and columns lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsec.lower.fenwick.back import Back
+from sparsec.lower.fenwick.frame import Frame
+from sparsec.lower.fenwick.leaf import of_writes
+from sparsec.lower.fenwick.rungs import edges
+from sparsec.lower.fenwick.walk import frame
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk_outputs import visible
+from sparsec.lower.scan.chunk_parts import CHUNKS, power_of_two, times
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program
+
+
+def lower(b: Back) -> Program:
+    """One (chunk, head, batch) per grid point."""
+    own, w, rungs = b.own, b.own.writes, b.rungs
+    with tile.Builder() as builder:
+        f = frame(builder, b)
+        at = _Rule(f)
+        columns = at.columns()
+        at.finish(at.outside(columns) if rungs.outer else at.inside(columns))
+        tensors = [rungs.queries, rungs.keys, rungs.values, rungs.gate, b.grad_out, *of_writes(rungs)]
+        tensors += [b.grad_states(0), b.grad_moves(0), b.pull] if rungs.outer else []
+        grid = (tile.param(CHUNKS), w.heads, tile.param("B"))
+        return own.program(builder, "", [*tensors, *f.tensors], grid)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What is summed over value columns.
+
+    Attributes:
+        among: dO Vᵀ ``[c,n]``; solved: dU Vᵀ ``[t,n]``; ending: T V dSᵀ ``[n,d]``, without the factors of K".
+    """
+
+    among: Node
+    solved: Node
+    ending: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Gradients in fp32: of F ``[c,n]`` and T ``[t,n]``; of K' and K" ``[n,d]``, of X_0 ``[c,d]``, and of e^{Γ_C}."""
+
+    effective: Node
+    solved: Node
+    lifted: Node | None = None
+    ending: Node | None = None
+    first: Node | None = None
+    whole: Node | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    f: Frame
+
+    def left(self) -> Node:
+        """L ``[t,n]``."""
+        f = self.f
+        return f.chunk.tile_of(f.b.own.solved, f.at.middle, tile.iota(f.axes.keys))
+
+    def solve(self, x: Node) -> Node:
+        """T x: ``[n,·]`` -> ``[n,·]``."""
+        f, a = self.f, self.f.axes
+        start = tile.rename(tile.cast(x, "float32"), a.keys, f.at.middle)
+        return tile.rename(f.dot(self.left(), x, a.keys, start), f.at.middle, a.keys)
+
+    def unsolve(self, x: Node) -> Node:
+        """Tᵀ x: ``[n,·]`` -> ``[n,·]``."""
+        f, a = self.f, self.f.axes
+        return f.dot(self.left(), tile.rename(x, a.keys, f.at.middle), f.at.middle, tile.cast(x, "float32"))
+
+    def after(self, x: Node) -> Node:
+        """x Tᵀ: ``[·,n]`` -> ``[·,n]``, where the first axis is the queries'."""
+        f, a = self.f, self.f.axes
+        other = f.dot(x, self.left(), a.keys, tile.rename(x, a.keys, f.at.middle))
+        return tile.rename(other, f.at.middle, a.keys)
+
+    def ends(self) -> Node | None:
+        """beta e^{Γ_C − Γ} ``[n]``."""
+        return times(self.f.chunk.left(self.f.axes.keys), self.f.chunk.beta(self.f.axes.keys))
+
+    def columns(self) -> Sums:
+        """Over all value columns; dV is stored on the way."""
+        f, a, b = self.f, self.f.axes, self.f.b
+        effective = mul(f.at.effective(), b.rungs.among(f.chunk, a.queries, a.keys))
+        weights = tile.cast(mul(effective, b.scale), b.own.writes.k.dtype)
+        keys, ends = f.at.keys(), self.ends()
+
+        def visit(number: Node, among: Node, solved: Node, ending: Node) -> Sequence[Node]:
+            column, limit = f.column(number)
+            do, v = f.grad_out(column, limit), f.values(column, limit)
+            made, found = f.dot(weights, do, a.queries), [f.dot(do, v, a.columns, among), solved, ending]
+            if b.rungs.outer:
+                grad = f.of_block(b.grad_states(0), column)
+                known = f.dot(keys, grad, a.dims)
+                known = times(known, ends) or known
+                made = add(made, self.unsolve(known))
+                found[1] = f.dot(tile.rename(known, a.keys, f.at.middle), v, a.columns, solved)
+                found[2] = f.dot(self.solve(v), grad, a.columns, ending)
+            f.wide(b.spec.grad_v, made, column, b.own.writes.cols, limit)
+            return found
+
+        square = tile.full(0.0, a.queries, a.keys), tile.full(0.0, f.at.middle, a.keys)
+        return Sums(*tile.loop(0, b.own.tiles, 1, [*square, tile.full(0.0, a.keys, a.dims)], visit))
+
+    def inside(self, s: Sums) -> Parts:
+        """Where no chunk reads another."""
+        grad = self._weighted(s)
+        return Parts(grad, self._of_solved(grad, s.solved))
+
+    def outside(self, s: Sums) -> Parts:
+        """With what readers of the chunk's block, and the chunk's own reads, ask."""
+        f, a, b, other = self.f, self.f.axes, self.f.b, self.f.at.other
+        row = tile.iota(a.dims)
+        place = (f.chunk.batch, f.chunk.head, f.chunk.token(a.queries), row)
+        pull = tile.load(b.pull, *place, bounds=edges(b.pull, [row]))
+        lifted, keys, ends = f.at.lifted(), f.at.keys(), self.ends()
+        grad = sub(self._weighted(s), f.dot(pull, lifted, a.dims))
+        moves = f.of_block(b.grad_moves(0), tile.iota(other))  # [d,f]
+        made = tile.rename(self.solve(lifted), a.dims, other)  # T K' [n,f]
+        ending = sub(s.ending, f.dot(made, moves, other))
+        written = f.dot(keys, moves, a.dims)
+        written = mul(times(written, ends) or written, -1.0)  # dW [n,f]
+        written = tile.rename(written, other, a.dims)
+        solved = f.dot(tile.rename(written, a.keys, f.at.middle), lifted, a.dims, s.solved)
+        grad_lifted = sub(self.unsolve(written), f.dot(f.at.effective(), pull, a.queries))
+        diagonal = tile.apply(Fn.EQ, row, tile.iota(other))
+        whole = tile.apply(Fn.WHERE, diagonal, tile.cast(moves, "float32"), 0.0)
+        whole = tile.reduce("sum", tile.reduce("sum", whole, other), a.dims)
+        return Parts(grad, self._of_solved(grad, solved), grad_lifted, ending, tile.cast(pull, "float32"), whole)
+
+    def _weighted(self, s: Sums) -> Node:
+        """G ⊙ scale dO Vᵀ; the weights' gradients are stored."""
+        f, a = self.f, self.f.axes
+        given = mul(s.among, f.b.scale)
+        f.gates_among(mul(given, f.at.effective()))
+        return mul(given, f.b.rungs.among(f.chunk, a.queries, a.keys))
+
+    def _of_solved(self, grad: Node, solved: Node) -> Node:
+        """dT ``[t,n]``."""
+        f, a = self.f, self.f.axes
+        return f.dot(tile.rename(f.at.seen(), a.keys, f.at.middle), grad, a.queries, solved)
+
+    def of_keys(self, solved: Node) -> Node:
+        """dA ``[c,n]``, strictly lower, before its decays and rates."""
+        f, a = self.f, self.f.axes
+        grad = tile.rename(solved, f.at.middle, a.queries)
+        left = f.chunk.tile_of(f.b.own.solved, f.at.middle, tile.iota(a.queries))
+        once = f.dot(left, solved, f.at.middle, grad)
+        return mul(self.after(once), -1.0)
+
+    def finish(self, p: Parts) -> None:
+        """Everything that is no sum over value columns."""
+        f, a, b, chunk = self.f, self.f.axes, self.f.b, self.f.chunk
+        own, spec, beta = b.own, b.spec, chunk.beta(a.keys)
+        q, k = f.at.queries(), f.at.keys()
+        other = tile.rename(k, a.keys, a.queries)
+        of_seen = visible(own, chunk, a, self.after(p.effective), "after")
+        of_keys = visible(own, chunk, a, self.of_keys(p.solved), "before")
+        passed = add(mul(of_seen, f.dot(q, k, a.dims)), mul(of_keys, f.dot(other, k, a.dims)))
+        of_seen, of_keys = times(of_seen, beta) or of_seen, times(of_keys, beta) or of_keys
+        grad_q, grad_k = f.dot(of_seen, k, a.keys), f.dot(of_seen, q, a.queries)
+        grad_k = f.dot(of_keys, other, a.queries, grad_k)
+        grad_k = add(grad_k, tile.rename(f.dot(of_keys, k, a.keys), a.queries, a.keys))
+        grad_beta = tile.reduce("sum", passed, a.queries)
+        rows = tile.reduce("sum", times(passed, beta) or passed, a.keys)
+        change = sub(tile.rename(rows, a.queries, a.keys), times(grad_beta, beta) or grad_beta)
+        through: Node | None = None
+        if p.first is not None and p.lifted is not None and p.ending is not None and p.whole is not None:
+            since = [power_of_two(chunk.sums(axis)) if own.decays else None for axis in (a.queries, a.keys)]
+            first, lifted = times(p.first, since[0]) or p.first, times(p.lifted, since[1]) or p.lifted
+            left = chunk.left(a.keys)
+            ending = times(p.ending, left) or p.ending
+            grad_q, grad_k = add(grad_q, first), add(add(grad_k, lifted), times(ending, beta) or ending)
+            gains = tile.rename(_along(q, first, a.dims), a.queries, a.keys)
+            ends = _along(k, ending, a.dims)
+            grad_beta = add(grad_beta, ends)
+            ends = times(ends, beta) or ends
+            change = add(change, sub(add(gains, _along(k, lifted, a.dims)), ends))
+            through = tile.reduce("sum", ends, a.keys)
+            through = add(through, mul(p.whole, power_of_two(chunk.total()))) if own.decays else None
+        row, limit = tile.iota(a.dims), f.at.row_limit
+        f.wide(spec.grad_q, grad_q, row, own.writes.rows, limit)
+        f.wide(spec.grad_k, grad_k, row, own.writes.rows, limit)
+        f.narrow(spec.grad_beta, grad_beta)
+        if own.decays:
+            after = sub(tile.reduce("sum", change, a.keys), sub(tile.scan(change, a.keys), change))
+            f.narrow(spec.grad_decay, after if through is None else add(after, through))
+
+
+def _along(x: Node, grad: Node, dims: object) -> Node:
+    """Σ_d x · grad."""
+    return tile.reduce("sum", mul(tile.cast(x, "float32"), grad), dims)  # type: ignore[arg-type]
