@@ -20,39 +20,48 @@ _OPERANDS = {"float32": "float32"}
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """One chunk of one head."""
+    """One chunk of one head, some key dims.
+
+    Attributes:
+        exact: whether every exponent is that of a pair of tokens.
+    """
 
     fades: Fades
     squares: Squares
+    exact: bool
 
     def row(self, side: Side) -> Node:
         """Σ_y dA_xy y e^{Γ_i − Γ_j} ``[c,d]``."""
         f, found = self.fades, None
+        if self.exact:
+            return self._row_by_columns(side)
         for column in f.keyed.columns:
             y = self._operand(tile.rename(mul(f.vectors(column), f.of_column()), f.at.rows, f.at.columns))
             found = tile.dot(self._operand(self.squares[side.name, column.name]), y, f.at.columns, found)
         assert found is not None
-        return f.instead([mul(found, f.of_row(side))], lambda cold: [self._row_by_columns(cold, side)])[0]
+        return mul(found, f.of_row(side))
 
     def column(self, side: Side) -> Node:
         """Σ_x dA_xyᵀ x e^{Γ_i − Γ_j} ``[c,d]``, of the chunk's tokens as columns."""
         f, found = self.fades, None
+        if self.exact:
+            return self._column_by_rows(side)
         for row in f.keyed.rows:
             x = self._operand(mul(f.vectors(row), f.of_row(row)))
             found = tile.dot(self._operand(self.squares[row.name, side.name]), x, f.at.rows, found)
         assert found is not None
-        made = mul(tile.rename(found, f.at.columns, f.at.rows), f.of_column())
-        return f.instead([made], lambda cold: [self._column_by_rows(cold, side)])[0]
+        return mul(tile.rename(found, f.at.columns, f.at.rows), f.of_column())
 
     def _operand(self, x: Node) -> Node:
         return tile.cast(x, _OPERANDS.get(self.fades.keyed.own.writes.k.dtype, "bfloat16"))
 
-    def _row_by_columns(self, f: Fades, side: Side) -> Node:
+    def _row_by_columns(self, side: Side) -> Node:
         """The same column by column."""
+        f = self.fades
         since = f.since(side)
 
         def visit(j: Node, sums: Node, total: Node) -> Sequence[Node]:
-            token = self._token(f, j)
+            token = self._token(j)
             sums = add(sums, f.steps(token))
             fade = power_of_two(sub(since, sums))
             for column in f.keyed.columns:
@@ -60,14 +69,15 @@ class Near:
                 total = add(total, mul(mul(mine, f.vectors(column, token)), fade))
             return [sums, total]
 
-        return self._walked(f, visit)
+        return self._walked(visit)
 
-    def _column_by_rows(self, f: Fades, side: Side) -> Node:
+    def _column_by_rows(self, side: Side) -> Node:
         """The same row by row."""
+        f = self.fades
         all_sums = f.sums()
 
         def visit(i: Node, sums: Node, total: Node) -> Sequence[Node]:
-            token = self._token(f, i)
+            token = self._token(i)
             step = f.steps(token)
             sums = add(sums, step)
             for row in f.keyed.rows:
@@ -77,12 +87,14 @@ class Near:
                 total = add(total, mul(mul(mine, f.vectors(row, token)), fade))
             return [sums, total]
 
-        return self._walked(f, visit)
+        return self._walked(visit)
 
-    def _token(self, f: Fades, number: Node) -> Node:
-        return add(mul(f.chunk.number, f.chunk.own.chunk), number)
+    def _token(self, number: Node) -> Node:
+        chunk = self.fades.chunk
+        return add(mul(chunk.number, chunk.own.chunk), number)
 
-    def _walked(self, f: Fades, visit: Callable[..., Sequence[Node]]) -> Node:
+    def _walked(self, visit: Callable[..., Sequence[Node]]) -> Node:
+        f = self.fades
         inits = [tile.full(0.0, f.at.dims), tile.full(0.0, f.at.rows, f.at.dims)]
         return tile.loop(0, f.chunk.own.chunk, 1, inits, visit)[1]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit
+from sparsec.lower.scan.chunk_parts import Chunk, column_limit, power
 from sparsec.lower.scan.chunk_state import Axes
 from sparsec.lower.scan.keyed.backward import KeyedBack
 from sparsec.lower.scan.keyed.sides import Side
@@ -57,9 +57,10 @@ class Sums:
             return self._scratch(b.back.surprises, self.axes.keys, column, limit)
         return chunk.rows(b.keyed.own.tensor(w.v, w.heads, w.cols), chunk.head, self.axes.keys, column, limit)
 
-    def _per_chunk(self, tensor: Tensor, column: Node, limit: int) -> Node:
-        found = {3: column_limit(self.b.keyed.own.writes.rows, self.axes.dims.size), 4: limit}
-        place = (self.chunk.batch, self.chunk.head, self.chunk.number, tile.iota(self.axes.dims), column)
+    def _per_chunk(self, tensor: Tensor, dim: Node, column: Node, limit: int) -> Node:
+        rows = self.b.keyed.own.writes.rows
+        found = {3: column_limit(rows, power(rows)), 4: limit}
+        place = (self.chunk.batch, self.chunk.head, self.chunk.number, dim, column)
         return tile.load(tensor, *place, bounds={dim: n for dim, n in found.items() if n})
 
     def _dot(self, a: Node, b: Node, acc: Node) -> Node:
@@ -86,41 +87,42 @@ class Sums:
         c, n = tile.iota(self.axes.queries), tile.iota(self.axes.keys)
         return tile.apply(Fn.WHERE, tile.apply(Fn.LT if side.strict else Fn.LE, n, c), self._scaled(side, found), 0.0)
 
-    def of_row(self, side: Side) -> Node:
+    def of_row(self, side: Side, dim: Node) -> Node:
         """D_x Mᵀ ``[c,d]``."""
 
         def step(column: Node, limit: int, total: Node) -> Sequence[Node]:
-            state = self._per_chunk(self.b.back.states, column, limit)
+            state = self._per_chunk(self.b.back.states, dim, column, limit)
             return [self._dot(self._asked(side, column, limit), state, total)]
 
         (found,) = self._over_columns([tile.full(0.0, self.axes.queries, self.axes.dims)], step)
         return self._scaled(side, found)
 
-    def of_column(self, side: Side) -> Node:
+    def of_column(self, side: Side, dim: Node) -> Node:
         """C_y Gᵀ ``[n,d]``."""
 
         def step(column: Node, limit: int, total: Node) -> Sequence[Node]:
-            grad = self._per_chunk(self.b.back.grad_states, column, limit)
+            grad = self._per_chunk(self.b.back.grad_states, dim, column, limit)
             return [self._dot(self._carried(side, column, limit), grad, total)]
 
         (found,) = self._over_columns([tile.full(0.0, self.axes.keys, self.axes.dims)], step)
         return found
 
-    def kept(self) -> Node:
+    def kept(self, dim: Node) -> Node:
         """The products of M and G summed over value columns ``[d]``."""
 
         def step(column: Node, limit: int, total: Node) -> Sequence[Node]:
-            both = (self._per_chunk(t, column, limit) for t in (self.b.back.states, self.b.back.grad_states))
+            both = (self._per_chunk(t, dim, column, limit) for t in (self.b.back.states, self.b.back.grad_states))
             state, grad = (tile.cast(x, "float32") for x in both)
             return [add(total, tile.reduce("sum", mul(state, grad), self.axes.columns))]
 
         (found,) = self._over_columns([tile.full(0.0, self.axes.dims)], step)
         return found
 
-    def tensors(self) -> list[Tensor]:
-        """What is read."""
-        b, keyed, w = self.b, self.b.keyed, self.b.keyed.own.writes
-        found = [b.back.grad_out, b.back.states, b.back.grad_states] + [b.back.surprises] * keyed.own.delta
-        if keyed.tied:
-            return [*found, b.back.grad_values]
-        return [*found, keyed.own.tensor(w.v, w.heads, w.cols)] + [b.grad_answers] * keyed.erases
+
+def summed(b: KeyedBack) -> list[Tensor]:
+    """What is read."""
+    keyed, w = b.keyed, b.keyed.own.writes
+    found = [b.back.grad_out, b.back.states, b.back.grad_states] + [b.back.surprises] * keyed.own.delta
+    if keyed.tied:
+        return [*found, b.back.grad_values]
+    return [*found, keyed.own.tensor(w.v, w.heads, w.cols)] + [b.grad_answers] * keyed.erases

@@ -10,63 +10,109 @@ A log-decay scales all that passes its token: its gradient sums, from its token 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, power_of_two
-from sparsec.lower.scan.chunk_state import axes
+from sparsec.lower.scan.chunk_parts import Chunk, column_limit, power, power_of_two
+from sparsec.lower.scan.chunk_state import Axes
 from sparsec.lower.scan.keyed.back_near import Near
-from sparsec.lower.scan.keyed.back_sums import Sums
+from sparsec.lower.scan.keyed.back_sums import Sums, summed
 from sparsec.lower.scan.keyed.backward import KeyedBack
-from sparsec.lower.scan.keyed.fades import Fades, Space
-from sparsec.lower.scan.keyed.prepare import inputs
+from sparsec.lower.scan.keyed.fades import Fades, Space, dims_of, over_dims, where_deep
+from sparsec.lower.scan.keyed.prepare import grid, inputs
 from sparsec.lower.scan.keyed.sides import Side
 from sparsec.plan.scan_specs import Operand
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 
 
-def lower(b: KeyedBack) -> Program:
-    """One (chunk, head, batch) per grid point."""
+def lower(b: KeyedBack, deep: bool) -> Program:
+    """One (chunk, head, batch) per grid point; ``deep``: once more, exactly, chunks that fade too far for tiles."""
     own = b.keyed.own
     with tile.Builder() as builder:
-        a = axes(builder, own, "cnde")
+        c, n = builder.axis("c", own.chunk), builder.axis("n", own.chunk)
+        axes = Axes(c, builder.axis("d", dims_of(own)), n, builder.axis("e", own.columns))
         chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
-        fades = Fades(b.keyed, chunk, Space(a.queries, a.dims, a.keys))
-        sums = Sums(b, chunk, a)
-        found = _Tokens(b, fades, sums, Near(fades, sums.squares()), {})
-        found.all()
-        tensors = [*inputs(b.keyed), *sums.tensors(), *found.stored.values()]
-        return own.program(builder, "", tensors, (tile.param(CHUNKS), own.writes.heads, tile.param("B")))
+        found = _Tokens(b, axes, deep, {})
+        if deep:
+            where_deep(b.keyed, chunk, axes.dims, found.all)
+        else:
+            found.all(chunk)
+        tensors = [*inputs(b.keyed), *found.tensors()]
+        return own.program(builder, "again" if deep else "", tensors, grid(b.keyed))
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """One chunk of one head.
+    """The gradients of one chunk of one head.
 
     Attributes:
         stored: the tensors that were written, by name.
     """
 
     b: KeyedBack
+    axes: Axes
+    exact: bool
+    stored: dict[str, Tensor]
+
+    def all(self, chunk: Chunk) -> None:
+        """Everything that is asked for."""
+        a, spec, sums = self.axes, self.b.back.spec, Sums(self.b, chunk, self.axes)
+        squares = sums.squares()
+        of_scalars = spec.grad_decay if self.b.keyed.own.writes.decay_kind != "key" else None
+        narrow = [operand for operand in (spec.grad_beta, of_scalars) if operand is not None]
+
+        def visit(at: Space, *totals: Node) -> Sequence[Node]:
+            fades = Fades(self.b.keyed, chunk, at)
+            part = _Part(self, fades, sums, Near(fades, squares, self.exact), {})
+            part.all()
+            return [add(total, part.narrow[o.name]) for o, total in zip(narrow, totals, strict=True)]
+
+        inits = [tile.full(0.0, a.queries)] * len(narrow)
+        found = over_dims(self.b.keyed.own, (a.queries, a.dims, a.keys), inits, visit)
+        for operand, value in zip(narrow, found, strict=True):
+            self._narrow(chunk, operand, value)
+
+    def _narrow(self, chunk: Chunk, operand: Operand, value: Node) -> None:
+        """Store a gradient per token ``[c]``."""
+        w = self.b.keyed.own.writes
+        tensor = self.stored.setdefault(operand.name, self.b.keyed.own.tensor(operand, w.heads))
+        place = (chunk.batch, chunk.token(self.axes.queries), chunk.head)
+        tile.store(tensor, *place, value=tile.cast(value, tensor.dtype), bounds={1: tile.param(w.length)})
+
+    def tensors(self) -> list[Tensor]:
+        """What is read and written beside what tokens bring."""
+        return [*summed(self.b), *[self.b.keyed.totals] * self.exact, *self.stored.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some key dims.
+
+    Attributes:
+        narrow: gradients per token of these key dims ``[c]``, by the name of what they are part of.
+    """
+
+    whole: _Tokens
     fades: Fades
     sums: Sums
     near: Near
-    stored: dict[str, Tensor]
+    narrow: dict[str, Node]
 
     def all(self) -> None:
         """Everything that is asked for."""
-        f, keyed, spec = self.fades, self.b.keyed, self.b.back.spec
+        f, keyed, spec, dim = self.fades, self.fades.keyed, self.whole.b.back.spec, self.fades.at.dim
         slope, own_slope, grad_a = tile.full(0.0, f.at.rows, f.at.dims), None, None
         for side in keyed.rows:
-            found = add(mul(self.sums.of_row(side), power_of_two(f.since(side))), self.near.row(side))
+            found = add(mul(self.sums.of_row(side, dim), power_of_two(f.since(side))), self.near.row(side))
             passed = mul(f.vectors(side), found)
             slope, own_slope = add(slope, passed), passed if side.shifted else own_slope
             grad_a = found if side.negated else grad_a
             self._wide({"q": spec.grad_q[0], "a": spec.grad_erase[0]}[side.name], found)
-        ends = mul(self.sums.kept(), power_of_two(f.total()))
+        ends = mul(self.sums.kept(dim), power_of_two(f.total()))
         for side in keyed.columns:
-            far = mul(tile.rename(self.sums.of_column(side), f.at.columns, f.at.rows), f.left())
+            far = mul(tile.rename(self.sums.of_column(side, dim), f.at.columns, f.at.rows), f.left())
             found, y = add(far, self.near.column(side)), f.vectors(side)
             slope = sub(slope, mul(y, found))
             ends = add(ends, tile.reduce("sum", mul(y, far), f.at.rows))
@@ -75,45 +121,38 @@ class _Tokens:
 
     def _column(self, side: Side, found: Node, grad_a: Node | None) -> None:
         """The gradients of beta and k, or of b."""
-        f, spec = self.fades, self.b.back.spec
+        f, spec = self.fades, self.whole.b.back.spec
         if side.name == "b":
             self._wide(spec.grad_erase[1], found)
             return
         if spec.grad_beta is not None:
             k = f.vectors(Side("k", side.operand))
-            self._narrow(spec.grad_beta, tile.reduce("sum", mul(k, found), f.at.dims))
+            self.narrow[spec.grad_beta.name] = tile.reduce("sum", mul(k, found), f.at.dims)
         beta = f.chunk.beta(f.at.rows)
         found = found if beta is None else mul(found, beta)
         self._wide(spec.grad_k, found if grad_a is None else sub(found, grad_a))
 
     def _decay(self, slope: Node, own_slope: Node | None, ends: Node) -> None:
         """The gradient of log-decays: slopes summed from the own token on, and what the whole chunk passes."""
-        f, spec, w = self.fades, self.b.back.spec, self.b.keyed.own.writes
-        if spec.grad_decay is None:
+        f, operand = self.fades, self.whole.b.back.spec.grad_decay
+        if operand is None:
             return
         after = sub(tile.reduce("sum", slope, f.at.rows), sub(tile.scan(slope, f.at.rows), slope))
         found = add(after, ends)
         found = found if own_slope is None else sub(found, own_slope)
-        if w.decay_kind == "key":
-            self._wide(spec.grad_decay, found)
+        if f.keyed.own.writes.decay_kind == "key":
+            self._wide(operand, found)
         else:
-            self._narrow(spec.grad_decay, tile.reduce("sum", found, f.at.dims))
+            self.narrow[operand.name] = tile.reduce("sum", found, f.at.dims)
 
     def _wide(self, operand: Operand | None, value: Node) -> None:
         """Store a gradient per key dim ``[c,d]``."""
         if operand is None:
             return
-        f, w = self.fades, self.b.keyed.own.writes
-        tensor = self.stored.setdefault(operand.name, self.b.keyed.own.tensor(operand, w.heads, w.rows))
+        f, w = self.fades, self.fades.keyed.own.writes
+        tensor = self.whole.stored.setdefault(operand.name, f.keyed.own.tensor(operand, w.heads, w.rows))
         bounds: dict[int, tile.Value] = {1: tile.param(w.length)}
-        if limit := column_limit(w.rows, f.at.dims.size):
+        if limit := column_limit(w.rows, power(w.rows)):
             bounds[3] = limit
-        place = (f.chunk.batch, f.chunk.token(f.at.rows), f.chunk.head, tile.iota(f.at.dims))
+        place = (f.chunk.batch, f.chunk.token(f.at.rows), f.chunk.head, f.at.dim)
         tile.store(tensor, *place, value=tile.cast(value, tensor.dtype), bounds=bounds)
-
-    def _narrow(self, operand: Operand, value: Node) -> None:
-        """Store a gradient per token ``[c]``."""
-        f, w = self.fades, self.b.keyed.own.writes
-        tensor = self.stored.setdefault(operand.name, self.b.keyed.own.tensor(operand, w.heads))
-        place = (f.chunk.batch, f.chunk.token(f.at.rows), f.chunk.head)
-        tile.store(tensor, *place, value=tile.cast(value, tensor.dtype), bounds={1: tile.param(w.length)})

@@ -1,8 +1,8 @@
 """Decays of a chunk per key channel, and its vectors.
 
 Products of rows and columns are products of tiles, with decays counted from the middle of the chunk's: no exponent is
-above half of what a channel fades by, which is safe down to 2^-100. Chunks that fade further go column by column, where
-every exponent is that of a pair of tokens.
+above half of what a channel fades by, which is safe down to 2^-100. Chunks that fade further are worked out again
+column by column, where every exponent is that of a pair of tokens. Key dims go in tiles, so that none needs many registers.
 """
 
 from __future__ import annotations
@@ -22,23 +22,43 @@ DEEPEST = -100.0
 """Base-2 logarithm of what a channel may fade by in a chunk whose products are tiles."""
 
 
+DIMS = 32
+"""Key dims of a tile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The axes of a program that works on one chunk: its tokens as rows, key dims, its tokens as columns."""
+    """The axes of a program that works on one chunk: its tokens as rows, key dims, its tokens as columns.
+
+    Attributes:
+        dim: indices of the key dims.
+    """
 
     rows: Axis
     dims: Axis
     columns: Axis
+    dim: Node
 
     def visible(self, strict: bool) -> Node:
         """Where a row sees a column."""
         return tile.apply(Fn.LT if strict else Fn.LE, tile.iota(self.columns), tile.iota(self.rows))
 
 
-def space(builder: tile.Builder, own: Chunked) -> Space:
-    """The axes, in printed order."""
-    rows, dims = builder.axis("c", own.chunk), builder.axis("d", power(own.writes.rows))
-    return Space(rows, dims, builder.axis("n", own.chunk))
+def over_dims(
+    own: Chunked, axes: tuple[Axis, Axis, Axis], inits: Sequence[Node], body: Callable[..., Sequence[Node]]
+) -> list[Node]:
+    """What ``body(space, *carried)`` carries over the tiles of key dims; axes of rows, dims and columns."""
+    rows, dims, columns = axes
+
+    def visit(number: Node, *carried: Node) -> Sequence[Node]:
+        return body(Space(rows, dims, columns, add(mul(number, dims.size), tile.iota(dims))), *carried)
+
+    return tile.loop(0, power(own.writes.rows) // dims.size, 1, inits, visit)
+
+
+def dims_of(own: Chunked) -> int:
+    """Key dims of a tile."""
+    return min(DIMS, power(own.writes.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +86,9 @@ class Fades:
         w = self.keyed.own.writes
         tensor = Tensor(name, dtype, ("B", w.length, w.heads, w.rows))
         bounds: dict[int, tile.Value] = {1: tile.param(w.length)}
-        if limit := column_limit(w.rows, self.at.dims.size):
+        if limit := column_limit(w.rows, power(w.rows)):
             bounds[3] = limit
-        return tile.load(tensor, self.chunk.batch, token, self.chunk.head, tile.iota(self.at.dims), bounds=bounds)
+        return tile.load(tensor, self.chunk.batch, token, self.chunk.head, self.at.dim, bounds=bounds)
 
     def vectors(self, side: Side, token: Node | None = None) -> Node:
         """A side of all tokens, or of one."""
@@ -110,18 +130,24 @@ class Fades:
         """What a column is multiplied with."""
         return _power(sub(self.middle(), self.sums()))
 
-    def deep(self) -> Node:
-        """1 where the chunk fades too far for products of tiles, else 0."""
-        least = tile.reduce("min", self.total(), self.at.dims)
-        return tile.apply(Fn.WHERE, tile.apply(Fn.LT, least, DEEPEST), tile.const(1), tile.const(0))
 
-    def instead(self, found: Sequence[Node], other: Callable[[Fades], Sequence[Node]]) -> list[Node]:
-        """What was found or, of a chunk that fades too far, the other way, which runs only there."""
+def where_deep(keyed: Keyed, chunk: Chunk, dims: Axis, body: Callable[[Chunk], None]) -> None:
+    """Run ``body`` where some channel fades too far for products of tiles."""
+    own = keyed.own
 
-        def visit(number: Node, *_: Node) -> Sequence[Node]:
-            return other(Fades(self.keyed, Chunk(self.chunk.own, self.chunk.batch, self.chunk.head, number), self.at))
+    def least(number: Node, found: Node) -> Sequence[Node]:
+        at = add(mul(number, dims.size), tile.iota(dims))
+        total = tile.load(keyed.totals, chunk.batch, chunk.head, chunk.number, at)
+        return [tile.apply(Fn.MINIMUM, found, tile.reduce("min", total, dims))]
 
-        return tile.loop(self.chunk.number, add(self.chunk.number, self.deep()), 1, list(found), visit)
+    (lowest,) = tile.loop(0, power(own.writes.rows) // dims.size, 1, [tile.const(0.0)], least)
+    count = tile.apply(Fn.WHERE, tile.apply(Fn.LT, lowest, DEEPEST), tile.const(1), tile.const(0))
+
+    def visit(number: Node) -> Sequence[Node]:
+        body(Chunk(own, chunk.batch, chunk.head, number))
+        return []
+
+    tile.loop(chunk.number, add(chunk.number, count), 1, [], visit)
 
 
 def _power(x: Node) -> Node:

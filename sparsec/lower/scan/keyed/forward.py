@@ -28,7 +28,9 @@ def prepared(keyed: Keyed) -> list[Step]:
     """All that needs no state."""
     small = replace(keyed.own.schedule, warps=8, stages=1, descriptors=False, registers=0)
     steps = [Step(prepare.lower(keyed), small)]
-    return steps + ([Step(solve.lower(keyed), replace(small, warps=4))] if keyed.asking is not None else [])
+    if keyed.own.writes.decay is not None:
+        steps.append(Step(prepare.lower_deep(keyed), small))
+    return steps + ([Step(solve.lower(keyed), replace(small, warps=2))] if keyed.asking is not None else [])
 
 
 def states(keyed: Keyed, final: str | None) -> list[Step]:

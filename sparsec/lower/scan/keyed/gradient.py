@@ -27,5 +27,8 @@ def lower(back: Back) -> Lowered:
         steps.append(Step(back_states.lower_grad_ends(b), schedule))
         steps.append(Step(chunk_back_states.lower_grad_starts(back), combined))
     steps.append(Step(back_states.lower_grad_states(b), schedule))
-    steps.append(Step(back_tokens.lower(b), replace(schedule, warps=8, stages=1)))
+    last = replace(schedule, warps=8, stages=1)
+    steps.append(Step(back_tokens.lower(b, False), last))
+    if own.writes.decay is not None:
+        steps.append(Step(back_tokens.lower(b, True), last))
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in (*forward.scratch(b.keyed), *b.scratch())), own.params())

@@ -6,32 +6,69 @@ from collections.abc import Sequence
 
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power_of_two
-from sparsec.lower.scan.keyed.fades import Fades, space
+from sparsec.lower.scan.keyed.fades import Fades, Space, dims_of, over_dims, where_deep
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 
+Axes = tuple[Axis, Axis, Axis]
+"""Tokens as rows, key dims, tokens as columns."""
+
 
 def lower(keyed: Keyed) -> Program:
     """One (chunk, head, batch) per grid point."""
-    own, w = keyed.own, keyed.own.writes
+    own = keyed.own
     with tile.Builder() as builder:
-        at = space(builder, own)
-        chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
-        f = Fades(keyed, chunk, at)
-        tile.store(keyed.totals, chunk.batch, chunk.head, chunk.number, tile.iota(at.dims), value=f.total())
-        for row in keyed.rows:
-            _store(keyed.faded(row), f, at.dims, f.lifted(row))
-        for column in keyed.columns:
-            _store(keyed.faded(column), f, at.dims, mul(f.vectors(column), f.left()))
-        for row in keyed.rows:
-            for column in keyed.columns:
-                into = keyed.seen(column) if row.name == "q" else keyed.met(column)
-                _store(into, f, at.columns, product(f, row, column))
-        return own.program(
-            builder, "keyed", [*inputs(keyed), *stored(keyed)], (tile.param(CHUNKS), w.heads, tile.param("B"))
-        )
+        axes, chunk = _axes(builder, keyed), Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
+
+        def visit(at: Space, *products: Node) -> Sequence[Node]:
+            f = Fades(keyed, chunk, at)
+            tile.store(keyed.totals, chunk.batch, chunk.head, chunk.number, at.dim, value=f.total())
+            rows = [_row(keyed, f, row) for row in keyed.rows]
+            columns = [_column(keyed, f, column) for column in keyed.columns]
+            pairs = [(x, y) for y in columns for x in rows]
+            return [tile.dot(x, y, at.dims, acc, precision="tf32") for (x, y), acc in zip(pairs, products, strict=True)]
+
+        pairs = _pairs(keyed)
+        found = over_dims(own, axes, [tile.full(0.0, axes[0], axes[2])] * len(pairs), visit)
+        for (row, column), value in zip(pairs, found, strict=True):
+            _store_product(keyed, chunk, axes, row, column, value)
+        written = [keyed.totals, *(keyed.faded(s) for s in (*keyed.rows, *keyed.columns)), *_products(keyed)]
+        return own.program(builder, "keyed", [*inputs(keyed), *written], grid(keyed))
+
+
+def lower_deep(keyed: Keyed) -> Program:
+    """Once more what rows see of columns, exactly, in chunks that fade too far for products of tiles."""
+    own = keyed.own
+    with tile.Builder() as builder:
+        axes, chunk = _axes(builder, keyed), Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
+
+        def again(chunk: Chunk) -> None:
+            for row, column in _pairs(keyed):
+
+                def visit(at: Space, found: Node, row: Side = row, column: Side = column) -> Sequence[Node]:
+                    return [_by_columns(Fades(keyed, chunk, at), row, column, found)]
+
+                (value,) = over_dims(own, axes, [tile.full(0.0, axes[0], axes[2])], visit)
+                _store_product(keyed, chunk, axes, row, column, value)
+
+        where_deep(keyed, chunk, axes[1], again)
+        return own.program(builder, "deep", [*inputs(keyed), keyed.totals, *_products(keyed)], grid(keyed))
+
+
+def grid(keyed: Keyed) -> tuple[tile.Value, ...]:
+    """One (chunk, head, batch) per grid point."""
+    return tile.param(CHUNKS), keyed.own.writes.heads, tile.param("B")
+
+
+def _axes(builder: tile.Builder, keyed: Keyed) -> Axes:
+    rows, dims = builder.axis("c", keyed.own.chunk), builder.axis("d", dims_of(keyed.own))
+    return rows, dims, builder.axis("n", keyed.own.chunk)
+
+
+def _pairs(keyed: Keyed) -> list[tuple[Side, Side]]:
+    return [(row, column) for column in keyed.columns for row in keyed.rows]
 
 
 def inputs(keyed: Keyed) -> list[Tensor]:
@@ -43,29 +80,40 @@ def inputs(keyed: Keyed) -> list[Tensor]:
     return found + ([own.tensor(w.beta, w.heads)] if w.beta is not None else [])
 
 
-def stored(keyed: Keyed) -> list[Tensor]:
-    """What the program writes."""
-    found = [keyed.totals, *(keyed.faded(s) for s in (*keyed.rows, *keyed.columns))]
-    found += [keyed.seen(s) for s in keyed.columns]
-    return found + [keyed.met(s) for s in keyed.columns] * (keyed.asking is not None)
+def _products(keyed: Keyed) -> list[Tensor]:
+    return [_into(keyed, row, column) for row, column in _pairs(keyed)]
 
 
-def _store(tensor: Tensor, f: Fades, last: Axis, value: Node) -> None:
-    place = (f.chunk.batch, f.chunk.head, f.chunk.token(f.at.rows), tile.iota(last))
+def _into(keyed: Keyed, row: Side, column: Side) -> Tensor:
+    return keyed.seen(column) if row.name == "q" else keyed.met(column)
+
+
+def _store_product(keyed: Keyed, chunk: Chunk, axes: Axes, row: Side, column: Side, value: Node) -> None:
+    """A of a row and a column ``[c,n]``."""
+    c, n, into = tile.iota(axes[0]), tile.iota(axes[2]), _into(keyed, row, column)
+    value = tile.apply(Fn.WHERE, tile.apply(Fn.LT if row.strict else Fn.LE, n, c), value, 0.0)
+    tile.store(into, chunk.batch, chunk.head, chunk.token(axes[0]), n, value=tile.cast(value, into.dtype))
+
+
+def _store(tensor: Tensor, f: Fades, value: Node) -> None:
+    place = (f.chunk.batch, f.chunk.head, f.chunk.token(f.at.rows), f.at.dim)
     tile.store(tensor, *place, value=tile.cast(value, tensor.dtype))
 
 
-def product(f: Fades, row: Side, column: Side) -> Node:
-    """A of a row and a column ``[c,n]``."""
-    at = f.at
-    x, y = mul(f.vectors(row), f.of_row(row)), mul(f.vectors(column), f.of_column())
-    found = tile.dot(x, tile.rename(y, at.rows, at.columns), at.dims, precision="tf32")
-    found = tile.apply(Fn.WHERE, at.visible(row.strict), found, 0.0)
-    return f.instead([found], lambda cold: [_by_columns(cold, row, column)])[0]
+def _row(keyed: Keyed, f: Fades, row: Side) -> Node:
+    """Store a row faded from the start of the chunk; what it is in products of tiles ``[c,d]``."""
+    _store(keyed.faded(row), f, f.lifted(row))
+    return mul(f.vectors(row), f.of_row(row))
 
 
-def _by_columns(f: Fades, row: Side, column: Side) -> Node:
-    """The same column by column."""
+def _column(keyed: Keyed, f: Fades, column: Side) -> Node:
+    """Store a column faded to the end of the chunk; what it is in products of tiles ``[n,d]``."""
+    _store(keyed.faded(column), f, mul(f.vectors(column), f.left()))
+    return tile.rename(mul(f.vectors(column), f.of_column()), f.at.rows, f.at.columns)
+
+
+def _by_columns(f: Fades, row: Side, column: Side, found: Node) -> Node:
+    """``found`` and what a tile of key dims adds, column by column."""
     at, number = f.at, tile.iota(f.at.columns)
     x, since = f.vectors(row), f.since(row)
 
@@ -74,8 +122,6 @@ def _by_columns(f: Fades, row: Side, column: Side) -> Node:
         sums = add(sums, f.steps(token))
         y = mul(f.vectors(column, token), power_of_two(sub(since, sums)))
         one = tile.reduce("sum", mul(x, y), at.dims)
-        return [sums, tile.apply(Fn.WHERE, tile.apply(Fn.EQ, number, j), one, found)]
+        return [sums, add(found, tile.apply(Fn.WHERE, tile.apply(Fn.EQ, number, j), one, 0.0))]
 
-    nothing = [tile.full(0.0, at.dims), tile.full(0.0, at.rows, at.columns)]
-    _, found = tile.loop(0, f.chunk.own.chunk, 1, nothing, visit)
-    return tile.apply(Fn.WHERE, at.visible(row.strict), found, 0.0)
+    return tile.loop(0, f.chunk.own.chunk, 1, [tile.full(0.0, at.dims), found], visit)[1]

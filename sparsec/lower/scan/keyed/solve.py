@@ -5,13 +5,18 @@ By blocks of 16 tokens, T in fp32; of the delta rule T − I is kept in place of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan import chunk_blocks
 from sparsec.lower.scan.chunk_blocks import BLOCK, Blocks, Space
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
+
+_DIMS = 32
+"""Key dims of a tile."""
 
 
 def lower(keyed: Keyed) -> Program:
@@ -19,7 +24,8 @@ def lower(keyed: Keyed) -> Program:
     own, asking = keyed.own, keyed.asking
     assert asking is not None
     with tile.Builder() as builder:
-        at = chunk_blocks.space(builder, own)
+        rows, dims = builder.axis("r", BLOCK), builder.axis("d", min(_DIMS, power(own.writes.rows)))
+        at = Space(rows, dims, builder.axis("s", BLOCK), builder.axis("t", BLOCK))
         chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
         erased, written = keyed.columns[-1], keyed.columns[0]
         entries = _blocks(keyed.met(erased), chunk, at)
@@ -66,14 +72,20 @@ def _times(left: Blocks, right: Blocks, at: Space) -> Blocks:
 
 
 def _wide(keyed: Keyed, chunk: Chunk, at: Space, solved: Blocks, asking: Side) -> None:
-    """W."""
+    """W, a tile of key dims after another."""
     count = _count(chunk)
-    given = [_block(keyed.faded(asking), chunk, m, at.middle, tile.iota(at.dims)) for m in range(count)]
-    for i in range(count):
-        total: Node | None = None
-        for m in range(i + 1):
-            left = tile.rename(solved[i, m], at.columns, at.middle)
-            total = tile.dot(left, given[m], at.middle, total, "tf32")
-        assert total is not None
-        place = (chunk.batch, chunk.head, chunk_blocks.token(chunk, i, at.rows), tile.iota(at.dims))
-        tile.store(keyed.answers, *place, value=tile.cast(total, keyed.answers.dtype))
+
+    def visit(number: Node) -> Sequence[Node]:
+        dim = add(mul(number, at.dims.size), tile.iota(at.dims))
+        given = [_block(keyed.faded(asking), chunk, m, at.middle, dim) for m in range(count)]
+        for i in range(count):
+            total: Node | None = None
+            for m in range(i + 1):
+                left = tile.rename(solved[i, m], at.columns, at.middle)
+                total = tile.dot(left, given[m], at.middle, total, "tf32")
+            assert total is not None
+            place = (chunk.batch, chunk.head, chunk_blocks.token(chunk, i, at.rows), dim)
+            tile.store(keyed.answers, *place, value=tile.cast(total, keyed.answers.dtype))
+        return []
+
+    tile.loop(0, power(keyed.own.writes.rows) // at.dims.size, 1, [], visit)
