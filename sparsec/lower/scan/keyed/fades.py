@@ -2,7 +2,7 @@
 
 Products of rows and columns are products of tiles, with decays counted from the middle of the chunk's: no exponent is
 above half of what a channel fades by, which is safe down to 2^-100. Chunks that fade further are worked out again
-column by column, where every exponent is that of a pair of tokens. Key dims go in tiles, so that none needs many registers.
+column by column, where every exponent is that of a pair of tokens. Key dims go in tiles, which need fewer registers.
 """
 
 from __future__ import annotations

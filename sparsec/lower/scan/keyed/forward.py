@@ -30,7 +30,12 @@ def prepared(keyed: Keyed) -> list[Step]:
     steps = [Step(prepare.lower(keyed), small)]
     if keyed.own.writes.decay is not None:
         steps.append(Step(prepare.lower_deep(keyed), small))
-    return steps + ([Step(solve.lower(keyed), replace(small, warps=2))] if keyed.asking is not None else [])
+    if keyed.asking is not None:
+        steps += [
+            Step(solve.lower(keyed), replace(small, warps=1)),
+            Step(solve.lower_answers(keyed), replace(small, warps=4)),
+        ]
+    return steps
 
 
 def states(keyed: Keyed, final: str | None) -> list[Step]:

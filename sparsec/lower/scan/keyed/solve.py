@@ -1,6 +1,7 @@
 """What states answer, as products that know no state: W = T X_a and V' = T A_ak with T = (I − A_ab)⁻¹.
 
-By blocks of 16 tokens, T in fp32; of the delta rule T − I is kept in place of V', and what it multiplies is added.
+T − I is worked out by blocks of 16 tokens and rounded; what it multiplies is added in fp32. Of the delta rule it stands
+for V' itself.
 """
 
 from __future__ import annotations
@@ -9,83 +10,64 @@ from collections.abc import Sequence
 
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan import chunk_blocks
-from sparsec.lower.scan.chunk_blocks import BLOCK, Blocks, Space
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power
-from sparsec.lower.scan.keyed.sides import Keyed, Side
+from sparsec.lower.scan.chunk_blocks import BLOCK
+from sparsec.lower.scan.chunk_parts import Chunk, power
+from sparsec.lower.scan.keyed.prepare import grid
+from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 
-_DIMS = 32
+_DIMS = 64
 """Key dims of a tile."""
 
 
 def lower(keyed: Keyed) -> Program:
-    """One (chunk, head, batch) per grid point."""
+    """T − I; one (chunk, head, batch) per grid point."""
+    own, met = keyed.own, keyed.met(keyed.columns[-1])
+    with tile.Builder() as builder:
+        at = chunk_blocks.space(builder, own)
+        chunk = _chunk(keyed)
+        entries: chunk_blocks.Blocks = {}
+        for i in range(own.chunk // BLOCK):
+            for j in range(i + 1):
+                place = (chunk_blocks.token(chunk, i, at.rows), add(tile.iota(at.columns), j * BLOCK))
+                entries[i, j] = mul(tile.load(met, chunk.batch, chunk.head, *place), -1.0)
+        chunk_blocks.store(keyed.solved, chunk, at, chunk_blocks.inverse(entries, at), unit=True)
+        return own.program(builder, "solve", [met, keyed.solved], grid(keyed))
+
+
+def lower_answers(keyed: Keyed) -> Program:
+    """W and, where vectors of their own erase, V'; one (chunk, head, batch) per grid point."""
     own, asking = keyed.own, keyed.asking
     assert asking is not None
+    given, tensors = keyed.faded(asking), [keyed.solved, keyed.faded(asking), keyed.answers]
     with tile.Builder() as builder:
-        rows, dims = builder.axis("r", BLOCK), builder.axis("d", min(_DIMS, power(own.writes.rows)))
-        at = Space(rows, dims, builder.axis("s", BLOCK), builder.axis("t", BLOCK))
-        chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
-        erased, written = keyed.columns[-1], keyed.columns[0]
-        entries = _blocks(keyed.met(erased), chunk, at)
-        solved = chunk_blocks.inverse({place: mul(x, -1.0) for place, x in entries.items()}, at)
-        chunk_blocks.store(keyed.solved, chunk, at, solved, unit=True)
-        _wide(keyed, chunk, at, solved, asking)
-        tensors = [keyed.met(erased), keyed.faded(asking), keyed.solved, keyed.answers]
+        c, t = builder.axis("c", own.chunk), builder.axis("t", own.chunk)
+        d, n = builder.axis("d", min(_DIMS, power(own.writes.rows))), builder.axis("n", own.chunk)
+        chunk = _chunk(keyed)
+
+        def visit(number: Node) -> Sequence[Node]:
+            _solve(keyed, chunk, (c, t), given, keyed.answers, add(mul(number, d.size), tile.iota(d)))
+            return []
+
+        tile.loop(0, power(own.writes.rows) // d.size, 1, [], visit)
         if keyed.erases:
-            chunk_blocks.store(
-                keyed.passed, chunk, at, _times(solved, _blocks(keyed.met(written), chunk, at), at), False
-            )
-            tensors += [keyed.met(written), keyed.passed]
-        return own.program(builder, "solve", tensors, (tile.param(CHUNKS), own.writes.heads, tile.param("B")))
+            met = keyed.met(keyed.columns[0])
+            _solve(keyed, chunk, (c, t), met, keyed.passed, tile.iota(n))
+            tensors += [met, keyed.passed]
+        return own.program(builder, "answers", tensors, grid(keyed))
 
 
-def _count(chunk: Chunk) -> int:
-    return chunk.own.chunk // BLOCK
+def _chunk(keyed: Keyed) -> Chunk:
+    return Chunk(keyed.own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
 
 
-def _blocks(tensor: Tensor, chunk: Chunk, at: Space) -> Blocks:
-    """A square matrix of the chunk."""
-    return {
-        (i, j): _block(tensor, chunk, i, at.rows, add(tile.iota(at.columns), j * BLOCK))
-        for i in range(_count(chunk))
-        for j in range(i + 1)
-    }
-
-
-def _block(tensor: Tensor, chunk: Chunk, number: int, rows: Axis, last: Node) -> Node:
-    found = tile.load(tensor, chunk.batch, chunk.head, chunk_blocks.token(chunk, number, rows), last)
-    return tile.cast(found, "float32")
-
-
-def _times(left: Blocks, right: Blocks, at: Space) -> Blocks:
-    """A product of lower-triangular matrices."""
-    found: Blocks = {}
-    for i, j in left:
-        total: Node | None = None
-        for m in range(j, i + 1):
-            total = chunk_blocks.product(left[i, m], right[m, j], at, total)
-        assert total is not None
-        found[i, j] = total
-    return found
-
-
-def _wide(keyed: Keyed, chunk: Chunk, at: Space, solved: Blocks, asking: Side) -> None:
-    """W, a tile of key dims after another."""
-    count = _count(chunk)
-
-    def visit(number: Node) -> Sequence[Node]:
-        dim = add(mul(number, at.dims.size), tile.iota(at.dims))
-        given = [_block(keyed.faded(asking), chunk, m, at.middle, dim) for m in range(count)]
-        for i in range(count):
-            total: Node | None = None
-            for m in range(i + 1):
-                left = tile.rename(solved[i, m], at.columns, at.middle)
-                total = tile.dot(left, given[m], at.middle, total, "tf32")
-            assert total is not None
-            place = (chunk.batch, chunk.head, chunk_blocks.token(chunk, i, at.rows), dim)
-            tile.store(keyed.answers, *place, value=tile.cast(total, keyed.answers.dtype))
-        return []
-
-    tile.loop(0, power(keyed.own.writes.rows) // at.dims.size, 1, [], visit)
+def _solve(keyed: Keyed, chunk: Chunk, axes: tuple[Axis, Axis], given: Tensor, made: Tensor, last: Node) -> None:
+    """Some columns of ``given`` times T."""
+    rows, middle = axes
+    start = tile.cast(chunk.tile_of(given, rows, last), "float32")
+    other = tile.cast(chunk.tile_of(given, middle, last), made.dtype)
+    solved = chunk.tile_of(keyed.solved, rows, tile.iota(middle))
+    found = tile.dot(solved, other, middle, start, keyed.own.schedule.precision)
+    place = (chunk.batch, chunk.head, chunk.token(rows), last)
+    tile.store(made, *place, value=tile.cast(found, made.dtype))
