@@ -2,7 +2,7 @@
 
 With G the gradient of the state after a chunk, and Z_y that of what column y carries:
 
-    Z_y = scale A_qyᵀ dO + Y G        dv = Z_k + V'ᵀ Z_b        G <- e^Γ_C G + scale X_qᵀ dO + Wᵀ Z_b
+    Z_y = A_qyᵀ dO + Y G        dv = Z_k + V'ᵀ Z_b        G <- e^Γ_C G + X_qᵀ dO + Wᵀ Z_b
     the gradient of (I − A_ab) U: (I − A_ab)⁻ᵀ Z_b, of the delta rule, whose b is k, dv
 """
 
@@ -62,24 +62,17 @@ class Reverse:
         at, keyed, a = self.at, self.b.keyed, self.at.axes
         asked, precision = at.wide(keyed.faded(keyed.query), chunk, a.queries), keyed.own.schedule.precision
         do = at.per_value(self.b.back.grad_out, chunk, a.queries)
-        shares = self._parts(mul(tile.cast(do, "float32"), keyed.read.scale))
         before = mul(grad, power_of_two(at.total(chunk)))
-        for part in shares:
-            before = tile.dot(asked, part, a.queries, before, precision)
-        values = self._carried(keyed.columns[0], chunk, shares[0], grad)
+        before = tile.dot(asked, do, a.queries, before, precision)
+        values = self._carried(keyed.columns[0], chunk, do, grad)
         if keyed.asking is None:
             return before, values, None
-        erased = values if keyed.tied else self._carried(keyed.columns[1], chunk, shares[0], grad)
+        erased = values if keyed.tied else self._carried(keyed.columns[1], chunk, do, grad)
         solved = self._through(keyed.solved, chunk, erased, erased)
         answers = at.wide(keyed.answers, chunk, a.keys)
-        for part in self._parts(erased):
+        for part in halves(erased, keyed.own.writes.k.dtype):
             before = tile.dot(answers, part, a.keys, before, precision)
         return before, solved if keyed.tied else self._through(keyed.passed, chunk, erased, values), solved
-
-    def _parts(self, x: Node) -> list[Node]:
-        """fp32 as operands."""
-        dtype = self.b.keyed.own.writes.k.dtype
-        return halves(x, dtype) if self.b.keyed.own.delta else [tile.cast(x, dtype)]
 
     def _carried(self, column: Side, chunk: Chunk, do: Node, grad: Node) -> Node:
         """The gradient of what a column carries ``[n,e]``."""

@@ -42,7 +42,7 @@ class Sums:
         return tile.load(tensor, *place, bounds=bounds)
 
     def _asked(self, side: Side, column: Node, limit: int) -> Node:
-        """The gradient of what a row is answered ``[c,e]``, without the scale of outputs."""
+        """The gradient of what a row is answered ``[c,e]``."""
         b, chunk, tokens = self.b, self.chunk, self.axes.queries
         if side.name == "q":
             return chunk.rows(b.back.grad_out, chunk.head, tokens, column, limit)
@@ -66,9 +66,6 @@ class Sums:
     def _dot(self, a: Node, b: Node, acc: Node) -> Node:
         return tile.dot(a, b, self.axes.columns, acc, self.b.keyed.own.schedule.precision)
 
-    def _scaled(self, side: Side, x: Node) -> Node:
-        return mul(x, self.b.keyed.read.scale) if side.name == "q" else x
-
     def squares(self) -> Squares:
         """D_x C_yᵀ where x sees y."""
         a, keyed = self.axes, self.b.keyed
@@ -85,7 +82,7 @@ class Sums:
 
     def _seen(self, side: Side, found: Node) -> Node:
         c, n = tile.iota(self.axes.queries), tile.iota(self.axes.keys)
-        return tile.apply(Fn.WHERE, tile.apply(Fn.LT if side.strict else Fn.LE, n, c), self._scaled(side, found), 0.0)
+        return tile.apply(Fn.WHERE, tile.apply(Fn.LT if side.strict else Fn.LE, n, c), found, 0.0)
 
     def of_row(self, side: Side, dim: Node) -> Node:
         """D_x Mᵀ ``[c,d]``."""
@@ -95,7 +92,7 @@ class Sums:
             return [self._dot(self._asked(side, column, limit), state, total)]
 
         (found,) = self._over_columns([tile.full(0.0, self.axes.queries, self.axes.dims)], step)
-        return self._scaled(side, found)
+        return found
 
     def of_column(self, side: Side, dim: Node) -> Node:
         """C_y Gᵀ ``[n,d]``."""

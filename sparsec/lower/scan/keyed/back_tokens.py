@@ -1,6 +1,6 @@
 """Gradients per token from the states before and the gradients after every chunk, all chunks side by side.
 
-With D_x the gradient of what a row is answered (scale dO; of a, what answers solve), and C_y what a column carries:
+With D_x the gradient of what a row is answered (dO; of a, what answers solve), and C_y what a column carries:
 
     dA_xy = D_x C_yᵀ (where x sees y)
     dx = e^Γ (D_x Mᵀ) + Σ_y dA_xy y e^{Γ_i − Γ_j}        dy = e^{Γ_C − Γ} (C_y Gᵀ) + Σ_x dA_xyᵀ x e^{Γ_i − Γ_j}
@@ -108,7 +108,8 @@ class _Part:
             found = add(mul(self.sums.of_row(side, dim), power_of_two(f.since(side))), self.near.row(side))
             passed = mul(f.vectors(side), found)
             slope, own_slope = add(slope, passed), passed if side.shifted else own_slope
-            grad_a = found if side.negated else grad_a
+            found = found if side.factor == 1.0 else mul(found, side.factor)
+            grad_a = found if side.name == "a" and keyed.tied else grad_a
             self._wide({"q": spec.grad_q[0], "a": spec.grad_erase[0]}[side.name], found)
         ends = mul(self.sums.kept(dim), power_of_two(f.total()))
         for side in keyed.columns:
@@ -130,7 +131,7 @@ class _Part:
             self.narrow[spec.grad_beta.name] = tile.reduce("sum", mul(k, found), f.at.dims)
         beta = f.chunk.beta(f.at.rows)
         found = found if beta is None else mul(found, beta)
-        self._wide(spec.grad_k, found if grad_a is None else sub(found, grad_a))
+        self._wide(spec.grad_k, found if grad_a is None else add(found, grad_a))
 
     def _decay(self, slope: Node, own_slope: Node | None, ends: Node) -> None:
         """The gradient of log-decays: slopes summed from the own token on, and what the whole chunk passes."""

@@ -96,7 +96,7 @@ class Fades:
         found = tile.cast(self._load(side.operand.name, side.operand.dtype, where), "float32")
         beta = self.chunk.beta_at(where) if side.weighted else None
         found = found if beta is None else mul(found, beta)
-        return tile.apply(Fn.NEG, found) if side.negated else found
+        return found if side.factor == 1.0 else mul(found, side.factor)
 
     def sums(self) -> Node:
         """Γ."""

@@ -1,6 +1,6 @@
 """Outputs chunk by chunk, and what segments make of a state.
 
-O = scale (X_q M + Σ A_qy (what column y carries))        M <- e^Γ_C M + Σ Yᵀ (what column y carries)
+O = X_q M + Σ A_qy (what column y carries)        M <- e^Γ_C M + Σ Yᵀ (what column y carries)
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _outputs(at: Walk, chunk: Chunk, answered: Node | None, state: Node) -> Node
         seen = at.square(keyed.seen(column), chunk)
         for part in at.written(column, chunk, answered):
             out = tile.dot(seen, part, a.keys, out, precision)
-    return mul(out, keyed.read.scale)
+    return out
 
 
 def _store(at: Walk, chunk: Chunk, out: Node) -> None:

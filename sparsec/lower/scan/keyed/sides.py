@@ -4,8 +4,8 @@ With Γ the decays summed up per channel inside a chunk, *rows* x are faded from
 
     X_id = x_id e^{Γ_id}        Y_jd = y_jd e^{Γ_Cd − Γ_jd}        A_ij = Σ_d x_id y_jd e^{Γ_id − Γ_jd}
 
-Rows are queries and, where a rule reads before it writes, a (of the delta rule −k), from the undecayed state with
-Γ_{i−1}. Columns are beta k and, where a rule erases along vectors of its own, b. From products A that know no state
+Rows are scaled queries and, where a rule reads before it writes, a (of the delta rule −k), from the undecayed
+state with Γ_{i−1}. Columns are beta k and, where a rule erases along vectors of its own, b. From products A that know no state
 
     U = W M + V' v        W = (I − A_ab)⁻¹ X_a        V' = (I − A_ab)⁻¹ A_ak
 
@@ -27,7 +27,7 @@ class Side:
 
     Attributes:
         name: "q", "a", "k" or "b".
-        negated: whether it is minus the tensor.
+        factor: of the tensor; gradients are those of the product.
         shifted: whether the token's own decay is left out.
         strict: whether a row does not see its own token.
         weighted: whether write strengths multiply it.
@@ -35,7 +35,7 @@ class Side:
 
     name: str
     operand: Operand
-    negated: bool = False
+    factor: float = 1.0
     shifted: bool = False
     strict: bool = False
     weighted: bool = False
@@ -61,7 +61,7 @@ class Keyed:
     @property
     def query(self) -> Side:
         """What the outputs ask."""
-        return Side("q", self.read.q, strict=self.read.when == "before")
+        return Side("q", self.read.q, self.read.scale, strict=self.read.when == "before")
 
     @property
     def asking(self) -> Side | None:
@@ -70,7 +70,7 @@ class Keyed:
         shifted = w.reads == "undecayed" and w.decay is not None
         if w.erase is not None:
             return Side("a", w.erase[0], shifted=shifted, strict=True)
-        return Side("a", w.k, negated=True, shifted=shifted, strict=True) if self.own.delta else None
+        return Side("a", w.k, -1.0, shifted=shifted, strict=True) if self.own.delta else None
 
     @property
     def rows(self) -> list[Side]:
