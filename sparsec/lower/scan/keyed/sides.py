@@ -5,7 +5,7 @@ With Γ the decays summed up per channel inside a chunk, *rows* x are faded from
     X_id = x_id e^{Γ_id}        Y_jd = y_jd e^{Γ_Cd − Γ_jd}        A_ij = Σ_d x_id y_jd e^{Γ_id − Γ_jd}
 
 Rows are scaled queries and, where a rule reads before it writes, a (of the delta rule −k), from the undecayed
-state with Γ_{i−1}. Columns are beta k and, where a rule erases along vectors of its own, b. From A, which knows no state,
+state with Γ_{i−1}. Columns are beta k and, where a rule erases along vectors of its own, b. From A:
 
     U = W M + V' v        W = (I − A_ab)⁻¹ X_a        V' = (I − A_ab)⁻¹ A_ak
 
