@@ -18,6 +18,7 @@ class Setting:
         gates: how log-decays are drawn: "mild", or "hard" with gates of exactly 0 and 1 among them.
         erase: whether vectors a and b say what is erased.
         reads: which state the rule reads before it writes.
+        surprise: whether what a delta rule writes is an output "u" too; values are fp32 then.
     """
 
     rule: str = "additive"
@@ -37,6 +38,12 @@ class Setting:
     scale: float = 0.25
     erase: bool = False
     reads: str = "decayed"
+    surprise: bool = False
+
+    @property
+    def values(self) -> str:
+        """The dtype of v."""
+        return "float32" if self.surprise else self.dtype
 
     @property
     def params(self) -> dict[str, int]:
@@ -46,13 +53,14 @@ class Setting:
     def scan(self) -> Scan:
         """Its spec."""
         writes = Writes(
-            Operand("k", self.dtype), Operand("v", self.dtype), self.state_heads, self.rows, self.cols, self.rule,
+            Operand("k", self.dtype), Operand("v", self.values), self.state_heads, self.rows, self.cols, self.rule,
             decay_kind=self.decay, beta=Operand("beta", self.dtype) if self.beta else None,
             decay=None if self.decay == "none" else Operand("g", "float32"), initial="h0" if self.initial else None,
             reads=self.reads, erase=(Operand("a", self.dtype), Operand("b", self.dtype)) if self.erase else None,
         )  # fmt: skip
         read = Read(Operand("q", self.dtype), Operand("o", self.dtype), self.heads, self.scale, self.when)
-        return Scan("scan", writes, (read,), self.dtype, "ht" if self.final else None)
+        surprise = Operand("u", "float32") if self.surprise else None
+        return Scan("scan", writes, (read,), self.dtype, "ht" if self.final else None, surprise)
 
     def draw(self, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
         """Inputs, and cotangents "do" and "dht"; keys of delta rules have length 1."""
@@ -67,7 +75,8 @@ class Setting:
         keys = torch.nn.functional.normalize(keys, dim=-1) if self.rule == "delta" else keys
         found = {"q": normal(*lead, self.heads, self.rows), "k": keys}
         found |= {"v": normal(*lead, self.state_heads, self.cols), "do": normal(*lead, self.heads, self.cols)}
-        found = {name: x.to(dtype) for name, x in found.items()}
+        found = {name: x if name == "v" and self.surprise else x.to(dtype) for name, x in found.items()}
+        found |= {"du": normal(*lead, self.state_heads, self.cols)} if self.surprise else {}
         if self.beta:
             found["beta"] = torch.sigmoid(normal(*lead, self.state_heads)).to(dtype)
         if self.decay != "none":
@@ -89,7 +98,8 @@ class Setting:
         out = torch.full((self.batch, self.length, self.heads, self.cols), torch.nan, dtype=dtype, device=device)
         states = (self.batch, 1, self.state_heads, self.rows, self.cols)
         last = {"ht": torch.full(states, torch.nan, device=device)} if self.final else {}
-        return {"o": out} | last
+        written = torch.full((self.batch, self.length, self.state_heads, self.cols), torch.nan, device=device)
+        return {"o": out} | last | ({"u": written} if self.surprise else {})
 
     def grad(self) -> ScanGrad:
         """The spec of all its gradients."""
@@ -97,9 +107,10 @@ class Setting:
         decay = None if self.decay == "none" else Operand("dg", "float32")
         return ScanGrad(
             "grad", self.scan(), (Operand("do", self.dtype),), "dht" if self.final else None,
-            (Operand("dq", self.dtype),), Operand("dk", self.dtype), Operand("dv", self.dtype), beta, decay,
+            (Operand("dq", self.dtype),), Operand("dk", self.dtype), Operand("dv", self.values), beta, decay,
             grad_erase=(Operand("da", self.dtype), Operand("db", self.dtype)) if self.erase else (None, None),
             grad_initial="dh0" if self.initial else None,
+            surprise=Operand("du", "float32") if self.surprise else None,
         )  # fmt: skip
 
     def gradients(self, device: str = "cpu") -> dict[str, Tensor]:
@@ -114,23 +125,25 @@ class Setting:
 
 
 def truth(s: Setting, x: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs "o" and "ht" in fp64, and the gradients "dq", "dk", … of <o, do> + <ht, dht>."""
-    leaves = {n: t.double().requires_grad_() for n, t in x.items() if n not in ("do", "dht")}
-    out, last = _scan(s, leaves)
+    """Outputs "o" and "ht" in fp64, and the gradients "dq", "dk", … of <o, do> + <ht, dht> + <u, du>."""
+    leaves = {n: t.double().requires_grad_() for n, t in x.items() if n not in ("do", "dht", "du")}
+    out, last, written = _scan(s, leaves)
     loss = (out * x["do"].double()).sum()
     loss = loss + (last * x["dht"].double()).sum() if s.final else loss
+    loss = loss + (written * x["du"].double()).sum() if s.surprise else loss
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    found = {"o": out.detach(), "ht": last.detach()}
+    found = {"o": out.detach(), "ht": last.detach(), "u": written.detach()}
     return found | {f"d{n}": g for n, g in zip(leaves, grads, strict=True) if g is not None}
 
 
-def _scan(s: Setting, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _scan(s: Setting, x: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, last states, and what is written without beta."""
     group, state = s.heads // s.state_heads, x.get("h0")
     if state is not None:
         state = state[:, 0]
     else:
         state = torch.zeros(s.batch, s.state_heads, s.rows, s.cols, dtype=torch.float64, device=x["q"].device)
-    outputs = []
+    outputs, surprises = [], []
     for t in range(s.length):
         k, v, undecayed = x["k"][:, t], x["v"][:, t], state
         if s.decay != "none":
@@ -140,6 +153,7 @@ def _scan(s: Setting, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         asked = undecayed if s.reads == "undecayed" else state
         replaced = s.rule == "delta" and not s.erase
         value = v - torch.einsum("bhde,bhd->bhe", asked, k) if replaced else v
+        surprises.append(value)
         value = value * x["beta"][:, t][..., None] if s.beta else value
         state = state + k[..., :, None] * value[..., None, :]
         if s.erase:
@@ -147,4 +161,4 @@ def _scan(s: Setting, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             state = state + x["b"][:, t][..., :, None] * answer[..., None, :]
         seen = (state if s.when == "after" else before).repeat_interleave(group, 1)
         outputs.append(s.scale * torch.einsum("bhde,bhd->bhe", seen, x["q"][:, t]))
-    return torch.stack(outputs, 1), state[:, None]
+    return torch.stack(outputs, 1), state[:, None], torch.stack(surprises, 1)

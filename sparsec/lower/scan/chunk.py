@@ -28,6 +28,8 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
         return "heads that share keys or queries have no chunk form; use order 'token'"
     if odd := [read.q for read in spec.reads if read.q.dtype != w.k.dtype]:
         return f"{odd[0].name} is {odd[0].dtype}, keys are {w.k.dtype}; use order 'token'"
+    if spec.surprise is not None and chunk_parts.needs_keyed(w):
+        return "what channels that fade by themselves are surprised by has no chunk form; use order 'token'"
     if chunk_parts.needs_keyed(w) and (len(spec.reads) != 1 or spec.reads[0].heads != w.heads):
         return "decays per key channel and erase vectors have a chunk form with one read per state; use order 'token'"
     return chunk_parts.refusal(w, schedule)
@@ -44,11 +46,11 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
     if own.keyed:
         return forward.lower(spec, schedule)
     steps = prepared(own) + states(own, spec.final)
-    final = spec.final if own.splits == 1 else None
+    final, surprise = spec.final if own.splits == 1 else None, spec.surprise
     for number, read in enumerate(spec.reads):
-        program = chunk_outputs.lower(own, read, f"out{number}" if number else "", final)
+        program = chunk_outputs.lower(own, read, f"out{number}" if number else "", final, surprise)
         steps.append(Step(program, schedule))
-        final = None
+        final = surprise = None
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch(own)), own.params())
 
 

@@ -93,6 +93,8 @@ def refusal(spec: ScanGrad) -> str | None:
         return f"reads of {heads} heads from {w.heads} states; one read of as many heads has a chunk form: use 'token'"
     if reads[0].when != "after" and not needs_keyed(w):
         return "a read before the own write has no chunk form of its backward; use order 'token'"
+    if spec.surprise is not None and needs_keyed(w):
+        return "what channels that fade by themselves are surprised by has no chunk form; use order 'token'"
     if spec.grads[0].dtype != w.k.dtype or reads[0].q.dtype != w.k.dtype:
         return (
             f"q, k and the outputs' gradients are {reads[0].q.dtype}, {w.k.dtype}, {spec.grads[0].dtype}; use 'token'"

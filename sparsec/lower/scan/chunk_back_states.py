@@ -101,9 +101,18 @@ class Reverse:
         scores = mul(visible(own, chunk, a, tile.dot(keys, q, a.dims, precision=precision), "after"), self.b.read.scale)
         found = tile.dot(tile.cast(scores, do.dtype), do, a.queries, known, precision)
         found = times(found, chunk.beta(a.keys)) or found
+        if self.b.spec.surprise is not None:
+            found = add(found, self._handed(chunk))
         solved = tile.load(own.solved, chunk.batch, chunk.head, chunk.token(a.queries), tile.iota(a.keys))
         other = tile.cast(tile.rename(found, a.keys, a.queries), keys.dtype)
         return tile.dot(solved, other, a.queries, found, precision)
+
+    def _handed(self, chunk: Chunk) -> Node:
+        """The gradient of what is written that others hand back ``[n,e]``."""
+        own, w = self.b.own, self.b.own.writes
+        assert self.b.spec.surprise is not None
+        tensor, limit = own.tensor(self.b.spec.surprise, w.heads, w.cols), column_limit(w.cols, self.at.reach)
+        return tile.cast(chunk.rows(tensor, chunk.head, self.at.axes.keys, self.at.column, limit), "float32")
 
     def tensors(self) -> list[Tensor]:
         """What the walk reads."""
@@ -112,6 +121,8 @@ class Reverse:
         if own.delta:
             found += [own.tensor(w.k, w.heads, w.rows), own.solved]
             found += [own.tensor(w.beta, w.heads)] if w.beta is not None else []
+        if self.b.spec.surprise is not None:
+            found.append(own.tensor(self.b.spec.surprise, w.heads, w.cols))
         return found
 
 

@@ -13,14 +13,17 @@ from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds, times
 from sparsec.lower.scan.chunk_segments import initial_state, store_final
 from sparsec.lower.scan.chunk_state import Axes, Walk, walk
-from sparsec.plan.scan_specs import Read
+from sparsec.plan.scan_specs import Operand, Read
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 
 
-def lower(own: Chunked, read: Read, name: str, final: str | None) -> Program:
-    """One (segment, tile of columns, batch and query head) per grid point; ``final`` where there is one segment."""
+def lower(own: Chunked, read: Read, name: str, final: str | None, surprise: Operand | None = None) -> Program:
+    """One (segment, tile of columns, batch and query head) per grid point; ``final`` where there is one segment.
+
+    With ``surprise`` what a delta rule writes is stored too.
+    """
     w = own.writes
     with tile.Builder() as builder:
         segment, both = tile.program_id(0), tile.program_id(2)
@@ -39,12 +42,13 @@ def lower(own: Chunked, read: Read, name: str, final: str | None) -> Program:
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, number)
-            return [_visit(at, chunk, read, query, state)]
+            return [_visit(at, chunk, read, query, state, surprise)]
 
         (state,) = tile.loop(first, last, 1, [state], visit)
         if final is not None:
             tensors.append(store_final(own, final, (batch, head, row, at.column), state, limits))
         tensors += [*at.tensors(), _out(own, read), _queries(own, read)]
+        tensors += [own.tensor(surprise, w.heads, w.cols)] if surprise is not None else []
         grid = (own.splits, own.tiles, mul(tile.param("B"), read.heads))
         return own.program(builder, name, tensors, grid)
 
@@ -57,11 +61,13 @@ def _out(own: Chunked, read: Read) -> Tensor:
     return own.tensor(read.out, read.heads, own.writes.cols)
 
 
-def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node) -> Node:
+def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node, surprise: Operand | None) -> Node:
     """The outputs of a chunk; the state after it."""
     own, a, precision = at.own, at.axes, at.own.schedule.precision
     keys = at.keys(chunk)
     written = at.written(chunk, keys, state)
+    if surprise is not None:
+        _keep(at, chunk, surprise, written)
     q = chunk.rows(_queries(own, read), query, a.queries, tile.iota(a.dims), at.row_limit)
     scores = visible(own, chunk, a, tile.dot(q, keys, a.dims, precision=precision), read.when)
     scores = times(scores, chunk.beta(a.keys)) or scores
@@ -77,6 +83,17 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node) -> Node
     place = (chunk.batch, chunk.token(a.queries), query, at.column)
     tile.store(_out(own, read), *place, value=tile.cast(mul(out, read.scale), read.out.dtype), bounds=bounds)
     return at.after(chunk, keys, written, state)
+
+
+def _keep(at: Walk, chunk: Chunk, surprise: Operand, written: Node) -> None:
+    """Stores what is written; programs of query heads that share a state store the same."""
+    w = at.own.writes
+    bounds: dict[int, tile.Value] = {1: tile.param(w.length)}
+    if limit := column_limit(w.cols, at.reach):
+        bounds[3] = limit
+    place = (chunk.batch, chunk.token(at.axes.keys), chunk.head, at.column)
+    tensor = at.own.tensor(surprise, w.heads, w.cols)
+    tile.store(tensor, *place, value=tile.cast(written, surprise.dtype), bounds=bounds)
 
 
 def visible(own: Chunked, chunk: Chunk, a: Axes, scores: Node, when: str) -> Node:

@@ -148,7 +148,8 @@ def refusal(writes: Writes, schedule: Schedule) -> str | None:
         return f"{odd[0].name} is {odd[0].dtype}, keys are {writes.k.dtype}; the chunk form multiplies equal dtypes"
     if writes.route is not None:
         return "chosen parts have no chunk form; use order 'token' or 'mask'"
-    if writes.k.dtype != writes.v.dtype:
+    exact = writes.rule == "delta" and writes.v.dtype == "float32"  # values that no product takes as they are
+    if writes.k.dtype != writes.v.dtype and not exact:
         return f"keys are {writes.k.dtype} and values {writes.v.dtype}; the chunk form multiplies equal dtypes"
     chunk = schedule.rows
     if chunk & (chunk - 1) or not 16 <= chunk <= 256:

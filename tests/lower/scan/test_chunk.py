@@ -39,6 +39,7 @@ RULES = {
     "weighted erase": Setting("delta", "key", beta=True, erase=True),
     "undecayed erase": Setting("delta", "key", erase=True, reads="undecayed"),
     "lasting erase": Setting("delta", "none", erase=True),
+    "surprise": Setting("delta", "scalar", beta=True, surprise=True),
 }
 FORGETTING = [name for name, s in RULES.items() if s.decay == "key" or s.reads == "undecayed"]
 """States that forget: one that is erased but never fades gathers the roundings of bf16, 0.003 to 0.004."""
@@ -63,7 +64,7 @@ def found(s: Setting, schedule: Schedule) -> dict[str, float]:
     lowered, given = chunk.lower(s.scan(), schedule), s.draw()
     x = given if mode == "storage" else {name: t.double() for name, t in given.items()}
     out = s.outputs(torch.float64 if mode == "exact" else getattr(torch, s.dtype))
-    out |= {"ht": out["ht"].double()} if s.final and mode == "exact" else {}
+    out |= {n: out[n].double() for n in ("ht", "u") if n in out and mode == "exact"}
     every, dims = with_scratch(lowered, {**x, **out}, s.params, mode)
     for step in lowered.steps:
         verify(step.program)

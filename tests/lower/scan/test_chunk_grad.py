@@ -29,6 +29,7 @@ RULES = {
     "erase": Setting("delta", "key", erase=True),
     "weighted erase": Setting("delta", "key", beta=True, erase=True),
     "undecayed erase": Setting("delta", "key", beta=True, erase=True, reads="undecayed"),
+    "surprise": Setting("delta", "scalar", beta=True, surprise=True),
     "lasting erase": Setting("delta", "none", erase=True),
 }
 FORGETTING = [name for name, s in RULES.items() if s.decay == "key" or s.reads == "undecayed"]
@@ -72,7 +73,7 @@ def test_gates_at_zero_and_one(rule: str) -> None:
     assert max(errors.values()) < 1e-12, errors
 
 
-@pytest.mark.parametrize("rule", ["fading", "delta", "gated delta", *FORGETTING])
+@pytest.mark.parametrize("rule", ["fading", "delta", "gated delta", "surprise", *FORGETTING])
 def test_half_precision(rule: str) -> None:
     s = replace(RULES[rule], rows=128, cols=64, length=192, heads=1, dtype="bfloat16", initial=True, final=True)
     errors = found(s, Schedule(order="chunk", rows=64, value_block=32, splits=2))
