@@ -16,7 +16,7 @@ from sparsec.ir.variant import Variant
 from sparsec.passes.stream_causal import check_causal, refusal, scored
 from sparsec.passes.stream_keep import chosen_only, reach
 from sparsec.passes.stream_spec import CacheSpec, Held, Kept, Running
-from sparsec.passes.stream_states import beside_memory, carried_on, memories
+from sparsec.passes.stream_states import beside_memory, carried_on, masses_as_states, memories
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.walk import depends_on, substitute
 
@@ -30,6 +30,7 @@ class Streamed:
             and are outputs, behind those of the variant.
         outputs: how many results a step gives its caller.
         twins: inputs that are the new rows of another one, which is kept as memory, by name.
+        ones: inputs that are 1 everywhere.
     """
 
     variant: Variant
@@ -38,12 +39,13 @@ class Streamed:
     keys: str
     outputs: int
     twins: Mapping[str, str]
+    ones: tuple[str, ...] = ()
 
     @property
     def given(self) -> list[str]:
         """The inputs that a caller gives with every step."""
-        held = {state.name for state in self.spec.states}
-        return [name for name in self.variant.inputs if name not in held and name not in self.twins]
+        own = {*(state.name for state in self.spec.states), *self.twins, *self.ones}
+        return [name for name in self.variant.inputs if name not in own]
 
 
 def stream(variant: Variant) -> Streamed:
@@ -52,7 +54,8 @@ def stream(variant: Variant) -> Streamed:
     Raises:
         DeclarationError: it reads what a later token may change, or computes with its length.
     """
-    both, twins = beside_memory(variant)
+    plain, ones = masses_as_states(variant)
+    both, twins = beside_memory(plain)
     step, states = carried_on(_apart(both))
     check_causal(step)
     length = lengths(step)
@@ -60,7 +63,8 @@ def stream(variant: Variant) -> Streamed:
     if length.queries is None or keys is None or {length.queries.head, keys.head} != {"var"}:
         raise refusal(step, step.outputs[0], "has no plain numbers of queries and keys", "call them TQ and TK")
     names = (str(length.queries.value), str(keys.value))
-    return Streamed(step, _spec(step, *names, states), *names, len(variant.outputs), twins)
+    spec = _spec(step, *names, states, ones)
+    return Streamed(step, spec, *names, len(variant.outputs), twins, ones)
 
 
 def _apart(variant: Variant) -> Variant:
@@ -95,13 +99,13 @@ def _remembered(variant: Variant) -> frozenset[Node]:
     return frozenset(s for node in variant.nodes for s in memories(node) if s.op is Op.INPUT)
 
 
-def _spec(step: Variant, queries: str, keys: str, states: tuple[Held, ...]) -> CacheSpec:
+def _spec(step: Variant, queries: str, keys: str, states: tuple[Held, ...], ones: tuple[str, ...]) -> CacheSpec:
     kept: list[Kept] = []
     fresh: list[str] = []
     fixed: list[str] = []
     for node in step.parameters:
         name, length = str(node["name"]), node.shape[1] if len(node.shape) > 1 else constant(0)
-        if name in {held.name for held in states}:
+        if name in ones or name in {held.name for held in states}:
             continue
         if any(depends_on(d, keys) for d in node.shape[2:] + node.shape[:1]):
             raise refusal(step, node, f"has {keys} in another dim than its second", "give it rows per token")

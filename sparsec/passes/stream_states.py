@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sparsec.ir.build import input as declared
+from sparsec.ir.build_state import recall, state, write
 from sparsec.ir.lengths import lengths
 from sparsec.ir.make import make, remake
 from sparsec.ir.node import Node
@@ -17,7 +18,7 @@ from sparsec.ir.rewrite import rewrite
 from sparsec.ir.variant import Variant, numbered
 from sparsec.passes.stream_causal import refusal
 from sparsec.passes.stream_spec import Held
-from sparsec.scalar.expr import var
+from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.walk import substitute
 
 NOW = "_now"
@@ -65,6 +66,46 @@ def _twin(variant: Variant, node: Node) -> Node:
     name = next(n for n in numbered(f"{node['name']}{NOW}") if n not in variant.inputs)
     rows = {n: q for n in length.key_names if (q := length.queries) is not None}
     return declared(name, tuple(substitute(d, rows) for d in node.shape), node.dtype)
+
+
+def masses_as_states(variant: Variant) -> tuple[Variant, tuple[str, ...]]:
+    """Masses of keys as what states of one row hold, which are written with the key 1.
+
+    mass(k, …)  ->  recall(ones, write(state() {rows = 1}, ones, k, …))
+
+    Gives the variant and the names of the inputs that are 1.
+    """
+    if not any(node.op is Op.MASS for node in variant.nodes):
+        return variant, ()
+    made: dict[tuple[Expr, Expr], Node] = {}
+
+    def held(node: Node) -> Node | None:
+        return _held_mass(node, _ones(variant, node.src[0], made)) if node.op is Op.MASS else None
+
+    outputs = rewrite(variant.outputs, (held,))
+    names = {**variant.names, **{one: str(one["name"]) for one in made.values()}}
+    step = variant.with_outputs(outputs, [*variant.parameters, *made.values()], names)
+    return step, tuple(str(one["name"]) for one in made.values())
+
+
+def _ones(variant: Variant, k: Node, made: dict[tuple[Expr, Expr], Node]) -> Node:
+    """The key 1 of every token and head of k."""
+    key = (k.shape[1], k.shape[2])
+    if key not in made:
+        taken = {*variant.inputs, *(str(one["name"]) for one in made.values())}
+        name = next(n for n in numbered("ones") if n not in taken)
+        made[key] = declared(name, (*k.shape[:3], constant(1)), "float32")
+    return made[key]
+
+
+def _held_mass(node: Node, ones: Node) -> Node:
+    k, given = node.src[0], node.operands
+    route = given.get("route")
+    parts = 1 if route is None else int(str(route.src[0].shape[3]))
+    bank = state(heads=k.shape[2], rows=1, cols=k.shape[3], parts=parts)
+    kept = {name: given.get(name) for name in ("beta", "decay", "route", "weight")}
+    written = write(bank, ones, k, freeze_unselected=node.flag("freeze_unselected"), **kept)  # type: ignore[arg-type]
+    return recall(ones, written)
 
 
 def carried_on(variant: Variant) -> tuple[Variant, tuple[Held, ...]]:

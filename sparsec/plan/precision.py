@@ -11,6 +11,8 @@ from sparsec.ir.rules_read import branches
 OUTPUTS = (Op.ATTEND, Op.MERGE, Op.RECALL)
 TOLERANT = (Op.MAP, Op.PREFIX, Op.WRITE, Op.RECALL, Op.NORM2, Op.MASS, Op.MIXTURE)
 """Ops whose kernels read any float dtype."""
+EXACT = (Op.MAP, Op.MIXTURE)
+"""Of those, the ones that nothing but fp32 is kept for where they alone read it."""
 
 
 def exact(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
@@ -18,13 +20,13 @@ def exact(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
 
     Maps that a kernel adds up, multiplies or takes exponents of, one number per token and head (or a decay): gates,
     write strengths, terms of running sums. What one level leaves to the next, which may be a small difference. Outputs
-    of attention and of states that maps alone read.
+    of attention and of states that maps alone read, or mixtures: masses, as a step holds them.
     """
     readers = _readers(nodes, outputs)
     maps = {n for n in nodes if n.op is Op.MAP and any(_gains(r, n) for r in readers[n])}
     maps = {n for n in maps if all(r.op in TOLERANT or _gains(r, n) for r in readers[n])}
     maps |= left(nodes)
-    read = {n for n in nodes if n.op in OUTPUTS and readers[n] and all(r.op is Op.MAP for r in readers[n])}
+    read = {n for n in nodes if n.op in OUTPUTS and readers[n] and all(r.op in EXACT for r in readers[n])}
     return frozenset(maps | read) - frozenset(outputs)
 
 

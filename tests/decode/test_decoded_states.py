@@ -12,7 +12,7 @@ import sparsec
 from sparsec.frontends.preset import find
 from sparsec.frontends.text import parse
 from sparsec.ir.error import DeclarationError, InputError
-from sparsec.ir.variant import Variant
+from sparsec.ir.variant import Variant, dim_names
 from sparsec.oracle.error import check
 from sparsec.oracle.replay import replay
 from sparsec.oracle.truth import oracle
@@ -55,7 +55,8 @@ def preset_of(name: str, **wanted: object) -> Variant:
 
 
 def drawn(variant: Variant, length: int = LENGTH, dtype: str = "float32") -> dict[str, Tensor]:
-    return sparsec.inputs(variant, dtype=dtype, device="cpu", seed=0, T=length, **SIZES)
+    known = {n: s for n, s in {**SIZES, "DX": 24}.items() if n in dim_names(variant)}
+    return sparsec.inputs(variant, dtype=dtype, device="cpu", seed=0, T=length, **known)
 
 
 def parts(made: Compiled, x: dict[str, Tensor], start: int, stop: int) -> dict[str, Any]:
@@ -106,6 +107,26 @@ def test_presets(name: str, knobs: dict[str, object]) -> None:
     for one, other in zip(decoded(made, cache, x, STEPS), forward(made, x), strict=True):
         assert torch.equal(one, other)
     assert in_place(made) and cache.known_lengths == (LENGTH, LENGTH)
+
+
+LEVELS: dict[str, dict[str, object]] = {
+    "what the recall lacks": {"levels": 3},
+    "what the prediction lacks": {"levels": 2, "left": "pre", "clip": 0.0},
+    "a softmax over levels": {"levels": 3, "readout": "state_softmax"},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels(name: str, dtype: str) -> None:
+    """Masses of keys are states too."""
+    knobs: dict[str, Any] = {"parts": 1, "branching": 1, "readout": "sum", **LEVELS[name]}
+    made = compile(sparsec.preset("rsa", **knobs), "interpreter")
+    x = drawn(made.variant, dtype=dtype)
+    cache = made.init_cache(2, deterministic=True)
+    for one, other in zip(decoded(made, cache, x, STEPS), forward(made, x), strict=True):
+        assert torch.equal(one, other)
+    assert in_place(made)
 
 
 @pytest.mark.parametrize("name", RECURRENT)

@@ -128,7 +128,7 @@ def dims(streamed: Streamed, cache: Cache, tokens: Mapping[str, Tensor], new: in
         raise InputError("cache", f"a batch of {found['B']}", rule, "give every sequence its tokens")
     found |= {streamed.keys: cache.max_length, streamed.queries: new, "q_offset": cache.max_length - new}
     whole = {n: x for n, x in tokens.items() if n in streamed.variant.inputs}
-    whole |= {held.name: torch.empty(0) for held in spec.states}
+    whole |= {name: torch.empty(0) for name in (*streamed.ones, *(held.name for held in spec.states))}
     return found, bind.call_dtype(streamed.variant, _every(streamed, whole))
 
 

@@ -25,9 +25,11 @@ from sparsec.runtime.decode.pages import PAGE, Pool
 from sparsec.runtime.decode.space import by_tokens, for_steps
 from sparsec.runtime.env import Env
 from sparsec.runtime.target import available
+from sparsec.scalar.evaluate import evaluate
 from sparsec.tile.chain import Chain
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from sparsec.runtime.compiled import Compiled
@@ -77,6 +79,7 @@ class Decoder:
             self.streamed = replace(found, variant=self.step.graph) if of_states else stream(self.step.graph)
         self.spec = self.streamed.spec
         self._built: dict[tuple[object, ...], Built] = {}
+        self._made: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
     def new(
         self, batch: int, max_length: int | None = None, page: int = PAGE, step: int = STEP, pool: Pool | None = None,
@@ -153,6 +156,7 @@ class Decoder:
             found = places(self.spec, built.plan, dims, cache.page, cache.cold)
             cache.allocate(found, first.device, banks(self.spec, dims))
         cache.reserve(count)
+        given = {**given, **self._ones(dims, first.device)}
         results, launches, counted = self.launches(cache, built, given, dims, count, outputs or bool(self.spec.states))
         for launch in launches:
             launch()
@@ -163,6 +167,18 @@ class Decoder:
         cache.replayed(count)
         last = {held.output for held in self.spec.states}  # which the next step writes over
         return [x.clone() if n in last else x for n, x in enumerate(results)]
+
+    def _ones(self, dims: Mapping[str, int], device: torch.device) -> dict[str, Tensor]:
+        """Inputs that are 1 everywhere."""
+        import torch
+
+        found = {}
+        for name in self.streamed.ones:
+            shape = tuple(int(evaluate(d, dims)) for d in self.streamed.variant.inputs[name].shape)
+            if (shape, device) not in self._made:
+                self._made[shape, device] = torch.ones(shape, device=device)
+            found[name] = self._made[shape, device]
+        return found
 
     def launches(
         self, cache: Cache, built: Built, given: Mapping[str, Tensor], dims: Mapping[str, int], count: int, whole: bool
