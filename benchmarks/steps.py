@@ -2,8 +2,8 @@
 `python -m sparsec.benchmarks.steps [CASE …] [--target cpu] [--json FILE]`.
 
 A row is the time of one layer in a CUDA graph of as many layers as outgrow the L2 cache, each with states of its own, and only
-after its outputs and states were checked with the oracle. A step reads its states and writes them back; a copy of as
-many bytes reads as many and writes as many.
+after its outputs were checked with the oracle. A step reads the states that its tokens choose and writes them back; a
+copy of as many bytes reads half of them and writes half.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sparsec.frontends.preset import find, preset
 from sparsec.ir.variant import Variant, dim_names
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
+from sparsec.plan.scan_specs import Scan
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.inputs import inputs
@@ -69,11 +70,35 @@ class StepCase:
         """New tokens of every sequence."""
         sizes = {"B": self.batch, "T": count, "H": self.heads, "HKV": self.heads, "D": self.dim, "DV": self.dim}
         sizes = {n: x for n, x in {**sizes, "DX": self.heads * self.dim}.items() if n in dim_names(self.variant)}
-        return inputs(self.variant, dtype=dtype, device=device, seed=seed, **sizes)
+        made = inputs(self.variant, dtype=dtype, device=device, seed=seed, **sizes)
+        fixed = inputs(self.variant, dtype=dtype, device=device, seed=0, **{**sizes, "T": FILLED})
+        return {name: x if name in self.growing else fixed[name] for name, x in made.items()}
+
+    @property
+    def growing(self) -> frozenset[str]:
+        """Inputs with rows per token; the others are a layer's own."""
+        shapes = {n: s.shape for n, s in self.variant.inputs.items()}
+        return frozenset(n for n, shape in shapes.items() if len(shape) > 1 and str(shape[1]) == "T")
 
 
-_DESIGNS = ("gdn", "kda", "retnet", "rwkv7")
-CASES = {f"{d}_step_b{batch}": StepCase(f"{d}_step_b{batch}", d, batch) for d in _DESIGNS for batch in (64, 256)}
+_DESIGNS: dict[str, tuple[str, dict[str, object]]] = {
+    "gdn": ("gdn", {}),
+    "kda": ("kda", {}),
+    "retnet": ("retnet", {}),
+    "rwkv7": ("rwkv7", {}),
+    "sse": ("sse", {"rule": "gdn"}),
+    "sse_n32": ("sse", {"rule": "gdn", "parts": 32}),
+    "rsa": ("rsa", {}),
+    "rsa_sum": ("rsa", {"readout": "sum"}),
+}
+
+
+def _case(name: str, batch: int) -> StepCase:
+    design, knobs = _DESIGNS[name]
+    return StepCase(f"{name}_step_b{batch}", design, batch, knobs=tuple(knobs.items()))
+
+
+CASES = {case.name: case for case in (_case(name, batch) for name in _DESIGNS for batch in (64, 256))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +135,7 @@ def caches(made: Compiled, case: StepCase, dtype: str, device: str) -> tuple[lis
 
 def error(case: StepCase, dtype: str, cache: Cache, out: Tensor, fed: Sequence[dict[str, Tensor]]) -> float:
     """Of some sequences, which were fed these tokens: raises where the oracle's bound is exceeded."""
-    growing = {n for n, s in case.variant.inputs.items() if len(s.shape) > 1 and str(s.shape[1]) == "T"}
+    growing = case.growing
     x = {n: torch.cat([t[n] for t in fed], 1) if n in growing else fed[0][n] for n in fed[0]}
     some = {n: y[:CHECKED].cpu() if n in growing else y.cpu() for n, y in x.items()}
     truth = oracle(case.variant, some, form="vector")
@@ -148,6 +173,13 @@ def _wall(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def moved(made: Compiled, batch: int) -> int:
+    """Bytes of the states that a step reads: of a bank with a route, those of the chosen parts."""
+    scans = [k.kernel.spec for k in made.decoder.kept()[-1].kernels if isinstance(k.kernel.spec, Scan)]
+    each = [(w.parts if w.route is not None and not w.route.freeze else w.slots, w) for w in (s.writes for s in scans)]
+    return sum(4 * batch * parts * w.heads * w.rows * w.cols for parts, w in each)
+
+
 def copy_seconds(nbytes: int, count: int, device: str) -> float:
     """Of the quicker of torch's copy and a plain kernel over flat tensors, which move so many bytes: half are read."""
     size = -(-nbytes // 8 // PAGE) * PAGE
@@ -166,7 +198,7 @@ def row(case: StepCase, target: str) -> Row:
     out = made.decode(layers[0], **named)
     assert isinstance(out, Tensor)
     wrong = error(case, dtype, layers[0], out, [prompt, step])
-    nbytes = 2 * layers[0].nbytes + sum(x.numel() * x.element_size() for x in (*step.values(), out))
+    nbytes = 2 * moved(made, case.batch) + sum(x.numel() * x.element_size() for x in (*step.values(), out))
     taken = seconds([partial(made.decode, cache, **named) for cache in layers], device)
     states = [next(iter(cache.states.values())) for cache in layers]
     calls = peer(case.design, step, states) if device == "cuda" else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.scan import chunk, chunk_back, chunk_grad, step, token, token_grad
+from sparsec.lower.scan import chunk, chunk_back, chunk_grad, step, step_parts, token, token_grad
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.chunk_parts import needs_keyed
 from sparsec.plan.scan_specs import Scan, ScanGrad, Writes
@@ -35,6 +35,8 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
 
 
 def _check(spec: Scan, schedule: Schedule) -> None:
+    if schedule.order == step_parts.ORDER:
+        raise ScheduleError("order 'chosen' is for decode steps of one token; a call may have more")
     if schedule.order == "mask" and spec.writes.route is None:
         raise ScheduleError("every token writes the only part; order 'mask' is for banks with a route")
     if schedule.order == "chunk" and spec.writes.sharers > 1:
@@ -76,8 +78,8 @@ def _checked(w: Writes) -> bool:
 
 
 def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
-    """A schedule of the token recurrence in place of one of chunks, which know no documents."""
-    if schedule.order != "chunk":
+    """A schedule of the token recurrence in place of one of chunks, which know no documents, or of one token."""
+    if schedule.order not in ("chunk", step_parts.ORDER):
         return schedule
     w = spec.writes if isinstance(spec, Scan) else spec.forward.writes
     return _token(w) if isinstance(spec, Scan) else _token_back(w)
@@ -85,11 +87,21 @@ def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
 
 def step_form(spec: Scan, found: Schedule, target: str) -> Schedule:
     """A schedule for a few tokens in place of a forward's: on a GPU 64 elements of a state per thread."""
-    if not target.startswith("triton"):
-        return token_form(spec, found)
-    rows, columns = padded(spec.writes.rows), min(64, padded(spec.writes.cols))
-    warps = min(8, max(1, rows * columns // 2048))
-    return Schedule(order=step.ORDER, value_block=columns, warps=warps, stages=1)
+    return _step(spec.writes, step.ORDER) if target.startswith("triton") else token_form(spec, found)
+
+
+def chosen_form(spec: Scan, target: str) -> Schedule:
+    """A schedule for the parts that one token chose."""
+    if target.startswith("triton"):
+        return _step(spec.writes, step_parts.ORDER)
+    return Schedule(order=step_parts.ORDER, lanes=("e", "d"), split_dims=False)
+
+
+def _step(w: Writes, order: str) -> Schedule:
+    """Tiles of a state that are whole lines of memory, one element per lane at least."""
+    rows = padded(w.rows)
+    columns = min(padded(w.cols), max(64, 128 // rows))
+    return Schedule(order=order, value_block=columns, warps=min(8, max(1, rows * columns // 2048)), stages=1)
 
 
 def _walked(w: Writes) -> str:

@@ -84,11 +84,12 @@ def _listed(own: Cell, route: Route, number: Node, bounded: bool) -> Visit:
         at = tile.apply(Fn.WHERE, there, at, tile.param(own.writes.length))
         slot = tile.apply(Fn.WHERE, there, slot, 0)
     live = tile.apply(Fn.WHERE, tile.apply(Fn.LT, own.part, route.parts), tile.const(1.0), 0.0)
-    share = None if route.weight is None else mul(live, _weight(own, route, route.weight, at, slot, bounded))
+    share = None if route.weight is None else mul(live, weight_of(own, route, route.weight, at, slot, bounded))
     return Visit(at, bounded, live, share or live, None, (Place(at, slot, bounded),), slot)
 
 
-def _weight(own: Cell, route: Route, weight: Operand, at: Node, slot: Node | int, bounded: bool) -> Node:
+def weight_of(own: Cell, route: Route, weight: Operand, at: Node, slot: Node | int, bounded: bool) -> Node:
+    """e of a token's slot."""
     limits: dict[int, tile.Value] = {1: tile.param(own.writes.length)} if bounded else {}
     tensor = Tensor(weight.name, weight.dtype, ("B", own.writes.length, route.lists, route.slots))
     return tile.cast(tile.load(own.tensor(tensor), own.batch, at, listed(own), slot, bounds=limits), "float32")
@@ -110,7 +111,7 @@ def _met(own: Cell, route: Route, at: Node, bounded: bool) -> Visit:
         held = tile.apply(Fn.WHERE, here, slot, held) if slot else held
         lives.append(tile.apply(Fn.WHERE, both(here, real), tile.const(1.0), 0.0))
         if route.weight is not None:
-            shares.append(mul(lives[-1], _weight(own, route, route.weight, at, slot, bounded)))
+            shares.append(mul(lives[-1], weight_of(own, route, route.weight, at, slot, bounded)))
     live = reduce(add, lives)
     chose = tile.apply(Fn.LT, 0.0, live)
     return Visit(at, bounded, live, reduce(add, shares) if shares else live, chose, tuple(places), held)
@@ -179,7 +180,12 @@ class Token:
 
 def token(own: Cell, number: Node, bounded: bool = False) -> Token:
     """What the token of a step brings."""
-    w, met = own.writes, visit(own, number, bounded)
+    return token_of(own, visit(own, number, bounded))
+
+
+def token_of(own: Cell, met: Visit) -> Token:
+    """What a token brings to a state that meets it."""
+    w, bounded = own.writes, met.bounded
 
     def read(operand: Operand, rows: bool, cols: bool = False) -> Node:
         return vector(own, operand, w.heads, met.at, own.head, rows, cols, bounded)

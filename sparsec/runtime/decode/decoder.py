@@ -22,7 +22,7 @@ from sparsec.runtime.decode.cache_layout import Place, banks, page_size, places
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.decode.kernels import AppendKernel, DecodeKernel, Launch, appends, over_pages, together
 from sparsec.runtime.decode.pages import PAGE, Pool
-from sparsec.runtime.decode.space import by_tokens, for_steps
+from sparsec.runtime.decode.space import by_tokens, for_steps, serves
 from sparsec.runtime.env import Env
 from sparsec.runtime.target import available
 from sparsec.scalar.evaluate import evaluate
@@ -233,7 +233,9 @@ class Decoder:
             schedules = [by_tokens(k.spec, s) for k, s in zip(plan.kernels, schedules, strict=True)]
         else:
             schedules = [
-                s if k.name in compiled.schedules else for_steps(k.spec, s, compiled.target, cache.batch, tokens)
+                s
+                if k.name in compiled.schedules and serves(s, tokens)
+                else for_steps(k.spec, s, compiled.target, cache.batch, tokens)
                 for k, s in zip(plan.kernels, schedules, strict=True)
             ]
         few = tokens <= FEW and not exact

@@ -1,0 +1,88 @@
+"""One token of a bank with a route: of all parts, the few that the token chose are read, written and put back.
+
+One program per slot of the token's list, state head, tile of columns and batch entry. It looks its part up, so that
+parts that rest are neither read nor written; a slot that holds none answers 0 and writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.scalars import mul
+from sparsec.lower.scan import token_sum
+from sparsec.lower.scan.cell import Cell, columns, padded, parameters, states_shape, tiles
+from sparsec.lower.scan.token import answers, query, readers
+from sparsec.lower.scan.visit import Place, Visit, listed, token_of, weight_of
+from sparsec.plan.scan_specs import Route, Scan
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program, Tensor
+from sparsec.tile.schedule import Schedule
+
+ORDER = "chosen"
+"""The loop order of a schedule for one token per call, which decode steps alone know to have."""
+
+
+@dataclass(slots=True)
+class Chosen(Cell):
+    """The state that a slot of the only token's list names."""
+
+    @property
+    def slot(self) -> Node:
+        """The slot."""
+        return tile.apply(Fn.TRUNCDIV, tile.program_id(0), self.tiles)
+
+    @property
+    def part(self) -> Node:
+        """The part in it; one past the last where there is none."""
+        route = self.route
+        ids = Tensor(route.ids, "int32", ("B", self.writes.length, route.lists, route.slots))
+        limit: dict[int, tile.Value] = {1: tile.param(self.writes.length)}
+        found = tile.load(self.tensor(ids), self.batch, 0, listed(self), self.slot, bounds=limit, other=-1)
+        return tile.apply(Fn.WHERE, tile.apply(Fn.LT, found, 0), route.parts, found)
+
+    @property
+    def route(self) -> Route:
+        """The bank's route."""
+        assert self.writes.route is not None
+        return self.writes.route
+
+
+def fits(spec: Scan) -> bool:
+    """Whether a token leaves the parts that it does not choose alone."""
+    route = spec.writes.route
+    return route is not None and route.freeze
+
+
+def lower(spec: Scan, schedule: Schedule) -> Lowered:
+    """As the token recurrence, of one token: a caller that may have more must not take it."""
+    added, scratch = token_sum.sums(spec.name, spec.writes, [token_sum.answered(r) for r in spec.reads], schedule)
+    return Lowered((Step(_program(spec, schedule), schedule), *added), tuple(scratch))
+
+
+def _program(spec: Scan, schedule: Schedule) -> Program:
+    w = spec.writes
+    with tile.Builder() as builder:
+        size = padded(w.rows) if schedule.split_dims else w.rows
+        own = Chosen(w, builder.axis("d", size), builder.axis("e", columns(w, schedule)), tiles(w, schedule))
+        old, now = own.first(), token_of(own, _visit(own))
+        for read in spec.reads:
+            for head in readers(own, read):
+                query(now, read, head)  # on its way with the rest of what the token brings
+        faded = now.faded(old)
+        new = now.written(faded, now.answer(old, faded))
+        answers(now, spec, faded, new, schedule)
+        if spec.final is not None:
+            own.keep(Tensor(spec.final, "float32", states_shape(w)), own.batch, own.part, own.head, value=new, part=1)
+        grid = (tile.const(own.route.slots * own.tiles), tile.const(w.heads), tile.param("B"))
+        return builder.program(spec.name, list(own.tensors.values()), parameters(w), grid)
+
+
+def _visit(own: Chosen) -> Visit:
+    """The only token, as its slot meets it."""
+    at, route = tile.const(0), own.route
+    live = tile.apply(Fn.WHERE, tile.apply(Fn.LT, own.part, route.parts), tile.const(1.0), 0.0)
+    weight = route.weight
+    share = live if weight is None else mul(live, weight_of(own, route, weight, at, own.slot, True))
+    return Visit(at, True, live, share, None, (Place(at, own.slot, True),), own.slot)
