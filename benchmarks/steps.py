@@ -1,9 +1,9 @@
 """One-token steps of matrix states against a copy of the bytes that they must move, and against fla's:
 `python -m sparsec.benchmarks.steps [CASE …] [--target cpu] [--json FILE]`.
 
-A row is the time of one layer in a CUDA graph of as many layers as outgrow the L2 cache, each with states of its own, and only
-after its outputs were checked with the oracle. A step reads the states that its tokens choose and writes them back; a
-copy of as many bytes reads half of them and writes half.
+A row is the time of one layer in a CUDA graph of as many layers as outgrow the L2 cache, each with states of its own,
+and only after its outputs were checked with the oracle. A step reads the states that its tokens choose and writes them
+back; a copy of as many bytes reads half of them and writes half.
 """
 
 from __future__ import annotations

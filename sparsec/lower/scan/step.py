@@ -12,7 +12,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape
 from sparsec.lower.scan.token import answers, query, readers, surprise
-from sparsec.lower.scan.visit import token
+from sparsec.lower.scan.visit import Token, token
 from sparsec.plan.scan_specs import Scan
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -46,7 +46,11 @@ def _program(spec: Scan, schedule: Schedule) -> Program:
 
 def _token(spec: Scan, own: Cell, schedule: Schedule, at: Node, old: Node, bounded: bool = False) -> Node:
     """The state after a token, whose queries are answered."""
-    now = token(own, at, bounded)
+    return after(spec, own, schedule, token(own, at, bounded), old)
+
+
+def after(spec: Scan, own: Cell, schedule: Schedule, now: Token, old: Node) -> Node:
+    """The state after what a token brings, whose queries are answered."""
     for read in spec.reads:
         for head in readers(own, read):
             query(now, read, head)  # on its way with the rest of what the token brings

@@ -12,7 +12,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import mul
 from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, columns, padded, parameters, states_shape, tiles
-from sparsec.lower.scan.token import answers, query, readers
+from sparsec.lower.scan.step import after
 from sparsec.lower.scan.visit import Place, Visit, listed, token_of, weight_of
 from sparsec.plan.scan_specs import Route, Scan
 from sparsec.scalar.fn import Fn
@@ -66,13 +66,8 @@ def _program(spec: Scan, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         size = padded(w.rows) if schedule.split_dims else w.rows
         own = Chosen(w, builder.axis("d", size), builder.axis("e", columns(w, schedule)), tiles(w, schedule))
-        old, now = own.first(), token_of(own, _visit(own))
-        for read in spec.reads:
-            for head in readers(own, read):
-                query(now, read, head)  # on its way with the rest of what the token brings
-        faded = now.faded(old)
-        new = now.written(faded, now.answer(old, faded))
-        answers(now, spec, faded, new, schedule)
+        old = own.first()
+        new = after(spec, own, schedule, token_of(own, _visit(own)), old)
         if spec.final is not None:
             own.keep(Tensor(spec.final, "float32", states_shape(w)), own.batch, own.part, own.head, value=new, part=1)
         grid = (tile.const(own.route.slots * own.tiles), tile.const(w.heads), tile.param("B"))
