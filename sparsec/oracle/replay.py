@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from sparsec.oracle.form import FormName
 from sparsec.oracle.summary import summarise
 from sparsec.oracle.truth import evaluation
 from sparsec.oracle.values import Chosen, Memory, plain
-from sparsec.passes.stream_spec import Held
 from sparsec.scalar.evaluate import evaluate
+from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import depends_on
 
 NOISE = 1e3
@@ -27,9 +27,23 @@ Rows = Mapping[str, tuple[int | None, int, int]]
 """By input: rows that stay before each query (None: all), rows pinned at the start, tokens per row."""
 
 
+class States(Protocol):
+    """The states of one bank: the input at which they begin, which output leaves them, a sequence's shape and its
+    declared first states, None where they are zero."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def output(self) -> int: ...
+    @property
+    def shape(self) -> tuple[Expr, ...]: ...
+    @property
+    def initial(self) -> str | None: ...
+
+
 def replay(
     variant: Variant, inputs: Mapping[str, Tensor], steps: Sequence[int], kept: Rows, form: FormName = "vector",
-    states: Sequence[Held] = (),
+    states: Sequence[States] = (),
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The outputs of all queries in fp64, decoded in steps of so many tokens each from an empty cache.
 
@@ -59,7 +73,7 @@ def replay(
     return tuple(parts[-1] if n in last else torch.cat(parts, dim=1) for n, parts in both)
 
 
-def _first(held: Held, inputs: Mapping[str, Tensor], variant: Variant) -> Tensor:
+def _first(held: States, inputs: Mapping[str, Tensor], variant: Variant) -> Tensor:
     """The states before any token."""
     pairs = [(d, s) for n, spec in variant.inputs.items() if n in inputs
              for d, s in zip(spec.shape, inputs[n].shape, strict=True)]  # fmt: skip

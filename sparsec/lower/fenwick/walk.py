@@ -1,6 +1,6 @@
 """The two walks of a delta rule's queries over the blocks that their chunk reads.
 
-    X_{j+1} = X_j P_j from the nearest block back; dX_j = scale gate_j ⊙ dO S_jᵀ + dX_{j+1} P_jᵀ from the farthest on
+X_{j+1} = X_j P_j from the nearest block back; dX_j = scale gate_j ⊙ dO S_jᵀ + dX_{j+1} P_jᵀ from the farthest on
 """
 
 from __future__ import annotations
