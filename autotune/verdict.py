@@ -16,7 +16,7 @@ from sparsec.oracle.form import FORMS
 from sparsec.oracle.gap import same_selection, ulp
 from sparsec.oracle.values import Chosen
 from sparsec.oracle.weights import WeightFn
-from sparsec.plan.grad_specs import CombineGrad, RowDot, SelectorGradQ
+from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ, RowDot, SelectorGradQ
 from sparsec.plan.index_specs import IndexGradQ, ListSum
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import Selector
@@ -76,6 +76,8 @@ def _delta(truth: Truth, node: Node) -> Tensor:
         number = next(k for k, name in enumerate(spec.deltas) if name is not None and nodes[name] is node)
         branch = truth.at(truth.buffers[spec.forward.branches[number]], node)
         return (branch.double() * truth.tensor(nodes[str(spec.branch_grads[number])], "tensor")).sum(-1)
+    if isinstance(spec, GatheredGradQ):
+        return (truth.buffers[spec.forward.out].double() * truth.buffers[spec.grad].double()).sum(-1)
     assert isinstance(spec, RowDot)
     found = (truth.buffers[spec.out].double() * truth.buffers[spec.grad].double()).sum(-1)
     return found if spec.lse_grad is None else found - truth.buffers[spec.lse_grad].double()

@@ -25,6 +25,7 @@ from sparsec.plan.planner import Planner
 from sparsec.plan.precision import OUTPUTS, exact, handed, merged
 from sparsec.plan.prefix import prefix
 from sparsec.plan.route import balance, listed, shares
+from sparsec.plan.row_dot import folded
 from sparsec.plan.scan import readers_of, scan, surprise
 from sparsec.plan.select import select
 from sparsec.plan.select_set import select_set
@@ -62,7 +63,7 @@ def build_plan(
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)
     kinds = {b: replace(planner.buffers[b], role="output") for b in buffers if planner.buffers[b].role != "input"}
     all_buffers = tuple(kinds.get(n, b) for n, b in planner.buffers.items())
-    return Plan(name, ordered(planner.kernels), all_buffers, buffers, tuple(planner.notes))
+    return Plan(name, ordered(folded(planner.kernels)), all_buffers, buffers, tuple(planner.notes))
 
 
 def _dtype(planner: Planner, node: Node) -> str:

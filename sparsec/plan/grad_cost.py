@@ -74,6 +74,8 @@ def _gathered_q(spec: GatheredGradQ) -> Cost:
     pairs, entries = _lists(f)
     queries = B * TQ * H * (D * (item(f.dtype) + item(spec.out_dtype)) + DV * item(spec.grad_dtype) + 8)
     moved = queries + B * TK * HKV * (D + DV) * item(f.dtype)
+    if spec.dots:
+        moved = moved + B * TQ * H * DV * item(f.out_dtype or f.dtype)
     return Cost(2 * pairs * (2 * D + DV), moved + entries * (12 if spec.grad_weights else 4), pairs, sizes(f))
 
 

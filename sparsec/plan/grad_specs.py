@@ -120,6 +120,7 @@ class GatheredGradQ:
 
     Attributes:
         grad_weights: fp32 ``[B,TQ,HS,K]``, 0 where the index is -1; None where not asked for.
+        dots: whether delta is computed here, from forward's output and ``grad``, and written for others.
     """
 
     name: str
@@ -130,6 +131,7 @@ class GatheredGradQ:
     grad_weights: str | None
     grad_dtype: str
     out_dtype: str
+    dots: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from sparsec.ir.node import Node
 from sparsec.plan.adjoint import pull
-from sparsec.plan.grad_specs import CombineGrad, RowDot
+from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ, RowDot
+from sparsec.plan.plan import Kernel
 from sparsec.plan.planner import Planner
 from sparsec.plan.pull import Pull
 from sparsec.plan.specs import GatheredAttention, TiledAttention
@@ -66,6 +67,33 @@ def _by_merge(planner: Planner, at: Pull, forward: TiledAttention | GatheredAtte
         )  # fmt: skip
         return True
     return False
+
+
+def folded(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """Kernels whose plain rowdots are left to the gradient of the queries, which has their rows at hand."""
+    found = list(kernels)
+    for kernel in kernels:
+        dot = kernel.spec
+        if not isinstance(dot, RowDot) or dot.lse_grad is not None or dot.sink_grad is not None:
+            continue
+        taker = next((k for k in found if isinstance(k.spec, GatheredGradQ) and k.spec.delta == dot.delta), None)
+        if taker is not None and isinstance(taker.spec, GatheredGradQ) and taker.spec.grad_q is not None:
+            found[found.index(taker)] = _with_dots(taker, taker.spec, kernel)
+            found.remove(kernel)
+    return found
+
+
+def _with_dots(taker: Kernel, spec: GatheredGradQ, kernel: Kernel) -> Kernel:
+    """A kernel that does what another did too."""
+    made = set(kernel.writes)
+    return replace(
+        taker,
+        spec=replace(spec, dots=True),
+        reads=tuple(dict.fromkeys(n for n in (*taker.reads, *kernel.reads) if n not in made)),
+        writes=(*taker.writes, *kernel.writes),
+        sources=tuple(dict.fromkeys(s for s in (*taker.sources, *kernel.sources) if s[0] not in made)),
+        results=(*taker.results, *kernel.results),
+    )
 
 
 def asked(planner: Planner, vjp: Node, fields: Collection[str], dtype: str) -> tuple[dict[str, str], str]:

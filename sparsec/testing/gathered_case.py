@@ -124,7 +124,7 @@ def forward(
 
 
 def truth(s: GatheredAttention, x: dict[str, Tensor], offset: int, rule: Rule | None = None) -> dict[str, Tensor]:
-    """``dq``, ``dk``, ``dv``, ``dw``, and what backward kernels read: ``lse`` and ``delta``; all fp64."""
+    """``dq``, ``dk``, ``dv``, ``dw``, and what backward kernels read: ``out``, ``lse`` and ``delta``; all fp64."""
     leaves = {name: x[name].double().requires_grad_() for name in GRADS}
     out, lse = forward(s, x, leaves, offset, rule)
     found = torch.autograd.grad(out, list(leaves.values()), x["do"].double(), allow_unused=True)
@@ -132,4 +132,4 @@ def truth(s: GatheredAttention, x: dict[str, Tensor], offset: int, rule: Rule | 
         f"d{name}": torch.zeros_like(leaf) if g is None else g
         for (name, leaf), g in zip(leaves.items(), found, strict=True)
     }
-    return grads | {"lse": lse.detach(), "delta": (out.detach() * x["do"].double()).sum(-1)}
+    return grads | {"out": out.detach(), "lse": lse.detach(), "delta": (out.detach() * x["do"].double()).sum(-1)}

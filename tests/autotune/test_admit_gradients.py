@@ -16,7 +16,7 @@ from sparsec.autotune.joint import Joint, is_backward
 from sparsec.autotune.space import Space
 from sparsec.autotune.trial import Rejection
 from sparsec.lower.registry import default
-from sparsec.plan.grad_specs import CombineGrad
+from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.kernel import BuiltKernel
@@ -28,6 +28,7 @@ Change = Callable[[Any], Any]
 KNOBS: dict[str, dict[str, Any]] = {
     "streaming": {"window": 24, "sinks": 4},
     "hsa": {"chunk": 16, "k": 2},
+    "moba": {"block": 16, "k": 2},
     "nsa": {"k": 3, "block": 16, "size": 16, "stride": 16, "window": 24},
 }
 SMALL = Space(Schedule(rows=16, block=16, split_dims=False), {})
@@ -130,6 +131,15 @@ def test_rowdots_beside_a_merge_are_judged() -> None:
     assert nsa.judge("CombineGrad") is None
     found = nsa.judge("CombineGrad", lambda spec: replace(spec, deltas=spec.deltas[::-1]))
     assert found is not None and "delta" in found.reason, found
+
+
+def test_rowdots_of_gradients_of_queries_are_judged() -> None:
+    moba = court("moba")
+    made = moba.kernels["GatheredGradQ"].spec
+    assert isinstance(made, GatheredGradQ) and made.dots and "RowDot" not in moba.kernels
+    assert moba.judge("GatheredGradQ") is None
+    found = moba.judge("GatheredGradQ", lambda spec: replace(spec, forward=replace(spec.forward, out=spec.grad)))
+    assert found is not None and found.why == "wrong result", found
 
 
 def test_rowdots_beside_a_merge_are_judged_on_sampled_rows() -> None:

@@ -53,8 +53,21 @@ def check(
     given = {"lse": want["lse"], "delta": want["delta"]}
     run(gathered_grad_class.lower_q(grad_q(s), schedule), {**x, **given, **out}, n.params, mode="exact")
     torch.testing.assert_close(out["dq"], want["dq"], rtol=1e-9, atol=1e-9)
-    if s.per == "chunk":
+    if s.per == "joint":
+        check_dots(run, s, schedule, n, x | {"lse": want["lse"]}, want)
+    else:
         torch.testing.assert_close(out["dw"], want["dw"], rtol=1e-9, atol=1e-9)
+
+
+def check_dots(
+    run: Run, s: GatheredAttention, schedule: Schedule, n: Sizes, x: dict[str, Tensor], want: dict[str, Tensor]
+) -> None:
+    """The same where the kernel finds delta itself, and leaves it."""
+    spec = replace(grad_q(s), dots=True)
+    found = poisoned(s, x, torch.float64) | {"delta": torch.full_like(want["delta"], math.nan), "out": want["out"]}
+    run(gathered_grad_class.lower_q(spec, schedule), {**x, **found}, n.params, mode="exact")
+    torch.testing.assert_close(found["dq"], want["dq"], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found["delta"], want["delta"], rtol=1e-9, atol=1e-9)
 
 
 @BOTH

@@ -31,7 +31,7 @@ def backward(plan: Plan) -> Counter[str]:
 
 
 TILED = {"RowDot": 1, "TiledGradQ": 1, "TiledGradKV": 1}
-GATHERED = {"RowDot": 1, "GatheredGradQ": 1, "GatheredGradKV": 1}
+GATHERED = {"GatheredGradQ": 1, "GatheredGradKV": 1}
 NSA = {"CombineGrad": 1, "TiledGradQ": 2, "TiledGradKV": 2, "GatheredGradQ": 1, "GatheredGradKV": 1}
 
 

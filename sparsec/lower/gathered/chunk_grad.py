@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from sparsec.lower import softmax
 from sparsec.lower.gathered import chunks
@@ -40,8 +41,11 @@ class Arrived:
     delta: Node | None
 
 
-def arrived(f: Frame, grad: Tensor, delta: Tensor | None) -> Arrived:
-    """Gradients, log-sum-exps and deltas of the frame's rows; rows out of bounds see nothing."""
+def arrived(f: Frame, grad: Tensor, delta: Tensor | None, out: Tensor | None = None) -> Arrived:
+    """Gradients, log-sum-exps and deltas of the frame's rows; rows out of bounds see nothing.
+
+    Where ``out`` is given deltas are its rowdots with the gradients, which are stored.
+    """
     place, bounds = f.rows.place(f.batch), f.rows.bounds
     grads = [
         tile.cast(tile.load(grad, *place, e.index(f.value_base), bounds=dict(bounds)), f.spec.dtype) for e in f.values
@@ -51,7 +55,19 @@ def arrived(f: Frame, grad: Tensor, delta: Tensor | None) -> Arrived:
     assert f.spec.lse is not None, "a common softmax has a log-sum-exp"
     lse = tile.load(f.tensors[f.spec.lse], *place, bounds=dict(bounds), other=-math.inf)
     height = tile.apply(Fn.WHERE, tile.apply(Fn.LE, lse, -math.inf), -softmax.HIDDEN, mul(lse, softmax.LOG2E))
-    return Arrived(grads, height, tile.load(delta, *place, bounds=dict(bounds)))
+    if out is None:
+        return Arrived(grads, height, tile.load(delta, *place, bounds=dict(bounds)))
+    dots = _dots(f, grads, out)
+    tile.store(delta, *place, value=dots, bounds=dict(bounds))
+    return Arrived(grads, height, dots)
+
+
+def _dots(f: Frame, grads: Sequence[Node], out: Tensor) -> Node:
+    """Rowdots of outputs as they were stored, and their gradients."""
+    place, bounds = f.rows.place(f.batch), f.rows.bounds
+    outs = (tile.cast(tile.load(out, *place, e.index(f.value_base), bounds=dict(bounds)), "float32") for e in f.values)
+    products = (mul(o, tile.cast(g, "float32")) for o, g in zip(outs, grads, strict=True))
+    return reduce(add, [tile.reduce("sum", x, e.axis) for x, e in zip(products, f.values, strict=True)])
 
 
 def weight_grads(f: Frame, a: Arrived, key: Node) -> Node:

@@ -73,7 +73,8 @@ def begin(
     forward = spec.forward if spec.forward.per == "chunk" else replace(spec.forward, sink=None)  # it is in the lse
     f = chunks.frame(builder, forward, schedule, rows, tile.program_id(2), at, 0)
     tensors = inputs(spec, f.tensors)
-    a = chunk_grad.arrived(f, tensors[spec.grad], None if spec.delta is None else tensors[spec.delta])
+    out = tensors[forward.out] if spec.dots else None
+    a = chunk_grad.arrived(f, tensors[spec.grad], None if spec.delta is None else tensors[spec.delta], out)
     if spec.grad_q is not None:
         shape: tuple[int | str, ...] = ("B", "TQ", forward.heads, forward.head_dim)
         tensors[spec.grad_q] = Tensor(spec.grad_q, spec.out_dtype, shape)
@@ -86,7 +87,7 @@ def begin(
 def inputs(spec: GatheredGradQ, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a kernel reads, in launch order."""
     forward = spec.forward
-    tensors = {name: t for name, t in found.items() if name != forward.out}
+    tensors = {name: t for name, t in found.items() if name != forward.out or spec.dots}
     wide: tuple[int | str, ...] = ("B", "TQ", forward.heads, forward.value_dim)
     tensors[spec.grad] = Tensor(spec.grad, spec.grad_dtype, wide)
     if spec.delta is not None:

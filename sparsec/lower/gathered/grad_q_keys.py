@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from sparsec.lower import row_dot
 from sparsec.lower.gathered import chunk_grad, chunks, grad_walk
 from sparsec.lower.gathered import grad_kv as gathered_grad_kv
 from sparsec.lower.gathered.grad_walk import Walk
@@ -18,7 +19,7 @@ from sparsec.lower.inverse.turned import turned
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pieces import spans
 from sparsec.lower.scalars import add, ceil_div, mul
-from sparsec.plan.grad_specs import GatheredGradKV, GatheredGradQ
+from sparsec.plan.grad_specs import GatheredGradKV, GatheredGradQ, RowDot
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -39,13 +40,21 @@ def lower(spec: GatheredGradQ, schedule: Schedule) -> Lowered:
     total, wide = sums(spec), replace(schedule, rows=ROWS, warps=4, stages=1, registers=0, descriptors=False)
     index = turned(grad_walk.forward(pulled), schedule, wide, schedule.rows // share, schedule.splits)
     ends = [Step(_each_row(spec, wide, name, make), wide) for name, make in (("clear", _clear), ("round", _round))]
-    steps = (*index.steps, ends[0], Step(_main(pulled, schedule, total), schedule), ends[1])
+    dots = row_dot.lower(_row_dot(spec), replace(wide, rows=32)).steps if spec.dots else ()
+    steps = (*index.steps, *dots, ends[0], Step(_main(pulled, schedule, total), schedule), ends[1])
     return Lowered(steps, (*index.scratch, as_scratch(total)), index.params, index.limits)
 
 
 def sums(spec: GatheredGradQ) -> Tensor:
     """The sums ``[B, TQ, H, D]`` in fp32."""
     return Tensor(f"{spec.name}_sums", "float32", ("B", "TQ", spec.forward.heads, spec.forward.head_dim))
+
+
+def _row_dot(spec: GatheredGradQ) -> RowDot:
+    """The rowdots that the other loop orders find in passing."""
+    f, delta = spec.forward, str(spec.delta)
+    dtypes = (f.out_dtype or f.dtype, spec.grad_dtype)
+    return RowDot(f"{spec.name}_dots", f.out, spec.grad, delta, f.heads, f.value_dim, *dtypes)
 
 
 def _from_keys(spec: GatheredGradQ) -> GatheredGradKV:
