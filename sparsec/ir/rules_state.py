@@ -61,13 +61,9 @@ def is_ladder(written: Node) -> bool:
 
 
 def _levels(node: Node) -> Problem | None:
-    """Levels are all written; they begin empty, since what a token finds in them depends on its position."""
-    if not is_ladder(node):
-        return None
-    if "route" in node.operands:
+    """Levels are all written."""
+    if is_ladder(node) and "route" in node.operands:
         return Problem("schedule = fenwick", "its parts are levels, which no route chooses", "schedule = single")
-    if node.src[0].src:
-        return Problem("schedule = fenwick", "levels begin empty", "leave the initial states out")
     return None
 
 

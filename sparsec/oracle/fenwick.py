@@ -21,12 +21,20 @@ FORGOTTEN = float("-inf")
 
 @dataclass(frozen=True)
 class Ladder(Written):
-    """A bank whose parts are levels; every token is read in all of them."""
+    """A bank whose parts are levels; every token is read in all of them.
+
+    Attributes:
+        first: the levels before the first token ``[B,L,H,D,DV]``; level 0 is always empty then.
+        offset: the position of that token.
+    """
+
+    first: Tensor | None = None
+    offset: int = 0
 
     def recall(self, q: Tensor, gate: Tensor) -> Tensor:
         """Σ_l gate_l · M_lᵀq: q ``[B,T,H,D]``, gate ``[B,T,H,L]`` -> ``[B,T,H,DV]``."""
         self._refuse_short(gate.shape[3])
-        if self.by_chunk and not (self.rule.undecayed and self._erases):
+        if self.by_chunk and self._begins_empty and not (self.rule.undecayed and self._erases):
             nothing = q @ self._nothing
             return sum((self._level(n, q, gate[..., n]) for n in range(self.needed)), nothing)
         group = q.shape[2] // self.k.shape[2]
@@ -36,8 +44,12 @@ class Ladder(Written):
     @property
     def needed(self) -> int:
         """Levels that the tokens have."""
-        tokens = self.k.shape[1]
-        return (tokens - 1).bit_length() + 1 if tokens else 0
+        end = self.offset + self.k.shape[1]
+        return (end - 1).bit_length() + 1 if end else 0
+
+    @property
+    def _begins_empty(self) -> bool:
+        return self.by_chunk and not self.offset
 
     @property
     def _erases(self) -> bool:
@@ -49,20 +61,30 @@ class Ladder(Written):
 
     def _refuse_short(self, levels: int) -> None:
         if self.needed > levels:
-            tokens = self.k.shape[1]
+            tokens = self.offset + self.k.shape[1]
             raise OracleError(f"recall: {tokens} tokens have {self.needed} levels, {levels} are declared; declare more")
 
-    @cached_property
+    @property
     def levels(self) -> Tensor:
         """Every level after every token's write, before its carry ``[B,T,H,L,D,DV]``."""
-        batch, _, heads = self.k.shape[:3]
-        each = [torch.stack([self._climb(b, h) for h in range(heads)], 1) for b in range(batch)]
-        return torch.stack(each)
+        return self._climbed[0]
 
-    def _climb(self, b: int, h: int) -> Tensor:
-        """One head's levels over its tokens ``[T,L,D,DV]``."""
+    @cached_property
+    def last(self) -> Tensor:
+        """The levels after the last token's carry ``[B,L,H,D,DV]``."""
+        return self._climbed[1].transpose(1, 2)
+
+    @cached_property
+    def _climbed(self) -> tuple[Tensor, Tensor]:
+        batch, _, heads = self.k.shape[:3]
+        each = [[self._climb(b, h) for h in range(heads)] for b in range(batch)]
+        levels = torch.stack([torch.stack([one[0] for one in row], 1) for row in each])
+        return levels, torch.stack([torch.stack([one[1] for one in row]) for row in each])
+
+    def _climb(self, b: int, h: int) -> tuple[Tensor, Tensor]:
+        """One head's levels over its tokens ``[T,L,D,DV]``, and those that are left ``[L,D,DV]``."""
         zero, one = self._nothing, self.v.new_ones(())
-        held: dict[int, Part] = {}
+        held = self._held(b, h)
         found = []
         for t in range(self.k.shape[1]):
             step = self._step(b, t, h)
@@ -70,10 +92,24 @@ class Ladder(Written):
             held = {n: write_part(part, unwritten, one, self.rule) for n, part in held.items()}
             held[0] = write_part(Part(zero, zero[:, 0]), step, one, self.rule)
             found.append(torch.stack([held[n].m if n in held else zero for n in range(self.needed)]))
-            carry = _trailing_zeros(t + 1)
-            merged = torch.stack([held.pop(n).m for n in range(carry + 1)]).sum(0)
+            carry = _trailing_zeros(self.offset + t + 1)
+            merged = torch.stack([held.pop(n).m if n in held else zero for n in range(carry + 1)]).sum(0)
             held[carry + 1] = Part(merged, zero[:, 0])
-        return torch.stack(found) if found else zero.expand(0, self.needed, *zero.shape)
+        count = max(self.parts, self.needed)
+        left = torch.stack([held[n].m if n in held else zero for n in range(count)])[: self.parts]
+        return torch.stack(found) if found else zero.expand(0, self.needed, *zero.shape), left
+
+    @property
+    def parts(self) -> int:
+        """Levels of the bank."""
+        return self.needed if self.first is None else self.first.shape[1]
+
+    def _held(self, b: int, h: int) -> dict[int, Part]:
+        """The levels before the first token that hold something: those of the bits of its position."""
+        if self.first is None:
+            return {}
+        live = [n for n in range(1, self.parts) if self.offset >> n - 1 & 1]
+        return {n: Part(self.first[b, n, h], self._nothing[:, 0]) for n in live}
 
     def _level(self, level: int, q: Tensor, gate: Tensor) -> Tensor:
         """One level as a state of its own: forgotten every 2^level tokens, written in the first half of them."""

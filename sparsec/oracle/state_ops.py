@@ -41,8 +41,11 @@ def write(ev: Evaluation, node: Node) -> Written:
     given = {name: ev.tensor(source) for name, source in node.operands.items() if name not in ("route", "weight")}
     erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
     quick = ev.form_name == "vector" and node.word("decay_kind") != "full"
-    kind, first = (Ladder, bank.m[:, :1]) if levels else (Written, bank.m)
-    return kind(first, k, v, given.get("beta"), given.get("decay"), erase, share, active, rule, quick)
+    brought = k, v, given.get("beta"), given.get("decay"), erase, share, active, rule
+    if levels:
+        quick = quick and not node.src[0].src
+        return Ladder(bank.m[:, :1], *brought, quick, bank.m, ev.q_offset)
+    return Written(bank.m, *brought, quick)
 
 
 def _shares(ev: Evaluation, node: Node, tokens: int, parts: int, heads: int) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,7 @@ class Held:
         shape: of a sequence's states: parts, heads, rows, columns.
         output: which of the step's outputs the states after it are.
         initial: the declared input with the first states; None where they are zero.
+        levels: of a Fenwick schedule, which moves with the tokens and has room for 2^(levels − 1); None for another.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Held:
     shape: tuple[Expr, ...]
     output: int
     initial: str | None = None
+    levels: int | None = None
 
     def text(self) -> str:
         """One line."""
@@ -121,6 +123,17 @@ class CacheSpec:
     def paged(self) -> bool:
         """Whether anything is kept per token."""
         return bool(self.kept or self.running)
+
+    @property
+    def counted(self) -> bool:
+        """Whether anything goes by the number of tokens."""
+        return self.paged or self.most is not None
+
+    @property
+    def most(self) -> int | None:
+        """The tokens that levels of states have room for; None without any."""
+        found = [1 << state.levels - 1 for state in self.states if state.levels is not None]
+        return min(found) if found else None
 
     @property
     def steady(self) -> bool:

@@ -15,6 +15,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.origin import written_as
 from sparsec.ir.rewrite import rewrite
+from sparsec.ir.rules_state import is_ladder
 from sparsec.ir.variant import Variant, numbered
 from sparsec.passes.stream_causal import refusal
 from sparsec.passes.stream_spec import Held
@@ -133,8 +134,6 @@ def _bank(variant: Variant, written: Node) -> Node:
     bank = written.src[0]
     if bank.op is not Op.STATE:
         raise refusal(variant, written, "is written twice per token", "write each state once")
-    if bank["schedule"] != "single":
-        raise refusal(variant, bank, f"has schedule = {bank['schedule']}, which moves with the tokens", "use single")
     if bank.src and bank.src[0].op is not Op.INPUT:
         raise refusal(variant, bank, "begins at what is computed", "declare its first states as an input")
     name = next(n for n in numbered(f"m_{variant.names[written]}") if n not in variant.inputs)
@@ -144,7 +143,8 @@ def _bank(variant: Variant, written: Node) -> Node:
 def _held(variant: Variant, written: Node, bank: Node, output: int) -> Held:
     initial = written.src[0].src[0] if written.src[0].src else None
     asked = None if initial is None else str(initial["name"])
-    return Held(str(bank["name"]), variant.names[written], bank.shape[1:], output, asked)
+    levels = written.src[0].integer("parts") if is_ladder(written) else None
+    return Held(str(bank["name"]), variant.names[written], bank.shape[1:], output, asked, levels)
 
 
 def _parameters(variant: Variant, writes: Sequence[Node], banks: Mapping[Node, Node]) -> list[Node]:

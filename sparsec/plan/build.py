@@ -89,7 +89,7 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
     if node.op in (Op.PREFIX, Op.SURPRISE, Op.NORM2, Op.MASS, Op.MIXTURE):
         return PRODUCERS[node.op](planner, node)
     if node.op is Op.WRITE:
-        scan(planner, node)
+        _states(planner, node)
         return planner.places[node, "tensor"]
     if node.op is Op.VJP or is_total(node):
         return gradient(planner, node, dtype)
@@ -98,6 +98,14 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
     if node.op in (Op.TOPK, Op.GIVEN):
         return _chosen(planner, node)
     return _value(planner, node, False, dtype)
+
+
+def _states(planner: Planner, written: Node) -> None:
+    """Plan what reads a written bank, and the states that it leaves."""
+    if is_ladder(written):
+        ladder(planner, written)
+    else:
+        scan(planner, written)
 
 
 def _chosen(planner: Planner, node: Node) -> str:
@@ -124,7 +132,7 @@ def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
     elif node.op is Op.MERGE:
         merge(planner, node, wants_lse or node in planner.lse_of, dtype, lambda n, w, d: _value(planner, n, w, d))
     elif node.op is Op.RECALL:
-        ladder(planner, node, dtype) if is_ladder(node.src[1]) else scan(planner, node.src[1])
+        _states(planner, node.src[1])
     else:
         raise planner.refuse(node, "no schedule class computes this op forward yet; the oracle runs it")
     return planner.places[node, "o"]

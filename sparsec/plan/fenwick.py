@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsec.ir.node import Node
 from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.gradient_scan import cotangents, dtype_of, given, made, wanted
@@ -12,30 +14,35 @@ from sparsec.plan.scan import buffers, dims, operand, writes_of
 from sparsec.plan.scan_specs import Operand, Read
 
 
-def ladder(planner: Planner, reader: Node, dtype: str) -> None:
-    """Plan the kernel of a recall of levels; its output is of ``dtype``."""
-    written = reader.src[1]
-    _alone(planner, reader)
-    asked = _asked(planner, reader)
+def ladder(planner: Planner, written: Node) -> None:
+    """Plan the kernel of written levels, once: their recall, and what they leave where that is a result."""
+    if written in planner.specs:
+        return
+    reader = _reader(planner, written)
+    dtype = dtype_of(planner, reader)
     out = Operand(planner.temporary(reader, "o", reader.shape, dtype), dtype)
-    spec = _spec(planner, reader, f"ladder_{out.name}", asked, out)
-    read = [*buffers(spec.writes), asked.name, spec.gate.name]
-    planner.add(spec, read, [out.name], [reader], dims(written))
+    spec = _spec(planner, reader, f"ladder_{out.name}", out)
+    if written in planner.finals:
+        spec = replace(spec, final=planner.temporary(written, "tensor", written.shape, "float32"))
+    planner.specs[written] = spec
+    read = [*buffers(spec.writes), spec.read.q.name, spec.gate.name, *([spec.initial] if spec.initial else [])]
+    made = [out.name, *([spec.final] if spec.final else [])]
+    planner.add(spec, read, made, [reader, *([written] if spec.final else [])], dims(written))
 
 
 def ladder_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     """Plan the kernel of all gradients through the levels that an adjoint is about."""
-    primal = vjp.src[0]
-    written = primal.src[1] if primal.op.name == "RECALL" else primal
-    nodes = wanted(planner, written)
-    (reader, grad), *more = cotangents(planner, written, nodes)[0].items()
-    if more:
-        raise planner.refuse(written, "levels have one reader; add up weights rather than recalls")
-    asked = _asked(planner, reader)
+    written = vjp.src[0].src[1] if vjp.src[0].op.name == "RECALL" else vjp.src[0]
+    reader, nodes = _reader(planner, written), wanted(planner, written)
+    grads, final = cotangents(planner, written, nodes)
+    if final is not None or written.src[0].src:
+        raise planner.refuse(written, "levels that begin or end outside the call have no gradients yet; the oracle has")
     done = {node.word("of"): made(planner, node) for node in nodes}
-    do = given(source(grad, dtype_of(planner, reader)), planner)
+    do = given(source(grads[reader], dtype_of(planner, reader)), planner)
     first = next(iter(done.values())).name
-    forward = _spec(planner, reader, f"ladder_of_{first}", asked, Operand(f"{reader.op.value}", "float32"))
+    forward = _spec(planner, reader, f"ladder_of_{first}", Operand(f"{reader.op.value}", "float32"))
+    if sentence := unchunked(forward):
+        raise planner.refuse(written, f"{sentence} no gradients yet; the oracle has")
     spec = LadderGrad(
         name=f"grad_{first}",
         forward=forward,
@@ -47,34 +54,40 @@ def ladder_gradient(planner: Planner, vjp: Node, source: Source) -> None:
         grad_decay=done.get("decay"),
         grad_gate=done.get("level_gate"),
     )
-    read = [*buffers(forward.writes), asked.name, forward.gate.name, do.name]
+    read = [*buffers(forward.writes), forward.read.q.name, forward.gate.name, do.name]
     planner.add(spec, read, [x.name for x in done.values()], nodes, dims(written))
 
 
-def _alone(planner: Planner, reader: Node) -> None:
-    if len(planner.recalls.get(reader.src[1], ())) > 1:
-        raise planner.refuse(reader, "levels have one reader; add up weights rather than recalls")
+def unchunked(spec: Ladder) -> str | None:
+    """What of a ladder has no form in chunks, to be followed by what there is not; None where all has."""
+    w = spec.writes
+    if spec.initial is not None or spec.final is not None:
+        return "levels that begin or end outside the call have"
+    if w.decay_kind == "key" or w.erase is not None or (w.reads == "undecayed" and w.rule == "delta"):
+        return "levels with erase vectors, undecayed reads or decays per key channel have"
+    counts = {spec.read.heads, spec.read.query_heads or spec.read.heads, w.heads, w.key_heads or w.heads}
+    return "levels that several heads of queries or states share have" if len(counts) > 1 else None
 
 
-def _asked(planner: Planner, reader: Node) -> Operand:
-    return operand(planner, reader.src[0])
+def _reader(planner: Planner, written: Node) -> Node:
+    """The one recall of levels."""
+    readers = planner.recalls.get(written, ())
+    if len(readers) != 1:
+        raise planner.refuse(written, f"levels have one reader, not {len(readers)}; add up weights rather than recalls")
+    return readers[0]
 
 
-def _spec(planner: Planner, reader: Node, name: str, asked: Operand, out: Operand) -> Ladder:
+def _spec(planner: Planner, reader: Node, name: str, out: Operand) -> Ladder:
     honours(planner, reader, "mode", "when", "scale", "renormalise")
     written = reader.src[1]
+    bank = written.src[0]
     writes = writes_of(planner, written, "parts", "schedule")
-    if writes.decay_kind == "key" or writes.erase is not None or writes.reads == "undecayed":
-        what = "erase vectors, undecayed reads and decays per key channel"
-        raise planner.refuse(written, f"levels with {what} have no kernel yet; the oracle runs them")
-    heads = planner.sizes.value(reader.shape[2])
-    asking = planner.sizes.value(reader.src[0].shape[2])
-    if not heads == asking == writes.heads == writes.key_heads:
-        said = f"{asking} query, {writes.key_heads} key and {writes.heads} value heads"
-        raise planner.refuse(reader, f"{said}: levels are read by as many heads as write them; repeat the fewer")
+    if bank.src and len(bank.src[0].shape) < 5:
+        raise planner.refuse(bank, "first levels of its own for every batch entry are wanted: [B,parts,HKV,D,DV]")
+    heads, asking = (planner.sizes.value(x.shape[2]) for x in (reader, reader.src[0]))
     scale = reader["scale"]
     number = float(scale) if isinstance(scale, float | int) else planner.sizes.number(reader.expr("scale"))  # type: ignore[arg-type]
-    read = Read(asked, out, heads, number)
+    read = Read(operand(planner, reader.src[0]), out, heads, number, query_heads=asking)
     gate = operand(planner, reader.operands["level_gate"])
-    levels = written.src[0].integer("parts")
-    return Ladder(name, writes, read, gate, levels, planner.sizes.dtype)
+    alone = replace(writes, initial=None)
+    return Ladder(name, alone, read, gate, bank.integer("parts"), planner.sizes.dtype, writes.initial)

@@ -17,6 +17,8 @@ class Ladder:
 
     Attributes:
         gate: fp32 ``[B,N,H,levels]``; N is at most 2^(levels − 1).
+        initial, final: the levels before the first token, whose position is q_offset, and those after the last; fp32
+            ``[B,levels,HKV,D,DV]``, of which level 0 is empty. None: all are empty, and nobody asks.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Ladder:
     gate: Operand
     levels: int
     dtype: str
+    initial: str | None = None
+    final: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

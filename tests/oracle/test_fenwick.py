@@ -74,7 +74,4 @@ def test_what_has_no_meaning_is_refused() -> None:
         recall(queries(), bank)
     with pytest.raises(DeclarationError, match="read alone, in a sum, after the write"):
         recall(queries(), bank, when="before", level_gate=lang.input("lam", "B T H 6"))
-    with pytest.raises(DeclarationError, match="levels begin empty"):
-        first = lang.input("m", "B 6 HKV D DV float32")
-        write(state(first, parts=6, schedule="fenwick"), keys(), values())
     assert variant("v", recall(queries(), bank, level_gate=lang.input("lam", "B T H 6"))).inputs

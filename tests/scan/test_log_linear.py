@@ -6,6 +6,12 @@ import pytest
 import torch
 
 import sparsec
+from sparsec.frontends.recurrent import keys, log_decays, queries, rates, values
+from sparsec.ir import build as lang
+from sparsec.ir.build_state import recall, state, write
+from sparsec.ir.error import InputError
+from sparsec.ir.variant import variant
+from sparsec.oracle import check, oracle
 from sparsec.plan.plan import PlanError
 from sparsec.testing.packed_case import (
     cotangents_like,
@@ -20,6 +26,13 @@ from sparsec.testing.trained import wrong_on
 
 RULES = ["additive", "delta"]
 LENGTHS = (70, 0, 5, 104)
+
+
+def truth(of: sparsec.Variant, x: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The only output in fp64."""
+    found = oracle(of, x)
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 @pytest.mark.parametrize("target", ["interpreter", "tvm"])
@@ -43,7 +56,45 @@ def test_packed_documents_begin_anew(rule: str) -> None:
         torch.testing.assert_close(made[name], x, rtol=0, atol=0, msg=name)
 
 
-def test_what_has_no_kernel_is_refused() -> None:
-    made = sparsec.compile(sparsec.preset("log_linear", levels=4), target="interpreter")
-    with pytest.raises(PlanError, match="2 query, 1 key and 1 value heads: levels are read by as many heads"):
-        made(**sparsec.inputs(made.variant, B=1, T=8, H=2, HKV=1, D=16, DV=16))
+@pytest.mark.parametrize("target", ["interpreter", "tvm"])
+def test_a_prompt_and_steps_are_one_forward(target: str) -> None:
+    call = sparsec.compile(sparsec.preset("log_linear", rule="delta", levels=6, raw=True), target=target)
+    x = sparsec.inputs(call.variant, B=2, T=23, H=4, HKV=2, D=16, DV=8)
+    cache, pieces = call.init_cache(batch=2), (9, 1, 1, 2, 10)
+    parts = zip(*(y.split(pieces, dim=1) for y in x.values()), strict=True)
+    found = [results(call.decode, cache=cache, **dict(zip(x, part, strict=True)))[0] for part in parts]
+    whole = torch.cat(found, 1)
+    torch.testing.assert_close(whole, results(call, **x)[0], rtol=0, atol=1e-6)
+    assert check(whole, truth(call.variant, x), "float32")
+    with pytest.raises(InputError, match=r"max_length = 33.*6 levels"):
+        call.init_cache(batch=2, max_length=33)
+
+
+def test_levels_go_on_where_others_ended() -> None:
+    """First and last levels as an input and an output, from a position that q_offset gives."""
+    levels = state(lang.input("m", "B 6 HKV D DV float32"), parts=6, schedule="fenwick")
+    written = write(levels, keys(), values(), rule="delta", beta=rates(), decay=log_decays())
+    made = variant("going_on", (recall(queries(), written, level_gate=lang.input("lam", "B T H 6 float32")), written))
+    call = sparsec.compile(made, target="interpreter")
+    x = sparsec.inputs(made, B=1, T=20, H=2, HKV=2, D=16, DV=8)
+    first, rest = ({n: y[:, part] for n, y in x.items() if n != "m"} for part in (slice(0, 13), slice(13, 20)))
+    nothing = torch.zeros_like(x["m"])
+    begun = results(call, **first, m=nothing)
+    whole, ended = results(call, **{**x, "m": nothing}), results(call, q_offset=13, **rest, m=begun[1])
+    torch.testing.assert_close(torch.cat([begun[0], ended[0]], 1), whole[0], rtol=0, atol=0)
+    torch.testing.assert_close(ended[1], whole[1], rtol=0, atol=0)
+    want = oracle(made, {**rest, "m": begun[1]}, q_offset=13)
+    assert isinstance(want, tuple)
+    for mine, right in zip(ended, want, strict=True):
+        assert check(mine, right, "float32")
+    leaves = {n: y.requires_grad_() for n, y in first.items()}
+    with pytest.raises(PlanError, match="levels that begin or end outside the call have no gradients yet"):
+        results(call, **leaves, m=nothing)[0].sum().backward()
+
+
+def test_heads_that_share_states_go_token_by_token() -> None:
+    call = sparsec.compile(sparsec.preset("log_linear", levels=4), target="interpreter")
+    x = sparsec.inputs(call.variant, B=1, T=8, H=2, HKV=1, D=16, DV=16)
+    assert check(results(call, **x)[0], truth(call.variant, x), "float32")
+    with pytest.raises(PlanError, match="several heads of queries or states share have no gradients yet"):
+        results(call, **{n: y.requires_grad_() for n, y in x.items()})[0].sum().backward()

@@ -10,15 +10,16 @@ from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan import chunk
 from sparsec.lower.scan.chunk_parts import checked
+from sparsec.plan.fenwick import unchunked
 from sparsec.plan.fenwick_specs import Ladder
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 
 def rungs_of(spec: Ladder, schedule: Schedule, name: str = "") -> Rungs:
     """A ladder in chunks; ScheduleError where there is no such form."""
+    if (sentence := unchunked(spec)) is not None:
+        raise ScheduleError(f"{sentence} no form in chunks; use order 'token'")
     own = checked(name or spec.name, spec.writes, replace(schedule, splits=1))
-    if own.keyed:
-        raise ScheduleError("decays per key channel have no ladder form yet; the oracle runs them")
     return Rungs(spec, own)
 
 

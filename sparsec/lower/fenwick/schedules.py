@@ -1,10 +1,11 @@
-"""How ladders are made: chunk by chunk on every target."""
+"""How ladders are made: chunk by chunk on every target; token by token where there is no such form."""
 
 from __future__ import annotations
 
-from sparsec.lower.fenwick import backward, forward
+from sparsec.lower.fenwick import backward, forward, token
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan.cell import padded
+from sparsec.plan.fenwick import unchunked
 from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.tile.schedule import Schedule
 
@@ -13,7 +14,7 @@ Choices = dict[str, tuple[object, ...]]
 
 def lower(spec: Ladder, schedule: Schedule) -> Lowered:
     """The programs of a ladder."""
-    return forward.lower(spec, schedule)
+    return token.lower(spec, schedule) if schedule.order == "token" else forward.lower(spec, schedule)
 
 
 def lower_grad(spec: LadderGrad, schedule: Schedule) -> Lowered:
@@ -24,14 +25,25 @@ def lower_grad(spec: LadderGrad, schedule: Schedule) -> Lowered:
 def default(spec: Ladder | LadderGrad, target: str) -> Schedule:
     """Chunks of 64 tokens on a GPU; smaller ones on a CPU, where products of chunks are no cheaper than others."""
     w = spec.writes if isinstance(spec, Ladder) else spec.forward.writes
+    if isinstance(spec, Ladder) and unchunked(spec) is not None:
+        return _tokens(spec, target)
     columns = min(64, padded(w.cols))
     if target.startswith("triton"):
         return Schedule(order="chunk", rows=64, value_block=columns, warps=4, stages=2)
     return Schedule(order="chunk", rows=32, value_block=columns, lanes=("e", "d", "n", "s"))
 
 
+def _tokens(spec: Ladder, target: str) -> Schedule:
+    """Token by token; a GPU's program holds few columns, since it holds those of all levels."""
+    if not target.startswith("triton"):
+        return Schedule(order="token", lanes=("e", "d"), split_dims=False)
+    return Schedule(order="token", value_block=min(8, padded(spec.writes.cols)), warps=4, stages=1)
+
+
 def space(spec: Ladder | LadderGrad, target: str) -> Choices:
     """Tokens of a chunk, value columns of a program, and how programs run."""
+    if isinstance(spec, Ladder) and unchunked(spec) is not None:
+        return {"value_block": (4, 8, 16), "warps": (1, 2, 4, 8)} if target.startswith("triton") else {}
     if target.startswith("triton"):
         return {"rows": (32, 64), "value_block": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3)}
     return {"rows": (16, 32, 64), "value_block": (16, 32, 64)}

@@ -28,6 +28,13 @@ def sizes(**given: object) -> None:
             raise InputError(name, f"{name} = {value!r}", "sizes of a cache are whole numbers", "1 or more")
 
 
+def levels(spec: CacheSpec, max_length: int) -> None:
+    """Levels of states reach over as many tokens as a sequence may have."""
+    if spec.most is not None and max_length > spec.most:
+        rule = f"{spec.most.bit_length()} levels reach over {spec.most} tokens"
+        raise InputError("max_length", f"max_length = {max_length}", rule, "declare more levels")
+
+
 def pool(page: int, wanted: int) -> None:
     """A shared pool's pages hold whole chunks and strides."""
     if page != wanted:

@@ -100,8 +100,9 @@ class Decoder:
         import torch
 
         if max_length is None and not self.spec.paged:
-            max_length = UNBOUNDED
+            max_length = self.spec.most or UNBOUNDED
         decode_check.sizes(batch=batch, max_length=max_length, page=page, step=step)
+        decode_check.levels(self.spec, max_length)
         decode_check.first_states(self.spec, states or {})
         assert max_length is not None
         size = page_size(self.spec, page if pool is None else pool.page)
@@ -162,7 +163,7 @@ class Decoder:
             launch()
         lengths = cache.lengths
         assert lengths is not None
-        if not counted and self.spec.paged:
+        if not counted and self.spec.counted:
             lengths += count
         cache.replayed(count)
         last = {held.output for held in self.spec.states}  # which the next step writes over
