@@ -102,9 +102,9 @@ class Decoder:
         if max_length is None and not self.spec.paged:
             max_length = self.spec.most or UNBOUNDED
         decode_check.sizes(batch=batch, max_length=max_length, page=page, step=step)
-        decode_check.levels(self.spec, max_length)
         decode_check.first_states(self.spec, states or {})
         assert max_length is not None
+        decode_check.levels(self.spec, max_length)
         size = page_size(self.spec, page if pool is None else pool.page)
         if pool is not None:
             decode_check.pool(pool.page, size)

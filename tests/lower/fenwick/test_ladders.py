@@ -74,7 +74,7 @@ def test_what_nobody_asks_for_is_not_needed(rule: str) -> None:
 def test_decays_per_key_channel_are_refused() -> None:
     s = Setting("additive").ladder()
     keyed = replace(s, writes=replace(s.writes, decay_kind="key"))
-    with pytest.raises(ScheduleError, match="decays per key channel have no ladder form"):
+    with pytest.raises(ScheduleError, match="decays per key channel have no form in chunks"):
         forward.lower(keyed, Schedule(order="chunk", rows=16))
 
 
