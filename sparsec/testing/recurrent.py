@@ -86,6 +86,11 @@ ROUTES = {
                 route=given(p) {{unit = part, scope = token}}) {{rule = delta, decay_kind = key, reads = undecayed}}
       return recall(q, s) {{renormalise = false}}
     }}""",
+    "delta from given states": f"""variant delta_parts({STATES}, g: [B,T,HKV] float32, m: [4,HKV,D,DV] float32) {{
+      s = write(state(m) {{parts = 4}}, k, v, beta=beta, decay=g, route=given(p) {{unit = part}}, weight=e)
+        {{rule = delta, decay_kind = scalar}}
+      return recall(q, s) {{renormalise = false}}, s
+    }}""",
     "parts that decay at rest": f"""variant decaying_parts({TOKENS}, g: [B,T,HKV] float32) {{
       s = write(state() {{parts = 4}}, k, v, beta=beta, decay=g, weight=e,
                 route=given(p) {{unit = part, scope = token}})

@@ -35,7 +35,7 @@ def values(preset: str, knob: Knob) -> st.SearchStrategy[object]:
     if knob.name in ("chunk", "block", "size", "stride", "document", "pool"):
         return st.just(knob.default)
     if knob.name == "k":
-        return st.integers(1, 2) if preset in ("sse", "rsa") else st.integers(200, 270)
+        return st.integers(1, 2) if preset in ("sse", "sse_gdn", "rsa") else st.integers(200, 270)
     return st.integers(*SIZES.get(knob.name, (0, 70)))
 
 
@@ -91,7 +91,8 @@ CHANGES = {
     "kda": ["shared", "bound", "raw"],
     "gdn2": ["raw"],
     "rwkv7": ["raw"],
-    "sse": ["parts", "k", "rule", "balance"],
+    "sse": ["parts", "k", "rule", "balance", "literal", "raw", "initial", "final"],
+    "sse_gdn": ["parts", "k", "balance", "literal", "raw", "initial", "final"],
     "rsa": ["levels", "parts", "branching", "k", "routing", "left", "rule", "clip", "readout", "top"],
     "infllm2": ["block", "k", "init_blocks", "window", "count_forced"],
     "fox": ["window", "gates"],

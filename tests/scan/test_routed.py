@@ -50,10 +50,19 @@ def test_lengths(sizes: dict[str, int]) -> None:
     )
 
 
-@pytest.mark.parametrize("rule", ["gla", "gdn"])
-@pytest.mark.parametrize("k", [1, 2])
-def test_sparse_state_expansion_with_its_loss(rule: str, k: int) -> None:
-    made = sparsec.preset("sse", rule=rule, k=k, balance=0.1)
+SSE: dict[str, tuple[str, dict[str, object]]] = {
+    "with its loss": ("sse", {"balance": 0.1}),
+    "two parts, with its loss": ("sse_gdn", {"k": 2, "balance": 0.1}),
+    "first and last states": ("sse", {"raw": True, "initial": True, "final": True, "k": 2}),
+    "gated delta, first and last states": ("sse_gdn", {"raw": True, "initial": True, "final": True}),
+    "as released": ("sse_gdn", {"literal": True, "balance": 0.1}),
+}
+
+
+@pytest.mark.parametrize("which", SSE)
+def test_sparse_state_expansion(which: str) -> None:
+    name, knobs = SSE[which]
+    made = sparsec.preset(name, **knobs)
     x = sparsec.inputs(made, B=2, T=19, H=2, HKV=1, D=16, DV=8, DX=80)
     assert wrong_on(compile(made, target="interpreter"), x, "float32") == []
 
@@ -86,12 +95,40 @@ def test_walking_over_runs_or_over_all_tokens_is_the_same(name: str, dtype: str,
         torch.testing.assert_close(runs[0][buffer.name], runs[1][buffer.name], rtol=0, atol=0, msg=buffer.name)
 
 
+EXACT = 1e-5
+KEYED = 1e-3
+"""Decays per key channel multiply in tf32."""
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("name", ["routed", "two of four", "erasing parts", "a tree", "delta from given states"])
+def test_chunks_of_sorted_tokens_agree_with_the_recurrence(name: str, splits: int, tmp_path: Path) -> None:
+    made, sizes = joint(name)[0], SIZES | {"T": 75, "H": 2}
+    x = draw(made.variant, sizes)
+    dims, dtype = made.bind(x, None)
+    plan = made.plan(dims, dtype)
+    runs = [poisoned(plan, x, dims) for _ in range(2)]
+    schedules = (
+        Schedule(order="token", value_block=32, block=16, rows=1),
+        Schedule(order="chunk", rows=16, value_block=16, splits=splits),
+    )
+    for kernel in plan.kernels:
+        for schedule, buffers in zip(schedules, runs, strict=True):
+            scans = isinstance(kernel.spec, Scan | ScanGrad)
+            own = BuiltKernel(kernel, schedule, INTERPRETER, tmp_path) if scans else made.built(kernel, dims)
+            own.run(buffers, dims)
+    bound = KEYED if name in ("two of four", "erasing parts") else EXACT
+    for buffer in (b for b in plan.buffers if b.role != "input"):
+        mine, right = (run[buffer.name].double() for run in reversed(runs))
+        assert float((mine - right).norm()) <= bound * float(right.norm()), buffer.name
+
+
 def test_orders_that_say_nothing_are_refused() -> None:
     from sparsec.lower.registry import lower_kernel
 
     for name, order, said in (
         ("parts that decay at rest", "token", "decay with every token"),
-        ("routed", "chunk", "no chunk form"),
+        ("parts that decay at rest", "chunk", "decay with every token"),
     ):
         scan = next(k.spec for k in joint(name)[1] if isinstance(k.spec, Scan))
         with pytest.raises(ScheduleError, match=said):

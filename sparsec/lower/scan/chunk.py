@@ -14,6 +14,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan import chunk_gates, chunk_outputs, chunk_parts, chunk_segments, chunk_solve
 from sparsec.lower.scan.chunk_parts import Chunked
 from sparsec.lower.scan.keyed import forward
+from sparsec.lower.scan.runs import Runs
 from sparsec.plan.scan_specs import Scan
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
@@ -35,18 +36,21 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
     return chunk_parts.refusal(w, schedule)
 
 
-def lower(spec: Scan, schedule: Schedule) -> Lowered:
+def lower(spec: Scan, schedule: Schedule, runs: Runs | None = None) -> Lowered:
     """q, k ``[B,N,·,D]``, v ``[B,N,HKV,DV]``, decay, beta ``[B,N,HKV]`` -> outputs ``[B,N,H,DV]``, final states.
+
+    Of ``runs`` the tokens are those of all parts of a bank, one part after another, each from a new chunk on.
 
     Raises ScheduleError where there is no such form.
     """
     if sentence := refusal(spec, schedule):
         raise ScheduleError(sentence)
-    own = Chunked(spec.name, spec.writes, schedule)
+    own = Chunked(spec.name, spec.writes, schedule, runs)
     if own.keyed:
-        return forward.lower(spec, schedule)
+        return forward.lower(spec, own)
     steps = prepared(own) + states(own, spec.final)
-    final, surprise = spec.final if own.splits == 1 else None, spec.surprise
+    final = spec.final if own.splits == 1 or runs is not None else None
+    surprise = spec.surprise
     for number, read in enumerate(spec.reads):
         program = chunk_outputs.lower(own, read, f"out{number}" if number else "", final, surprise)
         steps.append(Step(program, schedule))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, Chunked, checked, needs_keyed
+from sparsec.lower.scan.runs import Runs
 from sparsec.plan.scan_specs import Operand, Read, ScanGrad
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
@@ -102,9 +103,9 @@ def refusal(spec: ScanGrad) -> str | None:
     return None
 
 
-def back(spec: ScanGrad, schedule: Schedule) -> Back:
+def back(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Back:
     """The backward in chunks; ScheduleError where there is no such form."""
-    own = checked(spec.name, spec.forward.writes, schedule)
+    own = checked(spec.name, spec.forward.writes, schedule, runs)
     if sentence := refusal(spec):
         raise ScheduleError(sentence)
     return Back(spec, own)

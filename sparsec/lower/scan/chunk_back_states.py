@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan import chunk_resets as resets
 from sparsec.lower.scan.chunk_back import Back
 from sparsec.lower.scan.chunk_outputs import visible
 from sparsec.lower.scan.chunk_parts import Chunk, column_limit, halves, power_of_two, segment_bounds, times
@@ -35,6 +36,7 @@ def lower_states(b: Back) -> Program:
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
             chunk, place = Chunk(own, batch, head, number), (batch, head, number, row, at.column)
+            state = resets.entered(chunk, state, (row, at.column), limits)
             tile.store(b.states, *place, value=tile.cast(state, w.k.dtype), bounds=dict(limits))
             keys = at.keys(chunk)
             written = at.written(chunk, keys, state)
@@ -45,15 +47,14 @@ def lower_states(b: Back) -> Program:
             return [at.after(chunk, keys, written, state)]
 
         tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
-        tensors += [*at.tensors(), b.states] + [b.surprises] * own.delta
+        tensors += [*at.tensors(), b.states, *resets.tensors(own, w.initial)] + [b.surprises] * own.delta
         grid = (own.splits, own.tiles, mul(tile.param("B"), w.heads))
         return own.program(builder, "states", tensors, grid)
 
 
 def state_limits(at: Walk) -> dict[int, tile.Value]:
     """Bounds of the last two dimensions of a state per segment or chunk."""
-    found = {3: at.row_limit, 4: column_limit(at.own.writes.cols, at.reach)}
-    return {dim: limit for dim, limit in found.items() if limit}
+    return at.limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +139,17 @@ def lower_grad_ends(b: Back) -> Program:
         first, last = segment_bounds(own, tile.program_id(0))
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
-            return [found.step(Chunk(own, batch, head, sub(sub(last, 1), i)), grad)[0]]
+            chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
+            grad = resets.ended(chunk, b.spec.grad_final, grad, place, state_limits(found.at))
+            return [found.step(chunk, grad)[0]]
 
+        place = (tile.iota(found.at.axes.dims), found.at.column)
         zero = tile.full(0.0, found.at.axes.dims, found.at.axes.columns)
         (grad,) = tile.loop(0, sub(last, first), 1, [zero], visit)
-        place = (batch, head, tile.program_id(0), tile.iota(found.at.axes.dims), found.at.column)
-        tile.store(b.grad_ends, *place, value=grad, bounds=state_limits(found.at))
+        tile.store(b.grad_ends, batch, head, tile.program_id(0), *place, value=grad, bounds=state_limits(found.at))
         grid = (own.splits, own.tiles, mul(tile.param("B"), own.writes.heads))
-        return own.program(builder, "grad_ends", [*found.tensors(), b.grad_ends], grid)
+        tensors = [*found.tensors(), b.grad_ends, *resets.tensors(own, b.spec.grad_final)]
+        return own.program(builder, "grad_ends", tensors, grid)
 
 
 def lower_grad_states(b: Back) -> Program:
@@ -163,9 +167,11 @@ def lower_grad_states(b: Back) -> Program:
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
+            grad = resets.ended(chunk, b.spec.grad_final, grad, (row, at.column), limits)
             here = (batch, head, chunk.number, row, at.column)
             tile.store(b.grad_states, *here, value=tile.cast(grad, w.k.dtype), bounds=dict(limits))
             before, values = found.step(chunk, grad)
+            resets.keep_first(chunk, b.spec.grad_initial, before, (row, at.column), limits)
             if values is not None:
                 bounds: dict[int, tile.Value] = {1: tile.param(w.length), **({3: limits[4]} if 4 in limits else {})}
                 place = (batch, chunk.token(at.axes.keys), head, at.column)
@@ -173,7 +179,8 @@ def lower_grad_states(b: Back) -> Program:
             return [before]
 
         (grad,) = tile.loop(0, sub(last, first), 1, [grad], visit)
-        if own.splits == 1 and b.spec.grad_initial is not None:
+        tensors += resets.tensors(own, b.spec.grad_final, b.spec.grad_initial)
+        if own.splits == 1 and b.spec.grad_initial is not None and own.runs is None:
             place = (batch, head, row, at.column)
             tensors.append(store_final(own, b.spec.grad_initial, place, grad, limits))
         tensors += [*found.tensors(), b.grad_states] + [b.grad_values] * own.delta
@@ -185,7 +192,7 @@ def final_gradient(
     b: Back, place: tuple[Node, Node, Node, Node], limits: dict[int, tile.Value]
 ) -> tuple[Node, list[Tensor]]:
     """The gradient of the states after the last token, and the tensor that it comes from."""
-    if b.spec.grad_final is None:
+    if b.spec.grad_final is None or b.own.runs is not None:
         return tile.full(0.0, place[2].axes[0], place[3].axes[0]), []
     tensor = whole_states(b.own, b.spec.grad_final)
     return tile.load(tensor, place[0], 0, *place[1:], bounds=dict(limits)), [tensor]
@@ -202,11 +209,11 @@ def lower_grad_starts(b: Back) -> Program:
             here = (at.batch, at.head, sub(own.splits - 1, i))
             tile.store(b.grad_starts, *here, at.row, at.column, value=grad, bounds=dict(at.limits))
             added = tile.load(b.grad_ends, *here, at.row, at.column, bounds=dict(at.limits))
-            return [add(at.carried(here, grad, backwards=True), added)]
+            return [resets.handed_on(own, here, add(at.carried(here, grad, backwards=True), added))]
 
         (grad,) = tile.loop(0, own.splits, 1, [grad], visit)
-        tensors += [b.grad_ends, b.grad_starts, *at.tensors()]
-        if b.spec.grad_initial is not None:
+        tensors += [b.grad_ends, b.grad_starts, *at.tensors(), *resets.tensors(own)]
+        if b.spec.grad_initial is not None and own.runs is None:
             place = (at.batch, at.head, at.row, at.column)
             tensors.append(store_final(own, b.spec.grad_initial, place, grad, at.limits))
         return own.program(builder, "grad_starts", tensors, (at.tiles, w.heads, tile.param("B")))

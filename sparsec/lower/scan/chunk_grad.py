@@ -12,13 +12,14 @@ from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan import chunk, chunk_back, chunk_back_states, chunk_back_tokens
 from sparsec.lower.scan.keyed import gradient
+from sparsec.lower.scan.runs import Runs
 from sparsec.plan.scan_specs import ScanGrad
 from sparsec.tile.schedule import Schedule
 
 
-def lower(spec: ScanGrad, schedule: Schedule) -> Lowered:
+def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Lowered:
     """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for."""
-    b = chunk_back.back(spec, schedule)
+    b = chunk_back.back(spec, schedule, runs)
     own = b.own
     if own.keyed:
         return gradient.lower(b)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import mul, sub
+from sparsec.lower.scan import chunk_resets as resets
 from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds, times
 from sparsec.lower.scan.chunk_segments import initial_state, store_final
 from sparsec.lower.scan.chunk_state import Axes, Walk, walk
@@ -31,8 +32,7 @@ def lower(own: Chunked, read: Read, name: str, final: str | None, surprise: Oper
         head = tile.apply(Fn.TRUNCDIV, query, read.heads // w.heads)
         at = walk(builder, own, tile.program_id(1), own.tiles)
         row = tile.iota(at.axes.dims)
-        found = {3: at.row_limit, 4: column_limit(w.cols, at.reach)}
-        limits: dict[int, tile.Value] = {dim: limit for dim, limit in found.items() if limit}
+        limits = at.limits
         if own.splits == 1:
             state, tensors = initial_state(own, batch, head, row, at.column, limits)
         else:
@@ -42,10 +42,14 @@ def lower(own: Chunked, read: Read, name: str, final: str | None, surprise: Oper
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, number)
-            return [_visit(at, chunk, read, query, state, surprise)]
+            state = resets.entered(chunk, state, (row, at.column), limits)
+            after = _visit(at, chunk, read, query, state, surprise)
+            resets.keep_last(chunk, final, after, (row, at.column), limits)
+            return [after]
 
         (state,) = tile.loop(first, last, 1, [state], visit)
-        if final is not None:
+        tensors += resets.tensors(own, w.initial, final)
+        if final is not None and own.runs is None:
             tensors.append(store_final(own, final, (batch, head, row, at.column), state, limits))
         tensors += [*at.tensors(), _out(own, read), _queries(own, read)]
         tensors += [own.tensor(surprise, w.heads, w.cols)] if surprise is not None else []

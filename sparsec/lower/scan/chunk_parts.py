@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, least, mul
 from sparsec.lower.scan.cell import padded
+from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.plan.scan_specs import Operand, Writes
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
@@ -34,11 +35,18 @@ class Chunked:
 
     Attributes:
         name: what the names of programs and scratch begin with.
+        runs: of a bank with a route, whose parts' tokens follow one another in chunks of their own; else None.
     """
 
     name: str
     writes: Writes
     schedule: Schedule
+    runs: Runs | None = None
+
+    @property
+    def parts(self) -> int:
+        """States per head."""
+        return self.runs.route.parts if self.runs is not None else 1
 
     @property
     def chunk(self) -> int:
@@ -102,7 +110,7 @@ class Chunked:
     @property
     def fading(self) -> bool:
         """Whether a segment's transition is a decay."""
-        return (self.decays or self.keyed) and not self.delta
+        return (self.decays or self.keyed or self.runs is not None) and not self.delta
 
     @property
     def starts(self) -> Tensor:
@@ -124,7 +132,7 @@ class Chunked:
     ) -> Program:
         """The finished program ``<name of the scan>_<name>``."""
         used = {t.name: t for t in tensors}
-        names = dict.fromkeys(["B", self.writes.length, CHUNKS, SPAN])
+        names = dict.fromkeys(["B", self.writes.length, CHUNKS, SPAN, *[CUT] * (self.runs is not None)])
         title = f"{self.name}_{name}" if name else self.name
         return builder.program(title, list(used.values()), [(n, "int32") for n in names], grid)
 
@@ -163,11 +171,11 @@ def refusal(writes: Writes, schedule: Schedule) -> str | None:
     return None
 
 
-def checked(name: str, writes: Writes, schedule: Schedule) -> Chunked:
+def checked(name: str, writes: Writes, schedule: Schedule, runs: Runs | None = None) -> Chunked:
     """The scan in chunks; ScheduleError where there is no such form."""
     if sentence := refusal(writes, schedule):
         raise ScheduleError(sentence)
-    return Chunked(name, writes, schedule)
+    return Chunked(name, writes, schedule, runs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan import chunk_resets as resets
 from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, halves, power, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk_state import Walk, walk
 from sparsec.scalar.fn import Fn
@@ -31,15 +32,17 @@ def lower_ends(own: Chunked) -> Program:
 
         def visit(number: Node, state: Node, total: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, number)
+            state = resets.entered(chunk, state, (row, at.column), at.limits)
             keys = at.keys(chunk)
             after = at.after(chunk, keys, at.written(chunk, keys, state), state)
-            return [after, add(total, chunk.total()) if own.fading else total]
+            decay = chunk.total if own.decays else None
+            return [after, resets.passed(chunk, total, decay) if own.fading else total]
 
-        state, total = tile.loop(first, last, 1, [_unit(at), tile.const(0.0)], visit)
         row = tile.iota(at.axes.dims)
+        state, total = tile.loop(first, last, 1, [_unit(at), tile.const(0.0)], visit)
         limits: dict[int, tile.Value] = {3: w.rows} if at.row_limit else {}
         tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
-        tensors = [*at.tensors(), own.ends]
+        tensors = [*at.tensors(), own.ends, *resets.tensors(own, w.initial)]
         if own.fading:
             tile.store(own.fades, batch, head, segment, value=total)
             tensors.append(own.fades)
@@ -142,7 +145,7 @@ def lower_starts(own: Chunked, final: str | None) -> Program:
 
         (last,) = tile.loop(0, own.splits, 1, [state], visit)
         tensors += [own.ends, own.starts, *at.tensors()]
-        if final is not None:
+        if final is not None and own.runs is None:
             tensors.append(store_final(own, final, (at.batch, at.head, at.row, at.column), last, at.limits))
         return own.program(builder, "starts", tensors, (at.tiles, own.writes.heads, tile.param("B")))
 
@@ -162,7 +165,7 @@ def initial_state(
 ) -> tuple[Node, list[Tensor]]:
     """The states before the first token, and the tensor that they come from; ``limits`` are those of a segment's."""
     w = own.writes
-    if w.initial is None:
+    if w.initial is None or own.runs is not None:
         return tile.full(0.0, row.axes[0], column.axes[0]), []
     tensor, place = whole_states(own, w.initial), (batch, 0, head, row, column)
     if w.initial_batched:

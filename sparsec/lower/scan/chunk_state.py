@@ -47,6 +47,12 @@ class Walk:
         return chunk.rows(tensor, chunk.head, self.axes.keys, tile.iota(self.axes.dims), self.row_limit)
 
     @property
+    def limits(self) -> dict[int, tile.Value]:
+        """Bounds of the last two dimensions of a state, where they are padded."""
+        found = {3: self.row_limit, 4: column_limit(self.own.writes.cols, self.reach)}
+        return {dim: limit for dim, limit in found.items() if limit}
+
+    @property
     def row_limit(self) -> int:
         """The bound of key dims, where they are padded."""
         return column_limit(self.own.writes.rows, self.axes.dims.size)

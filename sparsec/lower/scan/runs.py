@@ -2,7 +2,8 @@
 
 An *entry* is ``token * slots + slot``. The entries of a part, ascending, are its *run*; those of −1 are the run after
 the last part's. Runs follow one another, each beginning at a multiple of ``align``. Two programs: ``tally`` counts
-choices per (segment of entries, part), ``fill`` sums the counts and writes the entries to their places.
+choices per (segment of entries, part), ``fill`` sums the counts and writes the entries to their places. Where runs
+are cut into stretches of ``align`` entries, a third one says which run each stretch belongs to.
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ SEGMENT = 256
 TALLIES = 32
 """Segments whose counts are added up at once."""
 
+STRETCHES = 32
+"""Stretches that a program lists."""
+
 ROOM = "RUN_ROOM"
 """The launch parameter with the length of a list turned around, gaps between runs included."""
 
 SEGMENTS = "RUN_SEGMENTS"
 """The launch parameter with the number of segments."""
+
+CUT = "RUN_STRETCHES"
+"""The launch parameter with the number of stretches, of which the last may belong to no run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +49,15 @@ class Runs:
         name: what the names of programs and buffers begin with.
         length: the launch parameter with the number of tokens.
         align: runs begin at multiples of it.
+        cut: whether each stretch of so many entries is described, and each entry's place known; a run then has a
+            stretch even if it has no entry.
     """
 
     name: str
     route: Route
     length: str
     align: int = 1
+    cut: bool = False
 
     @property
     def count(self) -> int:
@@ -70,13 +80,24 @@ class Runs:
         return Tensor(f"{self.name}_tallies", "int32", ("B", self.route.lists, SEGMENTS, self.count))
 
     @property
+    def places(self) -> Tensor:
+        """Where each entry is ``[B,N,lists,slots]``."""
+        return Tensor(f"{self.name}_places", "int32", ("B", self.length, self.route.lists, self.route.slots))
+
+    @property
+    def stretches(self) -> Tensor:
+        """Of each stretch its run, whether it is the run's first, whether its last, its entries ``[B,lists,·,4]``."""
+        return Tensor(f"{self.name}_stretches", "int32", ("B", self.route.lists, CUT, 4))
+
+    @property
     def ids(self) -> Tensor:
         """The lists ``[B,N,lists,slots]``."""
         return Tensor(self.route.ids, "int32", ("B", self.length, self.route.lists, self.route.slots))
 
     def scratch(self) -> list[Scratch]:
         """The buffers to allocate."""
-        return [as_scratch(t) for t in (self.entries, self.spans, self.tallies)]
+        more = (self.places, self.stretches) if self.cut else ()
+        return [as_scratch(t) for t in (self.entries, self.spans, self.tallies, *more)]
 
     def tiles(self) -> Expr:
         """Stretches of ``align`` entries, gaps included: at most one per run is not full."""
@@ -85,17 +106,21 @@ class Runs:
     def params(self) -> tuple[tuple[str, Expr], ...]:
         """The launch parameters beyond the spec's."""
         segments = (var(self.length) * self.route.slots + (SEGMENT - 1)) // SEGMENT
-        return (ROOM, self.tiles() * self.align), (SEGMENTS, maximum(segments, constant(1)))
+        found = (ROOM, self.tiles() * self.align), (SEGMENTS, maximum(segments, constant(1)))
+        return (*found, (CUT, self.tiles())) if self.cut else found
 
     def steps(self, schedule: Schedule) -> list[Step]:
         """The two programs; the schedule says only how dims are cut."""
         own = Schedule(warps=4, stages=1, lanes=("p", "n"), split_dims=schedule.split_dims)
-        return [Step(_tally(self), own), Step(_fill(self), own)]
+        found = [Step(_tally(self), own), Step(_fill(self), own)]
+        return [*found, Step(_cut(self), own)] if self.cut else found
 
-    def program(self, builder: tile.Builder, name: str, tensors: Sequence[Tensor]) -> Program:
-        """One (segment, list, batch) per grid point."""
-        names = dict.fromkeys(["B", "TQ", "TK", "q_offset", self.length, ROOM, SEGMENTS])
-        grid = (tile.param(SEGMENTS), tile.const(self.route.lists), tile.param("B"))
+    def program(
+        self, builder: tile.Builder, name: str, tensors: Sequence[Tensor], first: Node | None = None
+    ) -> Program:
+        """One (segment, list, batch) per grid point; ``first`` is another first dimension of the grid."""
+        names = dict.fromkeys(["B", "TQ", "TK", "q_offset", self.length, ROOM, SEGMENTS, *[CUT] * self.cut])
+        grid = (first or tile.param(SEGMENTS), tile.const(self.route.lists), tile.param("B"))
         return builder.program(f"{self.name}_{name}", tensors, [(n, "int32") for n in names], grid)
 
 
@@ -168,7 +193,7 @@ def _fill(runs: Runs) -> Program:
 
         nothing = tile.full(0, walk.lanes, dtype="int32")
         before, total = tile.loop(0, ceil_div(tile.param(SEGMENTS), TALLIES), 1, [nothing, nothing], count)
-        start = exclusive(mul(ceil_div(total, runs.align), runs.align))
+        start = exclusive(mul(_stretched(runs, total), runs.align))
         first = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, own, 0), walk.number, runs.count)
         for field, value in enumerate((start, total)):
             tile.store(runs.spans, *walk.at, first, field, value=value, bounds={2: runs.count})
@@ -181,7 +206,41 @@ def _fill(runs: Runs) -> Program:
                 Fn.WHERE, tile.apply(Fn.LT, entry, walk.all()), tile.reduce("sum", here, walk.lanes), tile.param(ROOM)
             )
             tile.store(runs.entries, *walk.at, target, value=entry, bounds={2: tile.param(ROOM)})
+            if runs.cut:
+                token, slot = (tile.apply(fn, entry, runs.route.slots) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
+                own_place = (walk.at[0], token, walk.at[1], slot)
+                tile.store(runs.places, *own_place, value=target, bounds={1: tile.param(runs.length)})
             return [add(passed, tile.reduce("sum", one, walk.few))]
 
         tile.loop(0, SEGMENT // walk.few.size, 1, [add(start, before)], place)
-        return runs.program(builder, "fill", [runs.ids, runs.tallies, runs.spans, runs.entries])
+        made = [runs.spans, runs.entries] + [runs.places] * runs.cut
+        return runs.program(builder, "fill", [runs.ids, runs.tallies, *made])
+
+
+def _stretched(runs: Runs, total: Node) -> Node:
+    """The stretches of runs with so many entries [p]."""
+    found = ceil_div(total, runs.align)
+    return tile.apply(Fn.MAXIMUM, found, 1) if runs.cut else found
+
+
+def _cut(runs: Runs) -> Program:
+    """Some stretches: which run each belongs to, and how."""
+    with tile.Builder() as builder:
+        walk, some = _walk(builder, runs), builder.axis("s", STRETCHES)
+        number = add(mul(tile.program_id(0), STRETCHES), tile.iota(some))
+        limit: dict[int, tile.Value] = {2: runs.count}
+        start, total = (tile.load(runs.spans, *walk.at, walk.number, field, bounds=dict(limit)) for field in range(2))
+        real = tile.apply(Fn.LT, walk.number, runs.count)
+        first = tile.apply(Fn.TRUNCDIV, start, runs.align)
+        after = add(first, _stretched(runs, total))
+        mine = both(both(tile.apply(Fn.LE, first, number), tile.apply(Fn.LT, number, after)), real)
+        left = sub(total, mul(sub(number, first), runs.align))
+        held = tile.apply(Fn.MAXIMUM, tile.apply(Fn.MINIMUM, left, runs.align), 0)
+        ends = [tile.apply(Fn.EQ, number, first), tile.apply(Fn.EQ, add(number, 1), after)]
+        fields = [sub(walk.number, runs.route.parts), *(tile.apply(Fn.WHERE, x, 1, 0) for x in ends), held]
+        for field, value in enumerate(fields):
+            found = tile.reduce("sum", tile.apply(Fn.WHERE, mine, value, 0), walk.lanes)
+            found = add(found, runs.route.parts) if field == 0 else found
+            tile.store(runs.stretches, *walk.at, number, field, value=found, bounds={2: tile.param(CUT)})
+        grid = ceil_div(tile.param(CUT), STRETCHES)
+        return runs.program(builder, "cut", [runs.spans, runs.stretches], grid)

@@ -8,6 +8,8 @@ from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan import chunk, chunk_back, chunk_grad, step, step_parts, token, token_grad
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.chunk_parts import needs_keyed
+from sparsec.lower.scan.sorted import lower as lower_sorted
+from sparsec.lower.scan.sorted import spec as sort
 from sparsec.plan.scan_specs import Scan, ScanGrad, Writes
 from sparsec.tile.schedule import Schedule, ScheduleError
 
@@ -25,13 +27,19 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
     _check(spec, schedule)
     if schedule.order == step.ORDER:
         return step.lower(spec, schedule)
-    return chunk.lower(spec, schedule) if schedule.order == "chunk" else token.lower(spec, schedule)
+    if schedule.order != "chunk":
+        return token.lower(spec, schedule)
+    return chunk.lower(spec, schedule) if spec.writes.route is None else lower_sorted.lower(spec, schedule)
 
 
 def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
     """The programs of a scan's adjoint."""
     _check(spec.forward, schedule)
-    return chunk_grad.lower(spec, schedule) if schedule.order == "chunk" else token_grad.lower(spec, schedule)
+    if schedule.order != "chunk":
+        return token_grad.lower(spec, schedule)
+    if spec.forward.writes.route is not None:
+        return lower_sorted.lower_grad(spec, schedule)
+    return chunk_grad.lower(spec, schedule)
 
 
 def _check(spec: Scan, schedule: Schedule) -> None:
@@ -46,18 +54,20 @@ def _check(spec: Scan, schedule: Schedule) -> None:
 def in_chunks(spec: Scan, target: str) -> Schedule | None:
     """The schedule of the chunk form on a GPU: some 256 programs side by side for one sequence; None without a form."""
     w = spec.writes
-    if w.sharers > 1 or w.route is not None:
+    if w.sharers > 1 or (w.route is not None and not w.route.freeze):
         return None
     columns = min(32 if w.erase is not None else 64, padded(w.cols), padded(w.rows) if w.rule == "delta" else 64)
     found = Schedule(order="chunk", rows=64, value_block=columns, splits=_splits(w), warps=4, stages=2)
     halves = target.startswith("triton") and w.k.dtype == "bfloat16"  # states outgrow fp16
-    return found if halves and chunk.refusal(spec, found) is None else None
+    one = spec if w.route is None else sort.scan(spec)
+    return found if halves and chunk.refusal(one, found) is None else None
 
 
 def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
     """As ``in_chunks``, for the adjoint."""
     found = in_chunks(spec.forward, target)
-    return found if found is not None and chunk_back.refusal(spec) is None else None
+    one = spec if spec.forward.writes.route is None else sort.gradient(spec)
+    return found if found is not None and chunk_back.refusal(one) is None else None
 
 
 def _splits(w: Writes) -> int:

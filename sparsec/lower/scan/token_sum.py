@@ -120,7 +120,7 @@ def shares(w: Writes, target: Target, schedule: Schedule) -> Tensor:
 def sums(name: str, w: Writes, found: Sequence[Target], schedule: Schedule) -> tuple[list[Step], list[Scratch]]:
     """The programs that add up, and their scratch."""
     several = [t for t in found if count(w, t, schedule) > 1]
-    steps = [Step(_program(name, w, t, schedule), schedule) for t in several]
+    steps = [Step(program(name, w, t, shares(w, t, schedule), schedule), schedule) for t in several]
     return steps, [as_scratch(shares(w, t, schedule)) for t in several]
 
 
@@ -157,10 +157,9 @@ def put(now: Token, target: Target, head: Node, value: Node, schedule: Schedule)
         tile.store(tensor, number, own.batch, place.at, *heads, *index, value=value, bounds=ahead)
 
 
-def _program(title: str, w: Writes, target: Target, schedule: Schedule) -> Program:
-    """One (tile of tokens, head, batch) per grid point."""
+def program(title: str, w: Writes, target: Target, made: Tensor, schedule: Schedule) -> Program:
+    """The sum of shares ``made``: one (tile of tokens, head, batch) per grid point."""
     with tile.Builder() as builder:
-        made = shares(w, target, schedule)
         out = Tensor(target.operand.name, target.operand.dtype, made.shape[1:])
         tokens = builder.axis("m", ROWS)
         limits: dict[int, tile.Value] = {1: tile.param(w.length)}

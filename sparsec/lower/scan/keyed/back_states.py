@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import mul, sub
+from sparsec.lower.scan import chunk_resets as resets
 from sparsec.lower.scan.chunk_back_states import final_gradient
 from sparsec.lower.scan.chunk_parts import Chunk, halves, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk_segments import batch_and_head, store_final
@@ -32,6 +33,7 @@ def lower_states(b: KeyedBack) -> Program:
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
             chunk, place = Chunk(own, batch, head, number), (batch, head, number, tile.iota(at.axes.dims), at.column)
+            state = resets.entered(chunk, state, place[3:], at.limits)
             tile.store(b.back.states, *place, value=tile.cast(state, w.k.dtype), bounds=dict(at.limits))
             answered = at.answered(chunk, state)
             if answered is not None:
@@ -39,7 +41,7 @@ def lower_states(b: KeyedBack) -> Program:
             return [at.after(chunk, answered, state)]
 
         tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
-        tensors += [*at.tensors(), b.back.states] + [b.back.surprises] * own.delta
+        tensors += [*at.tensors(), b.back.states, *resets.tensors(own, w.initial)] + [b.back.surprises] * own.delta
         return own.program(builder, "states", tensors, (own.splits, own.tiles, mul(tile.param("B"), w.heads)))
 
 
@@ -107,14 +109,18 @@ def lower_grad_ends(b: KeyedBack) -> Program:
         first, last = segment_bounds(own, tile.program_id(0))
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
-            return [found.step(Chunk(own, batch, head, sub(sub(last, 1), i)), grad)[0]]
+            chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
+            grad = resets.ended(chunk, b.back.spec.grad_final, grad, place, found.at.limits)
+            return [found.step(chunk, grad)[0]]
 
+        place = (tile.iota(found.at.axes.dims), found.at.column)
         zero = tile.full(0.0, found.at.axes.dims, found.at.axes.columns)
         (grad,) = tile.loop(0, sub(last, first), 1, [zero], visit)
-        place = (batch, head, tile.program_id(0), tile.iota(found.at.axes.dims), found.at.column)
-        tile.store(b.back.grad_ends, *place, value=grad, bounds=dict(found.at.limits))
+        here = (batch, head, tile.program_id(0), *place)
+        tile.store(b.back.grad_ends, *here, value=grad, bounds=dict(found.at.limits))
         grid = (own.splits, own.tiles, mul(tile.param("B"), own.writes.heads))
-        return own.program(builder, "grad_ends", [*found.tensors(), b.back.grad_ends], grid)
+        tensors = [*found.tensors(), b.back.grad_ends, *resets.tensors(own, b.back.spec.grad_final)]
+        return own.program(builder, "grad_ends", tensors, grid)
 
 
 def lower_grad_states(b: KeyedBack) -> Program:
@@ -128,9 +134,11 @@ def lower_grad_states(b: KeyedBack) -> Program:
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
+            grad = resets.ended(chunk, b.back.spec.grad_final, grad, (row, at.column), at.limits)
             here = (batch, head, chunk.number, row, at.column)
             tile.store(b.back.grad_states, *here, value=tile.cast(grad, w.k.dtype), bounds=dict(at.limits))
             before, values, solved = found.step(chunk, grad)
+            resets.keep_first(chunk, b.back.spec.grad_initial, before, (row, at.column), at.limits)
             if b.keeps_values:
                 _store_values(b, at, chunk, values)
             if b.keyed.erases and solved is not None:
@@ -138,7 +146,8 @@ def lower_grad_states(b: KeyedBack) -> Program:
             return [before]
 
         (grad,) = tile.loop(0, sub(last, first), 1, [grad], visit)
-        if own.splits == 1 and b.back.spec.grad_initial is not None:
+        tensors += resets.tensors(own, b.back.spec.grad_final, b.back.spec.grad_initial)
+        if own.splits == 1 and b.back.spec.grad_initial is not None and own.runs is None:
             tensors.append(store_final(own, b.back.spec.grad_initial, (batch, head, row, at.column), grad, at.limits))
         tensors += [*found.tensors(), b.back.grad_states]
         tensors += [b.back.grad_values] * b.keeps_values + [b.grad_answers] * b.keyed.erases

@@ -12,15 +12,14 @@ from sparsec.lower.scan.keyed import outputs, prepare, solve
 from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.plan.scan_specs import Scan
 from sparsec.tile.language import Tensor
-from sparsec.tile.schedule import Schedule
 
 
-def lower(spec: Scan, schedule: Schedule) -> Lowered:
+def lower(spec: Scan, own: Chunked) -> Lowered:
     """q, k ``[B,N,H,D]``, v ``[B,N,H,DV]``, decays, beta, erase vectors -> outputs ``[B,N,H,DV]``, final states."""
-    keyed = Keyed(Chunked(spec.name, spec.writes, schedule), spec.reads[0])
-    own = keyed.own
+    keyed = Keyed(own, spec.reads[0])
     steps = prepared(keyed) + states(keyed, spec.final)
-    steps.append(Step(outputs.lower(keyed, spec.final if own.splits == 1 else None), schedule))
+    kept = own.splits == 1 or own.runs is not None
+    steps.append(Step(outputs.lower(keyed, spec.final if kept else None), own.schedule))
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch(keyed)), own.params())
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scalars import mul, sub
+from sparsec.lower.scan import chunk_resets as resets
 from sparsec.lower.scan.chunk_parts import Chunk, column_limit, power, segment_bounds
 from sparsec.lower.scan.chunk_segments import batch_and_head, initial_state, store_final
 from sparsec.lower.scan.keyed.sides import Keyed
@@ -25,13 +26,17 @@ def lower(keyed: Keyed, final: str | None) -> Program:
         state, tensors = first_state(at, batch, head)
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
-            chunk = Chunk(own, batch, head, number)
+            chunk, place = Chunk(own, batch, head, number), (tile.iota(at.axes.dims), at.column)
+            state = resets.entered(chunk, state, place, at.limits)
             answered = at.answered(chunk, state)
             _store(at, chunk, _outputs(at, chunk, answered, state))
-            return [at.after(chunk, answered, state)]
+            after = at.after(chunk, answered, state)
+            resets.keep_last(chunk, final, after, place, at.limits)
+            return [after]
 
         (state,) = tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
-        if final is not None:
+        tensors += resets.tensors(own, own.writes.initial, final)
+        if final is not None and own.runs is None:
             tensors.append(store_final(own, final, (batch, head, tile.iota(at.axes.dims), at.column), state, at.limits))
         tensors += [*at.tensors(), _out(keyed), keyed.faded(keyed.query), *(keyed.seen(s) for s in keyed.columns)]
         return own.program(builder, "", tensors, (own.splits, own.tiles, mul(tile.param("B"), own.writes.heads)))
@@ -80,8 +85,9 @@ def lower_ends(keyed: Keyed) -> Program:
 
         def visit(number: Node, state: Node, total: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, number)
+            state = resets.entered(chunk, state, (row, at.column), at.limits)
             after = at.after(chunk, at.answered(chunk, state), state)
-            return [after, add(total, at.total(chunk)) if own.fading else total]
+            return [after, resets.passed(chunk, total, lambda: at.total(chunk)) if own.fading else total]
 
         inits = [_unit(at), tile.full(0.0, at.axes.dims)]
         state, total = tile.loop(*segment_bounds(own, segment), 1, inits, visit)
@@ -89,7 +95,7 @@ def lower_ends(keyed: Keyed) -> Program:
         tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
         if own.fading:
             tile.store(own.fades, batch, head, segment, row, value=total)
-        tensors = [*at.tensors(), own.ends] + [own.fades] * own.fading
+        tensors = [*at.tensors(), own.ends, *resets.tensors(own, w.initial)] + [own.fades] * own.fading
         return own.program(builder, "ends", tensors, (own.splits, tiles, mul(tile.param("B"), w.heads)))
 
 

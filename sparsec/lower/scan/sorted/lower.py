@@ -1,0 +1,154 @@
+"""The programs of a bank with a route in chunks, one after another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsec.lower.inverse.index import as_scratch
+from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.scan import chunk, chunk_grad, token_sum
+from sparsec.lower.scan.runs import ROOM, Runs
+from sparsec.lower.scan.sorted import gather, scatter
+from sparsec.lower.scan.sorted import spec as sort
+from sparsec.lower.scan.sorted.spec import Moved
+from sparsec.lower.scan.token_sum import Target
+from sparsec.plan.scan_specs import Operand, Scan, ScanGrad, Writes
+from sparsec.scalar.expr import Expr
+from sparsec.scalar.walk import substitute
+from sparsec.tile.language import Tensor
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+
+def lower(spec: Scan, schedule: Schedule) -> Lowered:
+    """A scan: tokens sorted, scanned in chunks, and what was read put back."""
+    w, inner = spec.writes, sort.scan(spec)
+    runs = _runs(spec.name, w, schedule)
+    moved = sort.brought(spec.name, w)
+    moved += [Moved(r.q, s.q, r.heads, w.rows) for r, s in zip(spec.reads, inner.reads, strict=True)]
+    back = [sort.answers(spec.name, w, r, n) for n, r in enumerate(spec.reads)]
+    small = _small(schedule)
+    steps = _sorted(runs, w, inner.writes, moved, schedule)
+    put = [Step(scatter.lower(runs, w, m, small), small) for m in back]
+    held = [m.tensors(w)[1] for m in (*moved, *back)] + _rate(inner.writes)
+    return _together(runs, steps, chunk.lower(inner, schedule, runs), put, held)
+
+
+def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
+    """Its adjoint: what the forward read and gradients of outputs sorted, and gradients put back."""
+    w, inner = spec.forward.writes, sort.gradient(spec)
+    runs = _runs(spec.name, w, schedule)
+    moved = sort.brought(spec.name, w)
+    for r, s in zip(spec.forward.reads, inner.forward.reads, strict=True):
+        moved.append(Moved(r.q, s.q, r.heads, w.rows, r.weighed and sort.weighs(w)))
+    for r, x, y in zip(spec.forward.reads, spec.grads, inner.grads, strict=True):
+        moved.append(Moved(x, y, r.heads, w.cols, slotted=r.slotted))
+    small, back = _small(schedule), _gradients(spec, inner)
+    put = [Step(scatter.lower(runs, w, m, small), small) for m in back]
+    held = [m.tensors(w)[1] for m in moved] + _rate(inner.forward.writes) + _made(inner, w)
+    if inner.grad_beta is not None:
+        more, scratch = _rates(spec, inner, runs, schedule)
+        put, held = put + more, held + scratch
+    steps = _sorted(runs, w, inner.forward.writes, moved, schedule)
+    return _together(runs, steps, chunk_grad.lower(inner, schedule, runs), put, held)
+
+
+def _runs(name: str, w: Writes, schedule: Schedule) -> Runs:
+    assert w.route is not None
+    if not w.route.freeze:
+        raise ScheduleError("parts that rest decay with every token; use order 'mask'")
+    return sort.runs(name, w, schedule)
+
+
+def _small(schedule: Schedule) -> Schedule:
+    """Of programs that only move memory."""
+    return replace(schedule, warps=4, stages=1, descriptors=False, registers=0)
+
+
+def _rate(w: Writes) -> list[Tensor]:
+    return [Tensor(w.beta.name, "float32", ("B", ROOM, w.heads))] if w.beta is not None else []
+
+
+def _sorted(runs: Runs, w: Writes, inner: Writes, moved: list[Moved], schedule: Schedule) -> list[Step]:
+    small = _small(schedule)
+    steps = runs.steps(schedule) + [Step(gather.lower(runs, w, m, small), small) for m in moved]
+    if inner.beta is not None:
+        one = replace(small, warps=1)
+        steps.append(Step(gather.lower_rate(runs, w, inner.beta, one), one))
+    return steps
+
+
+def _together(runs: Runs, ahead: list[Step], inner: Lowered, after: list[Step], held: list[Tensor]) -> Lowered:
+    found = {t.name: t for t in held}
+    scratch = (*runs.scratch(), *(as_scratch(t) for t in found.values()), *inner.scratch)
+    return Lowered((*ahead, *inner.steps, *after), scratch, (*runs.params(), *_over(runs, inner)))
+
+
+def _over(runs: Runs, inner: Lowered) -> list[tuple[str, Expr]]:
+    """The launch parameters of the inner programs over those of the spec."""
+    known = dict(runs.params())
+    return [(name, substitute(value, known)) for name, value in inner.params]
+
+
+def _pairs(spec: ScanGrad, inner: ScanGrad) -> list[tuple[Operand | None, Operand | None, int, int, bool]]:
+    """Gradients as they are asked for and sorted, with heads, last dim, and whether e multiplies them."""
+    w, e = spec.forward.writes, sort.weighs(spec.forward.writes)
+    found: list[tuple[Operand | None, Operand | None, int, int, bool]] = [
+        (q, s, r.heads, w.rows, r.weighed and e)
+        for q, s, r in zip(spec.grad_q, inner.grad_q, spec.forward.reads, strict=True)
+    ]
+    found += [(spec.grad_k, inner.grad_k, w.heads, w.rows, False), (spec.grad_v, inner.grad_v, w.heads, w.cols, False)]
+    found.append((spec.grad_decay, inner.grad_decay, w.heads, w.rows if w.decay_kind == "key" else 0, False))
+    found.append((spec.grad_erase[0], inner.grad_erase[0], w.heads, w.rows, False))
+    return [*found, (spec.grad_erase[1], inner.grad_erase[1], w.heads, w.rows, e)]
+
+
+def _gradients(spec: ScanGrad, inner: ScanGrad) -> list[Moved]:
+    """What is put back as it is, or times e."""
+    return [
+        Moved(asked, made, heads, last, weighed)
+        for asked, made, heads, last, weighed in _pairs(spec, inner)
+        if asked is not None and made is not None
+    ]
+
+
+def _made(inner: ScanGrad, w: Writes) -> list[Tensor]:
+    """The sorted gradients."""
+    found = [
+        Tensor(made.name, made.dtype, ("B", ROOM, heads, *([last] if last else [])))
+        for _, made, heads, last, _ in _pairs(inner, inner)
+        if made is not None
+    ]
+    rate = inner.grad_beta
+    return found + ([Tensor(rate.name, "float32", ("B", ROOM, w.heads))] if rate is not None else [])
+
+
+def _rates(spec: ScanGrad, inner: ScanGrad, runs: Runs, schedule: Schedule) -> tuple[list[Step], list[Tensor]]:
+    """The gradients of beta and of e."""
+    w, rate, asked = spec.forward.writes, inner.grad_beta, spec.grad_weight
+    assert rate is not None
+    small, held = _small(schedule), Tensor(rate.name, "float32", ("B", ROOM, w.heads))
+    sides = _multiplied(spec, inner) if asked is not None else []
+    count = 1 + len(sides)
+    shares = (asked.name, count) if asked is not None else None
+    steps = [Step(scatter.lower_rates(runs, w, held, spec.grad_beta, shares, small), replace(small, warps=1))]
+    if asked is None:
+        return steps, []
+    for number, pair in enumerate(sides):
+        program = scatter.lower_products(runs, w, pair, number + 1, count, asked.name, small)
+        steps.append(Step(program, small))
+    made = scatter.shares(runs, asked.name, w, count)
+    assert w.route is not None
+    target = Target(asked, w.route.lists, "slots")
+    steps.append(Step(token_sum.program(runs.name, w, target, made, small), small))
+    return steps, [made]
+
+
+def _multiplied(spec: ScanGrad, inner: ScanGrad) -> list[tuple[Moved, Tensor]]:
+    """Vectors that e multiplies, beside k and v, and the gradients of the products."""
+    w, found = spec.forward.writes, list[tuple[Moved, Operand | None]]()
+    for r, s in zip(spec.forward.reads, inner.grad_q, strict=True):
+        if r.weighed:
+            found.append((Moved(r.q, r.q, r.heads, w.rows), s))
+    if w.erase is not None:
+        found.append((Moved(w.erase[1], w.erase[1], w.heads, w.rows), inner.grad_erase[1]))
+    return [(m, Tensor(g.name, g.dtype, ("B", ROOM, m.heads, m.last))) for m, g in found if g is not None]

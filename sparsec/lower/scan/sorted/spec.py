@@ -1,0 +1,129 @@
+"""The scan of a sorted sequence: the tokens of part 0 first, in chunks of their own, then those of part 1, and so on.
+
+Sorted tensors are ``[B,room,heads,…]`` and hold zeros where a chunk has fewer tokens. Their beta is e·beta. Forward, e
+multiplies what is put back; backward it multiplies the sorted queries, so that nothing is divided by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sparsec.lower.scan.runs import ROOM, Runs
+from sparsec.plan.scan_specs import Operand, Read, Scan, ScanGrad, Writes
+from sparsec.tile.language import Tensor
+from sparsec.tile.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A tensor per token and head, and the same sorted.
+
+    Attributes:
+        last: extent of its last dim; 0 where it has none.
+        weighed: whether it is multiplied by e on its way.
+        slotted: whether it lies apart by slot, ``[B,N,slots,heads,last]``.
+    """
+
+    given: Operand
+    sorted: Operand
+    heads: int
+    last: int = 0
+    weighed: bool = False
+    slotted: bool = False
+
+    def tensors(self, w: Writes) -> tuple[Tensor, Tensor]:
+        """As it is given, and sorted."""
+        dims = (self.heads, *([self.last] if self.last else []))
+        slots = (w.slots,) * self.slotted
+        given = Tensor(self.given.name, self.given.dtype, ("B", w.length, *slots, *dims))
+        return given, Tensor(self.sorted.name, self.sorted.dtype, ("B", ROOM, *dims))
+
+
+def runs(name: str, w: Writes, schedule: Schedule) -> Runs:
+    """The route turned around, cut into chunks."""
+    assert w.route is not None
+    return Runs(name, w.route, w.length, schedule.rows, cut=True)
+
+
+def writes(name: str, w: Writes) -> Writes:
+    """How sorted tokens write."""
+    beta = Operand(f"{name}_sorted_beta", "float32") if w.beta is not None or weighs(w) else None
+    erase = None if w.erase is None else (sorted_(name, "a", w.erase[0]), sorted_(name, "b", w.erase[1]))
+    decay = sorted_(name, "decay", w.decay) if w.decay is not None else None
+    k, v = sorted_(name, "k", w.k), sorted_(name, "v", w.v)
+    return replace(w, k=k, v=v, beta=beta, decay=decay, erase=erase, length=ROOM, route=None)
+
+
+def weighs(w: Writes) -> bool:
+    """Whether parts have an e."""
+    return w.route is not None and w.route.weight is not None
+
+
+def sorted_(name: str, which: str, operand: Operand) -> Operand:
+    """Where a tensor goes."""
+    return Operand(f"{name}_sorted_{which}", operand.dtype)
+
+
+def brought(name: str, w: Writes) -> list[Moved]:
+    """What tokens bring to be written, beside beta."""
+    made = writes(name, w)
+    found = [Moved(w.k, made.k, w.heads, w.rows), Moved(w.v, made.v, w.heads, w.cols)]
+    if w.decay is not None and made.decay is not None:
+        found.append(Moved(w.decay, made.decay, w.heads, w.rows if w.decay_kind == "key" else 0))
+    if w.erase is not None and made.erase is not None:
+        a, b = zip(w.erase, made.erase, strict=True)
+        found += [Moved(*a, w.heads, w.rows), Moved(*b, w.heads, w.rows, weighed=weighs(w))]
+    return found
+
+
+def answers(name: str, w: Writes, read: Read, number: int) -> Moved:
+    """What a read makes; in fp32 where something is still to be done with it."""
+    weighed = read.weighed and weighs(w)
+    exact = weighed or (w.slots > 1 and not read.slotted)
+    dtype = "float32" if exact else read.out.dtype
+    out = Operand(f"{name}_sorted_out{number}", dtype)
+    return Moved(read.out, out, read.heads, w.cols, weighed, read.slotted)
+
+
+def scan(spec: Scan) -> Scan:
+    """The scan of the sorted sequence."""
+    name, w = spec.name, spec.writes
+    reads = tuple(
+        replace(r, q=sorted_(name, f"q{n}", r.q), out=answers(name, w, r, n).sorted, weighed=False, slotted=False)
+        for n, r in enumerate(spec.reads)
+    )
+    return replace(spec, writes=writes(name, w), reads=reads)
+
+
+def gradient(spec: ScanGrad) -> ScanGrad:
+    """The adjoint of the sorted sequence; e and beta have one gradient there, that of their product."""
+    name, w = spec.name, spec.forward.writes
+    forward = scan(replace(spec.forward, name=name))
+    rated = spec.grad_beta is not None or spec.grad_weight is not None
+    asked = spec.grad_weight is not None
+    queries = zip(spec.grad_q, spec.forward.reads, strict=True)
+    return replace(
+        spec,
+        forward=forward,
+        grads=tuple(sorted_(name, f"do{n}", x) for n, x in enumerate(spec.grads)),
+        grad_q=tuple(_share(name, f"dq{n}", q, w, r.q, asked and r.weighed) for n, (q, r) in enumerate(queries)),
+        grad_k=_share(name, "dk", spec.grad_k, w),
+        grad_v=_share(name, "dv", spec.grad_v, w),
+        grad_beta=Operand(f"{name}_sorted_dbeta", "float32") if rated else None,
+        grad_decay=_share(name, "ddecay", spec.grad_decay, w),
+        grad_erase=(
+            _share(name, "da", spec.grad_erase[0], w),
+            _share(name, "db", spec.grad_erase[1], w, w.erase[1] if w.erase else None, asked),
+        ),
+        grad_weight=None,
+    )
+
+
+def _share(
+    name: str, which: str, operand: Operand | None, w: Writes, like: Operand | None = None, asked: bool = False
+) -> Operand | None:
+    """A gradient; in fp32 where several slots add up. ``asked``: also where it is only needed for e's."""
+    if operand is None and not (asked and like is not None):
+        return None
+    dtype = "float32" if w.slots > 1 or operand is None else operand.dtype
+    return Operand(f"{name}_sorted_{which}", dtype)
