@@ -26,6 +26,7 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
     moved = sort.brought(spec.name, w)
     moved += [Moved(r.q, s.q, r.heads, w.rows) for r, s in zip(spec.reads, inner.reads, strict=True)]
     back = [sort.answers(spec.name, w, r, n) for n, r in enumerate(spec.reads)]
+    back += sort.surprise(w, spec.surprise, inner.surprise)
     small = _small(schedule)
     steps = _sorted(runs, w, inner.writes, moved, schedule)
     put = [Step(scatter.lower(runs, w, m, small), small) for m in back]
@@ -42,6 +43,7 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
         moved.append(Moved(r.q, s.q, r.heads, w.rows, r.weighed and sort.weighs(w)))
     for r, x, y in zip(spec.forward.reads, spec.grads, inner.grads, strict=True):
         moved.append(Moved(x, y, r.heads, w.cols, slotted=r.slotted))
+    moved += sort.surprise(w, spec.surprise, inner.surprise)
     small, back = _small(schedule), _gradients(spec, inner)
     put = [Step(scatter.lower(runs, w, m, small), small) for m in back]
     held = [m.tensors(w)[1] for m in moved] + _rate(inner.forward.writes) + _made(inner, w)

@@ -76,6 +76,11 @@ def brought(name: str, w: Writes) -> list[Moved]:
     return found
 
 
+def surprise(w: Writes, given: Operand | None, made: Operand | None) -> list[Moved]:
+    """What a delta rule writes, or its gradient, if there is one."""
+    return [Moved(given, made, w.heads, w.cols)] if given is not None and made is not None else []
+
+
 def answers(name: str, w: Writes, read: Read, number: int) -> Moved:
     """What a read makes; in fp32 where something is still to be done with it."""
     weighed = read.weighed and weighs(w)
@@ -92,7 +97,8 @@ def scan(spec: Scan) -> Scan:
         replace(r, q=sorted_(name, f"q{n}", r.q), out=answers(name, w, r, n).sorted, weighed=False, slotted=False)
         for n, r in enumerate(spec.reads)
     )
-    return replace(spec, writes=writes(name, w), reads=reads)
+    surprise = sorted_(name, "surprise", spec.surprise) if spec.surprise is not None else None
+    return replace(spec, writes=writes(name, w), reads=reads, surprise=surprise)
 
 
 def gradient(spec: ScanGrad) -> ScanGrad:
@@ -116,6 +122,7 @@ def gradient(spec: ScanGrad) -> ScanGrad:
             _share(name, "db", spec.grad_erase[1], w, w.erase[1] if w.erase else None, asked),
         ),
         grad_weight=None,
+        surprise=sorted_(name, "dsurprise", spec.surprise) if spec.surprise is not None else None,
     )
 
 
