@@ -20,7 +20,19 @@ from sparsec.ir.build import (
     topk,
     weights,
 )
-from sparsec.ir.build_state import aux, mass, mixture, norm2, recall, residual, state, surprise, transfer, write
+from sparsec.ir.build_state import (
+    aux,
+    mass,
+    mixture,
+    norm2,
+    recall,
+    residual,
+    row_lse,
+    state,
+    surprise,
+    transfer,
+    write,
+)
 from sparsec.ir.node import Node
 from sparsec.ir.predicates import causal, complete, complete_past, started
 from sparsec.scalar.expr import Expr
@@ -56,6 +68,7 @@ __all__ = [
     "recall",
     "reduce",
     "residual",
+    "row_lse",
     "rsqrt",
     "score",
     "sigmoid",

@@ -133,7 +133,7 @@ def _surprise(node: Node) -> dict[str, Target]:
     return {"state0": _value(node, 0)}
 
 
-def _norm2(node: Node) -> dict[str, Target]:
+def _row(node: Node) -> dict[str, Target]:
     return {"x": _value(node, 0)}
 
 
@@ -172,7 +172,8 @@ TARGETS: dict[Op, Callable[[Node], dict[str, Target]]] = {
     Op.WEIGHTS: _scores,
     Op.ATTEND: _attend,
     Op.SURPRISE: _surprise,
-    Op.NORM2: _norm2,
+    Op.NORM2: _row,
+    Op.ROW_LSE: _row,
     Op.MASS: _mass,
     Op.MIXTURE: _mixture,
     Op.STATE: _state,

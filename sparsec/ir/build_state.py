@@ -94,6 +94,11 @@ def norm2(x: Node) -> Node:
     return make(Op.NORM2, (x,))
 
 
+def row_lse(x: Node) -> Node:
+    """log Σ exp x over the last dim: ``[B,T,H,D]`` -> ``[B,T,H]`` fp32."""
+    return make(Op.ROW_LSE, (x,))
+
+
 def mass(
     k: Node,
     *,

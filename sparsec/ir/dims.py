@@ -189,11 +189,16 @@ def _states(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
         bank, k, v = node.positional
         yield k.shape[3], bank.shape[3], "states and keys"
         yield from ((a, b, "states and values") for a, b in zip(v.shape[2:], bank.shape[2::2], strict=True))
-        for source in (v, *(x for name, x in node.operands.items() if name not in ("route", "weight"))):
+        by_value = node["decay_kind"] == "value"
+        for name, source in {
+            "v": v,
+            **{n: x for n, x in node.operands.items() if n not in ("route", "weight")},
+        }.items():
             token = (*k.shape[:2], bank.shape[2])
             yield from ((a, b, "what a token writes") for a, b in zip(source.shape[:3], token, strict=True))
-            if source is not v and len(source.shape) > 3:
-                yield source.shape[3], k.shape[3], "key dims"
+            if name != "v" and len(source.shape) > 3:
+                wide = v if by_value and name == "decay" else k
+                yield source.shape[3], wide.shape[3], "key dims" if wide is k else "value dims"
     if node.op is Op.RECALL:
         q, *banks = node.positional
         for bank in (b for b in banks if b.op is Op.WRITE):

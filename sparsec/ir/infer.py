@@ -120,6 +120,7 @@ INFER: dict[Op, Callable[[Node], Result]] = {
     Op.RESIDUAL: _first,
     Op.SURPRISE: lambda node: ((*node.src[0].src[1].shape[:2], *node.src[0].shape[2::2]), "tensor", "float32"),
     Op.NORM2: lambda node: (node.src[0].shape[:-1], "tensor", "float32"),
+    Op.ROW_LSE: lambda node: (node.src[0].shape[:-1], "tensor", "float32"),
     Op.MASS: lambda node: (node.src[0].shape, "tensor", "float32"),
     Op.TRANSFER: _second,
     Op.SCORE: _score,

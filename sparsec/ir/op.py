@@ -17,6 +17,7 @@ class Op(Enum):
     RESIDUAL = "residual"  # (v, written state, k; gamma) -> what this level leaves to the next; mode, clip
     SURPRISE = "surprise"  # (written state) -> what each token's value is beyond its key's prediction, v − Mᵀk, fp32
     NORM2 = "norm2"  # (x) -> the sum of squares of the last dim, fp32
+    ROW_LSE = "row_lse"  # (x) -> the logarithm of the sum of exponentials of the last dim, fp32
     MASS = "mass"  # (k; beta, decay, route, weight) -> decayed sum of the keys of the part that a token writes, fp32
     TRANSFER = "transfer"  # (from, to; score) -> the receiving memory; trigger, by, keep
     SCORE = "score"  # (q, memory or keys; head_weights) -> scores; fn, scale, detach

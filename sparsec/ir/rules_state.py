@@ -6,7 +6,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.rules_select import Problem, dims, grouped, rank
 from sparsec.ir.scores import clash
 
-_DECAY_RANK = {"scalar": 3, "key": 4, "full": 5}
+_DECAY_RANK = {"scalar": 3, "key": 4, "value": 4, "full": 5}
 
 
 def write(node: Node) -> Problem | None:

@@ -116,7 +116,7 @@ SCHEMA: dict[Op, Schema] = {
         ("beta", "decay", "route", "weight", "erase_a", "erase_b"),
         attrs={
             "rule": _choice("additive", "delta"),
-            "decay_kind": _choice("none", "scalar", "key", "full"),
+            "decay_kind": _choice("none", "scalar", "key", "value", "full"),
             "reads": _choice("decayed", "undecayed"),
             "freeze_unselected": Attr("flag", True),
             "row_topk": _count(None),
@@ -133,6 +133,7 @@ SCHEMA: dict[Op, Schema] = {
     ),
     Op.SURPRISE: Schema((("written", _STATE),)),
     Op.NORM2: Schema((("x", _TENSOR),)),
+    Op.ROW_LSE: Schema((("x", _TENSOR),)),
     Op.MASS: Schema(
         (("k", _TENSOR),),
         ("beta", "decay", "route", "weight"),

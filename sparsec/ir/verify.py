@@ -30,6 +30,7 @@ RULES: dict[Op, Callable[[Node], Problem | None]] = {
     Op.RESIDUAL: rules_state.residual,
     Op.SURPRISE: rules_state.surprise,
     Op.NORM2: lambda node: rules_select.rank(node.src[0], 4),
+    Op.ROW_LSE: lambda node: rules_select.rank(node.src[0], 4),
     Op.MASS: rules_state.mass,
     Op.MIXTURE: rules_state.mixture,
     Op.TRANSFER: rules_state.transfer,

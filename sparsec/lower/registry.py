@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsec.lower import combine, combine_grad, row_dot, running, summarise, summarise_grad, total
+from sparsec.lower import combine, combine_grad, row_dot, row_lse, running, summarise, summarise_grad, total
 from sparsec.lower.fenwick import schedules as ladder_class
 from sparsec.lower.gathered import grad_schedules as gathered_grad_class
 from sparsec.lower.gathered import known as gathered_known
@@ -49,6 +49,7 @@ from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, I
 from sparsec.plan.map_specs import Map, MapGrad
 from sparsec.plan.mixture_specs import Mixture, MixtureGrad
 from sparsec.plan.route_specs import Balance, Router, RouterGrad
+from sparsec.plan.row_specs import RowLse
 from sparsec.plan.running_specs import Prefix, PrefixGrad
 from sparsec.plan.scan_specs import Scan, ScanGrad, StatesSum
 from sparsec.plan.set_specs import Members, SetSelector
@@ -127,6 +128,7 @@ CLASSES: dict[type, ScheduleClass] = {
     RouterGrad: ScheduleClass(router_grad.lower, router_grad.default, router_grad.space),
     StatesSum: ScheduleClass(_single(batch_sum.lower), batch_sum.default, _fixed),
     Mixture: ScheduleClass(_rowwise(mixture.lower), mixture.default, mixture.space),
+    RowLse: ScheduleClass(_rowwise(row_lse.lower), pointwise_space.default, pointwise_space.space),
     MixtureGrad: ScheduleClass(_rowwise(mixture_grad.lower), mixture.default, mixture.space),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),

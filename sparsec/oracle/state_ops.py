@@ -40,7 +40,9 @@ def write(ev: Evaluation, node: Node) -> Written:
     rule = Rule(node.word("rule") == "delta", node.word("reads") == "undecayed", node.flag("freeze_unselected"))
     given = {name: ev.tensor(source) for name, source in node.operands.items() if name not in ("route", "weight")}
     erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
-    quick = ev.form_name == "vector" and node.word("decay_kind") != "full"
+    if node.word("decay_kind") == "value":
+        given["decay"] = given["decay"][..., None, :].expand(*given["decay"].shape[:3], *bank.m.shape[3:])
+    quick = ev.form_name == "vector" and node.word("decay_kind") not in ("value", "full")
     brought = k, v, given.get("beta"), given.get("decay"), erase, share, active, rule
     if levels:
         quick = quick and not node.src[0].src
@@ -106,6 +108,11 @@ def surprise(ev: Evaluation, node: Node) -> Tensor:
 def norm2(ev: Evaluation, node: Node) -> Tensor:
     """The sum of squares of the last dim."""
     return ev.tensor(node.src[0]).square().sum(-1)
+
+
+def row_lse(ev: Evaluation, node: Node) -> Tensor:
+    """The logarithm of the sum of exponentials of the last dim."""
+    return ev.tensor(node.src[0]).logsumexp(-1)
 
 
 def mass(ev: Evaluation, node: Node) -> Tensor:
@@ -218,6 +225,7 @@ STATES: dict[Op, Callable[[Evaluation, Node], Value]] = {
     Op.RECALL: recall,
     Op.SURPRISE: surprise,
     Op.NORM2: norm2,
+    Op.ROW_LSE: row_lse,
     Op.MASS: mass,
     Op.MIXTURE: mixture,
 }

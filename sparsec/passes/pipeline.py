@@ -10,6 +10,7 @@ from sparsec.passes.canonicalise import canonicalise
 from sparsec.passes.differentiate import Differentiated, differentiate
 from sparsec.passes.expand_readout import expand_readout
 from sparsec.passes.expand_residual import expand_residual
+from sparsec.passes.expand_slots import expand_slots
 from sparsec.passes.fuse_maps import fuse_maps
 from sparsec.passes.selections import normalise_selections
 from sparsec.passes.shared_lists import shared_lists_to_masks
@@ -24,6 +25,7 @@ Observer = Callable[[str, Variant, Variant], None]
 PIPELINE: tuple[Pass, ...] = (
     expand_residual,  # first, since what it leaves are recalls and maps like any others
     expand_readout,  # as the residuals
+    expand_slots,  # as the residuals
     fuse_maps,  # before canonicalise, so that a gate is one function of what it is made of
     canonicalise,  # early, so that later passes and matchers see flat merges and at most one mask per attend
     shared_lists_to_masks,  # before simplify, which joins masks and removes open ones

@@ -120,6 +120,7 @@ FLOWS: dict[Op, Callable[[Node], list[Flow]]] = {
     Op.RECALL: adjoint,
     Op.SURPRISE: adjoint,
     Op.NORM2: adjoint,
+    Op.ROW_LSE: adjoint,
     Op.MASS: adjoint,
     Op.MIXTURE: adjoint,
     Op.ATTEND: adjoint,

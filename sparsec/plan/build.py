@@ -19,13 +19,13 @@ from sparsec.plan.mass import mass
 from sparsec.plan.memory import ordered
 from sparsec.plan.merge import merge
 from sparsec.plan.mixture import mixture
-from sparsec.plan.norm2 import norm2
 from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
 from sparsec.plan.precision import OUTPUTS, exact, handed, merged
 from sparsec.plan.prefix import prefix
 from sparsec.plan.route import balance, listed, shares
 from sparsec.plan.row_dot import folded
+from sparsec.plan.row_numbers import norm2, row_lse
 from sparsec.plan.scan import readers_of, scan, surprise
 from sparsec.plan.select import select
 from sparsec.plan.select_set import select_set
@@ -86,7 +86,7 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
         if "target" in node.operands:
             _value(planner, node.operands["target"], True, planner.sizes.dtype)
         return balance(planner, node) if node["fn"] == "balance" else signal(planner, node)
-    if node.op in (Op.PREFIX, Op.SURPRISE, Op.NORM2, Op.MASS, Op.MIXTURE):
+    if node.op in (Op.PREFIX, Op.SURPRISE, Op.NORM2, Op.ROW_LSE, Op.MASS, Op.MIXTURE):
         return PRODUCERS[node.op](planner, node)
     if node.op is Op.WRITE:
         _states(planner, node)
@@ -148,6 +148,7 @@ PRODUCERS: dict[Op, Callable[[Planner, Node], str]] = {
     Op.WEIGHTS: shares,
     Op.SURPRISE: surprise,
     Op.NORM2: norm2,
+    Op.ROW_LSE: row_lse,
     Op.MASS: mass,
     Op.MIXTURE: mixture,
     **dict.fromkeys(OUTPUTS, _read),

@@ -16,6 +16,7 @@ from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, I
 from sparsec.plan.map_specs import Map, MapGrad
 from sparsec.plan.mixture_specs import Mixture, MixtureGrad
 from sparsec.plan.route_specs import Balance, Router, RouterGrad
+from sparsec.plan.row_specs import RowLse
 from sparsec.plan.running_specs import Prefix, PrefixGrad
 from sparsec.plan.scan_specs import Scan, ScanGrad, StatesSum
 from sparsec.plan.set_specs import Members, SetSelector
@@ -283,6 +284,7 @@ AnySpec = (
     | Scan
     | Ladder
     | Mixture
+    | RowLse
     | Router
     | Balance
     | SetSelector

@@ -24,9 +24,9 @@ from sparsec.plan.map import plan_map
 from sparsec.plan.map_specs import symbol
 from sparsec.plan.mass import mass_gradient
 from sparsec.plan.mixture import mixture_gradient
-from sparsec.plan.norm2 import norm2_gradient
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
+from sparsec.plan.row_numbers import row_gradient
 from sparsec.scalar.expr import Expr, var
 
 
@@ -82,7 +82,8 @@ def _written_gradient(planner: Planner, vjp: Node, source: Source) -> None:
 
 _OF_STATES: dict[Op, Callable[[Planner, Node, Source], None]] = {
     **dict.fromkeys((Op.STATE, Op.WRITE, Op.RECALL), _written_gradient),
-    Op.NORM2: norm2_gradient,
+    Op.NORM2: row_gradient,
+    Op.ROW_LSE: row_gradient,
     Op.MASS: mass_gradient,
     Op.MIXTURE: mixture_gradient,
 }

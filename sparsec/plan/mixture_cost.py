@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sparsec.plan.cost_terms import HKV, B, Cost, D, H, item
 from sparsec.plan.mixture_specs import Mixture, MixtureGrad
+from sparsec.plan.row_specs import RowLse
 from sparsec.scalar.expr import Expr, var
 
 
@@ -33,4 +34,9 @@ def _mixture_grad(spec: MixtureGrad) -> Cost:
     return Cost(4 * own.flops, own.bytes + moved, sizes=_sizes(f))
 
 
-MIXTURE_COSTS: dict[type, Callable[..., Cost]] = {Mixture: _mixture, MixtureGrad: _mixture_grad}
+def _row_lse(spec: RowLse) -> Cost:
+    rows = B * var(spec.length) * H
+    return Cost(3 * rows * D, rows * (D * item(spec.dtype) + 4), sizes={"H": spec.heads, "D": spec.dim})
+
+
+MIXTURE_COSTS: dict[type, Callable[..., Cost]] = {Mixture: _mixture, MixtureGrad: _mixture_grad, RowLse: _row_lse}

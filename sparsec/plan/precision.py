@@ -9,9 +9,9 @@ from sparsec.ir.op import Op
 from sparsec.ir.rules_read import branches
 
 OUTPUTS = (Op.ATTEND, Op.MERGE, Op.RECALL)
-TOLERANT = (Op.MAP, Op.PREFIX, Op.WRITE, Op.RECALL, Op.NORM2, Op.MASS, Op.MIXTURE)
+TOLERANT = (Op.MAP, Op.PREFIX, Op.WRITE, Op.RECALL, Op.NORM2, Op.ROW_LSE, Op.MASS, Op.MIXTURE)
 """Ops whose kernels read any float dtype."""
-EXACT = (Op.MAP, Op.MIXTURE)
+EXACT = (Op.MAP, Op.MIXTURE, Op.ROW_LSE)
 """Of those, the ones that nothing but fp32 is kept for where they alone read it."""
 
 

@@ -24,7 +24,7 @@ def _written(w: Writes) -> Expr:
     size = D * item(w.k.dtype) + DV * item(w.v.dtype)
     size = size + (constant(item(w.beta.dtype)) if w.beta is not None else ZERO)
     if w.decay is not None:
-        size = size + item(w.decay.dtype) * (D if w.decay_kind == "key" else constant(1))
+        size = size + item(w.decay.dtype) * {"key": D, "value": DV}.get(w.decay_kind, constant(1))
     for operand in w.erase or ():
         size = size + D * item(operand.dtype)
     return B * var(w.length) * HKV * size
@@ -61,7 +61,7 @@ def _scan_grad(spec: ScanGrad) -> Cost:
 def _made(spec: ScanGrad) -> Expr:
     """Bytes per token of the gradients."""
     w, pairs = spec.forward.writes, zip(spec.grad_q, spec.forward.reads, strict=True)
-    key = (w.rows,) if w.decay_kind == "key" else ()
+    key = {"key": (w.rows,), "value": (w.cols,)}.get(w.decay_kind, ())
     found: list[tuple[Operand | None, tuple[int, ...]]] = [(q, (r.heads, w.rows)) for q, r in pairs]
     found += [(spec.grad_k, (w.heads, w.rows)), (spec.grad_v, (w.heads, w.cols)), (spec.grad_beta, (w.heads,))]
     found += [(spec.grad_decay, (w.heads, *key)), *((erase, (w.heads, w.rows)) for erase in spec.grad_erase)]

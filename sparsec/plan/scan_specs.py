@@ -53,7 +53,7 @@ class Writes:
     Attributes:
         k, v: ``[B,N,HKV,D]`` and ``[B,N,HKV,DV]``.
         beta: ``[B,N,HKV]``; None is 1.
-        decay: log-decays by ``decay_kind``: none, scalar ``[B,N,HKV]``, key ``[B,N,HKV,D]``, full ``[B,N,HKV,D·DV]``.
+        decay: log-decays by ``decay_kind``: none, scalar ``[B,N,HKV]``, key ``[B,N,HKV,D]``, value ``[B,N,HKV,DV]``.
         erase: a and b ``[B,N,HKV,D]``, in place of −k and beta k.
         initial: fp32 ``[B,P,HKV,D,DV]``, or ``[P,HKV,D,DV]`` where ``initial_batched`` is false; None is zero. P counts
             parts.

@@ -18,6 +18,10 @@ RECURRENT = {
       s = write(state(m), k, v, beta=beta, decay=g) {{decay_kind = key}}
       return recall(q, s) {{scale = rsqrt(D)}}, s
     }}""",
+    "value-channel": f"""variant value_channel({HEAD}, g: [B,T,HKV,DV] float32, m: [B,1,HKV,D,DV] float32) {{
+      s = write(state(m), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = value}}
+      return recall(q, s) {{scale = rsqrt(D)}}, s
+    }}""",
     "delta": f"""variant delta({HEAD}) {{
       return recall(q, write(state(), k, v, beta=beta) {{rule = delta}}) {{scale = rsqrt(D)}}
     }}""",

@@ -68,7 +68,7 @@ def test_a_gradient_is_shaped_like_its_source(case: str) -> None:
 
 def test_only_ops_with_a_slope_have_targets() -> None:
     sloped = {Op.MAP, Op.PREFIX, Op.SUMMARY, Op.SCORE, Op.BIAS, Op.REDUCE, Op.WEIGHTS, Op.ATTEND, Op.MERGE}
-    of_states = {Op.STATE, Op.WRITE, Op.RECALL, Op.SURPRISE, Op.NORM2, Op.MASS, Op.MIXTURE}
+    of_states = {Op.STATE, Op.WRITE, Op.RECALL, Op.SURPRISE, Op.NORM2, Op.ROW_LSE, Op.MASS, Op.MIXTURE}
     assert set(TARGETS) == sloped | {Op.TOPK, Op.AUX} | of_states
     assert ("capture", "seen") not in targets(O)
 

@@ -13,6 +13,7 @@ from sparsec.ir.op import Op
 from sparsec.oracle import oracle
 from sparsec.passes.expand_readout import expand_readout
 from sparsec.passes.expand_residual import expand_residual
+from sparsec.passes.expand_slots import expand_slots
 from sparsec.testing.trained import wrong_on
 
 SIZES: dict[str, Any] = {"B": 2, "T": 9, "H": 2, "HKV": 1, "D": 16, "DV": 8}
@@ -34,6 +35,9 @@ ROUTED: dict[str, dict[str, Any]] = {
     "a tree": {"levels": 3, "routing": "tree", "readout": "sum"},
     "four levels, by the prediction": {"levels": 4, "branching": 2, "routing": "tree", "left": "pre"},
     "additive writes": {"levels": 2, "rule": "additive"},
+    "slots of levels": {"levels": 3, "routing": "tree", "readout": "slot_softmax"},
+    "slots of additive levels": {"levels": 2, "rule": "additive", "readout": "slot_softmax", "left": "pre"},
+    "slots of one state": {"levels": 1, "readout": "slot_softmax"},
 }
 
 
@@ -42,7 +46,17 @@ def test_levels_of_parts(which: str) -> None:
     """A router chooses a state per level, the next level stores what it leaves."""
     variant = sparsec.preset("rsa", **ROUTED[which])
     made = sparsec.compile(variant, target="interpreter")
-    assert wrong_on(made, sparsec.inputs(variant, DX=4, **SIZES), "float32") == []
+    sizes = SIZES | ({"DX": 4} if "x" in variant.inputs else {})
+    assert wrong_on(made, sparsec.inputs(variant, **sizes), "float32") == []
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_gated_slots(raw: bool) -> None:
+    """Slots that fade each by its own gate: their keys are states whose value columns fade."""
+    variant = sparsec.preset("gsa", raw=raw)
+    x = sparsec.inputs(variant, M=6, **SIZES)
+    assert wrong_on(sparsec.compile(variant, target="interpreter"), x, "float32") == []
+    torch.testing.assert_close(oracle(expand_slots(variant), x), oracle(variant, x))
 
 
 OWN = """variant own(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], beta: [B,T,HKV], g: [B,T,HKV] float32) {

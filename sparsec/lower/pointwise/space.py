@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from sparsec.lower.pointwise.frame import cut
 from sparsec.plan.map_specs import Map, MapGrad, Shape, summed
+from sparsec.plan.row_specs import RowLse
 from sparsec.tile.schedule import Schedule
 
 TILES = 8
 """Tiles per program where each program leaves a share of a sum."""
 
 
-def default(spec: Map | MapGrad, target: str) -> Schedule:
+def default(spec: Map | MapGrad | RowLse, target: str) -> Schedule:
     """Tiles of about 4096 elements, 2048 for gradients: the kernel only moves memory."""
     triton = target.startswith("triton")
     forward = spec.forward if isinstance(spec, MapGrad) else spec
@@ -30,7 +31,7 @@ def _sums_rows(spec: MapGrad) -> bool:
     return any(g is not None and row in summed(spec.forward, k) for k, g in enumerate(spec.grads))
 
 
-def space(spec: Map, target: str) -> dict[str, tuple[object, ...]]:
+def space(spec: Map | RowLse, target: str) -> dict[str, tuple[object, ...]]:
     """Rows per program, and warps."""
     top = default(spec, target).rows
     rows = tuple(dict.fromkeys((max(top // 4, 1), max(top // 2, 1), top, top * 2)))

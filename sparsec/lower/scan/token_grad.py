@@ -221,6 +221,9 @@ def _decay(sink: Sink, now: Token, faded: Node, grad_faded: Node) -> None:
     """The gradient of a log-decay: Σ dF · F."""
     own, target = sink.own, sink.found.decay
     if target is not None:
+        if target.last == "cols":
+            sink.put(target, now, own.head, across(own, grad_faded, faded))
+            return
         slope = along(own, grad_faded, faded)
         sink.put(target, now, own.head, slope if target.last else tile.reduce("sum", slope, own.rows))
 

@@ -27,6 +27,10 @@ UNROLLED = 16
 """Shares that are added up without a loop."""
 
 
+_FADES: dict[str, Literal["rows", "cols"]] = {"key": "rows", "value": "cols"}
+"""What a decay has a number per."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A tensor ``[B,N,heads]`` or, with ``last``, ``[B,N,heads,D]``, ``[B,N,heads,DV]`` or ``[B,N,heads,slots]``.
@@ -78,7 +82,7 @@ def found(spec: ScanGrad) -> Found:
     fading = w.route is not None and not w.route.freeze
     decay = None
     if spec.grad_decay is not None:
-        decay = Target(spec.grad_decay, w.heads, "rows" if w.decay_kind == "key" else "", parts=fading)
+        decay = Target(spec.grad_decay, w.heads, _FADES.get(w.decay_kind, ""), parts=fading)
     lists = w.route.lists if w.route is not None else 1
     return Found(
         tuple(reads), target(spec.grad_k, "rows", w.sharers), target(spec.grad_v, "cols"), target(spec.grad_beta, ""),

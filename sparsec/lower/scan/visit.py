@@ -122,7 +122,7 @@ class Token:
     """What one token brings to a state, in fp32.
 
     Attributes:
-        fade: exp of its log-decay, a scalar or [d]; None for 1.
+        fade: exp of its log-decay, a scalar, [d] or [e]; None for 1.
         k, v, p: [d], [e], and beta k [d], times e.
         beta: None for 1.
         erase: a and e b [d], or None; ``b`` is b without e where it is given.
@@ -195,7 +195,7 @@ def token_of(own: Cell, met: Visit) -> Token:
     beta = None if w.beta is None else read(w.beta, False)
     fade = None
     if w.decay is not None:
-        log = most(read(w.decay, w.decay_kind == "key"), LEAST)
+        log = most(read(w.decay, w.decay_kind == "key", w.decay_kind == "value"), LEAST)
         still = met.chose is not None and w.route is not None and w.route.freeze
         fade = tile.apply(Fn.EXP, tile.apply(Fn.WHERE, met.chose, log, 0.0) if still and met.chose else log)
     rate = _times(met.share, beta)
