@@ -146,8 +146,7 @@ class Layer(nn.Module):
         if self.rotary:
             start = 0 if cache is None else cache.seen
             made |= {name: rotate(y, start) for name, y in made.items() if name[0] in "qk"}
-        own = {n: p if self.variant.inputs[n].dtype == "float32" else p.to(x.dtype) for n, p in self.own.items()}
-        return self.agreed(made) | own
+        return self.agreed(made | dict(self.own.items()))
 
     def agreed(self, made: dict[str, Tensor]) -> dict[str, Tensor]:
         """fp32 where the op wants it, else one dtype, that of the values."""

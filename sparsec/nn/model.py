@@ -29,10 +29,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """x + layer(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, layer: Layer, dim: int) -> None:
+    def __init__(self, layer: Layer, dim: int, times: float = 8 / 3) -> None:
         super().__init__()
         self.norms = nn.ModuleList([nn.RMSNorm(dim), nn.RMSNorm(dim)])
-        self.layer, self.mlp = layer, Mlp(dim)
+        self.layer, self.mlp = layer, Mlp(dim, times)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """``[B,T,dim]`` -> ``[B,T,dim]``."""
@@ -42,14 +42,21 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Logits ``[B,T,vocabulary]`` of token ids ``[B,T]``; the head shares the embedding, drawn with deviation 0.02."""
+    """Logits ``[B,T,vocabulary]`` of token ids ``[B,T]``; the head shares the embedding.
 
-    def __init__(self, vocabulary: int, dim: int, layers: Sequence[Layer]) -> None:
+    Matrices are drawn with deviation 0.02, as in GPT-2; biases and what decays start from are their sources' own.
+
+    ``times`` · dim are the hidden channels of each block's MLP.
+    """
+
+    def __init__(self, vocabulary: int, dim: int, layers: Sequence[Layer], times: float = 8 / 3) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, dim)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        self.blocks = nn.ModuleList([Block(layer, dim) for layer in layers])
+        self.blocks = nn.ModuleList([Block(layer, dim, times) for layer in layers])
         self.norm = nn.RMSNorm(dim)
+        for part in self.modules():
+            if isinstance(part, nn.Linear | nn.Embedding):
+                nn.init.normal_(part.weight, std=0.02)
 
     def forward(self, ids: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
         """Logits; with caches, of the tokens that follow those they have seen."""

@@ -257,3 +257,14 @@ def test_kernels_are_built_once() -> None:
     built = layer.builds
     fla.chunk_gla(**{n: t[:, :11] for n, t in named(x, {"gk": "g"}).items()}, scale=0.25)
     assert layer.builds == built > 0
+
+
+def test_the_former_name_of_an_option() -> None:
+    x = named(draw("gk"), {"gk": "g"})
+    o, last = fla.chunk_gla(**x, output_final_state=True)
+    with pytest.warns(DeprecationWarning, match="state_v_first"):
+        again, turned = fla.chunk_gla(**x, output_final_state=True, transpose_state_layout=True)
+    assert last is not None and turned is not None
+    assert torch.equal(o, again) and torch.equal(last, turned.transpose(-1, -2))
+    with pytest.raises(InputError, match="both names"):
+        fla.chunk_gla(**x, state_v_first=True, transpose_state_layout=True)

@@ -29,7 +29,11 @@ LAYERS: dict[str, Callable[..., nn.Layer]] = {
     "gdn2": nn.GatedDeltaNet2,
     "kda": nn.KDA,
     "rwkv7": nn.RWKV7,
+    "sse": partial(nn.SSE, parts=3, k=1),
+    "sse_gdn": partial(nn.SSE, parts=3, k=1, rule="gdn"),
+    "rsa": partial(nn.RSA, levels=2, parts=3, k=1),
 }
+STEPLESS = {"rsa"}  # what is left for the next level has no decode step yet
 
 
 def layer(name: str) -> nn.Layer:
@@ -57,6 +61,10 @@ def test_layers(name: str) -> None:
         done, truth = made.op(x.device)(**inputs), oracle(made.variant, inputs, form="vector")
         assert isinstance(done, torch.Tensor) and isinstance(truth, torch.Tensor)
         assert check(done, truth, "float32")
+        if name in STEPLESS:
+            with pytest.raises(sparsec.DeclarationError, match="no decode step"):
+                made.init_cache(2, TOKENS)
+            return
         cache = made.init_cache(2, TOKENS)
         steps = [made(x[:, a:b], cache) for a, b in ((0, 14), (14, 15), (15, TOKENS))]
     assert torch.allclose(torch.cat(steps, 1), y, atol=1e-5)
@@ -78,6 +86,15 @@ def test_a_layer_of_a_declaration_of_ones_own() -> None:
     assert inputs["beta"].min() > 0 and inputs["beta"].max() < 1
     assert inputs["g"].max() < 0
     assert made(hidden()).shape == (2, TOKENS, DIM)
+
+
+@pytest.mark.parametrize("make", [nn.SSE, nn.RWKV7, nn.KDA])
+def test_autocast_gives_the_op_one_dtype(make: type[nn.State]) -> None:
+    made = make(DIM, HEADS, head_dim=HEAD)
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs = made.inputs(hidden())
+    wanted = {"float": torch.bfloat16, "float32": torch.float32}
+    assert {n: x.dtype for n, x in inputs.items()} == {n: wanted[s.dtype] for n, s in made.variant.inputs.items()}
 
 
 def test_inputs_that_no_layer_makes_are_named() -> None:

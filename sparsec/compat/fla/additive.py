@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from sparsec.compat.fla.normalised import normalised
-from sparsec.compat.fla.options import forbid, need, refuse
+from sparsec.compat.fla.options import forbid, need, refuse, renamed
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
 
+@renamed
 def chunk_simple_gla(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, g_gamma: Tensor | None = None,
     scale: float | None = None, initial_state: Tensor | None = None, output_final_state: bool = False,
@@ -43,14 +44,16 @@ def parallel_simple_gla(
     return chunk_simple_gla(q, k, v, g, scale=scale, cu_seqlens=cu_seqlens)
 
 
+@renamed
 def chunk_retention(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, initial_state: Tensor | None = None,
-    output_final_state: bool = False, cu_seqlens: Tensor | None = None, *, reverse: bool = False, **options: Any,
+    output_final_state: bool = False, cu_seqlens: Tensor | None = None, *, reverse: bool = False,
+    state_v_first: bool = False, **options: Any,
 ) -> Result:  # fmt: skip
     """Simple GLA whose head h decays by 1 − 2^(−5−h)."""
     refuse("chunk_retention", **options)
     rates = (1 - torch.exp2(-5 - torch.arange(v.shape[2], dtype=torch.float32, device=q.device))).log()
-    return chunk_simple_gla(q, k, v, None, rates, scale, initial_state, output_final_state, False, cu_seqlens,
+    return chunk_simple_gla(q, k, v, None, rates, scale, initial_state, output_final_state, state_v_first, cu_seqlens,
                             reverse=reverse)  # fmt: skip
 
 
@@ -66,6 +69,7 @@ def parallel_retention(
     return chunk_retention(q, k, v, scale, cu_seqlens=cu_seqlens)
 
 
+@renamed
 def chunk_gla(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float | None = None, initial_state: Tensor | None = None,
     output_final_state: bool = False, state_v_first: bool = False, cu_seqlens: Tensor | None = None,
@@ -82,6 +86,7 @@ def chunk_gla(
 fused_chunk_gla = chunk_gla
 
 
+@renamed
 def fused_recurrent_gla(
     q: Tensor, k: Tensor, v: Tensor, gk: Tensor | None = None, gv: Tensor | None = None, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, reverse: bool = False,

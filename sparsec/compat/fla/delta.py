@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsec.compat.fla.gates import channel_gate, head_gate, rate
-from sparsec.compat.fla.options import need, refuse
+from sparsec.compat.fla.options import need, refuse, renamed
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
@@ -31,6 +31,7 @@ def chunk_delta_rule(
 fused_recurrent_delta_rule = fused_chunk_delta_rule = chunk_delta_rule
 
 
+@renamed
 def chunk_gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
@@ -58,6 +59,7 @@ def chunk_gated_delta_rule(
 chunk_gdn = chunk_gated_delta_rule
 
 
+@renamed
 def fused_recurrent_gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, gk: Tensor | None = None, gv: Tensor | None = None,
     beta: Tensor | None = None, scale: float | None = None, initial_state: Tensor | None = None,
@@ -82,6 +84,7 @@ def fused_recurrent_gated_delta_rule(
 fused_recurrent_gdn = fused_recurrent_gated_delta_rule
 
 
+@renamed
 def chunk_kda(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
@@ -108,6 +111,7 @@ def chunk_kda(
     )  # fmt: skip
 
 
+@renamed
 def fused_recurrent_kda(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, A_log: Tensor | None = None,
     dt_bias: Tensor | None = None, scale: float | None = None, initial_state: Tensor | None = None,

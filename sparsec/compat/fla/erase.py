@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsec.compat.fla.delta import chunk_gated_delta_rule
 from sparsec.compat.fla.gates import channel_gate
-from sparsec.compat.fla.options import refuse
+from sparsec.compat.fla.options import refuse, renamed
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
@@ -66,6 +66,7 @@ def chunk_iplr_delta_rule(
 fused_recurrent_iplr_delta_rule = chunk_iplr_delta_rule
 
 
+@renamed
 def chunk_gdn2(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
@@ -87,6 +88,7 @@ def chunk_gdn2(
     )  # fmt: skip
 
 
+@renamed
 def fused_recurrent_gdn2(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None = None,
     dt_bias: Tensor | None = None, scale: float | None = None, initial_state: Tensor | None = None,

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 from sparsec.ir.error import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # They choose among kernels or save work on the host; the result is the same without them.
 WITHOUT_EFFECT = frozenset(
@@ -42,3 +50,19 @@ def forbid(op: str, reason: str, **tensors: object) -> None:
     for name, value in tensors.items():
         if value is not None:
             raise InputError(f"{op}: {name}", "a tensor", reason, f"leave out {name}")
+
+
+def renamed(op: Callable[P, R]) -> Callable[P, R]:
+    """An op that takes ``transpose_state_layout``, the former name of ``state_v_first``, with a warning."""
+
+    @functools.wraps(op)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        if "transpose_state_layout" in options:
+            if "state_v_first" in options:
+                name, fix = f"{op.__name__}: transpose_state_layout", "leave out transpose_state_layout"
+                raise InputError(name, "both names", "state_v_first has taken its place", fix)
+            warnings.warn("transpose_state_layout is now state_v_first", DeprecationWarning, stacklevel=2)
+            options["state_v_first"] = options.pop("transpose_state_layout")
+        return op(*args, **options)
+
+    return call

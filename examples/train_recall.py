@@ -1,0 +1,235 @@
+"""Do they learn? Small models on multi-query associative recall (MQAR) and passkey retrieval, data made on the fly.
+
+`python examples/train_recall.py --task mqar` trains every model, each in a process of its own, and prints accuracy by
+number of pairs; `--task passkey` by context length, up to 64 times the trained one. All models have two layers, one
+width, short convolutions, the same steps (or seconds, if those end first), and MLPs sized so that all have as many
+parameters.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sparsec import nn
+
+KEYS, MARK, ASK, NOISE, DIGITS = 128, 1, 2, 64, 5
+VOCABULARY = 3 + 2 * KEYS
+Data = tuple[Tensor, Tensor]
+Make = Callable[..., nn.Layer]
+
+
+def layers(name: str, dim: int, head: int) -> list[nn.Layer]:
+    """The two mixing layers of a model."""
+    heads = dim // head
+    kinds: dict[str, list[tuple[Make, dict[str, Any]]]] = {
+        "full": [(nn.Attention, {"width": 4})] * 2,
+        "gla": [(nn.GLA, {"width": 4})] * 2,
+        "gdn": [(nn.GatedDeltaNet, {})] * 2,
+        "sse": [(nn.SSE, {"parts": 4, "k": 1})] * 2,
+        "sse_gdn": [(nn.SSE, {"parts": 4, "k": 1, "rule": "gdn"})] * 2,
+        "rsa": [(nn.RSA, {"levels": 2, "parts": 4, "k": 1})] * 2,
+        "hsa_window": [(nn.HSA, {"chunk": 16, "k": 4, "window": 64})] * 2,
+        "hsa_state": [(nn.GatedDeltaNet, {}), (nn.HSA, {"chunk": 16, "k": 4, "window": 64})],
+    }
+    if name not in kinds:
+        raise SystemExit(f"there is no model {name!r}; there are {', '.join(kinds)}")
+    return [make(dim, heads, head_dim=head, **more) for make, more in kinds[name]]
+
+
+MODELS = ("full", "gla", "gdn", "sse", "sse_gdn", "rsa", "hsa_window", "hsa_state")
+
+
+def mqar(batch: int, pairs: int, length: int, device: str) -> Data:
+    """``pairs`` keys with their values, filler, then every key again in another order: ids and targets ``[B,length]``.
+
+    Targets are −100 except at the second occurrence of a key, where they are its value.
+    """
+    keys = torch.rand(batch, KEYS, device=device).argsort(1)[:, :pairs] + 3
+    values = torch.randint(3 + KEYS, 3 + 2 * KEYS, (batch, pairs), device=device)
+    order = torch.rand(batch, pairs, device=device).argsort(1)
+    told = torch.stack([keys, values], 2).flatten(1)
+    asked = told.view(batch, pairs, 2).gather(1, order.unsqueeze(-1).expand(-1, -1, 2))
+    filler = torch.zeros(batch, length - 4 * pairs, dtype=torch.long, device=device)
+    ids = torch.cat([told, filler, asked.flatten(1)], 1)
+    targets = torch.full_like(ids, -100)
+    targets[:, -2 * pairs :: 2] = asked[:, :, 1]
+    return ids, targets
+
+
+def passkey(batch: int, digits: int, length: int, device: str) -> Data:
+    """Noise with a mark and ``digits`` digits somewhere, asked for at the end: ids and targets ``[B,length]``."""
+    ids = torch.randint(3 + 10, 3 + 10 + NOISE, (batch, length), device=device)
+    code = torch.randint(3, 3 + 10, (batch, digits), device=device)
+    starts = torch.randint(0, length - 2 * digits - 2, (batch, 1), device=device)
+    whole = torch.cat([torch.full_like(starts, MARK), code], 1)
+    ids.scatter_(1, starts + torch.arange(digits + 1, device=device), whole)
+    ids[:, -digits - 1], ids[:, -digits:] = ASK, code
+    targets = torch.full_like(ids, -100)
+    targets[:, -digits - 1 : -1] = code
+    return ids, targets
+
+
+def matched(name: str, dim: int, head: int, parameters: int) -> nn.LanguageModel:
+    """A model whose MLPs fill it up to a number of parameters."""
+    bare = nn.LanguageModel(VOCABULARY, dim, layers(name, dim, head), 0.0)
+    left = parameters - sum(p.numel() for p in bare.parameters())
+    return nn.LanguageModel(VOCABULARY, dim, layers(name, dim, head), max(left, 0) / (2 * 3 * dim * dim))
+
+
+def answers(model: nn.LanguageModel, data: Data) -> tuple[Tensor, Tensor]:
+    """Logits ``[n,vocabulary]`` where a target is, and the targets ``[n]``, row by row."""
+    ids, targets = data
+    low = torch.bfloat16 if ids.is_cuda else torch.float32
+    with torch.autocast(ids.device.type, low, enabled=ids.is_cuda):
+        asked = targets != -100
+        return (model.hidden(ids)[asked] @ model.embedding.weight.T).float(), targets[asked]
+
+
+@torch.no_grad()
+def accuracy(
+    model: nn.LanguageModel, make: Callable[..., Data], count: int, length: int, a: argparse.Namespace
+) -> float:
+    """The share of pairs that are recalled, or of passkeys of which every digit is."""
+    tokens, right = 0, []
+    while tokens < a.test_tokens:
+        batch = max(1, min(a.batch, a.test_tokens // length))
+        logits, targets = answers(model, make(batch, count, length, a.device))
+        hits = logits.argmax(-1) == targets
+        right.append(hits.view(batch, -1).all(1) if make is passkey else hits)
+        tokens += batch * length
+    return torch.cat(right).float().mean().item()
+
+
+def train(name: str, a: argparse.Namespace) -> dict[str, Any]:
+    """One model on one task: accuracy by pairs or by length, and what it took."""
+    torch.manual_seed(a.seed)
+    model = matched(name, a.dim, a.head, a.parameters).to(a.device)
+    make, start = {"mqar": mqar, "passkey": passkey}[a.task], time.perf_counter()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=a.rate, betas=(0.9, 0.98), weight_decay=0.1)
+    step, done = 0, 0.0
+    while done < 1:
+        count = a.pairs[step % len(a.pairs)] if a.task == "mqar" else DIGITS
+        logits, targets = answers(model, make(a.batch, count, a.length, a.device))
+        loss = cross_entropy(logits, targets)
+        for group in optimizer.param_groups:
+            group["lr"] = a.rate * curve(done)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step == 1:
+            torch.cuda.synchronize() if a.device == "cuda" else None
+            print(f"{name} has its kernels after {time.perf_counter() - start:.0f} s", flush=True)
+            start = time.perf_counter()
+        trained = time.perf_counter() - start
+        done = max(step / a.steps, trained / a.seconds)
+        if step % 100 == 0 or done >= 1:
+            print(f"{name} {step} loss {loss.item():.3f} {trained:.0f} s", flush=True)
+    cases = [(n, a.length) for n in a.pairs] if a.task == "mqar" else [(DIGITS, a.length * n) for n in a.times]
+    found = {str(n if a.task == "mqar" else t): accuracy(model, make, n, t, a) for n, t in cases}
+    size = sum(p.numel() for p in model.parameters())
+    return {"model": name, "parameters": size, "steps": step, "seconds": round(trained, 1), "accuracy": found}
+
+
+def curve(done: float) -> float:
+    """The learning rate over its peak: up in the first tenth, then down along a cosine to a twentieth."""
+    return min(10 * done + 0.05, 0.525 + 0.475 * math.cos(math.pi * max(0.0, done - 0.1) / 0.9))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as a table in Markdown."""
+    cases = list(rows[0]["accuracy"])
+    lines = [f"| model | parameters | steps | {' | '.join(cases)} |", "|" + "---|" * (len(cases) + 3)]
+    for row in rows:
+        shares = " | ".join(f"{100 * row['accuracy'][case]:.0f} %" for case in cases)
+        lines.append(f"| {row['model']} | {row['parameters'] / 1e6:.2f} M | {row['steps']} | {shares} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], title: str) -> str:
+    """The results as lines in an SVG picture, one per model, cases evenly spaced."""
+    cases, colours = (
+        list(rows[0]["accuracy"]),
+        ("#000", "#888", "#1f77b4", "#d62728", "#ff7f0e", "#9467bd", "#2ca02c", "#8c564b"),
+    )
+    x = [60 + 380 * n / max(1, len(cases) - 1) for n in range(len(cases))]
+    parts = [f'<text x="60" y="20">{title}</text>', '<path d="M60 40V240H440" fill="none" stroke="#000"/>']
+    parts += [f'<text x="{at - 10:.0f}" y="258">{case}</text>' for at, case in zip(x, cases, strict=True)]
+    parts += [f'<text x="20" y="{245 - 2 * share}">{share} %</text>' for share in (0, 50, 100)]
+    for n, (row, colour) in enumerate(zip(rows, colours, strict=False)):
+        points = " ".join(f"{at:.0f},{240 - 200 * row['accuracy'][c]:.0f}" for at, c in zip(x, cases, strict=True))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="455" y="{50 + 18 * n}" fill="{colour}">{row["model"]}</text>')
+    body = "\n".join(parts)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="560" height="270" font-size="12">\n{body}\n</svg>\n'
+
+
+def options(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=("mqar", "passkey"), default="mqar")
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--out", type=Path, default=Path("recall-out"), help="folder of tables, plots and logs")
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--pairs", nargs="+", type=int, default=[8, 16, 32, 64], help="trained and tested, in turn")
+    parser.add_argument(
+        "--times", nargs="+", type=int, default=[1, 4, 16, 64], help="lengths tested, of the trained one"
+    )
+    for name, default in {"steps": 1500, "batch": 64, "length": 256, "dim": 128, "head": 64, "parameters": 900_000,
+                          "test-tokens": 2**18, "seed": 0, "seconds": 600, "limit": 900}.items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--apart", action="store_true", help="train in this process, one model after the other")
+    return parser.parse_args(words)
+
+
+def spread(a: argparse.Namespace, words: list[str]) -> None:
+    """Every model in a process of its own, all at once."""
+    calls = {
+        name: [sys.executable, __file__, *words, "--models", name, "--apart", "--out", str(a.out)] for name in a.models
+    }
+    logs = {name: (a.out / f"{a.task}_{name}.log").open("w") for name in a.models}
+    running = {name: subprocess.Popen(call, stdout=logs[name], stderr=logs[name]) for name, call in calls.items()}
+    end = time.monotonic() + a.limit
+    for name, process in running.items():
+        try:
+            process.wait(max(1.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            print(f"{name}: not done within {a.limit} s")
+
+
+def main(words: list[str] | None = None) -> None:
+    """Train the models and print, and leave in a folder, the table and the plot."""
+    words = sys.argv[1:] if words is None else words
+    a = options(words)
+    a.out.mkdir(parents=True, exist_ok=True)
+    for name in a.models:
+        layers(name, a.dim, a.head)
+    if a.apart or a.device == "cpu":
+        for name in a.models:
+            (a.out / f"{a.task}_{name}.json").write_text(json.dumps(train(name, a)))
+    else:
+        spread(a, words)
+    files = [a.out / f"{a.task}_{name}.json" for name in a.models]
+    rows = [json.loads(file.read_text()) for file in files if file.exists()]
+    if rows:
+        (a.out / f"{a.task}.md").write_text(table(rows) + "\n")
+        (a.out / f"{a.task}.svg").write_text(plot(rows, f"{a.task}: accuracy"))
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The examples that train run small on a CPU, and what they say of a model that knows or does not know is right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SMALL = [
+    "--steps",
+    "2",
+    "--batch",
+    "2",
+    "--length",
+    "24",
+    "--pairs",
+    "2",
+    "3",
+    "--times",
+    "1",
+    "2",
+    "--dim",
+    "16",
+    "--head",
+    "8",
+    "--test-tokens",
+    "48",
+    "--parameters",
+    "40000",
+    "--device",
+    "cpu",
+]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECALL = load("train_recall")
+
+
+def test_a_page_trains_a_model_and_continues(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    words = "--layer gla,full --dim 32 --head 16 --length 32 --batch 4 --steps 21 --new 4"
+    loss = load("lm").main(words.split())
+    assert loss < 4.0  # that of a model that knows nothing is log(256) = 5.5
+    assert '"""A language model' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["mqar", "passkey"])
+def test_recall_leaves_a_table_and_a_plot(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RECALL.main(["--task", task, "--models", "gdn", "full", "--out", str(tmp_path), *SMALL])
+    row = json.loads((tmp_path / f"{task}_gdn.json").read_text())
+    assert row["steps"] == 2 and list(row["accuracy"]) == (["2", "3"] if task == "mqar" else ["24", "48"])
+    assert abs(row["parameters"] / 40000 - 1) < 0.15
+    assert "| gdn | 0.04 M | 2 |" in capsys.readouterr().out
+    assert (tmp_path / f"{task}.svg").read_text().count("<polyline") == 2
+
+
+def test_a_model_that_is_missing_is_named() -> None:
+    with pytest.raises(SystemExit, match="no model 'lstm'; there are full, gla"):
+        RECALL.main(["--models", "lstm", "--device", "cpu"])
+
+
+def test_every_key_is_asked_once_for_its_value() -> None:
+    ids, targets = RECALL.mqar(3, 4, 20, "cpu")
+    for row, wanted in zip(ids.tolist(), targets.tolist(), strict=True):
+        told = dict(zip(row[0:8:2], row[1:8:2], strict=True))
+        asked = {row[i]: t for i, t in enumerate(wanted) if t != -100}
+        assert asked == told and len(asked) == 4
+
+
+def test_a_passkey_stands_once_in_the_noise() -> None:
+    ids, targets = RECALL.passkey(3, 5, 30, "cpu")
+    for row, wanted in zip(ids.tolist(), targets.tolist(), strict=True):
+        at = row.index(RECALL.MARK)
+        assert [t for t in wanted if t != -100] == row[at + 1 : at + 6] == row[-5:]
+        assert row[-6] == RECALL.ASK and at + 6 < 25
