@@ -124,7 +124,8 @@ def _total(planner: Planner, node: Node, groups: list[list[Node]], dtype: str) -
             _one(planner, group, group[0], "float32")
     parts = [planner.places[group[0], "tensor"] for group in groups]
     out, rank = planner.temporary(node, "tensor", node.shape, dtype), len(node.shape)
-    if rank < 3 or (rank == 3 and node.shape[0] is var("B")):
+    few = rank > 3 and planner.sizes.value(node.shape[-1]) < 16  # the weights of a few parts
+    if few or rank < 3 or (rank == 3 and node.shape[0] is var("B")):
         total: Expr = reduce(lambda a, b: a + b, map(symbol, range(len(parts))))
         plan_map(planner, node, out, [(part, node, "none") for part in parts], total)
         return

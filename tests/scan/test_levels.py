@@ -10,10 +10,13 @@ import torch
 import sparsec
 from sparsec.frontends.text import parse
 from sparsec.ir.op import Op
+from sparsec.lower.registry import default, lower_kernel
 from sparsec.oracle import oracle
 from sparsec.passes.expand_readout import expand_readout
 from sparsec.passes.expand_residual import expand_residual
 from sparsec.passes.expand_slots import expand_slots
+from sparsec.passes.pipeline import training
+from sparsec.plan.scan_specs import Scan, ScanGrad
 from sparsec.testing.trained import wrong_on
 
 SIZES: dict[str, Any] = {"B": 2, "T": 9, "H": 2, "HKV": 1, "D": 16, "DV": 8}
@@ -144,3 +147,14 @@ def test_one_number_per_head_weighs_rows() -> None:
     torch.testing.assert_close(
         oracle(variant, x), (x["v"] * x["g"].tanh()[..., None] + x["s"][:, None]).double(), rtol=1e-6, atol=1e-6
     )
+
+
+def test_every_kernel_has_a_default_on_a_gpu() -> None:
+    """The sums of a route's weights too, whose rows are no multiple of 16."""
+    made = sparsec.compile(training(sparsec.preset("rsa", raw=True)).variant, target="triton:sm_90")
+    dims = {"B": 1, "T": 512, "H": 2, "HKV": 2, "D": 128, "DV": 128, "DX": 64}
+    for kernel in made.plan(dims, "bfloat16").kernels:
+        schedule = default(kernel.spec, "triton:sm_90")
+        assert lower_kernel(kernel.spec, schedule).steps
+        if isinstance(kernel.spec, Scan | ScanGrad):
+            assert schedule.order == "chunk", kernel.name
