@@ -10,6 +10,7 @@ from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
 from sparsec.ir.rules_state import is_ladder
 from sparsec.ir.scores import has_lse
+from sparsec.plan.added import added
 from sparsec.plan.adjoint import is_total
 from sparsec.plan.attend import gathered, lists, tiled
 from sparsec.plan.fenwick import ladder
@@ -63,7 +64,10 @@ def build_plan(
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)
     kinds = {b: replace(planner.buffers[b], role="output") for b in buffers if planner.buffers[b].role != "input"}
     all_buffers = tuple(kinds.get(n, b) for n, b in planner.buffers.items())
-    return Plan(name, ordered(folded(planner.kernels)), all_buffers, buffers, tuple(planner.notes))
+    kernels = ordered(added(folded(planner.kernels), buffers))
+    used = {name for k in kernels for name in (*k.reads, *k.writes)}
+    left = tuple(b for b in all_buffers if b.role != "temporary" or b.name in used)
+    return Plan(name, kernels, left, buffers, tuple(planner.notes))
 
 
 def _dtype(planner: Planner, node: Node) -> str:

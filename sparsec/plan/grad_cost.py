@@ -76,6 +76,7 @@ def _gathered_q(spec: GatheredGradQ) -> Cost:
     moved = queries + B * TK * HKV * (D + DV) * item(f.dtype)
     if spec.dots:
         moved = moved + B * TQ * H * DV * item(f.out_dtype or f.dtype)
+    moved = moved + 4 * len(spec.terms) * B * TQ * H * D
     return Cost(2 * pairs * (2 * D + DV), moved + entries * (12 if spec.grad_weights else 4), pairs, sizes(f))
 
 

@@ -122,6 +122,7 @@ class GatheredGradQ:
     Attributes:
         grad_weights: fp32 ``[B,TQ,HS,K]``, 0 where the index is -1; None where not asked for.
         dots: whether delta is computed here, from forward's output and ``grad``, and written for others.
+        terms: fp32 tensors of grad_q's shape that are added to it.
     """
 
     name: str
@@ -133,6 +134,7 @@ class GatheredGradQ:
     grad_dtype: str
     out_dtype: str
     dots: bool = False
+    terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

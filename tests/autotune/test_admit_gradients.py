@@ -142,6 +142,15 @@ def test_rowdots_of_gradients_of_queries_are_judged() -> None:
     assert found is not None and found.why == "wrong result", found
 
 
+def test_gradients_of_queries_with_others_added_are_judged() -> None:
+    nsa = court("nsa")
+    made = nsa.kernels["GatheredGradQ"].spec
+    assert isinstance(made, GatheredGradQ) and len(made.terms) == 2
+    assert nsa.judge("GatheredGradQ") is None
+    found = nsa.judge("GatheredGradQ", lambda spec: replace(spec, terms=spec.terms[:1]))
+    assert found is not None and found.why == "wrong result", found
+
+
 def test_rowdots_beside_a_merge_are_judged_on_sampled_rows() -> None:
     assert Court("nsa", 401).judge("CombineGrad") is None
 

@@ -62,11 +62,12 @@ def check(
 def check_dots(
     run: Run, s: GatheredAttention, schedule: Schedule, n: Sizes, x: dict[str, Tensor], want: dict[str, Tensor]
 ) -> None:
-    """The same where the kernel finds delta itself, and leaves it."""
-    spec = replace(grad_q(s), dots=True)
+    """The same where the kernel finds delta itself, and leaves it; and adds others' gradients to its own."""
+    spec = replace(grad_q(s), dots=True, terms=("other", "third"))
     found = poisoned(s, x, torch.float64) | {"delta": torch.full_like(want["delta"], math.nan), "out": want["out"]}
+    found |= {"other": x["q"] * 3.0, "third": x["do"].sum(-1, keepdim=True).expand_as(x["q"]).contiguous()}
     run(gathered_grad_class.lower_q(spec, schedule), {**x, **found}, n.params, mode="exact")
-    torch.testing.assert_close(found["dq"], want["dq"], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found["dq"], want["dq"] + found["other"] + found["third"], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found["delta"], want["delta"], rtol=1e-9, atol=1e-9)
 
 

@@ -44,14 +44,15 @@ def error(
     return float((out["dq"] - want["dq"].detach()).abs().nan_to_num(nan=math.inf).max())
 
 
-def test_rowdots_come_first(run: Run) -> None:
+def test_rowdots_come_first_and_terms_last(run: Run) -> None:
     s, n = attention(3, 2, where=CAUSAL), Sizes()
     x = draw(s, n, torch.float64)
     want = truth(s, x, n.offset, causal)
     found = {name: torch.full_like(want[name], math.nan) for name in ("dq", "delta")}
-    spec = replace(grad_q(s), grad_weights=None, dots=True)
-    given = {**x, "lse": want["lse"], "out": want["out"], **found}
+    spec = replace(grad_q(s), grad_weights=None, dots=True, terms=("other",))
+    given = {**x, "lse": want["lse"], "out": want["out"], "other": x["q"] * 3.0, **found}
     run(gathered_grad_class.lower_q(spec, KEY_OUTER), given, n.params, mode="exact")
+    want["dq"] = want["dq"] + given["other"]
     for name, made in found.items():
         torch.testing.assert_close(made, want[name], rtol=1e-9, atol=1e-9)
 

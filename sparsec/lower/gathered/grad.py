@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from sparsec.lower.gathered import chunk_grad, chunks
 from sparsec.lower.gathered.chunk_grad import Arrived, Scored
@@ -77,6 +78,7 @@ def begin(
     a = chunk_grad.arrived(f, tensors[spec.grad], None if spec.delta is None else tensors[spec.delta], out)
     if spec.grad_q is not None:
         shape: tuple[int | str, ...] = ("B", "TQ", forward.heads, forward.head_dim)
+        tensors |= {name: Tensor(name, "float32", shape) for name in spec.terms}
         tensors[spec.grad_q] = Tensor(spec.grad_q, spec.out_dtype, shape)
     if weights is not None:
         tensors[weights.name] = weights
@@ -170,5 +172,7 @@ def write(pull: Pull, spec: GatheredGradQ, tensors: dict[str, Tensor], grads: Se
     f = pull.f
     for span, grad in zip(f.dims if pull.wanted else [], grads, strict=True):
         assert spec.grad_q is not None
-        value = tile.cast(mul(grad, f.spec.scale), spec.out_dtype)
-        tile.store(tensors[spec.grad_q], *f.rows.place(f.batch, span.index()), value=value, bounds=f.rows.bounds)
+        place = f.rows.place(f.batch, span.index())
+        others = [tile.load(tensors[name], *place, bounds=dict(f.rows.bounds)) for name in spec.terms]
+        value = tile.cast(reduce(add, others, mul(grad, f.spec.scale)), spec.out_dtype)
+        tile.store(tensors[spec.grad_q], *place, value=value, bounds=f.rows.bounds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 from sparsec.lower import row_dot
 from sparsec.lower.gathered import chunk_grad, chunks, grad_walk
@@ -105,7 +106,7 @@ def _each_row(spec: GatheredGradQ, schedule: Schedule, name: str, make: Make) ->
         for span in spans(builder, "d", forward.head_dim, schedule):
             make(spec, (tile.program_id(2), token, tile.program_id(1)), bounds, span.index())
         grid = (ceil_div(tile.param("TQ"), schedule.rows), tile.const(forward.heads), tile.param("B"))
-        tensors = [sums(spec)] if make is _clear else [sums(spec), _out(spec)]
+        tensors = [sums(spec)] if make is _clear else [sums(spec), *_terms(spec), _out(spec)]
         return builder.program(f"{spec.name}_{name}", tensors, [(n, "int32") for n in chunks.PARAMS], grid)
 
 
@@ -114,11 +115,17 @@ def _out(spec: GatheredGradQ) -> Tensor:
     return Tensor(spec.grad_q, spec.out_dtype, sums(spec).shape)
 
 
+def _terms(spec: GatheredGradQ) -> list[Tensor]:
+    """What is added at the end."""
+    return [Tensor(name, "float32", sums(spec).shape) for name in spec.terms]
+
+
 def _clear(spec: GatheredGradQ, at: tuple[Node, ...], bounds: dict[int, tile.Value], column: Node) -> None:
     zeros = tile.full(0.0, *at[1].axes, *column.axes)
     tile.store(sums(spec), *at, column, value=zeros, bounds=bounds)
 
 
 def _round(spec: GatheredGradQ, at: tuple[Node, ...], bounds: dict[int, tile.Value], column: Node) -> None:
-    found = mul(tile.load(sums(spec), *at, column, bounds=bounds), spec.forward.scale)
-    tile.store(_out(spec), *at, column, value=tile.cast(found, spec.out_dtype), bounds=bounds)
+    own = mul(tile.load(sums(spec), *at, column, bounds=bounds), spec.forward.scale)
+    total = reduce(add, [tile.load(term, *at, column, bounds=dict(bounds)) for term in _terms(spec)], own)
+    tile.store(_out(spec), *at, column, value=tile.cast(total, spec.out_dtype), bounds=bounds)
