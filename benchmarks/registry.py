@@ -16,6 +16,7 @@ from sparsec.benchmarks.cases_scan import (
     Rwkv7Case,
     ScanCase,
 )
+from sparsec.benchmarks.cases_sse import SseCase, SseGdnCase
 from sparsec.ir.error import InputError
 from sparsec.ir.suggest import did_you_mean
 
@@ -47,6 +48,13 @@ _SCANS: tuple[Case, ...] = (
     GdnLevelsCase("log_linear_gdn", *_STATES),
 )
 
+_ROUTED: tuple[Case, ...] = (
+    SseCase("sse_n4", *_STATES, parts=4),
+    SseCase("sse_n32", *_STATES, parts=32),
+    SseGdnCase("sse_gdn_n4", *_STATES, parts=4),
+    SseGdnCase("sse_gdn_n32", *_STATES, parts=32),
+)
+
 _CASES: tuple[Case, ...] = (
     WindowCase("window", 1, 32, 8, 32768, 128),
     BlocksCase("blocks", 1, 32, 8, 32768, 128),
@@ -64,6 +72,7 @@ _CASES: tuple[Case, ...] = (
     MobaCase("moba_correlated", 1, 32, 8, 16384, 128, span=128),
     MobaCase("moba_k8", 1, 32, 8, 16384, 128, k=8),
     *_SCANS,
+    *_ROUTED,
     GdnCase("gdn_t65536", 1, 16, 16, 65536, 128),
     WindowCase("window_cpu", 1, 8, 8, 4096, 64, 512, 64, device="cpu", dtype=torch.float32),
 )
@@ -74,7 +83,7 @@ _TRAINED = (
     *(case.name for case in _selected()),
     "nsa_t32768",
     "nsa_t8192",
-    *(case.name for case in _SCANS),
+    *(case.name for case in (*_SCANS, *_ROUTED)),
 )
 """The cases with a row for one forward and one backward, named after them."""
 
