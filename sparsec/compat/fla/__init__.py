@@ -46,7 +46,9 @@ from sparsec.compat.fla.erase import (
     fused_recurrent_iplr_delta_rule,
     fused_recurrent_rwkv7,
 )
+from sparsec.compat.fla.levels import chunk_log_linear_attn
 from sparsec.compat.fla.nsa import parallel_nsa
+from sparsec.compat.fla.slots import chunk_gsa, chunk_hgrn, fused_recurrent_gsa, fused_recurrent_hgrn
 
 __all__ = [
     "chunk_delta_rule",
@@ -56,9 +58,12 @@ __all__ = [
     "chunk_gdn",
     "chunk_gdn2",
     "chunk_gla",
+    "chunk_gsa",
+    "chunk_hgrn",
     "chunk_iplr_delta_rule",
     "chunk_kda",
     "chunk_linear_attn",
+    "chunk_log_linear_attn",
     "chunk_retention",
     "chunk_rwkv7",
     "chunk_simple_gla",
@@ -73,6 +78,8 @@ __all__ = [
     "fused_recurrent_gdn",
     "fused_recurrent_gdn2",
     "fused_recurrent_gla",
+    "fused_recurrent_gsa",
+    "fused_recurrent_hgrn",
     "fused_recurrent_iplr_delta_rule",
     "fused_recurrent_kda",
     "fused_recurrent_linear_attn",

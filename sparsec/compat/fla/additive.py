@@ -92,9 +92,14 @@ def fused_recurrent_gla(
     initial_state: Tensor | None = None, output_final_state: bool = False, reverse: bool = False,
     state_v_first: bool = False, cu_seqlens: Tensor | None = None, **options: Any,
 ) -> Result:  # fmt: skip
-    """As ``chunk_gla``, with the log-decays named gk; decays gv of value channels are refused."""
-    refuse("fused_recurrent_gla", gv=gv, **options)
+    """As ``chunk_gla``, with log-decays gk ``[B,T,H,K]`` of key channels, or gv ``[B,T,H,V]`` of value channels."""
+    refuse("fused_recurrent_gla", **options)
+    if gk is not None:
+        forbid("fused_recurrent_gla", "states decay per key or per value channel", gv=gv)
     states = {"initial_state": initial_state, "output_final_state": output_final_state, "state_v_first": state_v_first}
+    if gv is not None:
+        form = Form(scaled(scale, k), decay="value")
+        return recur("fused_recurrent_gla", form, q=q, k=k, v=v, g=gv, cu_seqlens=cu_seqlens, reverse=reverse, **states)  # type: ignore[arg-type]
     if gk is None:
         return chunk_simple_gla(q, k, v, scale=scale, cu_seqlens=cu_seqlens, reverse=reverse, **states)  # type: ignore[arg-type]
     return chunk_gla(q, k, v, gk, scale, cu_seqlens=cu_seqlens, reverse=reverse, **states)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ REFUSED = {
     "use_graph": "every call can be captured as it is",
     "max_num_seqs": "every call can be captured as it is",
     "output_attentions": "no kernel writes attention out",
-    "gv": "states decay per head or key channel",
+    "gv": "delta rules decay per head or key channel",
 }
 
 

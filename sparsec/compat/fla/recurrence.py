@@ -21,7 +21,7 @@ class Form:
     Attributes:
         scale: of the queries.
         rule: additive or delta writes.
-        decay: none, one log-decay per head, or one per key channel.
+        decay: none, one log-decay per head, per key channel, or per value channel.
         rated: whether writes have a rate beta.
         erase: vectors a and b in place of −k and beta·k, and which state they read; "" for none.
         unit: whether queries and keys are made unit vectors.
@@ -31,7 +31,7 @@ class Form:
 
     scale: float
     rule: Literal["additive", "delta"] = "additive"
-    decay: Literal["", "head", "key"] = ""
+    decay: Literal["", "head", "key", "value"] = ""
     rated: bool = False
     erase: Literal["", "decayed", "undecayed"] = ""
     unit: bool = False
@@ -44,13 +44,14 @@ def declare(form: Form) -> Variant:
     q, k = (unit(x) if form.unit else x for x in (queries(), keys()))
     how: dict[str, Node] = {}
     if form.decay:
-        how["decay"] = log_decays("D" if form.decay == "key" else "")
+        how["decay"] = log_decays({"key": "D", "value": "DV"}.get(form.decay, ""))
     if form.rated:
         how["beta"] = lang.input("beta", "B T HKV float32")
     if form.erase:
         how |= {f"erase_{x}": lang.input(x, "B T HKV D") for x in "ab"}
+    kind = {"": "none", "head": "scalar"}.get(form.decay, form.decay)
     written = write(
-        bank(form.initial), k, values(), rule=form.rule, reads=form.erase or "decayed", **how  # type: ignore[arg-type]
+        bank(form.initial), k, values(), rule=form.rule, decay_kind=kind, reads=form.erase or "decayed", **how  # type: ignore[arg-type]
     )  # fmt: skip
     return variant("recurrence", results(q, written, form.final, scale=form.scale))
 
