@@ -65,8 +65,8 @@ class Back:
 
     @property
     def passes(self) -> Tensor:
-        """What they ask of its transition; fp32 ``[B,HKV,chunks,D,D]``."""
-        return self._per_head("passes", "float32", CHUNKS, self.own.writes.rows, self.own.writes.rows)
+        """What they ask of its transition, in the keys' dtype ``[B,HKV,chunks,D,D]``."""
+        return self._per_head("passes", self.own.writes.k.dtype, CHUNKS, self.own.writes.rows, self.own.writes.rows)
 
     @property
     def walks(self) -> Tensor:
@@ -89,9 +89,10 @@ class Back:
         return self._per_head(f"grad_states{level}", "float32", count, self.own.writes.rows, self.own.writes.cols)
 
     def grad_moves(self, level: int) -> Tensor:
-        """The gradients of the blocks' transitions, fp32."""
+        """The gradients of the blocks' transitions, in the keys' dtype."""
         count = CHUNKS if level == 0 else f"{BLOCKS}{level}"
-        return self._per_head(f"grad_moves{level}", "float32", count, self.own.writes.rows, self.own.writes.rows)
+        w = self.own.writes
+        return self._per_head(f"grad_moves{level}", w.k.dtype, count, w.rows, w.rows)
 
     @property
     def kept(self) -> Tensor:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from sparsec.lower.fenwick.leaf import store
 from sparsec.lower.fenwick.rungs import Rungs, column_of, edges, tile_number, when
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import CHUNKS, halves, power, power_of_two
+from sparsec.lower.scan.chunk_parts import CHUNKS, power, power_of_two
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 
-COLUMNS = 32
+COLUMNS = 64
 """Columns of a program."""
 
 
@@ -61,20 +61,12 @@ class Pair:
         """The later block."""
         return add(self.left, 1)
 
-    def move(self, block: Node, transposed: bool = False) -> list[Node]:
-        """P of a block as the sum of two of half precision, ``[r,d]``; transposed it is summed over r."""
-        row, column = tile.iota(self.rows), tile.iota(self.dims)
-        index = (column, row) if transposed else (row, column)
-        return halves(self.load(self.rungs.moves(self.level), block, *index), self.rungs.own.writes.k.dtype)
-
     def moved(self, block: Node, matrix: Node, transposed: bool = False) -> Node:
         """P, or Pᵀ, of a block of a delta rule times a matrix ``[d,e]``."""
-        found: Node | None = None
-        left, right = self.move(block, transposed), halves(matrix, self.rungs.own.writes.k.dtype)
-        for i, a in enumerate(left):
-            for b in right[: len(right) - i]:
-                found = tile.dot(a, b, self.dims, found, self.rungs.own.schedule.precision)
-        assert found is not None
+        row, column = tile.iota(self.rows), tile.iota(self.dims)
+        index = (column, row) if transposed else (row, column)
+        move = self.load(self.rungs.moves(self.level), block, *index)
+        found = tile.dot(move, tile.cast(matrix, move.dtype), self.dims, precision=self.rungs.own.schedule.precision)
         return tile.rename(found, self.rows, self.dims)
 
     def faded(self, block: Node, matrix: Node) -> Node:

@@ -12,7 +12,7 @@ from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.climb import Pair, grid, pair
 from sparsec.lower.fenwick.leaf import store
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import halves, power, power_of_two
+from sparsec.lower.scan.chunk_parts import power, power_of_two
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
@@ -66,8 +66,9 @@ def _above(at: Pair, tensor: Tensor, *index: Node) -> Node:
 
 
 def _asked(at: Pair, tensor: Tensor, index: tuple[Node, ...]) -> Node:
-    """What readers ask of the left block."""
-    return at.load(tensor, sub(_middle(at), 1), *index, count=tile.param(str(tensor.shape[2])))
+    """What readers ask of the left block, in fp32."""
+    found = at.load(tensor, sub(_middle(at), 1), *index, count=tile.param(str(tensor.shape[2])))
+    return tile.cast(found, "float32")
 
 
 def _middle(at: Pair) -> Node:
@@ -82,13 +83,10 @@ def _store(at: Pair, tensor: Tensor, index: tuple[Node, ...], left: Node, right:
 
 def _outer(at: Pair, above: Tensor, left: Tensor, over: Axis, acc: Node | None) -> Node:
     """A gradient times the transposed left block, ``[d,e]``, e its rows."""
-    grad = halves(_above(at, above, tile.iota(at.dims), tile.iota(over)), at.rungs.own.writes.k.dtype)
-    other = halves(at.load(left, at.left, at.column, tile.iota(over)), at.rungs.own.writes.k.dtype)
-    for i, x in enumerate(grad):
-        for y in other[: len(other) - i]:
-            acc = tile.dot(x, y, over, acc, at.rungs.own.schedule.precision)
-    assert acc is not None
-    return acc
+    own, grad = at.rungs.own, _above(at, above, tile.iota(at.dims), tile.iota(over))
+    other = at.load(left, at.left, at.column, tile.iota(over))
+    operands = (tile.cast(x, own.writes.k.dtype) for x in (grad, other))
+    return tile.dot(*operands, over, acc, own.schedule.precision)
 
 
 def _keep(b: Back, at: Pair, index: tuple[Node, ...], above: Node, level: int) -> None:

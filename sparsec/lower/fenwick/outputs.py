@@ -165,11 +165,8 @@ class Reader:
         if not own.delta:
             return add(held, tile.load(self.rungs.read_fades, *self.block(number))) if own.decays else held
         found: Node | None = None
-        moves = halves(self.move(number, self.other, a.dims), own.writes.k.dtype)
-        left = halves(tile.rename(held, a.dims, self.other), own.writes.k.dtype)
-        for i, x in enumerate(left):
-            for p in moves[: len(moves) - i]:
-                found = tile.dot(x, p, self.other, found, self.precision)
+        for part in halves(tile.rename(held, a.dims, self.other), own.writes.k.dtype):
+            found = tile.dot(part, self.move(number, self.other, a.dims), self.other, found, self.precision)
         assert found is not None
         return found
 

@@ -73,8 +73,8 @@ class Rungs:
         return self._blocks("states", level, "float32", self.own.writes.rows, self.own.writes.cols)
 
     def moves(self, level: int) -> Tensor:
-        """What each block of a delta rule makes of a unit matrix, fp32 ``[B,HKV,blocks,D,D]``."""
-        return self._blocks("moves", level, "float32", self.own.writes.rows, self.own.writes.rows)
+        """What each block of a delta rule makes of a unit matrix, in the keys' dtype ``[B,HKV,blocks,D,D]``."""
+        return self._blocks("moves", level, self.own.writes.k.dtype, self.own.writes.rows, self.own.writes.rows)
 
     def fades(self, level: int) -> Tensor:
         """The decay over each block, a base-2 logarithm, fp32 ``[B,HKV,blocks]``."""
@@ -91,7 +91,7 @@ class Rungs:
     @property
     def read_moves(self) -> Tensor:
         """Transitions of the same blocks."""
-        return self._read("read_moves", "float32", self.own.writes.rows, self.own.writes.rows)
+        return self._read("read_moves", self.own.writes.k.dtype, self.own.writes.rows, self.own.writes.rows)
 
     @property
     def read_fades(self) -> Tensor:

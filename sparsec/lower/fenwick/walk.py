@@ -14,7 +14,7 @@ from sparsec.lower.fenwick.outputs import Reader
 from sparsec.lower.fenwick.rungs import bit, edges, when
 from sparsec.lower.fenwick.tokens import asked
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, halves
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk
 from sparsec.lower.scan.chunk_state import axes
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -92,12 +92,4 @@ def _kept(f: Frame, level: Node) -> Node:
 
 def _pulled(f: Frame, grad: Node, level: Node) -> Node:
     """dX P_jᵀ ``[c,d]``."""
-    at, a, dtype = f.at, f.axes, f.b.own.writes.k.dtype
-    move = halves(at.move(level, a.dims, at.other), dtype)
-    left = halves(tile.rename(grad, a.dims, at.other), dtype)
-    found: Node | None = None
-    for i, x in enumerate(left):
-        for p in move[: len(move) - i]:
-            found = tile.dot(x, p, at.other, found, at.precision)
-    assert found is not None
-    return found
+    return f.dot(tile.rename(grad, f.axes.dims, f.at.other), f.at.move(level, f.axes.dims, f.at.other), f.at.other)
