@@ -230,8 +230,11 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     found = []
     for name in args.cases or CASES:
-        found.append(row(CASES[name], args.target))
-        print(text(found[-1]), flush=True)
+        try:
+            found.append(row(CASES[name], args.target))
+            print(text(found[-1]), flush=True)
+        except Exception as problem:  # the cases after it are worth having
+            print(f"{name}: failed, {type(problem).__name__}: {problem}"[:600], flush=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     if args.json:
