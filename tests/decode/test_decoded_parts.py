@@ -11,8 +11,8 @@ from torch import Tensor
 import sparsec
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant, dim_names
-from sparsec.lower.scan import step_parts
-from sparsec.lower.scan.schedules import chosen_form, lower
+from sparsec.lower.scan import one_token
+from sparsec.lower.scan.schedules import lower, one_token_form
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
 from sparsec.plan.scan_specs import Scan
@@ -103,8 +103,8 @@ def test_a_call_of_more_tokens_does_not_take_it() -> None:
     made, x, cache = begun("two of four", "interpreter", False)
     dims, dtype = made.bind(x)
     (spec,) = [k.spec for k in made.plan(dims, dtype).kernels if isinstance(k.spec, Scan)]
-    one = chosen_form(spec, "interpreter")
-    assert step_parts.fits(spec)
+    one = one_token_form(spec, "interpreter")
+    assert one_token.fits(spec)
     with pytest.raises(ScheduleError, match="decode steps of one token"):
         lower(spec, one)
     names = [k.name for k in made.decoder.step.plan({**dims, "TQ": 1, "TK": 1}, dtype).kernels]

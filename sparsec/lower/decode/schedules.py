@@ -15,7 +15,7 @@ from sparsec.lower.gathered import chunks
 from sparsec.lower.gathered.gpu import row_tile
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
-from sparsec.lower.scan import step_parts
+from sparsec.lower.scan import one_token
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.scan_specs import Scan
 from sparsec.plan.specs import Combine, GatheredAttention, Selector, TiledAttention
@@ -36,8 +36,8 @@ def lower(spec: AnySpec, schedule: Schedule, beside: Company = ALONE) -> Lowered
     partner = beside.partner
     if isinstance(spec, Combine) and beside.parts:
         return decode_combine.lower(spec, schedule, beside.parts)
-    if isinstance(spec, Scan) and schedule.order == step_parts.ORDER:
-        return step_parts.lower(spec, schedule)
+    if isinstance(spec, Scan) and schedule.order == one_token.ORDER:
+        return one_token.lower(spec, schedule)
     if schedule.order != SHARED:
         return lower_kernel(spec, schedule)
     if isinstance(spec, TiledAttention):

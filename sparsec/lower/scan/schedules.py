@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.scan import chunk, chunk_back, chunk_grad, step, step_parts, token, token_grad
+from sparsec.lower.scan import chunk, chunk_back, chunk_grad, one_token, step, token, token_grad
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.chunk_parts import needs_keyed
 from sparsec.lower.scan.sorted import lower as lower_sorted
@@ -43,8 +43,8 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
 
 
 def _check(spec: Scan, schedule: Schedule) -> None:
-    if schedule.order == step_parts.ORDER:
-        raise ScheduleError("order 'chosen' is for decode steps of one token; a call may have more")
+    if schedule.order == one_token.ORDER:
+        raise ScheduleError("order 'one_token' is for decode steps of one token; a call may have more")
     if schedule.order == "mask" and spec.writes.route is None:
         raise ScheduleError("every token writes the only part; order 'mask' is for banks with a route")
     if schedule.order == "chunk" and spec.writes.sharers > 1:
@@ -89,7 +89,7 @@ def _checked(w: Writes) -> bool:
 
 def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
     """A schedule of the token recurrence in place of one of chunks, which know no documents, or of one token."""
-    if schedule.order not in ("chunk", step_parts.ORDER):
+    if schedule.order not in ("chunk", one_token.ORDER):
         return schedule
     w = spec.writes if isinstance(spec, Scan) else spec.forward.writes
     return _token(w) if isinstance(spec, Scan) else _token_back(w)
@@ -100,11 +100,11 @@ def step_form(spec: Scan, found: Schedule, target: str) -> Schedule:
     return _step(spec.writes, step.ORDER) if target.startswith("triton") else token_form(spec, found)
 
 
-def chosen_form(spec: Scan, target: str) -> Schedule:
-    """A schedule for the parts that one token chose."""
+def one_token_form(spec: Scan, target: str) -> Schedule:
+    """A schedule for one token."""
     if target.startswith("triton"):
-        return _step(spec.writes, step_parts.ORDER)
-    return Schedule(order=step_parts.ORDER, lanes=("e", "d"), split_dims=False)
+        return _step(spec.writes, one_token.ORDER)
+    return Schedule(order=one_token.ORDER, lanes=("e", "d"), split_dims=False)
 
 
 def _step(w: Writes, order: str) -> Schedule:

@@ -14,13 +14,23 @@ from sparsec.lower.decode.pages import ENDS, LENGTHS
 from sparsec.lower.decode.schedules import FEW
 from sparsec.passes.stream import stream
 from sparsec.passes.stream_ahead import before_memory
+from sparsec.plan.map_specs import Map
 from sparsec.plan.plan import Plan
 from sparsec.plan.specs import BlockList
 from sparsec.runtime import bind
 from sparsec.runtime.decode import check as decode_check
 from sparsec.runtime.decode.cache_layout import Place, banks, page_size, places
 from sparsec.runtime.decode.cache_state import Cache
-from sparsec.runtime.decode.kernels import AppendKernel, DecodeKernel, Launch, appends, over_pages, together
+from sparsec.runtime.decode.kernels import (
+    AppendKernel,
+    DecodeKernel,
+    Launch,
+    appends,
+    over_pages,
+    scans_last,
+    together,
+    worked_out,
+)
 from sparsec.runtime.decode.pages import PAGE, Pool
 from sparsec.runtime.decode.space import by_tokens, for_steps, serves
 from sparsec.runtime.env import Env
@@ -247,9 +257,14 @@ class Decoder:
             lengths = (self.streamed.queries, self.streamed.keys)
             where = (compiled.target, compiled.cache_dir)
             scheduled = list(zip(plan.kernels, schedules, strict=True))
+            maps = dict[str, Map]()
+            if few and self.spec.states:
+                scheduled = scans_last(scheduled)
+                maps = worked_out(scheduled, plan.outputs)
+                scheduled = [(k, s) for k, s in scheduled if not maps.keys() & set(k.writes)]
             chain = self._chain(kept, found) if compiled.target.chains and Env().early_launch else None
             beside = company(scheduled, plan.outputs)
-            kernels = [over_pages(k, s, found, lengths, beside[k.name], chain) for k, s in scheduled]
+            kernels = [over_pages(k, s, found, lengths, beside[k.name], chain, maps) for k, s in scheduled]
             counts = self._counts(kept)
             joins = few and (counts or not self.spec.paged)
             first, launches = appends(kept, found, *where, chain), together(kernels, *where, joins, counts)

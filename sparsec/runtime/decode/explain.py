@@ -9,6 +9,7 @@ from sparsec.lower.decode.company import ALONE, Company, company
 from sparsec.lower.decode.schedules import lower
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import Summarise
+from sparsec.runtime.decode.kernels import worked_out
 from sparsec.runtime.decode.space import by_tokens, for_steps
 from sparsec.scalar.evaluate import evaluate
 from sparsec.tile.scalars import grid_of
@@ -32,7 +33,11 @@ def describe(compiled: Compiled, dims: Mapping[str, int], dtype: str) -> str:
     found = {k.name: decoder.step.schedule(k, one) for k in plan.kernels}
     steps = [(k, for_steps(k.spec, found[k.name], compiled.target, batch, 1)) for k in plan.kernels]
     beside = company(steps, plan.outputs)
+    maps = worked_out(steps, plan.outputs) if decoder.spec.states else {}
     for kernel, quick in steps:
+        if maps.keys() & set(kernel.writes):
+            lines.append(f"  {kernel.name}: worked out by the scans that read it")
+            continue
         words = _launches(kernel, quick, one, beside[kernel.name])
         lines.append(f"  {kernel.name}: {words}")
         exact = _launches(kernel, by_tokens(kernel.spec, found[kernel.name]), one)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from sparsec.lower.decode import append as decode_append
 from sparsec.lower.decode.company import ALONE, SHARED, Company
+from sparsec.lower.decode.inline import chosen, inlined
 from sparsec.lower.decode.pages import ENDS, TOKENS, Growing, Windows, on_cache
 from sparsec.lower.decode.schedules import lower
 from sparsec.lower.decode.together import agree, apart, counted, fit, joined
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.map_specs import Map
 from sparsec.plan.plan import Kernel
+from sparsec.plan.scan_specs import Scan
 from sparsec.plan.specs import BlockList, Summarise, TiledAttention
 from sparsec.runtime.decode.cache_layout import Place
 from sparsec.runtime.launch import Bind, build
@@ -64,9 +67,12 @@ class DecodeKernel:
 
 def over_pages(
     kernel: Kernel, schedule: Schedule, places: Mapping[str, Place], lengths: tuple[str, str],
-    beside: Company = ALONE, chain: Chain | None = None,
+    beside: Company = ALONE, chain: Chain | None = None, maps: Mapping[str, Map] | None = None,
 ) -> DecodeKernel:  # fmt: skip
-    """A kernel of the forward plan over a cache; ``lengths`` are the dims that count queries and keys."""
+    """A kernel of the forward plan over a cache; ``lengths`` are the dims that count queries and keys.
+
+    It works out the ``maps`` whose results it reads.
+    """
     spec = per_sequence(kernel.spec)
     lowered = lower(spec, replace(schedule, descriptors=False), beside)
     windows = Windows(spec.size, spec.stride, spec.length) if isinstance(spec, Summarise) else None
@@ -75,8 +81,35 @@ def over_pages(
     if schedule.order == SHARED and isinstance(spec, TiledAttention):
         params["TK"] = params[spec.pieces[0].length]
     growing = Growing(*lengths, params)
-    steps = [replace(s, program=on_cache(s.program, paged, growing, windows), chain=chain) for s in lowered.steps]
+    programs = [inlined(s.program, maps or {}) for s in lowered.steps]
+    both = zip(lowered.steps, programs, strict=True)
+    steps = [replace(s, program=on_cache(p, paged, growing, windows), chain=chain) for s, p in both]
     return DecodeKernel(kernel, lowered, tuple(steps), windows)
+
+
+Scheduled = Sequence[tuple[Kernel, Schedule]]
+
+
+def scans_last(kernels: Scheduled) -> list[tuple[Kernel, Schedule]]:
+    """Kernels in an order in which they can run, scans as late as possible: those of one grid are one launch then."""
+    waiting, found = list(kernels), list[tuple[Kernel, Schedule]]()
+    while waiting:
+        ready = [k for n, k in enumerate(waiting) if not _needs(k[0], [other for other, _ in waiting[:n]])]
+        place = next((k for k in ready if not isinstance(k[0].spec, Scan)), ready[0])
+        waiting.remove(place)
+        found.append(place)
+    return found
+
+
+def _needs(kernel: Kernel, before: Sequence[Kernel]) -> bool:
+    written = {name for other in before for name in other.writes}
+    return bool(written & {*kernel.reads, *kernel.writes})
+
+
+def worked_out(kernels: Scheduled, outputs: Sequence[str]) -> dict[str, Map]:
+    """The maps of a few tokens that scans work out themselves, by result."""
+    scans = {k.name: [s.program for s in lower(k.spec, sch).steps] for k, sch in kernels if isinstance(k.spec, Scan)}
+    return chosen([k for k, _ in kernels], scans, outputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from sparsec.lower.decode.schedules import FEW, schedule
 from sparsec.lower.gathered.chunks import sharing
 from sparsec.lower.gathered.gpu import row_tile
-from sparsec.lower.scan import step_parts
-from sparsec.lower.scan.schedules import chosen_form, step_form, token_form
+from sparsec.lower.scan import one_token
+from sparsec.lower.scan.schedules import one_token_form, step_form, token_form
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.scan_specs import Scan
 from sparsec.plan.specs import GatheredAttention
@@ -18,8 +18,8 @@ from sparsec.tile.schedule import Schedule
 
 def for_steps(spec: AnySpec, found: Schedule, target: Target, batch: int, tokens: int) -> Schedule:
     """A forward's schedule as one for new tokens: with splits over the keys where they are few."""
-    if isinstance(spec, Scan) and tokens == 1 and step_parts.fits(spec):
-        return chosen_form(spec, target.name)
+    if isinstance(spec, Scan) and tokens == 1 and one_token.fits(spec):
+        return one_token_form(spec, target.name)
     if isinstance(spec, Scan):
         many = found if serves(found, tokens) else token_form(spec, found)
         return step_form(spec, found, target.name) if tokens <= FEW else many
@@ -28,7 +28,7 @@ def for_steps(spec: AnySpec, found: Schedule, target: Target, batch: int, tokens
 
 def serves(found: Schedule, tokens: int) -> bool:
     """Whether a schedule that was set by hand is one for so many tokens."""
-    return tokens == 1 or found.order != step_parts.ORDER
+    return tokens == 1 or found.order != one_token.ORDER
 
 
 def by_tokens(spec: AnySpec, found: Schedule) -> Schedule:

@@ -1,4 +1,4 @@
-"""One token of a bank with a route: of all parts, the few that the token chose are read, written and put back.
+"""One token, no loop: states are read, written and put back; of a bank with a route, those that the token chose.
 
 One program per slot of the token's list, state head, tile of columns and batch entry. It looks its part up, so that
 parts that rest are neither read nor written; a slot that holds none answers 0 and writes nothing.
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import mul
 from sparsec.lower.scan import token_sum
-from sparsec.lower.scan.cell import Cell, columns, padded, parameters, states_shape, tiles
+from sparsec.lower.scan.cell import Cell, cell, parameters, states_shape
 from sparsec.lower.scan.step import after
-from sparsec.lower.scan.visit import Place, Visit, listed, token_of, weight_of
+from sparsec.lower.scan.visit import Place, Visit, listed, token, token_of, weight_of
 from sparsec.plan.scan_specs import Route, Scan
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
 
-ORDER = "chosen"
+ORDER = "one_token"
 """The loop order of a schedule for one token per call, which decode steps alone know to have."""
 
 
@@ -52,7 +52,7 @@ class Chosen(Cell):
 def fits(spec: Scan) -> bool:
     """Whether a token leaves the parts that it does not choose alone."""
     route = spec.writes.route
-    return route is not None and route.freeze
+    return route is None or route.freeze
 
 
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
@@ -64,13 +64,15 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
 def _program(spec: Scan, schedule: Schedule) -> Program:
     w = spec.writes
     with tile.Builder() as builder:
-        size = padded(w.rows) if schedule.split_dims else w.rows
-        own = Chosen(w, builder.axis("d", size), builder.axis("e", columns(w, schedule)), tiles(w, schedule))
+        own, slots = cell(builder, w, schedule), 1
+        if w.route is not None:
+            own, slots = Chosen(w, own.rows, own.cols, own.tiles), w.route.slots
         old = own.first()
-        new = after(spec, own, schedule, token_of(own, _visit(own)), old)
+        now = token_of(own, _visit(own)) if isinstance(own, Chosen) else token(own, tile.const(0), bounded=True)
+        new = after(spec, own, schedule, now, old)
         if spec.final is not None:
             own.keep(Tensor(spec.final, "float32", states_shape(w)), own.batch, own.part, own.head, value=new, part=1)
-        grid = (tile.const(own.route.slots * own.tiles), tile.const(w.heads), tile.param("B"))
+        grid = (tile.const(slots * own.tiles), tile.const(w.heads), tile.param("B"))
         return builder.program(spec.name, list(own.tensors.values()), parameters(w), grid)
 
 
