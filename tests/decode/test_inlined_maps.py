@@ -26,7 +26,8 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 HEAD = "q: [B,T,H,D], k: [B,T,H,D], v: [B,T,H,DV]"
 OTHERS = {
     "a result of the layer": (
-        f"variant x({HEAD}) {{ u = map(k) {{fn = x0 * 0.5}}  return recall(q, write(state() {{heads = H}}, u, v)), u }}",
+        f"""variant x({HEAD}) {{ u = map(k) {{fn = x0 * 0.5}}
+          return recall(q, write(state() {{heads = H}}, u, v)), u }}""",
         ["map_u", "scan_out"],
     ),
     "a map of a map": (
