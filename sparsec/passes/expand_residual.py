@@ -34,12 +34,12 @@ def _own(node: Node) -> Node | None:
     if node.op is not Op.RESIDUAL or not _predicts(node):
         return None
     written, gamma = node.src[1], node.operands.get("gamma")
-    sources, left = [surprise(written)], var("x0", "float")
+    sources, left = [node.src[0], surprise(written)], _name(1)  # of the dtype of v, which it does not read
     if node["mode"] == "post":
         named = [written.operands.get(name) for name in ("beta", "weight")]
         factors = [norm2(written.src[1]), *(x for x in named if x is not None)]
         sources += factors
-        left = (1 - reduce(lambda a, b: a * b, map(_name, range(1, len(sources))))) * left
+        left = (1 - reduce(lambda a, b: a * b, map(_name, range(2, len(sources))))) * left
     left = _clipped(node, left)
     if gamma is not None:
         sources.append(gamma)
