@@ -123,6 +123,19 @@ def test_chunks_of_sorted_tokens_agree_with_the_recurrence(name: str, splits: in
         assert float((mine - right).norm()) <= bound * float(right.norm()), buffer.name
 
 
+def test_the_tuner_may_choose_how_parts_are_walked() -> None:
+    from sparsec.lower.registry import space
+
+    by_name = {name: next(k.spec for k in joint(name)[1] if isinstance(k.spec, Scan)) for name in ROUTES}
+    assert space(by_name["two of four"], "tvm:llvm")["order"] == ("token", "mask")
+    assert "order" not in space(by_name["parts that decay at rest"], "tvm:llvm")
+    half = sparsec.compile(sparsec.preset("sse_gdn", raw=True, parts=32), target="interpreter").plan(
+        {"B": 1, "T": 64, "H": 2, "HKV": 2, "D": 128, "DV": 128, "DX": 64}, "bfloat16"
+    )
+    routed = next(k.spec for k in half.kernels if isinstance(k.spec, Scan) and k.spec.writes.route is not None)
+    assert space(routed, "triton:sm_90")["order"] == ("chunk", "token")
+
+
 def test_orders_that_say_nothing_are_refused() -> None:
     from sparsec.lower.registry import lower_kernel
 

@@ -14,6 +14,9 @@ from sparsec.plan.scan_specs import Scan, ScanGrad, Writes
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 HELD_BYTES = 2**19
+FEW = 8
+"""Parts of a bank that the tuner may let meet every token."""
+
 Choices = dict[str, tuple[object, ...]]
 
 _CHUNKED: Choices = {
@@ -174,18 +177,27 @@ def _beside(usual: Schedule, chunked: Schedule | None) -> tuple[Schedule, ...]:
 
 
 def space(spec: Scan, target: str) -> Choices:
-    """Columns per program; of chunks also their tokens, and segments."""
+    """Columns per program; of chunks also their tokens, and segments; of parts whether they meet all tokens."""
+    walks = _walks(spec.writes, in_chunks(spec, target) is not None)
     if in_chunks(spec, target) is not None:
-        return dict(_CHUNKED)
+        return _CHUNKED | walks
     if target.startswith("triton"):
-        return {"value_block": (8, 16, 32), "warps": (1, 2, 4)}
-    return {"value_block": (0, 16, 32, 64)}
+        return {"value_block": (8, 16, 32), "warps": (1, 2, 4), **walks}
+    return {"value_block": (0, 16, 32, 64), **walks}
+
+
+def _walks(w: Writes, chunked: bool) -> Choices:
+    """The loop orders of a bank with a route; a few parts may as well meet every token."""
+    if w.route is None or not w.route.freeze:
+        return {}
+    return {"order": (*["chunk"] * chunked, "token", *["mask"] * (w.route.parts <= FEW))}
 
 
 def space_grad(spec: ScanGrad, target: str) -> Choices:
     """Columns per program, tokens between states that are kept, and tokens held at once; of chunks as for a scan."""
+    walks = _walks(spec.forward.writes, in_chunks_back(spec, target) is not None)
     if in_chunks_back(spec, target) is not None:
-        return dict(_CHUNKED)
+        return _CHUNKED | walks
     if target.startswith("triton"):
-        return {"value_block": (8, 16, 32), "block": (8, 16, 32), "rows": (1, 2), "warps": (1, 2, 4)}
-    return {"block": (8, 16, 32, 64), "rows": (1, 2, 4, 8)}
+        return {"value_block": (8, 16, 32), "block": (8, 16, 32), "rows": (1, 2), "warps": (1, 2, 4), **walks}
+    return {"block": (8, 16, 32, 64), "rows": (1, 2, 4, 8), **walks}
