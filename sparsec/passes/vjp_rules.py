@@ -88,6 +88,13 @@ def state(node: Node) -> list[Flow]:
     return [Flow(node.src[0], "value")] if whole else adjoint(node)
 
 
+def merge(node: Node) -> list[Flow]:
+    """A sum hands its gradient on to every branch."""
+    if node["fn"] == "sum" and all(source.shape == node.shape for source in node.src):
+        return [Flow(source, "value") for source in node.src]
+    return adjoint(node)
+
+
 def lse(node: Node) -> list[Flow]:
     """Becomes ``lse_grad`` of the attend or merge."""
     return [Flow(node.src[0], "lse")]
@@ -125,7 +132,7 @@ FLOWS: dict[Op, Callable[[Node], list[Flow]]] = {
     Op.MIXTURE: adjoint,
     Op.ATTEND: adjoint,
     Op.LSE: lse,
-    Op.MERGE: adjoint,
+    Op.MERGE: merge,
     Op.AUX: adjoint,
 }
 """The ops that can be differentiated; the others are refused where a gradient would have to pass."""

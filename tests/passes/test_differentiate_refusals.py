@@ -141,11 +141,6 @@ REFUSED: dict[str, tuple[Callable[[], object], str, str]] = {
         "aux(scores, selection, target = the attend) {fn = kl}",
     ),
     "a residual": (lambda: differentiate(preset("rsa")), "residual ", "its gradient is not derived yet"),
-    "a training signal": (
-        lambda: training(preset("sse", balance=0.01)),
-        "its gradient is not derived yet",
-        "leave what leads to",
-    ),
     "twice": (
         lambda: training(training(parse(PLAIN)).variant),
         "<text>:3:7: vjp `grad_q`: double differentiation",
