@@ -114,7 +114,7 @@ class Back:
         if not self.rungs.outer:
             return []
         found = [self.reads]
-        for level in range(self.rungs.outer):
+        for level in range(self.rungs.first, self.rungs.outer):
             found += [self.grad_states(level)] + [self.grad_moves(level)] * self.matrices
         if self.matrices:
             found += [self.passes, self.walks, self.pulls, self.pull]

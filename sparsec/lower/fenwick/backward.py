@@ -34,7 +34,7 @@ def _down(b: Back, schedule: Schedule) -> list[Step]:
     steps = [Step(walk.lower_out(b), wide), Step(walk.lower_back(b), wide)] if b.matrices else []
     steps.append(Step(asked.lower_reads(b), schedule))
     steps += [Step(asked.lower_passes(b), schedule)] * b.matrices
-    for level in range(b.rungs.outer - 1, -1, -1):
+    for level in range(b.rungs.outer - 1, b.rungs.first - 1, -1):
         steps.append(Step(descend.lower_states(b, level), schedule))
         steps += [Step(descend.lower_moves(b, level), schedule)] * b.matrices
     return steps

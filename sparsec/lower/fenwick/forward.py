@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower.fenwick import climb, leaf, outputs
+from sparsec.lower.fenwick import climb, group, leaf, outputs
 from sparsec.lower.fenwick.rungs import Rungs
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
@@ -39,8 +39,11 @@ def blocks(rungs: Rungs, schedule: Schedule) -> list[Step]:
     steps = chunk.prepared(own)
     if not rungs.outer:
         return steps
-    steps += [Step(leaf.lower_states(rungs), schedule)] + [Step(leaf.lower_moves(rungs), schedule)] * own.delta
-    for level in range(rungs.outer - 1):
+    if own.delta:
+        steps += [Step(leaf.lower_states(rungs), schedule), Step(leaf.lower_moves(rungs), schedule)]
+    else:
+        steps.append(Step(group.lower(rungs), schedule))
+    for level in range(rungs.first, rungs.outer - 1):
         steps.append(Step(climb.lower_states(rungs, level), schedule))
         steps += [Step(climb.lower_moves(rungs, level), schedule)] * own.delta
     return steps

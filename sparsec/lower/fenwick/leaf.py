@@ -1,8 +1,8 @@
-"""What every chunk by itself makes of a zero state and, of a delta rule, of a unit matrix: blocks of level 0.
+"""What every chunk by itself makes of a zero state and of a unit matrix, of a delta rule: blocks of level 0.
 
     S = (K e^{Γ_C − Γ} beta)ᵀ T V        P = e^{Γ_C} I − (K e^{Γ_C − Γ} beta)ᵀ T (e^Γ K)
 
-with T = (I + A)⁻¹ of a delta rule, I of others, of which P is no more than e^{Γ_C}.
+with T = (I + A)⁻¹. Of other rules T is I and P a number; their chunks are worked on in groups.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sparsec.tile.language import Node, Program, Tensor
 
 
 def lower_states(rungs: Rungs) -> Program:
-    """S, and the decay over each chunk; one (chunk and tile of columns, head, batch) per grid point."""
+    """S of a delta rule; one (chunk and tile of columns, head, batch) per grid point."""
     own, w = rungs.own, rungs.own.writes
     with tile.Builder() as builder:
         number, part = tile_number(own, own.tiles)
@@ -27,9 +27,6 @@ def lower_states(rungs: Rungs) -> Program:
         state = made(rungs, chunk, a, solved(rungs, chunk, a, values))
         tensors = [rungs.keys, rungs.values, *of_writes(rungs), rungs.states(0), rungs.read_states]
         keep(rungs, chunk, rungs.states(0), rungs.read_states, (tile.iota(a.dims), column), state)
-        if rungs.fading:
-            tensors += [rungs.fades(0), rungs.read_fades]
-            keep(rungs, chunk, rungs.fades(0), rungs.read_fades, (), chunk.total())
         grid = (mul(tile.param(CHUNKS), own.tiles), w.heads, tile.param("B"))
         return own.program(builder, "leaf", tensors, grid)
 

@@ -21,6 +21,9 @@ from sparsec.tile.language import Axis, Node, Tensor
 BLOCKS = "LADDER_BLOCKS_"
 """What the launch parameters with the number of blocks of each level begin with."""
 
+TOGETHER = 2
+"""The level of the blocks that one program makes of chunks, where their transitions are numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rungs:
@@ -38,6 +41,11 @@ class Rungs:
     def outer(self) -> int:
         """Levels of whole chunks."""
         return self.spec.levels - self.inner
+
+    @property
+    def first(self) -> int:
+        """The lowest level whose blocks are all kept; of those below, which one program makes, only what is read is."""
+        return 0 if self.own.delta else min(TOGETHER, self.outer)
 
     @property
     def fading(self) -> bool:
@@ -109,7 +117,7 @@ class Rungs:
         found = [own.sums] * own.decays + [own.solved] * own.delta
         if not self.outer:
             return found
-        for level in range(self.outer):
+        for level in range(self.first, self.outer):
             found += [self.states(level)] + [self.moves(level)] * own.delta + [self.fades(level)] * self.fading
         return found + self.carried()
 

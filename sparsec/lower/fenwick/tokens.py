@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparsec.lower.fenwick import regroup
 from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.frame import Frame
 from sparsec.lower.fenwick.leaf import of_writes
 from sparsec.lower.fenwick.outputs import Reader
+from sparsec.lower.fenwick.regroup import own_gradient
 from sparsec.lower.fenwick.rungs import bit, when
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_outputs import visible
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power_of_two, times
 from sparsec.lower.scan.chunk_state import axes
+from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program
 
@@ -35,7 +38,7 @@ def lower(b: Back) -> Program:
         far_q, gains = _far(f)
         _finish(f, among, far_k, far_q, gains)
         tensors = [rungs.queries, rungs.keys, rungs.values, rungs.gate, b.grad_out, *of_writes(rungs)]
-        tensors += [b.grad_states(0), *rungs.carried()] if rungs.outer else []
+        tensors += [*regroup.tensors(b), *rungs.carried()] if rungs.outer else []
         grid = (tile.param(CHUNKS), w.heads, tile.param("B"))
         return own.program(builder, "", [*tensors, *f.tensors], grid)
 
@@ -47,22 +50,36 @@ def _columns(f: Frame) -> tuple[Node, Node]:
     weights, left, beta = tile.cast(mul(seen, b.scale), b.own.writes.k.dtype), chunk.left(a.keys), chunk.beta(a.keys)
     keys = f.at.keys()
 
-    def visit(number: Node, among: Node, far: Node) -> Sequence[Node]:
+    def visit(number: Node, among: Node, far: Node, kept: Node) -> Sequence[Node]:
         column, limit = f.column(number)
         do, v = f.grad_out(column, limit), f.values(column, limit)
-        found = [f.dot(do, v, a.columns, among), far]
+        found = [f.dot(do, v, a.columns, among), far, kept]
         near: Node | None = None
         if b.rungs.outer:
-            grad = f.of_block(b.grad_states(0), column)
-            found[1] = f.dot(v, grad, a.columns, far)
+            wide, share = own_gradient(f, column)
+            grad = tile.cast(wide, b.own.writes.k.dtype)
+            found[1:] = [f.dot(v, grad, a.columns, far), add(kept, share)]
             near = f.dot(keys, grad, a.dims)
             near = times(near, left, beta) or near
         f.wide(b.spec.grad_v, f.dot(weights, do, a.queries, near), column, b.own.writes.cols, limit)
         return found
 
-    zeros = [tile.full(0.0, a.queries, a.keys), tile.full(0.0, a.keys, a.dims)]
-    among, far = tile.loop(0, b.own.tiles, 1, zeros, visit)
+    zeros = [tile.full(0.0, a.queries, a.keys), tile.full(0.0, a.keys, a.dims), tile.const(0.0)]
+    among, far, kept = tile.loop(0, b.own.tiles, 1, zeros, visit)
+    if b.rungs.outer and b.learns_decay:
+        _keep(f, kept)
     return among, far
+
+
+def _keep(f: Frame, kept: Node) -> None:
+    """What a second half inside a group keeps; the programs of larger blocks store theirs."""
+    b, chunk = f.b, f.chunk
+    inside = tile.apply(Fn.AND, chunk.number, (1 << b.rungs.first) - 1)
+    limit = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, inside, 0), 0, tile.param(CHUNKS))
+    for part in range(b.tiles):
+        value = kept if part == 0 else tile.const(0.0)
+        tile.store(b.kept, chunk.batch, chunk.head, part, chunk.number, value=value, bounds={3: limit})
+    f.tensors.append(b.kept)
 
 
 def _far(f: Frame) -> tuple[Node, Node]:
