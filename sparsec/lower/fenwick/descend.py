@@ -85,8 +85,8 @@ def _outer(at: Pair, above: Tensor, left: Tensor, over: Axis, acc: Node | None) 
     """A gradient times the transposed left block, ``[d,e]``, e its rows."""
     own, grad = at.rungs.own, _above(at, above, tile.iota(at.dims), tile.iota(over))
     other = at.load(left, at.left, at.column, tile.iota(over))
-    operands = (tile.cast(x, own.writes.k.dtype) for x in (grad, other))
-    return tile.dot(*operands, over, acc, own.schedule.precision)
+    dtype = own.writes.k.dtype
+    return tile.dot(tile.cast(grad, dtype), tile.cast(other, dtype), over, acc, own.schedule.precision)
 
 
 def _keep(b: Back, at: Pair, index: tuple[Node, ...], above: Node, level: int) -> None:
