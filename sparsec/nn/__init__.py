@@ -8,6 +8,7 @@ saves and loads them.
 from sparsec.nn.convolution import ShortConvolution
 from sparsec.nn.families import (
     GLA,
+    GSA,
     HGRN2,
     HSA,
     KDA,
@@ -29,6 +30,7 @@ from sparsec.nn.model import Block, LanguageModel, Mlp
 
 __all__ = [
     "GLA",
+    "GSA",
     "HGRN2",
     "HSA",
     "KDA",

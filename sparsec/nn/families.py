@@ -130,6 +130,13 @@ class LogLinear(State):
     preset = "log_linear"
 
 
+class GSA(State):
+    """Gated slot attention (arXiv 2409.07146): ``slots`` keys and values that fade by their own gates."""
+
+    preset = "gsa"
+    defaults = {"width": 0, "made": {"f": sources.Projected}}  # noqa: RUF012
+
+
 class SSE(State):
     """Sparse state expansion (arXiv 2507.16577): a shared state beside partitions that a router chooses."""
 

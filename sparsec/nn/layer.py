@@ -57,6 +57,7 @@ class Layer(nn.Module):
         width: tokens of the short convolutions of queries, keys and values; 0 for none.
         rotary: whether queries and keys are rotated by position.
         gated: whether outputs are normalised and gated.
+        slots: of a memory of slots (``M``).
         made: input names -> kinds of source, where the rules of ``source`` do not fit.
 
     Attributes:
@@ -65,7 +66,7 @@ class Layer(nn.Module):
 
     def __init__(
         self, variant: Variant, dim: int, heads: int, *, head_dim: int = 64, kv_heads: int | None = None,
-        value_dim: int | None = None, width: int = 4, rotary: bool = False, gated: bool = True,
+        value_dim: int | None = None, width: int = 4, rotary: bool = False, gated: bool = True, slots: int = 64,
         made: Mapping[str, type[sources.Source]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -80,6 +81,7 @@ class Layer(nn.Module):
             "DV": value_dim,
             "DR": head_dim,
             "DX": dim,
+            "M": slots,
         }
         self.made, self.roles = dict(made or {}), roles(variant)
         self.losses: tuple[Tensor, ...] = ()
