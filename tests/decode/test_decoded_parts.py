@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
 from sparsec.plan.scan_specs import Scan
 from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.decode import space
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.testing.recurrent import ROUTES, draw
-from sparsec.tile.schedule import ScheduleError
+from sparsec.tile.schedule import Schedule, ScheduleError
 
 SIZES = {"B": 2, "H": 4, "HKV": 2, "D": 16, "DV": 16, "DX": 24}
 LENGTH, STEPS = 16, (9, 1, 1, 3, 1, 1)
@@ -111,3 +113,16 @@ def test_a_call_of_more_tokens_does_not_take_it() -> None:
     made.decoder.step.schedules = {name: one for name in names if name.startswith("scan")}
     truth = oracle(made.variant, x, form="vector")
     assert check(decoded(made, cache, x, STEPS), truth[0], "float32", "o")
+
+
+def test_parts_whose_kernel_is_not_proved_are_written_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the chosen parts alone would lose the others."""
+    wide = Schedule(order=one_token.ORDER, value_block=16, warps=16)
+    monkeypatch.setattr(space, "one_token_form", lambda spec, target: wide)
+    made, x, cache = begun("two of four", "interpreter", False)
+    truth = oracle(made.variant, x, form="vector")
+    assert check(decoded(made, cache, x, STEPS), truth[0], "float32", "o")
+    dims, dtype = made.bind(x)
+    step = made.decoder.step.plan({**dims, "TQ": 1, "TK": 1}, dtype)
+    (spec,) = [k.spec for k in step.kernels if isinstance(k.spec, Scan)]
+    assert not space.serves(spec, wide, 1) and space.serves(spec, replace(wide, warps=1), 1)

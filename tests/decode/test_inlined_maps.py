@@ -1,4 +1,4 @@
-"""Maps of new tokens that scans work out themselves: fewer launches, the same bits."""
+"""Maps of new tokens that scans work out themselves: fewer launches, in fp32 the same bits."""
 
 from __future__ import annotations
 

@@ -10,8 +10,10 @@ import torch
 
 import sparsec
 from sparsec.frontends.text import parse
+from sparsec.lower.route import router
 from sparsec.passes.differentiate import differentiate
 from sparsec.plan.plan import Kernel, PlanError
+from sparsec.plan.route_specs import Router
 from sparsec.plan.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
@@ -19,6 +21,7 @@ from sparsec.runtime.target import INTERPRETER
 from sparsec.testing.chain import poisoned
 from sparsec.testing.recurrent import ROUTES, draw
 from sparsec.testing.trained import wrong_on
+from sparsec.tile.interpreter import interpret
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 SIZES = {"B": 2, "T": 23, "H": 4, "HKV": 2, "D": 16, "DV": 24, "DX": 72}
@@ -162,3 +165,21 @@ def test_what_has_no_kernel_yet_is_refused(what: str) -> None:
     text, said = REFUSED[what]
     with pytest.raises(PlanError, match=said):
         compile(parse(text), target="interpreter").plan(SIZES, "float32")
+
+
+@pytest.mark.parametrize(("parts", "dim", "slots"), [(4, 40, 1), (32, 700, 2), (3, 512, 1)])
+def test_a_router_of_few_tokens_chooses_alike(parts: int, dim: int, slots: int) -> None:
+    spec = Router("r", "x", "w", "ids", "shares", "e", parts, dim, slots, 0.7, "bfloat16", "bfloat16")
+    random = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(*s, generator=random).bfloat16() for s in ((3, 2, 1, dim), (parts, 1, dim)))
+    found = []
+    for schedule in (Schedule(rows=16), router.few(spec, Schedule(), "triton:sm_90")):
+        made = {"ids": torch.zeros(3, 2, 1, slots, dtype=torch.int32), "shares": torch.zeros(3, 2, 1, parts)}
+        made["e"] = torch.zeros(3, 2, 1, slots)
+        interpret(
+            router.lower(spec, schedule), {"x": x, "w": w, **made}, {"B": 3, "N": 2, "TQ": 2, "TK": 2, "q_offset": 0}
+        )
+        found.append(made)
+    assert torch.equal(found[0]["ids"], found[1]["ids"])
+    for name in ("shares", "e"):
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-5, atol=1e-6)

@@ -55,6 +55,6 @@ def _made_of(value: Node, read: Node) -> bool:
 
 
 def _once(step: Step, read: Node) -> bool:
-    """Whether a tile has an element for every lane of the program's warps, so that none is read twice."""
-    tile = prod(axis.size for axis in read.axes)
-    return not step.schedule.split_dims or tile >= THREADS * VECTOR * step.schedule.warps
+    """Whether no other warp reads an element again: each lane has its own, or one warp has all, which reads at once."""
+    tile, warps = prod(axis.size for axis in read.axes), step.schedule.warps
+    return not step.schedule.split_dims or tile >= THREADS * warps * (VECTOR if warps > 1 else 1)

@@ -1,6 +1,6 @@
 """Maps of new tokens, worked out by the scans that read them: a launch less, where a token's rows are few.
 
-load(mapped[b, n, h, d])  ->  fn(load(x[b, n, h, d]), …), rounded as it would have been stored
+load(mapped[b, n, h, d])  ->  fn(load(x[b, n, h, d]), …), in fp32, which is not rounded as it would be to be stored
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ def _takes(kernel: Kernel, made: Map, maps: Mapping[str, Map], programs: Mapping
 
 
 def fits(program: Program, made: Map) -> bool:
-    """Whether a program may work out a map wherever it reads its result."""
+    """Whether a program may work out a map wherever it reads its result, to go on in fp32."""
     known = {name for name, _ in program.params}
     lengths = {n for shape in (made.shape, *(s.shape for s in made.sources)) for n in shape if isinstance(n, str)}
     loads = [n for n, a in accesses(program) if a.tensor.name == made.out]
-    return lengths <= known and all(n.op is TileOp.LOAD and _whole(n, made) for n in loads)
+    nodes = tile.reachable(program.effects)
+    casts = made.dtype == "float32" or all(n.op is TileOp.CAST for n in nodes if set(loads) & set(n.args))
+    return lengths <= known and casts and all(n.op is TileOp.LOAD and _whole(n, made) for n in loads)
 
 
 def _whole(load: Node, made: Map) -> bool:
@@ -97,11 +99,11 @@ class _Inlined:
         """A map at an index; outside its bounds what a load would have given."""
         env = {f"x{n}": self._source(made, s, index, bounds) for n, s in enumerate(made.sources)}
         zeros = tile.full(0.0, *tile.union(*index))
-        value = tile.cast(emit_scores(made.fn, env, None, zeros), made.dtype)
+        value = emit_scores(made.fn, env, None, zeros)
         if not bounds or access.other is None:
             return value
         inside: Node = reduce(both, [tile.apply(Fn.LT, index[d], limit) for d, limit in bounds.items()])
-        return tile.cast(tile.apply(Fn.WHERE, inside, value, tile.const(access.other, made.dtype)), made.dtype)
+        return tile.apply(Fn.WHERE, inside, value, tile.const(access.other, "float32"))
 
     def _source(self, made: Map, source: MapSource, index: Index, bounds: Bounds) -> Node:
         """x of a source, in fp32."""
@@ -122,6 +124,6 @@ class _Inlined:
             bounds = {d: tile.lift(limit) for d, limit in limits.items()}
             made = self.maps[source.name]
             access = Access(Tensor(source.name, source.dtype, made.shape), tuple(limits))
-            return tile.cast(self._value(made, access, tuple(places), bounds), "float32")
+            return self._value(made, access, tuple(places), bounds)
         tensor = self.tensors.setdefault(source.name, Tensor(source.name, source.dtype, source.stored))
         return tile.cast(tile.load(tensor, *places, bounds=limits), "float32")

@@ -65,7 +65,8 @@ class Tokens:
 def tokens(builder: tile.Builder, spec: Router, schedule: Schedule, first: Node, batch: Node) -> Tokens:
     """The tile of tokens that begins at ``first``."""
     rows = builder.axis("m", schedule.rows)
-    size = max(16, 1 << (spec.parts - 1).bit_length()) if schedule.split_dims else spec.parts
+    least = 16 if schedule.rows >= 16 else 2  # as products of tiles need
+    size = max(least, 1 << (spec.parts - 1).bit_length()) if schedule.split_dims else spec.parts
     return Tokens(spec, rows, builder.axis("n", size), batch, add(first, tile.iota(rows)))
 
 

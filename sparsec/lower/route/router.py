@@ -17,6 +17,10 @@ from sparsec.tile.schedule import Schedule
 
 NONE = 2**31 - 1
 """Above every part."""
+FEW = "few"
+"""The loop order of a schedule for a few tokens."""
+WIDE = 512
+"""Columns that a program of a few tokens holds at once."""
 
 
 def lower(spec: Router, schedule: Schedule) -> Program:
@@ -24,7 +28,8 @@ def lower(spec: Router, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         first = mul(tile.program_id(0), schedule.rows)
         at = parts.tokens(builder, spec, schedule, first, tile.program_id(2))
-        scores = mul(_scores(builder, at, schedule), spec.scale)
+        by = _products if schedule.order == FEW else _scores
+        scores = mul(by(builder, at, schedule), spec.scale)
         shares = _softmax(at, scores)
         tile.store(parts.shares(spec), at.batch, at.token, 0, at.part, value=shares, bounds=at.limits)
         tensors = [parts.x(spec), parts.rows(spec), parts.shares(spec), parts.ids(spec)]
@@ -60,6 +65,23 @@ def _scores(builder: tile.Builder, at: Tokens, schedule: Schedule) -> Node:
         return [tile.dot(x, rows, dims, total, schedule.precision)]
 
     return tile.loop(0, -(-spec.dim // BLOCK), 1, [tile.full(0.0, at.rows, at.parts)], visit)[0]
+
+
+def _products(builder: tile.Builder, at: Tokens, schedule: Schedule) -> Node:
+    """W x [m,n] of a few tokens, without products of tiles, which would have 16 of them at least."""
+    spec = at.spec
+    dims = builder.axis("d", min(WIDE, 1 << (spec.dim - 1).bit_length()))
+
+    def visit(block: Node, total: Node) -> Sequence[Node]:
+        column, bound = parts.columns(spec, block, dims)
+        limit: dict[int, tile.Value] = {1: tile.param(spec.length), **bound}
+        x = tile.load(parts.x(spec), at.batch, at.token, 0, column, bounds=limit)
+        own: dict[int, tile.Value] = {0: spec.parts, **{dim - 1: n for dim, n in bound.items()}}
+        rows = tile.load(parts.rows(spec), at.part, 0, column, bounds=own)
+        product = mul(tile.cast(x, "float32"), tile.cast(rows, "float32"))
+        return [tile.apply(Fn.ADD, total, tile.reduce("sum", product, dims))]
+
+    return tile.loop(0, -(-spec.dim // dims.size), 1, [tile.full(0.0, at.rows, at.parts)], visit)[0]
 
 
 def _softmax(at: Tokens, scores: Node) -> Node:
@@ -114,6 +136,13 @@ def default(spec: Router, target: str) -> Schedule:
     if not target.startswith("triton"):
         return Schedule(rows=8, lanes=("n", "d"), split_dims=False)
     return Schedule(rows=64 if spec.parts <= 64 else 32, warps=4, stages=3, precision="ieee")
+
+
+def few(spec: Router, found: Schedule, target: str) -> Schedule:
+    """A schedule for a few tokens in place of a forward's: a program for each."""
+    if not target.startswith("triton") or spec.parts > 64:
+        return found
+    return Schedule(order=FEW, rows=1, warps=4, stages=2, precision="ieee")
 
 
 def space(spec: Router, target: str) -> dict[str, tuple[object, ...]]:

@@ -245,7 +245,7 @@ class Decoder:
         else:
             schedules = [
                 s
-                if k.name in compiled.schedules and serves(s, tokens)
+                if k.name in compiled.schedules and serves(k.spec, s, tokens)
                 else for_steps(k.spec, s, compiled.target, cache.batch, tokens)
                 for k, s in zip(plan.kernels, schedules, strict=True)
             ]

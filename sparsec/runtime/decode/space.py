@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sparsec.lower.decode.in_place import in_place
 from sparsec.lower.decode.schedules import FEW, schedule
 from sparsec.lower.gathered.chunks import sharing
 from sparsec.lower.gathered.gpu import row_tile
+from sparsec.lower.route import router
 from sparsec.lower.scan import one_token
 from sparsec.lower.scan.schedules import one_token_form, step_form, token_form
 from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.route_specs import Router
 from sparsec.plan.scan_specs import Scan
 from sparsec.plan.specs import GatheredAttention
 from sparsec.runtime.target import Target
@@ -18,17 +21,25 @@ from sparsec.tile.schedule import Schedule
 
 def for_steps(spec: AnySpec, found: Schedule, target: Target, batch: int, tokens: int) -> Schedule:
     """A forward's schedule as one for new tokens: with splits over the keys where they are few."""
-    if isinstance(spec, Scan) and tokens == 1 and one_token.fits(spec):
-        return one_token_form(spec, target.name)
+    if isinstance(spec, Scan) and tokens == 1 and serves(spec, once := one_token_form(spec, target.name), tokens):
+        return once
+    if isinstance(spec, Router) and tokens <= FEW:
+        return router.few(spec, found, target.name)
     if isinstance(spec, Scan):
-        many = found if serves(found, tokens) else token_form(spec, found)
+        many = found if serves(spec, found, tokens) else token_form(spec, found)
         return step_form(spec, found, target.name) if tokens <= FEW else many
     return schedule(spec, found, target.processors, batch) if tokens <= FEW else by_tokens(spec, found)
 
 
-def serves(found: Schedule, tokens: int) -> bool:
-    """Whether a schedule that was set by hand is one for so many tokens."""
-    return tokens == 1 or found.order != one_token.ORDER
+def serves(spec: AnySpec, found: Schedule, tokens: int) -> bool:
+    """Whether a schedule is one for so many tokens, which leaves parts of a bank that rest where they are."""
+    if found.order != one_token.ORDER or not isinstance(spec, Scan):
+        return True
+    if tokens > 1 or not one_token.fits(spec):
+        return False
+    first, last = spec.writes.initial, spec.final
+    kept = first is not None and last is not None and in_place(one_token.lower(spec, found).steps, first, last)
+    return spec.writes.route is None or last is None or kept
 
 
 def by_tokens(spec: AnySpec, found: Schedule) -> Schedule:
