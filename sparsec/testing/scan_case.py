@@ -15,7 +15,8 @@ class Setting:
     """One scan and its sizes.
 
     Attributes:
-        gates: how log-decays are drawn: "mild", or "hard" with gates of exactly 0 and 1 among them.
+        gates: how log-decays are drawn: "mild", "strong" with 0.15 as a usual gate, or "hard" with gates of exactly 0
+            and 1 among them.
         erase: whether vectors a and b say what is erased.
         reads: which state the rule reads before it writes.
         surprise: whether what a delta rule writes is an output "u" too; values are fp32 then.
@@ -87,8 +88,8 @@ class Setting:
         return found | ({"dht": normal(*states)} if self.final else {})
 
     def _gates(self, drawn: Tensor) -> Tensor:
-        mild = torch.nn.functional.logsigmoid(drawn + 3)
-        if self.gates == "mild":
+        mild = torch.nn.functional.logsigmoid(drawn + (-1.7 if self.gates == "strong" else 3))
+        if self.gates != "hard":
             return mild
         hard = torch.where(drawn > 1.0, 0.0, mild)
         return torch.where(drawn < -1.0, -torch.inf, hard)

@@ -105,6 +105,16 @@ def test_half_precision(rule: str) -> None:
     assert max(errors.values()) < BF16, errors
 
 
+@pytest.mark.parametrize("rule", ["fading channels", "delta, fading channels", "undecayed erase"])
+def test_strong_gates(rule: str) -> None:
+    """Some chunks fade by less than products of tiles bear, some by more."""
+    s = replace(RULES[rule], rows=128, cols=32, length=192, heads=1, gates="strong")
+    errors = found(s, Schedule(order="chunk", rows=64, splits=2))
+    assert max(errors.values()) < 1e-12, errors
+    errors = found(replace(s, dtype="bfloat16"), Schedule(order="chunk", rows=64, splits=2))
+    assert max(errors.values()) < BF16, errors
+
+
 def test_what_has_no_chunk_form() -> None:
     with pytest.raises(ScheduleError, match="use order 'token'"):
         chunk.lower(replace(RULES["fading"], decay="full").scan(), Schedule(order="chunk", rows=16))

@@ -80,6 +80,13 @@ def test_half_precision(rule: str) -> None:
     assert all(error < LIMITS.get(name, OTHERS) for name, error in errors.items()), errors
 
 
+@pytest.mark.parametrize("rule", ["fading channels", "delta, fading channels", "undecayed erase"])
+def test_strong_gates(rule: str) -> None:
+    s = replace(RULES[rule], rows=128, cols=32, length=192, heads=1, gates="strong", dtype="bfloat16")
+    errors = found(s, Schedule(order="chunk", rows=64, splits=2))
+    assert all(error < LIMITS.get(name, OTHERS) for name, error in errors.items()), errors
+
+
 @pytest.mark.parametrize("rule", ["weighted", "gated delta"])
 def test_what_nobody_asks_for_is_not_needed(rule: str) -> None:
     s = replace(RULES[rule], heads=1)

@@ -1,7 +1,7 @@
 """Decays of a chunk per key channel, and its vectors.
 
 Products of rows and columns are products of tiles, with decays counted from the middle of the chunk's: no exponent is
-above half of what a channel fades by, which is safe down to 2^-100. Chunks that fade further are worked out again
+above half of what a channel fades by, which is safe down to 2^-200. Chunks that fade further are worked out again
 column by column, where every exponent is that of a pair of tokens. Key dims go in tiles, which need fewer registers.
 """
 
@@ -18,7 +18,7 @@ from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
 
-DEEPEST = -100.0
+DEEPEST = -200.0
 """Base-2 logarithm of what a channel may fade by in a chunk whose products are tiles."""
 
 
