@@ -1,4 +1,8 @@
-"""Gradients of rows and columns through what they see of their own chunk."""
+"""Gradients of rows and columns through what they see of their own chunk.
+
+What pairs of tokens give to slopes of decays must cancel between rows and columns, where no decay lies between the
+pair and the token that asks: so x dx and y dy are products of the very operands that dx and dy were made of.
+"""
 
 from __future__ import annotations
 
@@ -30,27 +34,37 @@ class Near:
     squares: Squares
     exact: bool
 
-    def row(self, side: Side) -> Node:
-        """Σ_y dA_xy y e^{Γ_i − Γ_j} ``[c,d]``."""
-        f, found = self.fades, None
+    def row(self, side: Side) -> tuple[Node, Node]:
+        """Σ_y dA_xy y e^{Γ_i − Γ_j} ``[c,d]``, and x times it."""
+        f = self.fades
         if self.exact:
-            return self._row_by_columns(side)
+            made = self._row_by_columns(side)
+            return made, mul(f.vectors(side), made)
+        found: Node | None = None
         for column in f.keyed.columns:
-            y = self._operand(tile.rename(mul(f.vectors(column), f.of_column()), f.at.rows, f.at.columns))
+            y = tile.rename(self._y(column), f.at.rows, f.at.columns)
             found = tile.dot(self._operand(self.squares[side.name, column.name]), y, f.at.columns, found)
         assert found is not None
-        return mul(found, f.of_row(side))
+        return mul(found, f.of_row(side)), mul(tile.cast(self._x(side), "float32"), found)
 
-    def column(self, side: Side) -> Node:
-        """Σ_x dA_xyᵀ x e^{Γ_i − Γ_j} ``[c,d]``, of the chunk's tokens as columns."""
-        f, found = self.fades, None
+    def column(self, side: Side) -> tuple[Node, Node]:
+        """Σ_x dA_xyᵀ x e^{Γ_i − Γ_j} ``[c,d]``, of the chunk's tokens as columns, and y times it."""
+        f = self.fades
         if self.exact:
-            return self._column_by_rows(side)
+            made = self._column_by_rows(side)
+            return made, mul(f.vectors(side), made)
+        found: Node | None = None
         for row in f.keyed.rows:
-            x = self._operand(mul(f.vectors(row), f.of_row(row)))
-            found = tile.dot(self._operand(self.squares[row.name, side.name]), x, f.at.rows, found)
+            found = tile.dot(self._operand(self.squares[row.name, side.name]), self._x(row), f.at.rows, found)
         assert found is not None
-        return mul(tile.rename(found, f.at.columns, f.at.rows), f.of_column())
+        made = tile.rename(found, f.at.columns, f.at.rows)
+        return mul(made, f.of_column()), mul(tile.cast(self._y(side), "float32"), made)
+
+    def _x(self, side: Side) -> Node:
+        return self._operand(mul(self.fades.vectors(side), self.fades.of_row(side)))
+
+    def _y(self, side: Side) -> Node:
+        return self._operand(mul(self.fades.vectors(side), self.fades.of_column()))
 
     def _operand(self, x: Node) -> Node:
         return tile.cast(x, _OPERANDS.get(self.fades.keyed.own.writes.k.dtype, "bfloat16"))

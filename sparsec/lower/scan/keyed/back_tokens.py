@@ -105,8 +105,9 @@ class _Part:
         f, keyed, spec, dim = self.fades, self.fades.keyed, self.whole.b.back.spec, self.fades.at.dim
         slope, own_slope, grad_a = tile.full(0.0, f.at.rows, f.at.dims), None, None
         for side in keyed.rows:
-            found = add(mul(self.sums.of_row(side, dim), power_of_two(f.since(side))), self.near.row(side))
-            passed = mul(f.vectors(side), found)
+            far = mul(self.sums.of_row(side, dim), power_of_two(f.since(side)))
+            near, passed = self.near.row(side)
+            found, passed = add(far, near), add(passed, mul(f.vectors(side), far))
             slope, own_slope = add(slope, passed), passed if side.shifted else own_slope
             found = found if side.factor == 1.0 else mul(found, side.factor)
             grad_a = found if side.name == "a" and keyed.tied else grad_a
@@ -114,10 +115,10 @@ class _Part:
         ends = mul(self.sums.kept(dim), power_of_two(f.total()))
         for side in keyed.columns:
             far = mul(tile.rename(self.sums.of_column(side, dim), f.at.columns, f.at.rows), f.left())
-            found, y = add(far, self.near.column(side)), f.vectors(side)
-            slope = sub(slope, mul(y, found))
-            ends = add(ends, tile.reduce("sum", mul(y, far), f.at.rows))
-            self._column(side, found, grad_a)
+            near, passed = self.near.column(side)
+            through = mul(f.vectors(side), far)
+            slope, ends = sub(slope, add(passed, through)), add(ends, tile.reduce("sum", through, f.at.rows))
+            self._column(side, add(far, near), grad_a)
         self._decay(slope, own_slope, ends)
 
     def _column(self, side: Side, found: Node, grad_a: Node | None) -> None:
