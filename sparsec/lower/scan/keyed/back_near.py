@@ -24,20 +24,15 @@ _OPERANDS = {"float32": "float32"}
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """One chunk of one head, some key dims.
-
-    Attributes:
-        exact: whether every exponent is that of a pair of tokens.
-    """
+    """One chunk of one head, some key dims."""
 
     fades: Fades
     squares: Squares
-    exact: bool
 
     def row(self, side: Side) -> tuple[Node, Node]:
         """Σ_y dA_xy y e^{Γ_i − Γ_j} ``[c,d]``, and x times it."""
         f = self.fades
-        if self.exact:
+        if f.exact:
             made = self._row_by_columns(side)
             return made, mul(f.vectors(side), made)
         found: Node | None = None
@@ -50,7 +45,7 @@ class Near:
     def column(self, side: Side) -> tuple[Node, Node]:
         """Σ_x dA_xyᵀ x e^{Γ_i − Γ_j} ``[c,d]``, of the chunk's tokens as columns, and y times it."""
         f = self.fades
-        if self.exact:
+        if f.exact:
             made = self._column_by_rows(side)
             return made, mul(f.vectors(side), made)
         found: Node | None = None

@@ -64,8 +64,8 @@ class _Tokens:
         narrow = [operand for operand in (spec.grad_beta, of_scalars) if operand is not None]
 
         def visit(at: Space, *totals: Node) -> Sequence[Node]:
-            fades = Fades(self.b.keyed, chunk, at)
-            part = _Part(self, fades, sums, Near(fades, squares, self.exact), {})
+            fades = Fades(self.b.keyed, chunk, at, self.exact)
+            part = _Part(self, fades, sums, Near(fades, squares), {})
             part.all()
             return [add(total, part.narrow[o.name]) for o, total in zip(narrow, totals, strict=True)]
 
@@ -105,7 +105,7 @@ class _Part:
         f, keyed, spec, dim = self.fades, self.fades.keyed, self.whole.b.back.spec, self.fades.at.dim
         slope, own_slope, grad_a = tile.full(0.0, f.at.rows, f.at.dims), None, None
         for side in keyed.rows:
-            far = mul(self.sums.of_row(side, dim), power_of_two(f.since(side)))
+            far = mul(self.sums.of_row(side, dim), f.kept(side))
             near, passed = self.near.row(side)
             found, passed = add(far, near), add(passed, mul(f.vectors(side), far))
             slope, own_slope = add(slope, passed), passed if side.shifted else own_slope

@@ -63,11 +63,16 @@ def dims_of(own: Chunked) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Fades:
-    """One chunk's decays and vectors, all ``[c,d]`` in fp32, decays as base-2 logarithms."""
+    """One chunk's decays and vectors, all ``[c,d]`` in fp32, decays as base-2 logarithms.
+
+    Attributes:
+        exact: whether the chunk may fade further than products of tiles bear.
+    """
 
     keyed: Keyed
     chunk: Chunk
     at: Space
+    exact: bool = False
 
     def steps(self, token: Node | None = None) -> Node:
         """Log-decays of all tokens, or of one."""
@@ -110,25 +115,29 @@ class Fades:
         """The decays of a row: Γ, or Γ before the own token."""
         return sub(self.sums(), self.steps()) if side.shifted else self.sums()
 
-    def lifted(self, side: Side) -> Node:
-        """A row times what is left since the start of the chunk."""
-        return mul(self.vectors(side), power_of_two(self.since(side)))
+    def kept(self, side: Side) -> Node:
+        """What is left of a row since the start of the chunk."""
+        if self.exact:
+            return power_of_two(self.since(side))
+        return mul(self.of_row(side), tile.apply(Fn.EXP2, self.middle()))
 
     def left(self) -> Node:
-        """What is left at the end of the chunk."""
-        return power_of_two(sub(self.total(), self.sums()))
+        """What is left of a column at the end of the chunk."""
+        if self.exact:
+            return power_of_two(sub(self.total(), self.sums()))
+        return mul(self.of_column(), tile.apply(Fn.EXP2, self.middle()))
 
     def middle(self) -> Node:
-        """Where decays of products are counted from ``[d]``."""
-        return mul(tile.apply(Fn.MAXIMUM, self.total(), DEEPEST), 0.5)
+        """Where decays of products are counted from, half of all ``[d]``."""
+        return mul(self.total(), 0.5)
 
     def of_row(self, side: Side) -> Node:
         """What a row is multiplied with in products of tiles."""
-        return _power(sub(self.since(side), self.middle()))
+        return tile.apply(Fn.EXP2, sub(self.since(side), self.middle()))
 
     def of_column(self) -> Node:
         """What a column is multiplied with."""
-        return _power(sub(self.middle(), self.sums()))
+        return tile.apply(Fn.EXP2, sub(self.middle(), self.sums()))
 
 
 def where_deep(keyed: Keyed, chunk: Chunk, dims: Axis, body: Callable[[Chunk], None]) -> None:
@@ -148,8 +157,3 @@ def where_deep(keyed: Keyed, chunk: Chunk, dims: Axis, body: Callable[[Chunk], N
         return []
 
     tile.loop(chunk.number, add(chunk.number, count), 1, [], visit)
-
-
-def _power(x: Node) -> Node:
-    """2^x of what is at most half of the deepest."""
-    return tile.apply(Fn.EXP2, tile.apply(Fn.MINIMUM, x, -0.5 * DEEPEST))

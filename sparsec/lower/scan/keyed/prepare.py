@@ -39,22 +39,24 @@ def lower(keyed: Keyed) -> Program:
 
 
 def lower_deep(keyed: Keyed) -> Program:
-    """Once more what rows see of columns, exactly, in chunks that fade too far for products of tiles."""
+    """All of it once more, exactly, in chunks that fade too far for products of tiles."""
     own = keyed.own
     with tile.Builder() as builder:
         axes, chunk = _axes(builder, keyed), Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
 
         def again(chunk: Chunk) -> None:
+            over_dims(own, axes, [], lambda at: _store_faded(keyed, Fades(keyed, chunk, at, True)))
             for row, column in _pairs(keyed):
 
                 def visit(at: Space, found: Node, row: Side = row, column: Side = column) -> Sequence[Node]:
-                    return [_by_columns(Fades(keyed, chunk, at), row, column, found)]
+                    return [_by_columns(Fades(keyed, chunk, at, True), row, column, found)]
 
                 (value,) = over_dims(own, axes, [tile.full(0.0, axes[0], axes[2])], visit)
                 _store_product(keyed, chunk, axes, row, column, value)
 
         where_deep(keyed, chunk, axes[1], again)
-        return own.program(builder, "deep", [*inputs(keyed), keyed.totals, *_products(keyed)], grid(keyed))
+        written = [*(keyed.faded(s) for s in (*keyed.rows, *keyed.columns)), *_products(keyed)]
+        return own.program(builder, "deep", [*inputs(keyed), keyed.totals, *written], grid(keyed))
 
 
 def grid(keyed: Keyed) -> tuple[tile.Value, ...]:
@@ -102,7 +104,7 @@ def _store(tensor: Tensor, f: Fades, value: Node) -> None:
 
 def _row(keyed: Keyed, f: Fades, row: Side) -> Node:
     """Store a row faded from the start of the chunk; what it is in products of tiles ``[c,d]``."""
-    _store(keyed.faded(row), f, f.lifted(row))
+    _store(keyed.faded(row), f, mul(f.vectors(row), f.kept(row)))
     return mul(f.vectors(row), f.of_row(row))
 
 
@@ -110,6 +112,14 @@ def _column(keyed: Keyed, f: Fades, column: Side) -> Node:
     """Store a column faded to the end of the chunk; what it is in products of tiles ``[n,d]``."""
     _store(keyed.faded(column), f, mul(f.vectors(column), f.left()))
     return tile.rename(mul(f.vectors(column), f.of_column()), f.at.rows, f.at.columns)
+
+
+def _store_faded(keyed: Keyed, f: Fades) -> Sequence[Node]:
+    for side in keyed.rows:
+        _store(keyed.faded(side), f, mul(f.vectors(side), f.kept(side)))
+    for side in keyed.columns:
+        _store(keyed.faded(side), f, mul(f.vectors(side), f.left()))
+    return []
 
 
 def _by_columns(f: Fades, row: Side, column: Side, found: Node) -> Node:
