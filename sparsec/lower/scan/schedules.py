@@ -68,8 +68,10 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
 
 def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
     """As ``in_chunks``, for the adjoint."""
-    found = in_chunks(spec.forward, target)
-    one = spec if spec.forward.writes.route is None else sort.gradient(spec)
+    found, w = in_chunks(spec.forward, target), spec.forward.writes
+    if needs_keyed(w) and (w.rule == "delta" or w.erase is not None):
+        return None  # has a form, which faulted on an H100 (Triton 3.6) as the last thing seen of it
+    one = spec if w.route is None else sort.gradient(spec)
     return found if found is not None and chunk_back.refusal(one) is None else None
 
 
