@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sparsec.plan.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER
-from sparsec.testing.chain import poisoned
+from sparsec.testing.chain import links, poisoned
 from sparsec.testing.recurrent import ROUTES, draw
 from sparsec.testing.trained import wrong_on
 from sparsec.tile.interpreter import interpret
@@ -183,3 +184,28 @@ def test_a_router_of_few_tokens_chooses_alike(parts: int, dim: int, slots: int) 
     assert torch.equal(found[0]["ids"], found[1]["ids"])
     for name in ("shares", "e"):
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-5, atol=1e-6)
+
+
+MISTAKES = {
+    "e left out": lambda w: replace(w, route=replace(w.route, weight=None)),
+    "parts decay at rest": lambda w: replace(w, route=replace(w.route, freeze=False)),
+    "one slot only": lambda w: replace(w, route=replace(w.route, slots=1)),
+    "no first states": lambda w: replace(w, initial=None),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_kernel_is_found(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, found = joint("two of four")
+    specs = {}
+    for kernel in found:
+        spec = kernel.spec
+        if isinstance(spec, Scan | ScanGrad):
+            own = spec if isinstance(spec, Scan) else spec.forward
+            broken = replace(own, writes=MISTAKES[mistake](own.writes))
+            wrong = broken if isinstance(spec, Scan) else replace(spec, forward=broken)
+            specs[kernel.name] = replace(kernel, spec=wrong)
+    built = made.built
+    monkeypatch.setattr(type(made), "built", lambda self, kernel, dims: built(specs.get(kernel.name, kernel), dims))
+    said = [link.ok for link in links(made, draw(made.variant, SIZES)) if link.lower in specs]
+    assert said and not any(said)
