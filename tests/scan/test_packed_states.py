@@ -20,6 +20,9 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "from given states": ("kda", {"raw": True, "initial": True}),
     "first and last states": ("rwkv7", {"raw": True, "initial": True, "final": True}),
     "chosen parts": ("sse", {"rule": "gdn", "k": 2}),
+    "levels": ("rsa", {"raw": True}),
+    "slots of levels": ("rsa", {"readout": "slot_softmax", "routing": "tree", "left": "pre"}),
+    "gated slots": ("gsa", {}),
 }
 
 
