@@ -109,15 +109,44 @@ class Back:
         """The gradient of decays without what passes a whole chunk ``[B,HKV,tokens]``."""
         return self._per_head("among", "float32", PADDED)
 
+    def _of_chunk(self, name: str, size: int) -> Tensor:
+        return self._per_head(f"of_{name}", self.own.writes.k.dtype, PADDED, size)
+
+    @property
+    def of_effective(self) -> Tensor:
+        """The gradient of what queries see of their chunk's values ``[B,HKV,tokens,chunk]``."""
+        return self._of_chunk("effective", self.own.chunk)
+
+    @property
+    def of_solved(self) -> Tensor:
+        """That of (I + A)⁻¹."""
+        return self._of_chunk("solved", self.own.chunk)
+
+    @property
+    def of_lifted(self) -> Tensor:
+        """That of the keys as their decays since the start of the chunk leave them ``[B,HKV,tokens,D]``."""
+        return self._of_chunk("lifted", self.own.writes.rows)
+
+    @property
+    def of_ending(self) -> Tensor:
+        """That of the keys as they are left at its end, with their rates."""
+        return self._of_chunk("ending", self.own.writes.rows)
+
+    @property
+    def of_whole(self) -> Tensor:
+        """That of the decay over each chunk, where transitions are matrices; fp32 ``[B,HKV,chunks]``."""
+        return self._per_head("of_whole", "float32", CHUNKS)
+
     def scratch(self) -> list[Tensor]:
         """What is written beyond what the forward's programs write."""
+        inside = [self.of_effective, self.of_solved] * self.matrices
         if not self.rungs.outer:
-            return []
-        found = [self.reads]
+            return inside
+        found = [*inside, self.reads]
         for level in range(self.rungs.first, self.rungs.outer):
             found += [self.grad_states(level)] + [self.grad_moves(level)] * self.matrices
         if self.matrices:
-            found += [self.passes, self.walks, self.pulls, self.pull]
+            found += [self.passes, self.walks, self.pulls, self.pull, self.of_lifted, self.of_ending, self.of_whole]
         return found + [self.kept, self.gains, self.among] * self.learns_decay
 
     def gate_bounds(self) -> dict[int, tile.Value]:

@@ -20,12 +20,19 @@ def lower(spec: LadderGrad, schedule: Schedule) -> Lowered:
     """
     b = Back(spec, rungs_of(spec.forward, schedule, spec.name))
     steps = blocks(b.rungs, schedule) + (_down(b, schedule) if b.rungs.outer else [])
-    last = tokens_delta.lower(b) if b.own.delta else tokens.lower(b)
-    steps.append(Step(last, replace(schedule, warps=8, stages=1)))
+    made = [tokens_delta.lower_parts(_narrow(b)), tokens_delta.lower(b)] if b.own.delta else [tokens.lower(b)]
+    steps += [Step(program, replace(schedule, warps=8, stages=1)) for program in made]
     if b.rungs.outer and b.learns_decay:
         steps.append(Step(through.lower(b), replace(schedule, warps=1, stages=1)))
     scratch = (*b.rungs.scratch(), *b.scratch())
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch), b.rungs.params())
+
+
+def _narrow(b: Back) -> Back:
+    """With fewer columns at once, for a program that holds much else."""
+    own = b.rungs.own
+    schedule = replace(own.schedule, value_block=min(own.columns, 64))
+    return replace(b, rungs=replace(b.rungs, own=replace(own, schedule=schedule)))
 
 
 def _down(b: Back, schedule: Schedule) -> list[Step]:

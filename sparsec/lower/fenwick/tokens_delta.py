@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sparsec.lower.fenwick import parts
 from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.frame import Frame
 from sparsec.lower.fenwick.leaf import of_writes
+from sparsec.lower.fenwick.parts import Parts
 from sparsec.lower.fenwick.rungs import edges
 from sparsec.lower.fenwick.walk import frame
 from sparsec.lower.scalars import add, mul, sub
@@ -29,18 +31,29 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program
 
 
-def lower(b: Back) -> Program:
-    """One (chunk, head, batch) per grid point."""
+def lower_parts(b: Back) -> Program:
+    """Gradients of F, T, K' and K", of values and of weights; one (chunk, head, batch) per grid point."""
     own, w, rungs = b.own, b.own.writes, b.rungs
     with tile.Builder() as builder:
         f = frame(builder, b)
         at = _Rule(f)
         columns = at.columns()
-        at.finish(at.outside(columns) if rungs.outer else at.inside(columns))
+        parts.store(f, at.outside(columns) if rungs.outer else at.inside(columns))
         tensors = [rungs.queries, rungs.keys, rungs.values, rungs.gate, b.grad_out, *of_writes(rungs)]
         tensors += [b.grad_states(0), b.grad_moves(0), b.pull] if rungs.outer else []
         grid = (tile.param(CHUNKS), w.heads, tile.param("B"))
-        return own.program(builder, "", [*tensors, *f.tensors], grid)
+        return own.program(builder, "parts", [*tensors, *f.tensors], grid)
+
+
+def lower(b: Back) -> Program:
+    """Gradients of queries, keys, rates and decays from those; one (chunk, head, batch) per grid point."""
+    own, w, rungs = b.own, b.own.writes, b.rungs
+    with tile.Builder() as builder:
+        f = frame(builder, b)
+        _Rule(f).finish(parts.load(f))
+        tensors = [rungs.queries, rungs.keys, *of_writes(rungs), *parts.tensors(b), *f.tensors]
+        grid = (tile.param(CHUNKS), w.heads, tile.param("B"))
+        return own.program(builder, "", tensors, grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +67,6 @@ class Sums:
     among: Node
     solved: Node
     ending: Node
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Gradients in fp32: of F ``[c,n]`` and T ``[t,n]``; of K' and K" ``[n,d]``, of X_0 ``[c,d]``, and of e^{Γ_C}."""
-
-    effective: Node
-    solved: Node
-    lifted: Node | None = None
-    ending: Node | None = None
-    first: Node | None = None
-    whole: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class _Rule:
         diagonal = tile.apply(Fn.EQ, row, tile.iota(other))
         whole = tile.apply(Fn.WHERE, diagonal, tile.cast(moves, "float32"), 0.0)
         whole = tile.reduce("sum", tile.reduce("sum", whole, other), a.dims)
-        return Parts(grad, self._of_solved(grad, solved), grad_lifted, ending, tile.cast(pull, "float32"), whole)
+        return Parts(grad, self._of_solved(grad, solved), grad_lifted, ending, whole=whole)
 
     def _weighted(self, s: Sums) -> Node:
         """G ⊙ scale dO Vᵀ; the weights' gradients are stored."""

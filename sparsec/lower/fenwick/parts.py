@@ -1,0 +1,64 @@
+"""What one program of a delta rule's gradients leaves to the next, in the dtype of the keys: a chunk's matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.lower.fenwick.back import Back
+from sparsec.lower.fenwick.frame import Frame
+from sparsec.lower.fenwick.rungs import edges
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Gradients in fp32: of F ``[c,n]`` and T ``[t,n]``; of K' and K" ``[n,d]``, of X_0 ``[c,d]``, and of e^{Γ_C}."""
+
+    effective: Node
+    solved: Node
+    lifted: Node | None = None
+    ending: Node | None = None
+    first: Node | None = None
+    whole: Node | None = None
+
+
+def store(f: Frame, found: Parts) -> None:
+    """Leave them; that of X_0 is known before."""
+    b, a, row = f.b, f.axes, tile.iota(f.axes.dims)
+    _keep(f, b.of_effective, a.queries, tile.iota(a.keys), found.effective)
+    _keep(f, b.of_solved, f.at.middle, tile.iota(a.keys), found.solved)
+    if found.lifted is not None and found.ending is not None and found.whole is not None:
+        _keep(f, b.of_lifted, a.keys, row, found.lifted)
+        _keep(f, b.of_ending, a.keys, row, found.ending)
+        tile.store(b.of_whole, f.chunk.batch, f.chunk.head, f.chunk.number, value=found.whole)
+        f.tensors.append(b.of_whole)
+
+
+def load(f: Frame) -> Parts:
+    """Read them again."""
+    b, a, row = f.b, f.axes, tile.iota(f.axes.dims)
+    effective = _kept(f, b.of_effective, a.queries, tile.iota(a.keys))
+    solved = _kept(f, b.of_solved, f.at.middle, tile.iota(a.keys))
+    if not b.rungs.outer:
+        return Parts(effective, solved)
+    lifted, ending = (_kept(f, tensor, a.keys, row) for tensor in (b.of_lifted, b.of_ending))
+    whole = tile.load(b.of_whole, f.chunk.batch, f.chunk.head, f.chunk.number)
+    return Parts(effective, solved, lifted, ending, _kept(f, b.pull, a.queries, row), whole)
+
+
+def tensors(b: Back) -> list[Tensor]:
+    """Where they lie."""
+    found = [b.of_effective, b.of_solved]
+    return found + [b.of_lifted, b.of_ending, b.of_whole, b.pull] * bool(b.rungs.outer)
+
+
+def _keep(f: Frame, tensor: Tensor, tokens: Axis, column: Node, value: Node) -> None:
+    place = (f.chunk.batch, f.chunk.head, f.chunk.token(tokens), column)
+    tile.store(tensor, *place, value=tile.cast(value, tensor.dtype), bounds=edges(tensor, [column]))
+    f.tensors.append(tensor)
+
+
+def _kept(f: Frame, tensor: Tensor, tokens: Axis, column: Node) -> Node:
+    place = (f.chunk.batch, f.chunk.head, f.chunk.token(tokens), column)
+    return tile.cast(tile.load(tensor, *place, bounds=edges(tensor, [column])), "float32")
