@@ -15,7 +15,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -61,7 +61,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
         seen[test] += 1
         if seen[test] <= most:
             kept.append(item)
+        if not uses(item.function.__code__) and not hasattr(item, "callspec"):
+            item.add_marker(pytest.mark.skip("calls no op of sparsec's"))
     items[:] = kept
+
+
+def uses(code: CodeType) -> bool:
+    """Whether a function names an op of sparsec's, in itself or in a function inside it."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return bool({*code.co_names} & {*fla.__all__}) or any(uses(part) for part in inner)
 
 
 def _exchange(names: dict[str, Any], by_value: bool = False) -> None:

@@ -16,9 +16,7 @@ DIM, HEADS, HEAD, TOKENS = 24, 2, 8, 19
 LAYERS: dict[str, Callable[..., nn.Layer]] = {
     "full": nn.Attention,
     "fox": partial(nn.Attention, name="fox"),
-    "window": partial(nn.Attention, name="streaming", window=6, sinks=1),
     "hsa": partial(nn.HSA, chunk=4, k=2, window=5),
-    "nsa": partial(nn.Attention, name="nsa", block=4, size=4, stride=2, k=4, window=5),
     "linear": nn.LinearAttention,
     "retnet": nn.RetNet,
     "mamba2": partial(nn.Mamba2, kv_heads=4),
