@@ -39,8 +39,10 @@ def _with_a_maximum(spec: GatheredAttention, default: Schedule) -> tuple[Schedul
 
 
 def grad_q(spec: GatheredGradQ, target: str) -> tuple[Schedule, ...]:
-    """For gradients of queries."""
-    return _own_lists(spec.forward, grad_schedules.default_q(spec, target), target)
+    """For gradients of queries; of narrow heads also a whole chunk at a time."""
+    found = _own_lists(spec.forward, grad_schedules.default_q(spec, target), target)
+    narrow = spec.forward.per == "joint" and max(spec.forward.head_dim, spec.forward.value_dim) <= 64
+    return (*found, *(replace(s, block=64, stages=2) for s in found if narrow))
 
 
 def _own_lists(spec: GatheredAttention, default: Schedule, target: str) -> tuple[Schedule, ...]:
