@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from sparsec.benchmarks.cases import Case, Inputs
+from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.cases_scan import ScanCase
 from sparsec.benchmarks.cases_sse import SseCase
 from sparsec.benchmarks.draws import normal
 from sparsec.benchmarks.reference import head_inputs, head_output, sampled_rows, truth
+from sparsec.benchmarks.reference_rsa import rsa_gradients
 from sparsec.benchmarks.reference_scan import scan_gradients
 from sparsec.benchmarks.reference_sse import sse_gradients
 from sparsec.benchmarks.step import Step
@@ -52,6 +54,8 @@ def gradients(case: Case, inputs: Inputs, rows: Tensor, grad: Tensor) -> Inputs:
     """fp64 gradients ``[B,T,heads,…]`` of what the case learns, through the outputs of these rows only."""
     if isinstance(case, ScanCase):
         return scan_gradients(case, inputs, rows, grad)
+    if isinstance(case, RsaCase):
+        return rsa_gradients(case, inputs, rows, grad)
     if isinstance(case, SseCase):
         return sse_gradients(case, inputs, rows, grad)
     found = {name: torch.zeros(inputs[name].shape, dtype=torch.float64, device=case.device) for name in case.learned}

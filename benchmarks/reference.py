@@ -13,9 +13,11 @@ from torch import Tensor
 from sparsec.benchmarks.attention_fp64 import best, keys_of, members_of, softmax_over
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, Inputs, MobaCase, SelectedCase, WindowCase
 from sparsec.benchmarks.cases_nsa import NsaCase, SelectorCase
+from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.cases_scan import ScanCase
 from sparsec.benchmarks.cases_sse import SseCase
 from sparsec.benchmarks.reference_nsa import nsa_lists, nsa_output
+from sparsec.benchmarks.reference_rsa import rsa_output
 from sparsec.benchmarks.reference_scan import scan_output
 from sparsec.benchmarks.reference_sse import sse_output
 
@@ -49,12 +51,18 @@ def sampled_rows(case: Case, tiles: int = 5) -> Tensor:
 
 def truth(case: Case, inputs: Inputs, rows: Tensor) -> Truth:
     """The case's output at these rows, in fp64."""
-    if isinstance(case, ScanCase | SseCase):
+    if isinstance(case, ScanCase | SseCase | RsaCase):
         x = {name: x.double() for name, x in inputs.items()}
-        output = (scan_output(case, x) if isinstance(case, ScanCase) else sse_output(case, x))[:, rows]
+        output = _states(case, x)[:, rows]
         return Truth(rows, output, torch.full(output.shape[:-1], math.inf, device=output.device))
     parts = [_batch(case, {name: x[b] for name, x in inputs.items()}, rows) for b in range(case.B)]
     return Truth(rows, torch.stack([o for o, _ in parts]), torch.stack([g for _, g in parts]))
+
+
+def _states(case: ScanCase | SseCase | RsaCase, x: Inputs) -> Tensor:
+    if isinstance(case, ScanCase):
+        return scan_output(case, x)
+    return sse_output(case, x) if isinstance(case, SseCase) else rsa_output(case, x)
 
 
 def _batch(case: Case, inputs: Inputs, rows: Tensor) -> tuple[Tensor, Tensor]:

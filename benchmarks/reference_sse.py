@@ -15,7 +15,9 @@ def sse_output(case: SseCase, x: Inputs) -> Tensor:
     """The output ``[B,T,H,D]`` of fp64 inputs."""
     share = torch.softmax(x["x"][:, :, 0] @ x["w"][:, 0].T, -1)
     e, chosen = share.max(-1)
-    found = [_routed(case, {name: t[b] for name, t in x.items() if name != "w"}, e[b], chosen[b]) for b in range(case.B)]
+    found = [
+        _routed(case, {name: t[b] for name, t in x.items() if name != "w"}, e[b], chosen[b]) for b in range(case.B)
+    ]
     return scan_output(_plain(case, case.B, case.T), _role(x, "1")) + torch.stack(found)
 
 
@@ -45,7 +47,9 @@ def _routed(case: SseCase, x: Inputs, e: Tensor, chosen: Tensor) -> Tensor:
     role["g"] = role["g"] * (there[..., None] if case.delta else there[..., None, None])
     out = scan_output(_plain(case, case.parts, longest), role) * share[..., None]
     order = torch.empty_like(chosen)
-    order[torch.cat(runs)] = torch.cat([n * longest + torch.arange(len(r), device=at.device) for n, r in enumerate(runs)])
+    order[torch.cat(runs)] = torch.cat(
+        [n * longest + torch.arange(len(r), device=at.device) for n, r in enumerate(runs)]
+    )
     return out.flatten(0, 1)[order]
 
 

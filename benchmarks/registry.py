@@ -6,6 +6,7 @@ import torch
 
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, MobaCase, SelectedCase, WindowCase
 from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
+from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.cases_scan import (
     DeltaCase,
     GdnCase,
@@ -53,6 +54,7 @@ _ROUTED: tuple[Case, ...] = (
     SseCase("sse_n32", *_STATES, parts=32),
     SseGdnCase("sse_gdn_n4", *_STATES, parts=4),
     SseGdnCase("sse_gdn_n32", *_STATES, parts=32),
+    RsaCase("rsa", *_STATES),
 )
 
 _CASES: tuple[Case, ...] = (
