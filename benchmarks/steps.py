@@ -1,5 +1,5 @@
 """One-token steps of matrix states against a copy of the bytes that they must move, and against fla's:
-`python -m sparsec.benchmarks.steps [CASE …] [--target cpu] [--json FILE]`.
+`python -m sparsec.benchmarks.steps [CASE …] [--sweep] [--target cpu] [--json FILE]`.
 
 A row is the time of one layer in a CUDA graph of as many layers as outgrow the L2 cache, each with states of its own,
 and only after its outputs were checked with the oracle. A step reads the states that its tokens choose and writes them
@@ -12,9 +12,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,12 +27,14 @@ from sparsec.benchmarks.hardware import hardware
 from sparsec.benchmarks.peers.fla_steps import peer
 from sparsec.frontends.preset import find, preset
 from sparsec.ir.variant import Variant, dim_names
+from sparsec.lower.scan.schedules import COLUMNS, WARPS, fills, one_token_form
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
 from sparsec.plan.scan_specs import Scan
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.inputs import inputs
+from sparsec.tile.schedule import Schedule
 
 FILLED = 3
 """Tokens of every sequence before the step that is checked."""
@@ -188,11 +191,25 @@ def copy_seconds(nbytes: int, count: int, device: str) -> float:
     return min(seconds(runs, device) for runs in ways) * nbytes / (8 * size)
 
 
-def row(case: StepCase, target: str) -> Row:
-    """Check a step, time it, time a copy and the peer."""
+def variations(case: StepCase, target: str) -> list[dict[str, Schedule]]:
+    """Every schedule of the space for the states of a step, all of them alike, by kernel."""
+    made = compile(case.variant, target)
+    known = {"B": case.batch, "TQ": 1, "TK": 1, "q_offset": 0, "H": case.heads, "HKV": case.heads, "D": case.dim}
+    plan = made.decoder.step.plan({**known, "DV": case.dim, "DX": case.heads * case.dim}, "bfloat16")
+    scans = {k.name: k.spec for k in plan.kernels if isinstance(k.spec, Scan) and k.spec.writes.rows > 1}
+    found = list[dict[str, Schedule]]()
+    for columns, warps in product(COLUMNS, WARPS):
+        each = {n: replace(one_token_form(s, target), value_block=columns, warps=warps) for n, s in scans.items()}
+        found += [each] if all(fills(s, each[n]) for n, s in scans.items()) else []
+    return found
+
+
+def row(case: StepCase, target: str, schedules: Mapping[str, Schedule] | None = None) -> Row:
+    """Check a step, time it, time a copy and the peer; scans under these schedules where some are given."""
     device = "cpu" if target in ("cpu", "interpreter") else "cuda"
     dtype = "float32" if device == "cpu" else "bfloat16"
     made = compile(case.variant, target)
+    made.decoder.step.schedules = schedules or {}
     layers, step = caches(made, case, dtype, device)
     prompt, named = case.tokens(FILLED, dtype, device, 0), dict[str, Any](step)
     out = made.decode(layers[0], **named)
@@ -221,18 +238,26 @@ def text(found: Row) -> str:
     )
 
 
+def described(schedules: Mapping[str, Schedule]) -> set[str]:
+    """The schedules of a sweep in short."""
+    return {f"{s.value_block} columns, {s.warps} warps" for s in schedules.values()}
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=[], metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--target", default="cuda")
+    parser.add_argument("--sweep", action="store_true", help="every schedule of the space")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(words)
     found = []
     for name in args.cases or CASES:
         try:
-            found.append(row(CASES[name], args.target))
-            print(text(found[-1]), flush=True)
+            every = variations(CASES[name], "triton:sm_90") if args.sweep else [{}]
+            for schedules in every:
+                found.append(row(CASES[name], args.target, schedules))
+                print(text(found[-1]), *described(schedules), flush=True)
         except Exception as problem:  # the cases after it are worth having
             print(f"{name}: failed, {type(problem).__name__}: {problem}"[:600], flush=True)
         if torch.cuda.is_available():

@@ -12,7 +12,7 @@ import sparsec
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant, dim_names
 from sparsec.runtime.compiled import Compiled, compile
-from sparsec.runtime.decode import decoder as decoder_module
+from sparsec.runtime.decode import built
 
 SIZES: dict[str, Any] = {"B": 2, "H": 4, "HKV": 4, "D": 16, "DV": 32, "DX": 40}
 STEPS = (9, 1, 1, 3, 1)
@@ -73,7 +73,7 @@ def test_fewer_launches_and_the_same_bits(case: str) -> None:
         variant = parse(text)
     found, names = outputs(variant)
     assert names == expected
-    with patch.object(decoder_module, "worked_out", lambda kernels, outputs: {}):
+    with patch.object(built, "worked_out", lambda kernels, outputs: {}):
         apart, more = outputs(variant)
     assert len(more) > len(names) or names[0].startswith("map")
     for one, other in zip(found, apart, strict=True):

@@ -18,6 +18,8 @@ FEW = 8
 """Parts of a bank that the tuner may let meet every token."""
 
 Choices = dict[str, tuple[object, ...]]
+COLUMNS, WARPS = (16, 32, 64, 128), (1, 2, 4, 8)
+"""The space of steps of one token: columns of a program, and its warps, where they fill each other."""
 
 _CHUNKED: Choices = {
     "order": ("chunk", "token"), "rows": (32, 64), "value_block": (16, 32, 64),
@@ -110,6 +112,12 @@ def one_token_form(spec: Scan, target: str) -> Schedule:
     if target.startswith("triton"):
         return _step(spec.writes, one_token.ORDER)
     return Schedule(order=one_token.ORDER, lanes=("e", "d"), split_dims=False)
+
+
+def fills(spec: Scan, found: Schedule) -> bool:
+    """Whether a thread has neither too few elements to load in whole vectors nor more than registers hold."""
+    each = padded(spec.writes.rows) * found.value_block // (32 * found.warps)
+    return 16 <= each <= 128
 
 
 def _step(w: Writes, order: str) -> Schedule:

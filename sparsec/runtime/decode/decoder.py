@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
-from sparsec.lower.decode.company import company
-from sparsec.lower.decode.in_place import in_place
 from sparsec.lower.decode.pages import ENDS, LENGTHS
 from sparsec.lower.decode.schedules import FEW
 from sparsec.passes.stream import stream
 from sparsec.passes.stream_ahead import before_memory
-from sparsec.plan.map_specs import Map
-from sparsec.plan.plan import Plan
-from sparsec.plan.specs import BlockList
 from sparsec.runtime import bind
 from sparsec.runtime.decode import check as decode_check
-from sparsec.runtime.decode.cache_layout import Place, banks, page_size, places
+from sparsec.runtime.decode.built import Built, bound, copy, make, temporaries
+from sparsec.runtime.decode.cache_layout import banks, page_size, places
 from sparsec.runtime.decode.cache_state import Cache
-from sparsec.runtime.decode.kernels import (
-    AppendKernel,
-    DecodeKernel,
-    Launch,
-    appends,
-    over_pages,
-    scans_last,
-    together,
-    worked_out,
-)
 from sparsec.runtime.decode.pages import PAGE, Pool
 from sparsec.runtime.decode.space import by_tokens, for_steps, serves
-from sparsec.runtime.env import Env
 from sparsec.runtime.target import available
 from sparsec.scalar.evaluate import evaluate
-from sparsec.tile.chain import Chain
 
 if TYPE_CHECKING:
     import torch
@@ -48,23 +32,6 @@ STEP = 1024
 """Tokens of one pass over the kernels where a cache has rings, whose pages grow with it."""
 UNBOUNDED = 2**30
 """Tokens of a sequence of which nothing is kept but states."""
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """What a cache's kernels were built into.
-
-    Attributes:
-        in_place: the banks whose kernel was proved to leave new states where it found the old ones; of the others
-            a step makes a copy.
-    """
-
-    plan: Plan
-    appends: list[AppendKernel]
-    kernels: list[DecodeKernel]
-    launches: list[Launch]
-    places: Mapping[str, Place]
-    in_place: frozenset[str]
 
 
 class Decoder:
@@ -204,31 +171,14 @@ class Decoder:
         after = {built.plan.outputs[held.output]: states[held.name] for held in self.spec.states}
         copies = {n: x for n, x in after.items() if n not in built.in_place}
         buffers |= states | {n: x for n, x in after.items() if n in built.in_place}
-        buffers |= _temporaries(built.plan, dims, cache, buffers)
+        buffers |= temporaries(built.plan, dims, cache, buffers)
         outputs = [after.get(name, buffers[name]) for name in built.plan.outputs][: self.streamed.outputs]
         if not (count and cache.batch and all(x.numel() for x in outputs)):
             return outputs, [launch for launch in found if launch is not None], False
-        found += _bound(built, buffers, dims, count, whole)
-        found += [partial(_copy, x, buffers[name]) for name, x in copies.items()]
+        found += bound(built, buffers, dims, count, whole)
+        found += [partial(copy, x, buffers[name]) for name, x in copies.items()]
         counted = whole and any(launch.counts for launch in built.launches)
         return outputs, [launch for launch in found if launch is not None], counted
-
-    @staticmethod
-    def _counts(kept: Sequence[tuple[str, int]]) -> bool:
-        """Whether a launch writes new tokens, and so tells the others how many there are."""
-        return any(unit == 1 for _, unit in kept)
-
-    def _chain(self, kept: Sequence[tuple[str, int]], places: Mapping[str, Place]) -> Chain | None:
-        """How launches of a step follow each other: after one that writes new tokens; None where no launch does."""
-        tables = [p.paged.table for p in places.values()]
-        ready = frozenset([*self.spec.fresh, *self.spec.constant, *tables, LENGTHS])
-        return Chain(ready) if self._counts(kept) else None
-
-    def _in_place(self, plan: Plan, kernels: Sequence[DecodeKernel]) -> frozenset[str]:
-        """The buffers of last states that may be the memory of the first."""
-        steps = [step for kernel in kernels for step in kernel.steps]
-        pairs = [(held.name, plan.outputs[held.output]) for held in self.spec.states]
-        return frozenset(last for first, last in pairs if in_place(steps, first, last))
 
     def kept(self) -> tuple[Built, ...]:
         """Everything that was built so far."""
@@ -252,61 +202,9 @@ class Decoder:
         few = tokens <= FEW and not exact
         key = (id(plan), cache.page, few, *schedules)
         if key not in self._built:
-            found = places(self.spec, plan, dims, cache.page)
-            kept = [(k.name, k.unit) for k in self.spec.kept if k.name in found]
-            lengths = (self.streamed.queries, self.streamed.keys)
-            where = (compiled.target, compiled.cache_dir)
             scheduled = list(zip(plan.kernels, schedules, strict=True))
-            maps = dict[str, Map]()
-            if few and self.spec.states:
-                scheduled = scans_last(scheduled)
-                maps = worked_out(scheduled, plan.outputs)
-                scheduled = [(k, s) for k, s in scheduled if not maps.keys() & set(k.writes)]
-            chain = self._chain(kept, found) if compiled.target.chains and Env().early_launch else None
-            beside = company(scheduled, plan.outputs)
-            kernels = [over_pages(k, s, found, lengths, beside[k.name], chain, maps) for k, s in scheduled]
-            counts = self._counts(kept)
-            joins = few and (counts or not self.spec.paged)
-            first, launches = appends(kept, found, *where, chain), together(kernels, *where, joins, counts)
-            self._built[key] = Built(plan, first, kernels, launches, found, self._in_place(plan, kernels))
-            compiled.builds += len(kernels)
+            self._built[key] = make(
+                self.streamed, compiled, plan, scheduled, places(self.spec, plan, dims, cache.page), few
+            )
+            compiled.builds += len(self._built[key].kernels)
         return self._built[key]
-
-
-def _bound(
-    built: Built, buffers: dict[str, Tensor], dims: Mapping[str, int], count: int, whole: bool
-) -> list[Callable[[], None]]:
-    """Launches on buffers by name, which scratch joins; only of running summaries where not ``whole``."""
-    import torch
-
-    device = buffers[LENGTHS].device
-    params = {kernel.kernel.name: kernel.params(dims, count) for kernel in built.kernels}
-    for kernel in built.kernels:
-        for name, (shape, dtype) in kernel.scratch(params[kernel.kernel.name]).items():
-            if name not in buffers:
-                buffers[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-    found = []
-    for launch in built.launches:
-        if whole or launch.kernels[0].windows is not None:
-            own = {name: x for kernel in launch.kernels for name, x in params[kernel.kernel.name].items()}
-            found.append(launch.bind([buffers[t.name] for t in launch.step.program.tensors], own))
-    return found
-
-
-def _copy(to: Tensor, x: Tensor) -> None:
-    to.copy_(x)
-
-
-def _temporaries(plan: Plan, dims: Mapping[str, int], cache: Cache, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Room for what kernels write beside the cache and what is known; block lists are each sequence's own."""
-    import torch
-
-    assert cache.lengths is not None
-    lists = {n for k in plan.kernels if isinstance(k.spec, BlockList) for n in k.writes}
-    found = {}
-    for b in plan.buffers:
-        if b.role != "input" and b.name not in known:
-            first, *rest = b.size(dims)
-            shape = (cache.batch if b.name in lists else first, *rest)
-            found[b.name] = torch.empty(shape, dtype=getattr(torch, b.dtype), device=cache.lengths.device)
-    return found
