@@ -53,9 +53,8 @@ def lower_moves(rungs: Rungs) -> Program:
 
 def of_writes(rungs: Rungs) -> list[Tensor]:
     """What is read beside keys and values."""
-    own, w = rungs.own, rungs.own.writes
-    found = [own.sums] * own.decays + [own.solved] * own.delta
-    return found + ([own.tensor(w.beta, w.heads)] if w.beta is not None else [])
+    own = rungs.own
+    return [own.sums] * own.decays + [own.solved] * own.delta + own.betas()
 
 
 def solved(rungs: Rungs, chunk: Chunk, a: Axes, x: Node) -> Node:

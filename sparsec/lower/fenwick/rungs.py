@@ -114,7 +114,7 @@ class Rungs:
     def scratch(self) -> list[Tensor]:
         """All buffers between the programs of the forward."""
         own = self.own
-        found = [own.sums] * own.decays + [own.solved] * own.delta
+        found = [own.sums] * own.decays + [own.rates] * own.rated + [own.solved] * own.delta
         if not self.outer:
             return found
         for level in range(self.first, self.outer):

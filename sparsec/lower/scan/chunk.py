@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk_gates, chunk_outputs, chunk_parts, chunk_segments, chunk_solve
+from sparsec.lower.scan import chunk_form, chunk_gates, chunk_outputs, chunk_parts, chunk_segments, chunk_solve
 from sparsec.lower.scan.chunk_parts import Chunked
 from sparsec.lower.scan.keyed import forward
 from sparsec.lower.scan.runs import Runs
@@ -33,7 +33,7 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
         return "what channels that fade by themselves are surprised by has no chunk form; use order 'token'"
     if chunk_parts.needs_keyed(w) and (len(spec.reads) != 1 or spec.reads[0].heads != w.heads):
         return "decays per key channel and erase vectors have a chunk form with one read per state; use order 'token'"
-    return chunk_parts.refusal(w, schedule)
+    return chunk_form.refusal(w, schedule)
 
 
 def lower(spec: Scan, schedule: Schedule, runs: Runs | None = None) -> Lowered:
@@ -48,8 +48,10 @@ def lower(spec: Scan, schedule: Schedule, runs: Runs | None = None) -> Lowered:
     own = Chunked(spec.name, spec.writes, schedule, runs)
     if own.keyed:
         return forward.lower(spec, own)
-    steps = prepared(own) + states(own, spec.final)
-    final = spec.final if own.splits == 1 or runs is not None else None
+    within = runs is not None
+    steps = prepared(own)
+    steps += states(own, spec.final, within or spec.writes.initial is not None, within or spec.final is not None)
+    final = spec.final if own.splits == 1 or within else None
     surprise = spec.surprise
     for number, read in enumerate(spec.reads):
         program = chunk_outputs.lower(own, read, f"out{number}" if number else "", final, surprise)
@@ -61,24 +63,36 @@ def lower(spec: Scan, schedule: Schedule, runs: Runs | None = None) -> Lowered:
 def prepared(own: Chunked) -> list[Step]:
     """Decay sums and triangular solves."""
     small = replace(own.schedule, warps=1, stages=1, descriptors=False, registers=0)
-    steps = [Step(chunk_gates.lower(own), small)] if own.decays else []
+    steps = [Step(chunk_gates.lower(own), small)] if own.decays or own.rated else []
     return steps + ([Step(chunk_solve.lower(own), small)] if own.delta else [])
 
 
-def states(own: Chunked, final: str | None) -> list[Step]:
-    """What segments make of a state, and the states before them; nothing where there is one segment."""
+def states(own: Chunked, final: str | None, before: bool, after: bool) -> list[Step]:
+    """What segments make of a state, and the states before them; nothing where there is one segment.
+
+    ``before`` and ``after`` say whether anything passes the first and the last segment.
+    """
     if own.splits == 1:
         return []
-    combined = replace(own.schedule, warps=8 if own.delta else 4, stages=2, registers=0)
     return [
-        Step(chunk_segments.lower_ends(own), own.schedule),
-        Step(chunk_segments.lower_starts(own, final), combined),
+        Step(chunk_segments.lower_ends(own, before, after), ahead(own.schedule)),
+        Step(chunk_segments.lower_starts(own, final), combined(own)),
     ]
+
+
+def ahead(schedule: Schedule) -> Schedule:
+    """Of walks that keep few tiles in shared memory: they load one chunk further ahead."""
+    return replace(schedule, stages=schedule.stages + 1)
+
+
+def combined(own: Chunked) -> Schedule:
+    """Of programs that combine transitions."""
+    return replace(own.schedule, warps=8 if own.delta else 4, stages=3 if own.delta else 2, registers=0)
 
 
 def scratch(own: Chunked) -> list[Tensor]:
     """The buffers between the programs."""
-    found = [own.sums] * own.decays + [own.solved] * own.delta
+    found = [own.sums] * own.decays + [own.rates] * own.rated + [own.solved] * own.delta
     if own.splits > 1:
         found += [own.ends, own.starts] + [own.fades] * own.fading
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, Chunked, checked, needs_keyed
+from sparsec.lower.scan.chunk_form import checked
+from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, SEGMENTS, Chunked, needs_keyed
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.scan_specs import Operand, Read, ScanGrad
 from sparsec.tile.language import Tensor
@@ -76,7 +77,7 @@ class Back:
 
     def _per_segment(self, name: str) -> Tensor:
         w = self.own.writes
-        return Tensor(f"{self.own.name}_{name}", "float32", ("B", w.heads, self.own.splits, w.rows, w.cols))
+        return Tensor(f"{self.own.name}_{name}", "float32", ("B", w.heads, SEGMENTS, w.rows, w.cols))
 
     def scratch(self) -> list[Tensor]:
         """What is written beyond what the forward's programs write."""

@@ -15,8 +15,17 @@ from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan import chunk_resets as resets
 from sparsec.lower.scan.chunk_back import Back
 from sparsec.lower.scan.chunk_outputs import visible
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit, halves, power_of_two, segment_bounds, times
-from sparsec.lower.scan.chunk_segments import batch_and_head, combining, initial_state, store_final, whole_states
+from sparsec.lower.scan.chunk_parts import (
+    SEGMENTS,
+    Chunk,
+    column_limit,
+    halves,
+    power_of_two,
+    segment_bounds,
+    times,
+)
+from sparsec.lower.scan.chunk_place import Place
+from sparsec.lower.scan.chunk_segments import combining, initial_state, store_final, whole_states
 from sparsec.lower.scan.chunk_state import Walk, walk
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -26,12 +35,13 @@ def lower_states(b: Back) -> Program:
     """The states before each chunk, and what a delta rule writes; one (segment, columns, batch and head) per point."""
     own, w = b.own, b.own.writes
     with tile.Builder() as builder:
-        at, (batch, head) = walk(builder, own, tile.program_id(1), own.tiles), batch_and_head(own)
+        found = Place(own, own.tiles, w.heads)
+        at, batch, head = walk(builder, own, found.number, own.tiles), found.batch, found.head
         row, limits = tile.iota(at.axes.dims), state_limits(at)
         if own.splits == 1:
             state, tensors = initial_state(own, batch, head, row, at.column, limits)
         else:
-            state = tile.load(own.starts, batch, head, tile.program_id(0), row, at.column, bounds=dict(limits))
+            state = tile.load(own.starts, batch, head, found.segment, row, at.column, bounds=dict(limits))
             tensors = [own.starts]
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
@@ -44,12 +54,11 @@ def lower_states(b: Back) -> Program:
                 bounds: dict[int, tile.Value] = {3: limits[4]} if 4 in limits else {}
                 here = (batch, head, chunk.token(at.axes.keys), at.column)
                 tile.store(b.surprises, *here, value=tile.cast(written, w.k.dtype), bounds=bounds)
-            return [at.after(chunk, keys, written, state)]
+            return [at.after(chunk, keys, at.strong(chunk, written), state)]
 
-        tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
+        tile.loop(*segment_bounds(own, found.segment), 1, [state], visit)
         tensors += [*at.tensors(), b.states, *resets.tensors(own, w.initial)] + [b.surprises] * own.delta
-        grid = (own.splits, own.tiles, mul(tile.param("B"), w.heads))
-        return own.program(builder, "states", tensors, grid)
+        return own.program(builder, "states", tensors, found.grid)
 
 
 def state_limits(at: Walk) -> dict[int, tile.Value]:
@@ -101,7 +110,7 @@ class Reverse:
         known = known if left is None else mul(known, left)
         scores = mul(visible(own, chunk, a, tile.dot(keys, q, a.dims, precision=precision), "after"), self.b.read.scale)
         found = tile.dot(tile.cast(scores, do.dtype), do, a.queries, known, precision)
-        found = times(found, chunk.beta(a.keys)) or found
+        found = times(found, chunk.given_beta(chunk.token(a.keys))) or found
         if self.b.spec.surprise is not None:
             found = add(found, self._handed(chunk))
         solved = tile.load(own.solved, chunk.batch, chunk.head, chunk.token(a.queries), tile.iota(a.keys))
@@ -127,16 +136,18 @@ class Reverse:
         return found
 
 
-def _reverse(builder: tile.Builder, b: Back) -> Reverse:
-    return Reverse(b, walk(builder, b.own, tile.program_id(1), b.own.tiles, "dnce"))
+def _reverse(builder: tile.Builder, b: Back) -> tuple[Reverse, Place]:
+    place = Place(b.own, b.own.tiles, b.own.writes.heads)
+    return Reverse(b, walk(builder, b.own, place.number, place.tiles, "dnce")), place
 
 
 def lower_grad_ends(b: Back) -> Program:
     """What each segment makes of a zero gradient of the state after it."""
     own = b.own
     with tile.Builder() as builder:
-        found, (batch, head) = _reverse(builder, b), batch_and_head(own)
-        first, last = segment_bounds(own, tile.program_id(0))
+        found, at = _reverse(builder, b)
+        batch, head = at.batch, at.head
+        first, last = segment_bounds(own, at.segment)
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
@@ -146,24 +157,24 @@ def lower_grad_ends(b: Back) -> Program:
         place = (tile.iota(found.at.axes.dims), found.at.column)
         zero = tile.full(0.0, found.at.axes.dims, found.at.axes.columns)
         (grad,) = tile.loop(0, sub(last, first), 1, [zero], visit)
-        tile.store(b.grad_ends, batch, head, tile.program_id(0), *place, value=grad, bounds=state_limits(found.at))
-        grid = (own.splits, own.tiles, mul(tile.param("B"), own.writes.heads))
+        tile.store(b.grad_ends, batch, head, at.segment, *place, value=grad, bounds=state_limits(found.at))
         tensors = [*found.tensors(), b.grad_ends, *resets.tensors(own, b.spec.grad_final)]
-        return own.program(builder, "grad_ends", tensors, grid)
+        return own.program(builder, "grad_ends", tensors, at.grid)
 
 
 def lower_grad_states(b: Back) -> Program:
     """The gradients of the states after each chunk, of a delta rule those of its values, and of the first state."""
     own, w = b.own, b.own.writes
     with tile.Builder() as builder:
-        found, (batch, head) = _reverse(builder, b), batch_and_head(own)
+        found, own_place = _reverse(builder, b)
+        batch, head = own_place.batch, own_place.head
         at, row, limits = found.at, tile.iota(found.at.axes.dims), state_limits(found.at)
         if own.splits == 1:
             grad, tensors = final_gradient(b, (batch, head, row, at.column), limits)
         else:
-            grad = tile.load(b.grad_starts, batch, head, tile.program_id(0), row, at.column, bounds=dict(limits))
+            grad = tile.load(b.grad_starts, batch, head, own_place.segment, row, at.column, bounds=dict(limits))
             tensors = [b.grad_starts]
-        first, last = segment_bounds(own, tile.program_id(0))
+        first, last = segment_bounds(own, own_place.segment)
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
@@ -184,8 +195,7 @@ def lower_grad_states(b: Back) -> Program:
             place = (batch, head, row, at.column)
             tensors.append(store_final(own, b.spec.grad_initial, place, grad, limits))
         tensors += [*found.tensors(), b.grad_states] + [b.grad_values] * own.delta
-        grid = (own.splits, own.tiles, mul(tile.param("B"), w.heads))
-        return own.program(builder, "grad_states", tensors, grid)
+        return own.program(builder, "grad_states", tensors, own_place.grid)
 
 
 def final_gradient(
@@ -206,12 +216,12 @@ def lower_grad_starts(b: Back) -> Program:
         grad, tensors = final_gradient(b, (at.batch, at.head, at.row, at.column), at.limits)
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
-            here = (at.batch, at.head, sub(own.splits - 1, i))
+            here = (at.batch, at.head, sub(sub(tile.param(SEGMENTS), 1), i))
             tile.store(b.grad_starts, *here, at.row, at.column, value=grad, bounds=dict(at.limits))
             added = tile.load(b.grad_ends, *here, at.row, at.column, bounds=dict(at.limits))
             return [resets.handed_on(own, here, add(at.carried(here, grad, backwards=True), added))]
 
-        (grad,) = tile.loop(0, own.splits, 1, [grad], visit)
+        (grad,) = tile.loop(0, tile.param(SEGMENTS), 1, [grad], visit)
         tensors += [b.grad_ends, b.grad_starts, *at.tensors(), *resets.tensors(own)]
         if b.spec.grad_initial is not None and own.runs is None:
             place = (at.batch, at.head, at.row, at.column)

@@ -193,7 +193,7 @@ class Tokens:
         b, own, w = self.b, self.b.own, self.b.own.writes
         found = [b.queries, own.tensor(w.k, w.heads, w.rows), b.grad_out, b.states, b.grad_states]
         found += [b.surprises, b.grad_values] if own.delta else [own.tensor(w.v, w.heads, w.cols)]
-        found += [own.tensor(w.beta, w.heads)] if w.beta is not None else []
+        found += own.betas()
         return found + [own.sums] * own.decays
 
 

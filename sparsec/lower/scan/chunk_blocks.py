@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import Chunk, Chunked, power
+from sparsec.lower.scan.chunk_parts import Chunk, Chunked, halves, power
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
@@ -35,9 +35,9 @@ class Space:
         return tile.apply(Fn.EQ, tile.iota(self.columns), tile.iota(self.rows))
 
 
-def space(builder: tile.Builder, own: Chunked) -> Space:
-    """The axes, in printed order."""
-    rows, dims = builder.axis("r", BLOCK), builder.axis("d", power(own.writes.rows))
+def space(builder: tile.Builder, own: Chunked, most: int = 2**20) -> Space:
+    """The axes, in printed order; at ``most`` so many key dims."""
+    rows, dims = builder.axis("r", BLOCK), builder.axis("d", min(most, power(own.writes.rows)))
     return Space(rows, dims, builder.axis("s", BLOCK), builder.axis("t", BLOCK))
 
 
@@ -46,8 +46,8 @@ def token(chunk: Chunk, block: int, axis: Axis) -> Node:
     return add(add(mul(chunk.number, chunk.own.chunk), block * BLOCK), tile.iota(axis))
 
 
-def inverse(given: Blocks, at: Space) -> Blocks:
-    """(I + A)⁻¹ of a strictly lower A: T_ij = −T_ii Σ_m A_im T_mj."""
+def inverse(given: Blocks, at: Space, dtype: str) -> Blocks:
+    """(I + A)⁻¹ of a strictly lower A: T_ij = −T_ii Σ_m A_im T_mj; products of halves of ``dtype``."""
     count = 1 + max(i for i, _ in given)
     found: Blocks = {(b, b): x for b, x in enumerate(_diagonals([given[b, b] for b in range(count)], at))}
     for apart in range(1, count):
@@ -55,34 +55,44 @@ def inverse(given: Blocks, at: Space) -> Blocks:
             i = j + apart
             total: Node | None = None
             for m in range(j, i):
-                total = product(given[i, m], found[m, j], at, total)
+                total = product(given[i, m], found[m, j], at, total, dtype)
             assert total is not None
-            found[i, j] = mul(product(found[i, i], total, at, None), -1.0)
+            found[i, j] = mul(product(found[i, i], total, at, None, dtype), -1.0)
     return found
 
 
 def _diagonals(given: list[Node], at: Space) -> list[Node]:
-    """The inverses of the diagonal blocks: row i is e_i minus row i of A times the rows before it."""
+    """The inverses of the diagonal blocks: with row i of the inverse known, its share leaves all rows after it."""
     unit = tile.apply(Fn.WHERE, at.diagonal(), tile.full(1.0, at.rows, at.columns), 0.0)
 
     def visit(i: Node, *found: Node) -> Sequence[Node]:
-        return [_next_row(i, a, x, at) for a, x in zip(given, found, strict=True)]
+        return [_without_row(i, a, x, at) for a, x in zip(given, found, strict=True)]
 
-    return tile.loop(1, BLOCK, 1, [unit] * len(given), visit)
-
-
-def _next_row(i: Node, given: Node, found: Node, at: Space) -> Node:
-    mine = tile.apply(Fn.EQ, tile.iota(at.rows), i)
-    row = tile.reduce("sum", tile.apply(Fn.WHERE, mine, given, 0.0), at.rows)
-    weights = tile.rename(row, at.columns, at.rows)
-    known = tile.reduce("sum", mul(found, weights), at.rows)
-    return tile.apply(Fn.WHERE, mine, sub(found, known), found)
+    return tile.loop(0, BLOCK - 1, 1, [unit] * len(given), visit)
 
 
-def product(a: Node, b: Node, at: Space, acc: Node | None) -> Node:
-    """The product of two blocks, added to ``acc``."""
-    left, right = tile.rename(a, at.columns, at.middle), tile.rename(b, at.rows, at.middle)
-    return tile.dot(left, right, at.middle, acc, "tf32x3")
+def _without_row(i: Node, given: Node, found: Node, at: Space) -> Node:
+    mine, ours = (tile.apply(Fn.EQ, tile.iota(axis), i) for axis in (at.rows, at.columns))
+    weights = tile.reduce("sum", tile.apply(Fn.WHERE, ours, given, 0.0), at.columns)
+    row = tile.reduce("sum", tile.apply(Fn.WHERE, mine, found, 0.0), at.rows)
+    return sub(found, mul(weights, row))
+
+
+def product(a: Node, b: Node, at: Space, acc: Node | None, dtype: str) -> Node:
+    """The product of two blocks as halves of ``dtype``, added to ``acc``."""
+    left = [tile.rename(x, at.columns, at.middle) for x in halves(a, dtype)]
+    right = [tile.rename(x, at.rows, at.middle) for x in halves(b, dtype)]
+    return product_of_halves(left, right, at.middle, acc)
+
+
+def product_of_halves(left: list[Node], right: list[Node], over: Axis, acc: Node | None = None) -> Node:
+    """The product of sums of halves, without the smallest term."""
+    found = acc
+    for i, a in enumerate(left):
+        for b in right[: len(right) - i]:
+            found = tile.dot(a, b, over, found)
+    assert found is not None
+    return found
 
 
 def store(tensor: Tensor, chunk: Chunk, at: Space, blocks: Blocks, unit: bool) -> None:

@@ -1,4 +1,4 @@
-"""Decays summed up inside each chunk: the first program of every chunked scan whose state fades."""
+"""Decays summed up inside each chunk, and write strengths in fp32: the first program of chunked scans with either."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ LEAST = -100.0
 
 
 def lower(own: Chunked) -> Program:
-    """decay ``[B,N,HKV]`` -> sums ``[B,HKV,tokens]`` of base-2 logarithms, per chunk."""
+    """decay ``[B,N,HKV]`` -> sums ``[B,HKV,tokens]`` of base-2 logarithms, per chunk; beta -> rates of that shape."""
     w = own.writes
-    assert w.decay is not None
     with tile.Builder() as builder:
         tokens, heads = builder.axis("n", own.chunk), builder.axis("h", 16)
         chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
         head = add(mul(tile.program_id(1), heads.size), tile.iota(heads))
-        given = own.tensor(w.decay, w.heads)
-        bounds: dict[int, tile.Value] = {1: tile.param(w.length), 2: w.heads}
-        decay = tile.load(given, chunk.batch, chunk.token(tokens), head, bounds=bounds)
-        summed = tile.scan(log2_decay(decay), tokens)
-        tile.store(own.sums, chunk.batch, head, chunk.token(tokens), value=summed, bounds={1: w.heads})
+        tensors = []
+        for operand, made in ((w.decay, own.sums), (w.beta, own.rates)):
+            if operand is None:
+                continue
+            given, bounds = own.tensor(operand, w.heads), {1: tile.param(w.length), 2: tile.lift(w.heads)}
+            read = tile.load(given, chunk.batch, chunk.token(tokens), head, bounds=dict(bounds))
+            value = tile.scan(log2_decay(read), tokens) if operand is w.decay else tile.cast(read, "float32")
+            tile.store(made, chunk.batch, head, chunk.token(tokens), value=value, bounds={1: w.heads})
+            tensors += [given, made]
         grid = (tile.param(CHUNKS), -(-w.heads // heads.size), tile.param("B"))
-        return own.program(builder, "sums", [given, own.sums], grid)
+        return own.program(builder, "sums", tensors, grid)
 
 
 def log2_decay(decay: Node) -> Node:

@@ -23,13 +23,14 @@ def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Lower
     own = b.own
     if own.keyed:
         return gradient.lower(b)
-    steps = chunk.prepared(own) + chunk.states(own, None)
+    within, given = runs is not None, spec.forward.writes.initial is not None or spec.grad_initial is not None
+    steps = chunk.prepared(own) + chunk.states(own, None, within or given, within or spec.grad_final is not None)
     steps.append(Step(chunk_back_states.lower_states(b), schedule))
     if own.splits > 1:
-        combined = replace(schedule, warps=8 if own.delta else 4, stages=2, registers=0)
-        steps.append(Step(chunk_back_states.lower_grad_ends(b), schedule))
-        steps.append(Step(chunk_back_states.lower_grad_starts(b), combined))
+        further = schedule if own.delta else chunk.ahead(schedule)
+        steps.append(Step(chunk_back_states.lower_grad_ends(b), further))
+        steps.append(Step(chunk_back_states.lower_grad_starts(b), chunk.combined(own)))
     steps.append(Step(chunk_back_states.lower_grad_states(b), schedule))
-    last = replace(schedule, warps=8, stages=1)
+    last = replace(schedule, warps=8, stages=2, descriptors=schedule.descriptors and own.delta)
     steps.append(Step(chunk_back_tokens.lower(b), last))
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in (*chunk.scratch(own), *b.scratch())), own.params())

@@ -7,11 +7,13 @@ with the written values W: beta V, or of a delta rule beta (I + A)⁻¹ (V − e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds, times
+from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk_place import Place
 from sparsec.lower.scan.chunk_segments import initial_state, store_final
 from sparsec.lower.scan.chunk_state import Axes, Walk, walk
 from sparsec.plan.scan_specs import Operand, Read
@@ -27,10 +29,10 @@ def lower(own: Chunked, read: Read, name: str, final: str | None, surprise: Oper
     """
     w = own.writes
     with tile.Builder() as builder:
-        segment, both = tile.program_id(0), tile.program_id(2)
-        batch, query = tile.apply(Fn.TRUNCDIV, both, read.heads), tile.apply(Fn.TRUNCMOD, both, read.heads)
+        place = Place(own, own.tiles, read.heads)
+        segment, batch, query = place.segment, place.batch, place.head
         head = tile.apply(Fn.TRUNCDIV, query, read.heads // w.heads)
-        at = walk(builder, own, tile.program_id(1), own.tiles)
+        at = walk(builder, own, place.number, own.tiles)
         row = tile.iota(at.axes.dims)
         limits = at.limits
         if own.splits == 1:
@@ -53,8 +55,7 @@ def lower(own: Chunked, read: Read, name: str, final: str | None, surprise: Oper
             tensors.append(store_final(own, final, (batch, head, row, at.column), state, limits))
         tensors += [*at.tensors(), _out(own, read), _queries(own, read)]
         tensors += [own.tensor(surprise, w.heads, w.cols)] if surprise is not None else []
-        grid = (own.splits, own.tiles, mul(tile.param("B"), read.heads))
-        return own.program(builder, name, tensors, grid)
+        return own.program(builder, name, tensors, place.grid)
 
 
 def _queries(own: Chunked, read: Read) -> Tensor:
@@ -68,24 +69,30 @@ def _out(own: Chunked, read: Read) -> Tensor:
 def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node, surprise: Operand | None) -> Node:
     """The outputs of a chunk; the state after it."""
     own, a, precision = at.own, at.axes, at.own.schedule.precision
+    inside = own.decays and read.scale > 0  # then the scale costs nothing
     keys = at.keys(chunk)
+    q = chunk.rows(_queries(own, read), query, a.queries, tile.iota(a.dims), at.row_limit)
+    scores = tile.dot(q, keys, a.dims, precision=precision)
+    scores = visible(own, chunk, a, scores, read.when, read.scale if inside else 1.0)
+    beta = None if own.folds else chunk.beta(a.keys)
+    scores = scores if beta is None else mul(scores, beta)
+    scores = tile.cast(scores, keys.dtype)
+    out = tile.dot(q, tile.cast(state, q.dtype), a.dims, precision=precision)
+    if own.decays:
+        since = power_of_two(chunk.sums(a.queries))
+        out = mul(out, mul(since, read.scale) if inside else since)
     written = at.written(chunk, keys, state)
     if surprise is not None:
         _keep(at, chunk, surprise, written)
-    q = chunk.rows(_queries(own, read), query, a.queries, tile.iota(a.dims), at.row_limit)
-    scores = visible(own, chunk, a, tile.dot(q, keys, a.dims, precision=precision), read.when)
-    scores = times(scores, chunk.beta(a.keys)) or scores
-    far = tile.dot(q, tile.cast(state, q.dtype), a.dims, precision=precision)
-    if own.decays:
-        far = mul(far, power_of_two(chunk.sums(a.queries)))
-    out, scores = far, tile.cast(scores, keys.dtype)
+    written = at.strong(chunk, written)
     for part in at.parts(written):
         out = tile.dot(scores, part, a.keys, out, precision)
     bounds: dict[int, tile.Value] = {1: tile.param(own.writes.length)}
     if limit := column_limit(own.writes.cols, at.reach):
         bounds[3] = limit
     place = (chunk.batch, chunk.token(a.queries), query, at.column)
-    tile.store(_out(own, read), *place, value=tile.cast(mul(out, read.scale), read.out.dtype), bounds=bounds)
+    out = tile.cast(out if inside else mul(out, read.scale), read.out.dtype)
+    tile.store(_out(own, read), *place, value=out, bounds=bounds)
     return at.after(chunk, keys, written, state)
 
 
@@ -100,10 +107,15 @@ def _keep(at: Walk, chunk: Chunk, surprise: Operand, written: Node) -> None:
     tile.store(tensor, *place, value=tile.cast(written, surprise.dtype), bounds=bounds)
 
 
-def visible(own: Chunked, chunk: Chunk, a: Axes, scores: Node, when: str) -> Node:
-    """Scores of the tokens that a query sees, faded since they were written; 0 for the others."""
+def visible(own: Chunked, chunk: Chunk, a: Axes, scores: Node, when: str, scale: float = 1.0) -> Node:
+    """Scores of the tokens that a query sees, faded since they were written; 0 for the others.
+
+    A ``scale`` above 0 is a summand of the decays.
+    """
     c, n = tile.iota(a.queries), tile.iota(a.keys)
     seen = tile.apply(Fn.LE, n, c) if when == "after" else tile.apply(Fn.LT, n, c)
     if own.decays:
-        scores = mul(scores, power_of_two(sub(chunk.sums(a.queries), chunk.sums(a.keys))))
+        sums = chunk.sums(a.queries)
+        sums = sums if scale == 1.0 else tile.apply(Fn.ADD, sums, math.log2(scale))
+        scores = mul(scores, tile.apply(Fn.EXP2, sub(sums, chunk.sums(a.keys))))
     return tile.apply(Fn.WHERE, seen, scores, 0.0)

@@ -1,6 +1,7 @@
 """What the programs of a chunked scan share: chunk sizes, scratch between them, and loads of one chunk.
 
-Tokens lie in chunks of ``Schedule.rows``; consecutive chunks make a segment, of which there are ``Schedule.splits``.
+Tokens lie in chunks of ``Schedule.rows``; consecutive chunks make a segment, of which there are up to
+``Schedule.splits``: fewer where batch and heads fill the device, or the sequence is short.
 Log-decays are kept as base-2 logarithms, summed up from the start of the own chunk.
 """
 
@@ -15,18 +16,29 @@ from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.plan.scan_specs import Operand, Writes
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
+from sparsec.scalar.functions import maximum, minimum
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
-from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.schedule import Schedule
 
 CHUNKS = "SCAN_CHUNKS"
 """The launch parameter with the number of chunks."""
+
+SEGMENTS = "SCAN_SEGMENTS"
+"""The launch parameter with the number of segments."""
 
 SPAN = "SCAN_SPAN"
 """The launch parameter with the chunks of a segment."""
 
 PADDED = "SCAN_PADDED"
 """The launch parameter with the tokens of all chunks, those past the last one too."""
+
+
+_PROGRAMS = 256
+"""How many programs side by side fill a device: two for each of an H100's 132 processors, nearly."""
+
+_SHORTEST = 2
+"""Chunks of a segment, at least: shorter ones cost more to combine than they save."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ class Chunked:
 
     @property
     def splits(self) -> int:
-        """Segments."""
+        """Segments, at most."""
         return self.schedule.splits
 
     @property
@@ -67,6 +79,11 @@ class Chunked:
     def decays(self) -> bool:
         """Whether states fade as a whole."""
         return self.writes.decay is not None and not self.keyed
+
+    @property
+    def folds(self) -> bool:
+        """Whether beta multiplies what is written, not what is seen of it: fp32 that is rounded only then."""
+        return self.delta and not self.keyed
 
     @property
     def keyed(self) -> bool:
@@ -90,6 +107,21 @@ class Chunked:
         return Tensor(f"{self.name}_sums", "float32", ("B", self.writes.heads, PADDED))
 
     @property
+    def rates(self) -> Tensor:
+        """Write strengths as the walks read them, 0 past the last token; fp32 ``[B,HKV,tokens]``."""
+        return Tensor(f"{self.name}_rates", "float32", ("B", self.writes.heads, PADDED))
+
+    @property
+    def rated(self) -> bool:
+        """Whether there are such."""
+        return self.writes.beta is not None and not self.keyed
+
+    def betas(self) -> list[Tensor]:
+        """Where write strengths are read; nothing where all are 1."""
+        w = self.writes
+        return [self.rates] if self.rated else [self.tensor(w.beta, w.heads)] if w.beta is not None else []
+
+    @property
     def solved(self) -> Tensor:
         """(I + A)⁻¹ − I of each chunk in the dtype of the keys ``[B,HKV,tokens,chunk]``."""
         return Tensor(f"{self.name}_solved", self.writes.k.dtype, ("B", self.writes.heads, PADDED, self.chunk))
@@ -99,13 +131,13 @@ class Chunked:
         """What each segment leaves of a zero state, and beside it (delta rules) of a unit matrix; fp32."""
         w = self.writes
         wide = self.tiles * self.columns + (power(w.rows) if self.delta else 0)
-        return Tensor(f"{self.name}_ends", "float32", ("B", w.heads, self.splits, w.rows, wide))
+        return Tensor(f"{self.name}_ends", "float32", ("B", w.heads, SEGMENTS, w.rows, wide))
 
     @property
     def fades(self) -> Tensor:
         """The decay over each segment; fp32 ``[B,HKV,segments]``, per key channel ``[B,HKV,segments,D]``."""
         dims = (power(self.writes.rows),) * self.keyed
-        return Tensor(f"{self.name}_fades", "float32", ("B", self.writes.heads, self.splits, *dims))
+        return Tensor(f"{self.name}_fades", "float32", ("B", self.writes.heads, SEGMENTS, *dims))
 
     @property
     def fading(self) -> bool:
@@ -116,7 +148,7 @@ class Chunked:
     def starts(self) -> Tensor:
         """The states before each segment; fp32."""
         w = self.writes
-        return Tensor(f"{self.name}_starts", "float32", ("B", w.heads, self.splits, w.rows, w.cols))
+        return Tensor(f"{self.name}_starts", "float32", ("B", w.heads, SEGMENTS, w.rows, w.cols))
 
     def tensor(self, operand: Operand, heads: int, *dims: int) -> Tensor:
         """A tensor per token."""
@@ -125,14 +157,19 @@ class Chunked:
     def params(self) -> tuple[tuple[str, Expr], ...]:
         """The launch parameters beyond the spec's."""
         chunks = (var(self.writes.length) + (self.chunk - 1)) // self.chunk
-        return (CHUNKS, chunks), (SPAN, (chunks + (self.splits - 1)) // self.splits), (PADDED, chunks * self.chunk)
+        wanted = minimum(
+            self.splits, minimum(_PROGRAMS // (var("B") * self.writes.heads * self.tiles), chunks // _SHORTEST)
+        )
+        segments = maximum(1, wanted)
+        span = (chunks + (segments - 1)) // segments
+        return (CHUNKS, chunks), (SEGMENTS, segments), (SPAN, span), (PADDED, chunks * self.chunk)
 
     def program(
         self, builder: tile.Builder, name: str, tensors: Sequence[Tensor], grid: Sequence[tile.Value]
     ) -> Program:
         """The finished program ``<name of the scan>_<name>``."""
         used = {t.name: t for t in tensors}
-        names = dict.fromkeys(["B", self.writes.length, CHUNKS, SPAN, *[CUT] * (self.runs is not None)])
+        names = dict.fromkeys(["B", self.writes.length, CHUNKS, SEGMENTS, SPAN, *[CUT] * (self.runs is not None)])
         title = f"{self.name}_{name}" if name else self.name
         return builder.program(title, list(used.values()), [(n, "int32") for n in names], grid)
 
@@ -146,36 +183,6 @@ def needs_keyed(writes: Writes) -> bool:
     """Whether key channels fade by themselves, vectors of their own erase, or the undecayed state is read first."""
     undecayed = writes.rule == "delta" and writes.decay_kind != "none" and writes.reads != "decayed"
     return writes.decay_kind == "key" or writes.erase is not None or undecayed
-
-
-def refusal(writes: Writes, schedule: Schedule) -> str | None:
-    """Why a scan has no chunk form here, in a sentence; None where it has."""
-    if writes.rule not in ("additive", "delta") or writes.decay_kind not in ("none", "scalar", "key"):
-        return f"rule {writes.rule!r} with decay {writes.decay_kind!r} has no chunk form; use order 'token'"
-    if odd := [e for e in writes.erase or () if e.dtype != writes.k.dtype]:
-        return f"{odd[0].name} is {odd[0].dtype}, keys are {writes.k.dtype}; the chunk form multiplies equal dtypes"
-    if writes.route is not None:
-        return "chosen parts have no chunk form; use order 'token' or 'mask'"
-    exact = writes.rule == "delta" and writes.v.dtype == "float32"  # values that no product takes as they are
-    if writes.k.dtype != writes.v.dtype and not exact:
-        return f"keys are {writes.k.dtype} and values {writes.v.dtype}; the chunk form multiplies equal dtypes"
-    chunk = schedule.rows
-    if chunk & (chunk - 1) or not 16 <= chunk <= 256:
-        return f"chunks of {chunk} tokens; use 16, 32, 64, 128 or 256"
-    delta = writes.rule == "delta" or writes.erase is not None
-    if delta and chunk > 64:
-        return f"chunks of {chunk} tokens; the triangular solve takes up to 64"
-    if delta and schedule.splits > 1 and schedule.value_block > power(writes.rows):
-        wide = f"{schedule.value_block} columns per program and {writes.rows} rows"
-        return f"{wide}; a segment's transition has a column per row: use value_block {power(writes.rows)}"
-    return None
-
-
-def checked(name: str, writes: Writes, schedule: Schedule, runs: Runs | None = None) -> Chunked:
-    """The scan in chunks; ScheduleError where there is no such form."""
-    if sentence := refusal(writes, schedule):
-        raise ScheduleError(sentence)
-    return Chunked(name, writes, schedule, runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +224,12 @@ class Chunk:
 
     def beta_at(self, token: Node) -> Node | None:
         """Those of some tokens."""
+        if not self.own.rated:
+            return self.given_beta(token)
+        return tile.load(self.own.rates, self.batch, self.head, token)
+
+    def given_beta(self, token: Node) -> Node | None:
+        """Those of some tokens as they are given, which takes no room where loads run ahead."""
         w = self.own.writes
         if w.beta is None:
             return None

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, halves, power, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk_blocks import product_of_halves
+from sparsec.lower.scan.chunk_parts import (
+    SEGMENTS,
+    Chunk,
+    Chunked,
+    column_limit,
+    halves,
+    power,
+    power_of_two,
+    segment_bounds,
+)
+from sparsec.lower.scan.chunk_place import Place
 from sparsec.lower.scan.chunk_state import Walk, walk
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -21,37 +32,45 @@ _COMBINED = 32
 """Columns of a program that combines transitions."""
 
 
-def lower_ends(own: Chunked) -> Program:
-    """L of every segment, and P beside it; one (segment, tile of columns, batch and head) per grid point."""
+def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
+    """L of every segment, and P beside it; one (segment, tile of columns, batch and head) per grid point.
+
+    What nobody needs is not worked out: P of the first segment unless ``first``, and the last one's unless ``last``.
+    """
     w = own.writes
     extra = power(w.rows) // own.columns if own.delta else 0
     with tile.Builder() as builder:
-        segment, batch, head = tile.program_id(0), *batch_and_head(own)
-        at = walk(builder, own, tile.program_id(1), own.tiles + extra)
-        first, last = segment_bounds(own, segment)
+        place = Place(own, own.tiles + extra, w.heads)
+        segment, batch, head = place.segment, place.batch, place.head
+        at = walk(builder, own, place.number, place.tiles)
+        start, end = segment_bounds(own, segment)
+        if not last:
+            end = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, segment, sub(tile.param(SEGMENTS), 1)), start, end)
+        if not first and extra:
+            transition = tile.apply(Fn.LE, own.tiles, place.number)
+            end = tile.apply(Fn.WHERE, tile.apply(Fn.LT, segment, tile.cast(transition, "int32")), start, end)
 
         def visit(number: Node, state: Node, total: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, number)
             state = resets.entered(chunk, state, (row, at.column), at.limits)
             keys = at.keys(chunk)
-            after = at.after(chunk, keys, at.written(chunk, keys, state), state)
+            after = at.after(chunk, keys, at.strong(chunk, at.written(chunk, keys, state)), state)
             decay = chunk.total if own.decays else None
             return [after, resets.passed(chunk, total, decay) if own.fading else total]
 
         row = tile.iota(at.axes.dims)
-        state, total = tile.loop(first, last, 1, [_unit(at), tile.const(0.0)], visit)
+        state, total = tile.loop(start, end, 1, [_unit(at), tile.const(0.0)], visit)
         limits: dict[int, tile.Value] = {3: w.rows} if at.row_limit else {}
         tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
         tensors = [*at.tensors(), own.ends, *resets.tensors(own, w.initial)]
         if own.fading:
             tile.store(own.fades, batch, head, segment, value=total)
             tensors.append(own.fades)
-        grid = (own.splits, own.tiles + extra, mul(tile.param("B"), w.heads))
-        return own.program(builder, "ends", tensors, grid)
+        return own.program(builder, "ends", tensors, place.grid)
 
 
 def batch_and_head(own: Chunked) -> tuple[Node, Node]:
-    """Of the grid's last dimension."""
+    """Of the grid's last dimension, where it has both."""
     both = tile.program_id(2)
     return tile.apply(Fn.TRUNCDIV, both, own.writes.heads), tile.apply(Fn.TRUNCMOD, both, own.writes.heads)
 
@@ -116,7 +135,7 @@ class Combining:
         limits: dict[int, tile.Value] = {3: w.rows} if rows.size > w.rows else {}
         column = add(tile.iota(right), own.tiles * own.columns)
         transition = halves(tile.load(own.ends, *at, tile.iota(left), column, bounds=limits), w.k.dtype)
-        return tile.rename(_product(transition, halves(state, w.k.dtype), dims), rows, dims)
+        return tile.rename(product_of_halves(transition, halves(state, w.k.dtype), dims), rows, dims)
 
     def tensors(self) -> list[Tensor]:
         """What transitions are read from."""
@@ -143,21 +162,11 @@ def lower_starts(own: Chunked, final: str | None) -> Program:
             added = tile.load(own.ends, *here, at.row, at.column, bounds=dict(at.limits))
             return [add(at.carried(here, state), added)]
 
-        (last,) = tile.loop(0, own.splits, 1, [state], visit)
+        (last,) = tile.loop(0, tile.param(SEGMENTS), 1, [state], visit)
         tensors += [own.ends, own.starts, *at.tensors()]
         if final is not None and own.runs is None:
             tensors.append(store_final(own, final, (at.batch, at.head, at.row, at.column), last, at.limits))
         return own.program(builder, "starts", tensors, (at.tiles, own.writes.heads, tile.param("B")))
-
-
-def _product(left: list[Node], right: list[Node], over: Axis) -> Node:
-    """The product of sums of halves, without the smallest term."""
-    found: Node | None = None
-    for i, a in enumerate(left):
-        for b in right[: len(right) - i]:
-            found = tile.dot(a, b, over, found)
-    assert found is not None
-    return found
 
 
 def initial_state(

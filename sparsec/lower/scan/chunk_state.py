@@ -78,11 +78,16 @@ class Walk:
         found = tile.dot(solved, tile.cast(surprise, keys.dtype), a.keys, start, precision)
         return tile.rename(found, a.queries, a.keys)
 
+    def strong(self, chunk: Chunk, written: Node) -> Node:
+        """Of a delta rule times beta, so that one product serves both who reads and the state; else as it is."""
+        beta = chunk.beta(self.axes.keys) if self.own.folds else None
+        return written if beta is None else mul(written, beta)
+
     def after(self, chunk: Chunk, keys: Node, written: Node, state: Node) -> Node:
-        """The state after the chunk."""
-        a = self.axes
+        """The state after the chunk, in which ``strong`` values are written."""
+        a, beta = self.axes, None if self.own.folds else chunk.beta(self.axes.keys)
         state = mul(state, power_of_two(chunk.total())) if self.own.decays else state
-        for part in self.parts(written, chunk.left(a.keys), chunk.beta(a.keys)):
+        for part in self.parts(written, chunk.left(a.keys), beta):
             state = tile.dot(keys, part, a.keys, state, self.own.schedule.precision)
         return state
 
@@ -95,7 +100,7 @@ class Walk:
     def tensors(self) -> list[Tensor]:
         """What the walk reads."""
         w, own = self.own.writes, self.own
-        found = [own.tensor(w.v, w.heads, w.cols)] + ([own.tensor(w.beta, w.heads)] if w.beta is not None else [])
+        found = [own.tensor(w.v, w.heads, w.cols), *own.betas()]
         return [*found, own.tensor(w.k, w.heads, w.rows)] + [own.sums] * own.decays + [own.solved] * own.delta
 
 

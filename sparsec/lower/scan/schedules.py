@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sparsec.lower import descriptors
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan import chunk, chunk_back, chunk_grad, one_token, step, token, token_grad
 from sparsec.lower.scan.cell import padded
@@ -16,14 +17,16 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 HELD_BYTES = 2**19
 FEW = 8
 """Parts of a bank that the tuner may let meet every token."""
+_TALLEST = 128
+"""Rows of a state of which 64 columns fit the registers of a program."""
 
 Choices = dict[str, tuple[object, ...]]
 COLUMNS, WARPS = (16, 32, 64, 128), (1, 2, 4, 8)
 """The space of steps of one token: columns of a program, and its warps, where they fill each other."""
 
 _CHUNKED: Choices = {
-    "order": ("chunk", "token"), "rows": (32, 64), "value_block": (16, 32, 64),
-    "splits": (1, 2, 4, 8, 16), "warps": (2, 4), "stages": (2, 3),
+    "order": ("chunk", "token"), "rows": (32, 64), "value_block": (16, 32, 64), "splits": (1, 2, 4, 8, 16),
+    "block": (32, 64), "warps": (2, 4), "stages": (2, 3), "descriptors": (False, True),
 }  # fmt: skip
 
 
@@ -61,8 +64,12 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
     w = spec.writes
     if w.sharers > 1 or (w.route is not None and not w.route.freeze):
         return None
-    columns = min(32 if w.erase is not None else 64, padded(w.cols), padded(w.rows) if w.rule == "delta" else 64)
-    found = Schedule(order="chunk", rows=64, value_block=columns, splits=_splits(w), warps=4, stages=2)
+    rows, cols = padded(w.rows), padded(w.cols)
+    wide, delta = rows > _TALLEST, w.rule == "delta" or w.erase is not None
+    columns = min(32 if wide or w.erase is not None else 64, cols, rows if delta else 64)
+    splits = 1 if wide and delta else _splits(w, columns)
+    tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and not needs_keyed(w)
+    found = Schedule("chunk", 64, value_block=columns, splits=splits, warps=4, stages=2, descriptors=tma)
     halves = target.startswith("triton") and w.k.dtype == "bfloat16"  # states outgrow fp16
     one = spec if w.route is None else sort.scan(spec)
     return found if halves and chunk.refusal(one, found) is None else None
@@ -77,10 +84,9 @@ def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
     return found if found is not None and chunk_back.refusal(one) is None else None
 
 
-def _splits(w: Writes) -> int:
-    """Segments of a sequence."""
-    tiles = -(-w.cols // 64)
-    wanted = max(1, 256 // (w.heads * tiles))
+def _splits(w: Writes, columns: int) -> int:
+    """Segments of one sequence; of a batch the launch takes fewer."""
+    wanted = max(1, 256 // (w.heads * -(-w.cols // columns)))
     return min(16, 1 << (wanted.bit_length() - 1))
 
 
@@ -181,7 +187,7 @@ def known_grad(spec: ScanGrad, target: str) -> tuple[Schedule, ...]:
 def _beside(usual: Schedule, chunked: Schedule | None) -> tuple[Schedule, ...]:
     if chunked is None or usual.order == "chunk":
         return ()
-    names = ("order", "value_block", "splits", "warps", "stages")
+    names = ("order", "value_block", "block", "splits", "warps", "stages", "descriptors")
     found = replace(usual, **{name: getattr(chunked, name) for name in names})
     return replace(found, rows=32), replace(found, rows=64)
 

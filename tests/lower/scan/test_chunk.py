@@ -16,6 +16,7 @@ import torch
 from sparsec.backends.triton.resources import Resources
 from sparsec.lower.scan import chunk, schedules
 from sparsec.plan.scan_specs import Operand, Read, Scan, Writes
+from sparsec.scalar.evaluate import evaluate
 from sparsec.testing.ahead import job, misfits, wide_dots
 from sparsec.testing.scan_case import Setting, truth
 from sparsec.testing.scratch import with_scratch
@@ -78,7 +79,7 @@ def found(s: Setting, schedule: Schedule) -> dict[str, float]:
 def test_chunks_agree_with_tokens(rule: str, splits: int) -> None:
     s = replace(RULES[rule], **ODD)
     s = replace(s, state_heads=2) if rule in KEYED else s
-    errors = found(s, Schedule(order="chunk", rows=32, value_block=32, splits=splits))
+    errors = found(s, Schedule(order="chunk", rows=16, value_block=32, splits=splits))
     assert max(errors.values()) < 1e-12, errors
 
 
@@ -91,6 +92,25 @@ def test_gates_at_zero_and_one(rule: str, when: str) -> None:
         assert max(errors.values()) < 1e-12, errors
 
 
+def test_segments_are_as_many_as_the_device_and_the_sequence_take() -> None:
+    s = replace(RULES["gated delta"], heads=16, state_heads=16, rows=128, cols=128, dtype="bfloat16")
+    params = dict(chunk.lower(s.scan(), Schedule(order="chunk", value_block=64, splits=8)).params)
+
+    def segments(batch: int, length: int) -> object:
+        return evaluate(params["SCAN_SEGMENTS"], {"B": batch, "N": length})
+
+    assert [segments(1, 16384), segments(3, 16384), segments(64, 16384)] == [8, 2, 1]
+    assert [segments(1, 300), segments(1, 1)] == [2, 1]
+
+
+@pytest.mark.parametrize("rule", ["fading", "gated delta", "delta, fading channels"])
+def test_segments_that_nothing_passes(rule: str) -> None:
+    """Neither first states nor last ones: some transitions are not worked out."""
+    s = replace(RULES[rule], length=150, rows=32, cols=48, heads=1)
+    errors = found(s, Schedule(order="chunk", rows=16, value_block=16, splits=3))
+    assert max(errors.values()) < 1e-12, errors
+
+
 @pytest.mark.parametrize("length", [1, 15, 16, 17])
 def test_short_sequences(length: int) -> None:
     s = replace(RULES["gated delta"], length=length, initial=True, final=True)
@@ -100,7 +120,7 @@ def test_short_sequences(length: int) -> None:
 
 @pytest.mark.parametrize("rule", ["fading", "delta", "gated delta", *FORGETTING])
 def test_half_precision(rule: str) -> None:
-    s = replace(RULES[rule], rows=128, cols=64, length=192, heads=1, dtype="bfloat16", initial=True, final=True)
+    s = replace(RULES[rule], rows=128, cols=64, length=256, heads=1, dtype="bfloat16", initial=True, final=True)
     errors = found(s, Schedule(order="chunk", rows=64, value_block=32, splits=2))
     assert max(errors.values()) < BF16, errors
 

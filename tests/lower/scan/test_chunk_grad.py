@@ -75,7 +75,7 @@ def test_gates_at_zero_and_one(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", ["fading", "delta", "gated delta", "surprise", *FORGETTING])
 def test_half_precision(rule: str) -> None:
-    s = replace(RULES[rule], rows=128, cols=64, length=192, heads=1, dtype="bfloat16", initial=True, final=True)
+    s = replace(RULES[rule], rows=128, cols=64, length=256, heads=1, dtype="bfloat16", initial=True, final=True)
     errors = found(s, Schedule(order="chunk", rows=64, value_block=32, splits=2))
     assert all(error < LIMITS.get(name, OTHERS) for name, error in errors.items()), errors
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan import chunk_resets as resets
 from sparsec.lower.scan.chunk_back_states import final_gradient
-from sparsec.lower.scan.chunk_parts import Chunk, halves, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk_parts import SEGMENTS, Chunk, halves, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk_segments import batch_and_head, store_final
 from sparsec.lower.scan.keyed.backward import KeyedBack
 from sparsec.lower.scan.keyed.outputs import first_state
@@ -42,7 +42,7 @@ def lower_states(b: KeyedBack) -> Program:
 
         tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
         tensors += [*at.tensors(), b.back.states, *resets.tensors(own, w.initial)] + [b.back.surprises] * own.delta
-        return own.program(builder, "states", tensors, (own.splits, own.tiles, mul(tile.param("B"), w.heads)))
+        return own.program(builder, "states", tensors, (tile.param(SEGMENTS), own.tiles, mul(tile.param("B"), w.heads)))
 
 
 def _keep(at: Walk, tensor: Tensor, chunk: Chunk, value: Node) -> None:
@@ -118,7 +118,7 @@ def lower_grad_ends(b: KeyedBack) -> Program:
         (grad,) = tile.loop(0, sub(last, first), 1, [zero], visit)
         here = (batch, head, tile.program_id(0), *place)
         tile.store(b.back.grad_ends, *here, value=grad, bounds=dict(found.at.limits))
-        grid = (own.splits, own.tiles, mul(tile.param("B"), own.writes.heads))
+        grid = (tile.param(SEGMENTS), own.tiles, mul(tile.param("B"), own.writes.heads))
         tensors = [*found.tensors(), b.back.grad_ends, *resets.tensors(own, b.back.spec.grad_final)]
         return own.program(builder, "grad_ends", tensors, grid)
 
@@ -151,7 +151,9 @@ def lower_grad_states(b: KeyedBack) -> Program:
             tensors.append(store_final(own, b.back.spec.grad_initial, (batch, head, row, at.column), grad, at.limits))
         tensors += [*found.tensors(), b.back.grad_states]
         tensors += [b.back.grad_values] * b.keeps_values + [b.grad_answers] * b.keyed.erases
-        return own.program(builder, "grad_states", tensors, (own.splits, own.tiles, mul(tile.param("B"), w.heads)))
+        return own.program(
+            builder, "grad_states", tensors, (tile.param(SEGMENTS), own.tiles, mul(tile.param("B"), w.heads))
+        )
 
 
 def _last_gradient(b: KeyedBack, at: Walk, batch: Node, head: Node) -> tuple[Node, list[Tensor]]:

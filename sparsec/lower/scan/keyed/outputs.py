@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit, power, segment_bounds
+from sparsec.lower.scan.chunk_parts import SEGMENTS, Chunk, column_limit, power, segment_bounds
 from sparsec.lower.scan.chunk_segments import batch_and_head, initial_state, store_final
 from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.lower.scan.keyed.walk import Walk, walk
@@ -39,7 +39,9 @@ def lower(keyed: Keyed, final: str | None) -> Program:
         if final is not None and own.runs is None:
             tensors.append(store_final(own, final, (batch, head, tile.iota(at.axes.dims), at.column), state, at.limits))
         tensors += [*at.tensors(), _out(keyed), keyed.faded(keyed.query), *(keyed.seen(s) for s in keyed.columns)]
-        return own.program(builder, "", tensors, (own.splits, own.tiles, mul(tile.param("B"), own.writes.heads)))
+        return own.program(
+            builder, "", tensors, (tile.param(SEGMENTS), own.tiles, mul(tile.param("B"), own.writes.heads))
+        )
 
 
 def first_state(at: Walk, batch: Node, head: Node) -> tuple[Node, list[Tensor]]:
@@ -96,7 +98,7 @@ def lower_ends(keyed: Keyed) -> Program:
         if own.fading:
             tile.store(own.fades, batch, head, segment, row, value=total)
         tensors = [*at.tensors(), own.ends, *resets.tensors(own, w.initial)] + [own.fades] * own.fading
-        return own.program(builder, "ends", tensors, (own.splits, tiles, mul(tile.param("B"), w.heads)))
+        return own.program(builder, "ends", tensors, (tile.param(SEGMENTS), tiles, mul(tile.param("B"), w.heads)))
 
 
 def _unit(at: Walk) -> Node:

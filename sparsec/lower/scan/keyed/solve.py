@@ -32,7 +32,7 @@ def lower(keyed: Keyed) -> Program:
             for j in range(i + 1):
                 place = (chunk_blocks.token(chunk, i, at.rows), add(tile.iota(at.columns), j * BLOCK))
                 entries[i, j] = mul(tile.load(met, chunk.batch, chunk.head, *place), -1.0)
-        chunk_blocks.store(keyed.solved, chunk, at, chunk_blocks.inverse(entries, at), unit=True)
+        chunk_blocks.store(keyed.solved, chunk, at, chunk_blocks.inverse(entries, at, keyed.solved.dtype), unit=True)
         return own.program(builder, "solve", [met, keyed.solved], grid(keyed))
 
 

@@ -1,0 +1,40 @@
+"""Which scans have a chunk form under which schedules."""
+
+from __future__ import annotations
+
+from sparsec.lower.scan.chunk_parts import Chunked, power
+from sparsec.lower.scan.runs import Runs
+from sparsec.plan.scan_specs import Writes
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+
+def refusal(writes: Writes, schedule: Schedule) -> str | None:
+    """Why a scan has no chunk form here, in a sentence; None where it has."""
+    if writes.rule not in ("additive", "delta") or writes.decay_kind not in ("none", "scalar", "key"):
+        return f"rule {writes.rule!r} with decay {writes.decay_kind!r} has no chunk form; use order 'token'"
+    if odd := [e for e in writes.erase or () if e.dtype != writes.k.dtype]:
+        return f"{odd[0].name} is {odd[0].dtype}, keys are {writes.k.dtype}; the chunk form multiplies equal dtypes"
+    if writes.route is not None:
+        return "chosen parts have no chunk form; use order 'token' or 'mask'"
+    exact = writes.rule == "delta" and writes.v.dtype == "float32"  # values that no product takes as they are
+    if writes.k.dtype != writes.v.dtype and not exact:
+        return f"keys are {writes.k.dtype} and values {writes.v.dtype}; the chunk form multiplies equal dtypes"
+    chunk = schedule.rows
+    if chunk & (chunk - 1) or not 16 <= chunk <= 256:
+        return f"chunks of {chunk} tokens; use 16, 32, 64, 128 or 256"
+    delta = writes.rule == "delta" or writes.erase is not None
+    if delta and chunk > 64:
+        return f"chunks of {chunk} tokens; the triangular solve takes up to 64"
+    if delta and schedule.splits > 1 and schedule.value_block > power(writes.rows):
+        wide = f"{schedule.value_block} columns per program and {writes.rows} rows"
+        return f"{wide}; a segment's transition has a column per row: use value_block {power(writes.rows)}"
+    if delta and schedule.splits > 1 and power(writes.rows) > 128:
+        return f"segments of {writes.rows} rows; their transitions do not fit a program: use splits 1"
+    return None
+
+
+def checked(name: str, writes: Writes, schedule: Schedule, runs: Runs | None = None) -> Chunked:
+    """The scan in chunks; ScheduleError where there is no such form."""
+    if sentence := refusal(writes, schedule):
+        raise ScheduleError(sentence)
+    return Chunked(name, writes, schedule, runs)
