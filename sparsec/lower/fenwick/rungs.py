@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, SPAN, Chunk, Chunked
+from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, SEGMENTS, SPAN, Chunk, Chunked
 from sparsec.plan.fenwick_specs import Ladder
-from sparsec.scalar.expr import Expr, var
+from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
@@ -125,7 +125,7 @@ class Rungs:
         """The launch parameters beyond the spec's."""
         chunks = (var(self.own.writes.length) + (self.own.chunk - 1)) // self.own.chunk
         blocks = ((f"{BLOCKS}{n}", (chunks + ((1 << n) - 1)) // (1 << n)) for n in range(1, self.outer))
-        return (CHUNKS, chunks), (SPAN, chunks), (PADDED, chunks * self.own.chunk), *blocks
+        return (CHUNKS, chunks), (SEGMENTS, constant(1)), (SPAN, chunks), (PADDED, chunks * self.own.chunk), *blocks
 
     def complete(self, level: int) -> Node:
         """How many blocks of a level have all their chunks."""
