@@ -23,12 +23,15 @@ def input(name: str, shape: str | Sequence[str | int | Expr], dtype: str = "floa
     return make(Op.INPUT, (), name=name, shape=dims, dtype=stated or dtype)
 
 
-def map(*x: Node, fn: Expression | None = None, row: str = "none", align: str = "none") -> Node:
+def map(*x: Node, fn: Expression | None = None, row: str = "none", top: int | None = None, align: str = "none") -> Node:
     """``fn`` of x0, x1, … elementwise, broadcast from the last dim; ``row`` (softmax, l2norm) is applied before.
+
+    With ``top`` a softmax is one over the ``top`` largest elements of a row, ties to the lower index, and 0 elsewhere;
+    ``row = chosen`` is 1 at them and 0 elsewhere, without a gradient.
 
     ``align = heads``: what has fewer dims, ``[B,T,H]`` or ``[H]``, is one number for a row ``[B,T,H,D]`` of the others.
     """
-    return make(Op.MAP, x, fn=fn, row=row, align=align)
+    return make(Op.MAP, x, fn=fn, row=row, top=top, align=align)
 
 
 def prefix(x: Node, *, fn: Expression | None = None) -> Node:

@@ -38,7 +38,9 @@ def summary(node: Node) -> Problem | None:
 
 
 def mapped(node: Node) -> Problem | None:
-    """Sources broadcast at their last dims, or at their heads."""
+    """Sources broadcast at their last dims, or at their heads; what chooses says how many."""
+    if wrong := _chooses(node):
+        return wrong
     shapes = aligned(node)
     for one, shape in zip(node.src, shapes, strict=True):
         for other, another in zip(node.src, shapes, strict=True):
@@ -47,6 +49,17 @@ def mapped(node: Node) -> Problem | None:
                 return Problem(
                     f"{dims(one)} and {dims(other)}", "dims must be equal or 1, from the last", "match their shapes"
                 )
+    return None
+
+
+def _chooses(node: Node) -> Problem | None:
+    top, row = node["top"], node["row"]
+    if (row == "chosen" and top is None) or (top is not None and row not in ("chosen", "softmax")):
+        rule = "row = chosen takes the largest few of a row, row = softmax may, no other does"
+        return Problem(f"row = {row}, top = {top}", rule, "row = softmax, top = 8, say")
+    sizes = [int(s.shape[-1].value or 0) for s in node.src if s.shape[-1].head == "const"]
+    if isinstance(top, int) and any(top > size for size in sizes):
+        return Problem(f"top = {top}", f"a row has {min(sizes)} elements", f"top = {min(sizes)} or less")
     return None
 
 

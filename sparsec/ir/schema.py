@@ -85,7 +85,8 @@ SCHEMA: dict[Op, Schema] = {
         (("x+", _TENSOR),),
         attrs={
             "fn": _number(MAPPED),
-            "row": _choice("none", "softmax", "l2norm"),
+            "row": _choice("none", "softmax", "l2norm", "chosen"),
+            "top": _count(None),
             "align": _choice("none", "heads"),
         },
     ),

@@ -60,11 +60,21 @@ def mapped(ev: Evaluation, node: Node) -> Tensor:
 def map_function(ev: Evaluation, node: Node, sources: Sequence[Tensor]) -> Tensor:
     """The row function of each source, then the traced function of all, broadcast from the last dim."""
     found = [x[..., None] if lifted(node, s) else x for x, s in zip(sources, node.src, strict=True)]
-    env = {f"x{n}": _ROW[node.word("row")](x) for n, x in enumerate(found)}
+    env = {f"x{n}": _row(node, x) for n, x in enumerate(found)}
     fn = node.expr("fn")
     assert fn is not None
     shape = torch.broadcast_shapes(*(x.shape for x in found))
     return ev.expression(fn, env).expand(shape)
+
+
+def _row(node: Node, x: Tensor) -> Tensor:
+    """The row function of one source; of equal elements the lower index is chosen first."""
+    top, row = node["top"], node.word("row")
+    if not isinstance(top, int):
+        return _ROW[row](x)
+    best = x.detach().sort(dim=-1, descending=True, stable=True).indices[..., :top]
+    chosen = torch.zeros_like(x).scatter(-1, best, 1.0)
+    return chosen if row == "chosen" else torch.softmax(torch.where(chosen > 0, x, -torch.inf), dim=-1)
 
 
 def prefix(ev: Evaluation, node: Node) -> Tensor:

@@ -31,7 +31,7 @@ def one_map(node: Node) -> Node | None:
     if any(m.op is Op.MAP and m["align"] != "none" for m in (node, *node.src)):
         return None
     row = _common_row(node)
-    inside = [s.op is Op.MAP and s.word("row") == row for s in node.src]
+    inside = [s.op is Op.MAP and s.word("row") == row and s["top"] is None for s in node.src]
     sources = [x for s, opened in zip(node.src, inside, strict=True) for x in (s.src if opened else (s,))]
     distinct = list(dict.fromkeys(sources))
     if not any(inside) or len(distinct) > len(MAPPED):
@@ -45,7 +45,7 @@ def one_map(node: Node) -> Node | None:
 
 def _common_row(node: Node) -> str:
     """The row function that all sources have gone through; none where they differ."""
-    found = {s.word("row") if s.op is Op.MAP else "none" for s in node.src}
+    found = {s.word("row") if s.op is Op.MAP and s["top"] is None else "none" for s in node.src}
     return found.pop() if len(found) == 1 else "none"
 
 

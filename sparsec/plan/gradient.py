@@ -21,7 +21,7 @@ from sparsec.plan.gradient_select import score_gradient, summary_gradient
 from sparsec.plan.gradient_signal import list_gradient
 from sparsec.plan.gradient_tiled import tiled_gradient
 from sparsec.plan.map import plan_map
-from sparsec.plan.map_specs import symbol
+from sparsec.plan.map_specs import Row, symbol
 from sparsec.plan.mass import mass_gradient
 from sparsec.plan.mixture import mixture_gradient
 from sparsec.plan.planner import Planner
@@ -127,7 +127,7 @@ def _total(planner: Planner, node: Node, groups: list[list[Node]], dtype: str) -
     few = rank > 3 and planner.sizes.value(node.shape[-1]) < 16  # the weights of a few parts
     if few or rank < 3 or (rank == 3 and node.shape[0] is var("B")):
         total: Expr = reduce(lambda a, b: a + b, map(symbol, range(len(parts))))
-        plan_map(planner, node, out, [(part, node, "none") for part in parts], total)
+        plan_map(planner, node, out, [(part, node, Row()) for part in parts], total)
         return
     spec = Total(
         name=f"total_{out}",

@@ -9,7 +9,7 @@ from sparsec.ir.align import lifted
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.scores import ONE
-from sparsec.plan.map_specs import Map, MapSource, Shape, symbol
+from sparsec.plan.map_specs import Map, MapSource, Row, Shape, symbol
 from sparsec.plan.planner import Planner
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import substitute, variables
@@ -48,7 +48,7 @@ class Read:
 
     variable: str
     node: Node
-    row: str
+    row: Row
     through: Node | None = None
 
 
@@ -62,8 +62,13 @@ def _read(planner: Planner, node: Node, number: int) -> Read:
     source, name = node.src[number], f"x{number}"
     alone = source.op is Op.MAP and len(source.src) == 1 and planner.readers[source] == 1
     if alone and node["row"] == "none" and (source, "tensor") not in planner.places:
-        return Read(name, source.src[0], source.word("row"), source)
-    return Read(name, source, node.word("row"))
+        return Read(name, source.src[0], _row(source), source)
+    return Read(name, source, _row(node))
+
+
+def _row(node: Node) -> Row:
+    top = node["top"]
+    return Row(node.word("row"), top if isinstance(top, int) else 0)
 
 
 def _inside(read: Read, number: int) -> Expr:
@@ -81,7 +86,7 @@ def plan_map(
     planner: Planner,
     node: Node,
     out: str,
-    read: Sequence[tuple[str, Node, str]],
+    read: Sequence[tuple[str, Node, Row]],
     fn: Expr,
     inner: Sequence[Node] = (),
     align: str = "none",
@@ -106,14 +111,14 @@ def plan_map(
 
 
 def _source(
-    planner: Planner, node: Node, name: str, source: Node, row: str, dims: dict[str, Expr], alone: bool
+    planner: Planner, node: Node, name: str, source: Node, row: Row, dims: dict[str, Expr], alone: bool
 ) -> MapSource:
     dtype = planner.buffers[name].dtype
     if not dtype.startswith(("float", "bfloat")):
         raise planner.refuse(node, f"`{name}` is {dtype}; kernels map floats: convert it before the call")
     alone = alone or lifted(node, source)
     shape = extents(planner, node, (*source.shape, ONE) if alone else source.shape, dims)
-    return MapSource(name, dtype, shape, row, alone)
+    return MapSource(name, dtype, shape, row.fn, alone, row.top)
 
 
 def extents(planner: Planner, node: Node, shape: Sequence[Expr], dims: dict[str, Expr]) -> Shape:

@@ -11,7 +11,7 @@ from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import postorder
 
-ROW = {"none": 0, "l2norm": 3, "softmax": 5}
+ROW = {"none": 0, "l2norm": 3, "softmax": 5, "chosen": 4}
 """Operations per element of a row function."""
 
 

@@ -8,6 +8,7 @@ dims; where a source has 1, or no dim, and the result has more, it is broadcast.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sparsec.scalar.derivative import derivative
 from sparsec.scalar.expr import Expr, var
@@ -16,12 +17,21 @@ from sparsec.scalar.walk import variables
 Shape = tuple[int | str, ...]
 
 
+class Row(NamedTuple):
+    """A row function and, where it chooses, how many elements."""
+
+    fn: str = "none"
+    top: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class MapSource:
     """A tensor that a map reads.
 
     Attributes:
-        row: none, l2norm (x · rsqrt(Σx² + 1e-6)) or softmax, over the tensor's own last dim.
+        row: none, l2norm (x · rsqrt(Σx² + 1e-6)), softmax, or chosen (1 at the ``top`` largest), over the tensor's own
+            last dim.
+        top: where it is not 0, a softmax is over the ``top`` largest elements alone, ties to the lower index.
         lifted: whether the last dim, 1, is not one of the tensor's own: a number per token and head for rows of others.
     """
 
@@ -30,6 +40,7 @@ class MapSource:
     shape: Shape
     row: str = "none"
     lifted: bool = False
+    top: int = 0
 
     @property
     def stored(self) -> Shape:

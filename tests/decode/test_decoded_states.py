@@ -22,7 +22,7 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.testing.recurrent import RECURRENT, draw
 
-NAMES = ["linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "kda", "gdn2", "rwkv7"]
+NAMES = ["linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "kda", "gdn2", "rwkv7", "row_sparse"]
 SIZES = {"B": 2, "H": 4, "HKV": 2, "D": 16, "DV": 16}
 LENGTH, STEPS = 31, (20, 1, 1, 3, 1, 5)
 HEAD = "q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], g: [B,T,HKV] float32"

@@ -21,7 +21,7 @@ WORDS = {
 }
 
 
-SIZES = {"dilation": (1, 70), "levels": (1, 3), "parts": (2, 5), "branching": (2, 3), "top": (0, 3)}
+SIZES = {"dilation": (1, 70), "levels": (1, 3), "parts": (2, 5), "branching": (2, 3), "top": (0, 3), "rows": (1, 70)}
 
 
 def values(preset: str, knob: Knob) -> st.SearchStrategy[object]:
@@ -91,6 +91,7 @@ CHANGES = {
     "kda": ["shared", "bound", "raw"],
     "gdn2": ["raw"],
     "rwkv7": ["raw"],
+    "row_sparse": ["rows", "gated", "freeze"],
     "sse": ["parts", "k", "rule", "balance", "literal", "raw", "initial", "final"],
     "sse_gdn": ["parts", "k", "balance", "literal", "raw", "initial", "final"],
     "rsa": ["levels", "parts", "branching", "k", "routing", "left", "rule", "clip", "readout", "top"],

@@ -12,7 +12,7 @@ from sparsec.oracle import oracle
 from sparsec.runtime.compiled import compile
 from sparsec.testing.trained import wrong_on
 
-NAMES = ["linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "kda", "gdn2", "rwkv7"]
+NAMES = ["linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "kda", "gdn2", "rwkv7", "row_sparse"]
 KNOBS: dict[str, dict[str, object]] = {
     "mapped": {},
     "raw, with first and last states": {"raw": True, "initial": True, "final": True},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sparsec.lower.pointwise.frame import Frame, layout, params
-from sparsec.lower.pointwise.rows import FORWARD
+from sparsec.lower.pointwise.rows import through
 from sparsec.lower.scalars import emit_scores, mul
 from sparsec.plan.map_specs import Map, MapSource
 from sparsec.tile import build as tile
@@ -32,7 +32,7 @@ def applied(spec: Map, at: Frame, sources: Sequence[MapSource]) -> dict[str, lis
     found = {}
     for number, source in enumerate(spec.sources):
         if source in sources:
-            found[f"x{number}"] = FORWARD[source.row](at.read(source), at.own(source.shape))
+            found[f"x{number}"] = through(source, at.read(source), at.own(source.shape))
     return found
 
 

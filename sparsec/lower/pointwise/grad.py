@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pointwise import shares
+from sparsec.lower.pointwise.choice import over
 from sparsec.lower.pointwise.forward import applied, columns_of
 from sparsec.lower.pointwise.frame import Frame, Layout, layout, length, params, zeros
-from sparsec.lower.pointwise.rows import BACK, over
+from sparsec.lower.pointwise.rows import back
 from sparsec.lower.scalars import add, emit, mul
 from sparsec.plan.map_specs import MapGrad, MapSource, needed, summed, symbol
 from sparsec.scalar.derivative import derivative
@@ -76,7 +77,7 @@ class Walk:
                 target = shares.tensor(self.spec, k)
                 shape = target.shape
             else:
-                parts = BACK[source.row](at.read(source) if source.row != "none" else [], parts, at.own(source.shape))
+                parts = back(source, at.read(source) if source.row != "none" else [], parts, at.own(source.shape))
             for column, part in zip(at.own(source.shape), parts, strict=True):
                 at.write(target, column, part, shape)
         return grown

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Sequence
 
+from sparsec.lower.pointwise.choice import HIDDEN, Parts, best, over
 from sparsec.lower.pointwise.frame import Column
-from sparsec.lower.scalars import add, most, mul, sub
+from sparsec.lower.scalars import add, mul, sub
+from sparsec.plan.map_specs import MapSource
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node
 
 L2_EPSILON = 1e-6
-
-Parts = list[Node]
-"""A row, column by column."""
-
-
-def over(kind: str, x: Sequence[Node], columns: Sequence[Column]) -> Node:
-    """The sum or maximum of a row."""
-    found = [p if c is None else tile.reduce(kind, p, c.axis) for p, c in zip(x, columns, strict=True)]
-    return reduce(add if kind == "sum" else most, found)
 
 
 def _l2norm(x: Parts, columns: Sequence[Column]) -> Parts:
@@ -32,9 +24,12 @@ def _inverse_norm(x: Parts, columns: Sequence[Column]) -> Node:
     return tile.apply(Fn.RSQRT, add(square, tile.const(L2_EPSILON)))
 
 
-def _softmax(x: Parts, columns: Sequence[Column]) -> Parts:
-    top = over("max", x, columns)
-    masses = [tile.apply(Fn.EXP, sub(p, top)) for p in x]
+def _softmax(x: Parts, columns: Sequence[Column], top: int = 0) -> Parts:
+    if top:
+        marks = best(x, columns, top)
+        x = [tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0.0, m), p, HIDDEN) for m, p in zip(marks, x, strict=True)]
+    greatest = over("max", x, columns)
+    masses = [tile.apply(Fn.EXP, sub(p, greatest)) for p in x]
     total = over("sum", masses, columns)
     return [tile.apply(Fn.DIV, p, total) for p in masses]
 
@@ -47,20 +42,26 @@ def _l2norm_back(x: Parts, grad: Parts, columns: Sequence[Column]) -> Parts:
     return [mul(r, sub(g, mul(a, along))) for a, g in zip(u, grad, strict=True)]
 
 
-def _softmax_back(x: Parts, grad: Parts, columns: Sequence[Column]) -> Parts:
+def _softmax_back(x: Parts, grad: Parts, columns: Sequence[Column], top: int = 0) -> Parts:
     """With p the softmax: p · (grad − Σ p grad)."""
-    p = _softmax(x, columns)
+    p = _softmax(x, columns, top)
     along = over("sum", [mul(a, g) for a, g in zip(p, grad, strict=True)], columns)
     return [mul(a, sub(g, along)) for a, g in zip(p, grad, strict=True)]
 
 
-FORWARD: dict[str, Callable[[Parts, Sequence[Column]], Parts]] = {
-    "none": lambda x, columns: x,
-    "l2norm": _l2norm,
-    "softmax": _softmax,
-}
-BACK: dict[str, Callable[[Parts, Parts, Sequence[Column]], Parts]] = {
-    "none": lambda x, grad, columns: grad,
-    "l2norm": _l2norm_back,
-    "softmax": _softmax_back,
-}
+def through(source: MapSource, x: Parts, columns: Sequence[Column]) -> Parts:
+    """A source's row function of its row."""
+    if source.row == "softmax":
+        return _softmax(x, columns, source.top)
+    if source.row == "chosen":
+        return best(x, columns, source.top)
+    return _l2norm(x, columns) if source.row == "l2norm" else x
+
+
+def back(source: MapSource, x: Parts, grad: Parts, columns: Sequence[Column]) -> Parts:
+    """The gradient of a row from that of its row function; what is chosen has none."""
+    if source.row == "softmax":
+        return _softmax_back(x, grad, columns, source.top)
+    if source.row == "chosen":
+        return [mul(g, 0.0) for g in grad]
+    return _l2norm_back(x, grad, columns) if source.row == "l2norm" else grad

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparsec.lower.lowered import Scratch
 from sparsec.lower.pointwise.frame import Column, columns, cut, length, params, zeros
-from sparsec.lower.pointwise.rows import BACK
+from sparsec.lower.pointwise.rows import back
 from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.plan.map_specs import MapGrad, MapSource, Shape, summed
 from sparsec.scalar.expr import Expr, constant, var
@@ -134,7 +134,7 @@ def _finish(sums: Sums, number: int) -> list[Tensor]:
     if source.row != "none":
         x = Tensor(source.name, source.dtype, source.stored)
         read = [tile.load(x, *[*index, _column(c)][: x.rank], bounds=bounds) for c in sums.columns]
-        found = BACK[source.row]([tile.cast(p, "float32") for p in read], found, sums.columns)
+        found = back(source, [tile.cast(p, "float32") for p in read], found, sums.columns)
         tensors.append(x)
     for column, value in zip(sums.columns, found, strict=True):
         place = [*index, _column(column)][: target.rank]
