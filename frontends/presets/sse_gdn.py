@@ -27,6 +27,4 @@ def sse_gdn(
         initial: states before the first token are inputs m1 and m2, fp32 ``[B,1,HKV,D,DV]`` and ``[B,parts,HKV,D,DV]``.
         final: the states after the last token are the last two outputs, shaped alike.
     """
-    return sse(
-        parts=parts, k=k, rule="gdn", balance=balance, literal=literal, raw=raw, initial=initial, final=final
-    )
+    return sse(parts=parts, k=k, rule="gdn", balance=balance, literal=literal, raw=raw, initial=initial, final=final)

@@ -6,7 +6,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.grad_specs import RowDot
 from sparsec.plan.map import plan_map
-from sparsec.plan.map_specs import symbol
+from sparsec.plan.map_specs import Row, symbol
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
 from sparsec.plan.row_specs import RowLse
@@ -42,5 +42,5 @@ def row_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     x, grad = planner.input(node.src[0]), source(cotangent, "float32")
     out = planner.temporary(vjp, "tensor", vjp.shape, planner.precision(vjp, planner.sizes.dtype_of(vjp)))
     square = node.op is Op.NORM2
-    fn, row = (2.0 if square else 1.0) * symbol(0) * symbol(1), "none" if square else "softmax"
-    plan_map(planner, vjp, out, [(x, node.src[0], row), (grad, node, "none")], fn, align="heads")
+    fn, row = (2.0 if square else 1.0) * symbol(0) * symbol(1), Row() if square else Row("softmax")
+    plan_map(planner, vjp, out, [(x, node.src[0], row), (grad, node, Row())], fn, align="heads")
