@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from sparsec import nn
 from sparsec.nn import sources
 
-KEYS, MARK, ASK, NOISE, DIGITS = 128, 1, 2, 64, 5
+KEYS, MARK, NOISE, DIGITS = 128, 1, 64, 5
 VOCABULARY = 3 + 2 * KEYS
 Data = tuple[Tensor, Tensor]
 Make = Callable[..., nn.Layer]
@@ -62,30 +62,28 @@ def remember(model: nn.LanguageModel) -> nn.LanguageModel:
 
 
 def mqar(batch: int, pairs: int, length: int, device: str) -> Data:
-    """``pairs`` keys with their values, filler, then every key again in another order: ids and targets ``[B,length]``.
+    """``pairs`` keys with their values, then keys drawn from them with theirs: ids and targets ``[B,length]``.
 
-    Targets are −100 except at the second occurrence of a key, where they are its value.
+    Targets are −100 except at keys that were told before, where they are the value.
     """
     keys = torch.rand(batch, KEYS, device=device).argsort(1)[:, :pairs] + 3
     values = torch.randint(3 + KEYS, 3 + 2 * KEYS, (batch, pairs), device=device)
-    order = torch.rand(batch, pairs, device=device).argsort(1)
-    told = torch.stack([keys, values], 2).flatten(1)
-    asked = told.view(batch, pairs, 2).gather(1, order.unsqueeze(-1).expand(-1, -1, 2))
-    filler = torch.zeros(batch, length - 4 * pairs, dtype=torch.long, device=device)
-    ids = torch.cat([told, filler, asked.flatten(1)], 1)
+    told = torch.stack([keys, values], 2)
+    drawn = torch.randint(0, pairs, (batch, length // 2 - pairs, 1), device=device)
+    ids = torch.cat([told, told.gather(1, drawn.expand(-1, -1, 2))], 1).flatten(1)
     targets = torch.full_like(ids, -100)
-    targets[:, -2 * pairs :: 2] = asked[:, :, 1]
+    targets[:, 2 * pairs :: 2] = ids[:, 2 * pairs + 1 :: 2]
     return ids, targets
 
 
 def passkey(batch: int, digits: int, length: int, device: str) -> Data:
-    """Noise with a mark and ``digits`` digits somewhere, asked for at the end: ids and targets ``[B,length]``."""
-    ids = torch.randint(3 + 10, 3 + 10 + NOISE, (batch, length), device=device)
-    code = torch.randint(3, 3 + 10, (batch, digits), device=device)
+    """Noise with a mark and ``digits`` tokens after it somewhere, and again at the end: ids and targets ``[B,length]``."""
+    ids = torch.randint(3, 3 + NOISE, (batch, length), device=device)
+    code = torch.rand(batch, KEYS, device=device).argsort(1)[:, :digits] + 3 + KEYS
     starts = torch.randint(0, length - 2 * digits - 2, (batch, 1), device=device)
     whole = torch.cat([torch.full_like(starts, MARK), code], 1)
     ids.scatter_(1, starts + torch.arange(digits + 1, device=device), whole)
-    ids[:, -digits - 1], ids[:, -digits:] = ASK, code
+    ids[:, -digits - 1 :] = whole
     targets = torch.full_like(ids, -100)
     targets[:, -digits - 1 : -1] = code
     return ids, targets

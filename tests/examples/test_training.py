@@ -71,12 +71,12 @@ def test_a_model_that_is_missing_is_named() -> None:
         RECALL.main(["--models", "lstm", "--device", "cpu"])
 
 
-def test_every_key_is_asked_once_for_its_value() -> None:
+def test_keys_are_asked_for_the_values_that_were_told() -> None:
     ids, targets = RECALL.mqar(3, 4, 20, "cpu")
     for row, wanted in zip(ids.tolist(), targets.tolist(), strict=True):
         told = dict(zip(row[0:8:2], row[1:8:2], strict=True))
-        asked = {row[i]: t for i, t in enumerate(wanted) if t != -100}
-        assert asked == told and len(asked) == 4
+        assert len(told) == 4
+        assert wanted == [-100] * 8 + [told[row[n]] if n % 2 == 0 else -100 for n in range(8, 20)]
 
 
 def test_a_passkey_stands_once_in_the_noise() -> None:
@@ -84,4 +84,4 @@ def test_a_passkey_stands_once_in_the_noise() -> None:
     for row, wanted in zip(ids.tolist(), targets.tolist(), strict=True):
         at = row.index(RECALL.MARK)
         assert [t for t in wanted if t != -100] == row[at + 1 : at + 6] == row[-5:]
-        assert row[-6] == RECALL.ASK and at + 6 < 25
+        assert row[-6] == RECALL.MARK and at + 6 < 25
