@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sparsec.lower.pointwise.choice import over
 from sparsec.lower.pointwise.frame import layout, params
-from sparsec.lower.pointwise.rows import over
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.plan.map_specs import MapSource
 from sparsec.plan.row_specs import RowLse

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import reduce
 
 from sparsec.lower.pieces import Span
-from sparsec.lower.pointwise.rows import FORWARD
+from sparsec.lower.pointwise.rows import through
 from sparsec.lower.scalars import both, emit_scores
 from sparsec.plan.map_specs import Map, MapSource
 from sparsec.plan.plan import Kernel
@@ -60,6 +60,8 @@ def fits(program: Program, made: Map) -> bool:
 def _whole(load: Node, made: Map) -> bool:
     """Whether a load has all of a row that a row function needs."""
     rows = [s for s in made.sources if s.row != "none"]
+    if any(s.top for s in rows):
+        return False  # what is chosen is found in a loop of its own
     last, width = load.args[len(made.shape) - 1], made.shape[-1]
     if not rows:
         return True
@@ -116,7 +118,7 @@ class _Inlined:
         rank = len(source.stored)
         x = self._read(source, places[:rank], {d: limit for d, limit in limits.items() if d < rank})
         columns: Sequence[Span | None] = [Span(0, places[-1].axes[0]) if places[-1].axes else None]
-        return FORWARD[source.row]([x], columns)[0]
+        return through(source, [x], columns)[0]
 
     def _read(self, source: MapSource, places: Sequence[Node], limits: dict[int, tile.Value]) -> Node:
         """A source in fp32, itself a map perhaps."""
