@@ -223,7 +223,7 @@ def of_scores(q: "B T H D", k: "B T HKV D", v: "B T HKV DV"):  # type: ignore # 
     ("variant", "words"),
     [
         (of_integers, "`ids` is int32; kernels map floats: convert it before the call"),
-        (of_scores, "weights `.*`: kernels read tensors of inputs, maps, .* here; compute this before the call"),
+        (of_scores, "weights `.*`: kernels read weights of parts here; compute others before the call"),
     ],
 )
 def test_what_has_no_kernel_is_refused(variant: Variant, words: str) -> None:
