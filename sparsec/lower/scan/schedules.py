@@ -97,7 +97,7 @@ def _checked(w: Writes) -> bool:
             False  # a state that keeps everything gathers the roundings of bf16: 0.0029 to 0.0038, the bound is 0.003
         )
     sums = w.rows == 1 and w.rule == "additive"
-    return not needs_keyed(w) and (w.rows in (64, 128) or sums) and w.cols >= 64 and w.cols % 64 == 0
+    return not needs_keyed(w) and (w.rows in (64, 128, 256) or sums) and w.cols >= 64 and w.cols % 64 == 0
 
 
 def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:

@@ -27,7 +27,7 @@ GPU = "triton:sm_90"
         (replace(LAYER, decay="key"), GPU, "token"),
         (replace(LAYER, decay="none", erase=True), GPU, "token"),
         (replace(LAYER, dtype="float32"), GPU, "token"),
-        (replace(LAYER, rows=256), GPU, "token"),
+        (replace(LAYER, rows=32), GPU, "token"),
         (LAYER, "tvm:c", "token"),
     ],
 )
@@ -59,7 +59,7 @@ def test_documents_go_by_the_recurrence() -> None:
 
 
 @pytest.mark.parametrize(
-    "s", [replace(LAYER, decay="key"), replace(LAYER, erase=True, reads="undecayed"), replace(LAYER, rows=256)]
+    "s", [replace(LAYER, decay="key"), replace(LAYER, erase=True, reads="undecayed"), replace(LAYER, rows=32)]
 )
 def test_the_tuner_tries_chunks_where_they_are_not_the_default(s: Setting) -> None:
     for spec in (s.scan(), s.grad()) if s.rule == "additive" else (s.scan(),):
