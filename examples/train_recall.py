@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from sparsec import nn
 from sparsec.nn import sources
 
-KEYS, MARK, NOISE, DIGITS = 128, 1, 64, 5
+KEYS, MARK, ASK, NOISE, DIGITS = 128, 1, 2, 64, 5
 VOCABULARY = 3 + 2 * KEYS
 Data = tuple[Tensor, Tensor]
 Make = Callable[..., nn.Layer]
@@ -77,13 +77,13 @@ def mqar(batch: int, pairs: int, length: int, device: str) -> Data:
 
 
 def passkey(batch: int, digits: int, length: int, device: str) -> Data:
-    """Noise with a mark and ``digits`` tokens after it somewhere, and again at the end: ids and targets ``[B,length]``."""
-    ids = torch.randint(3, 3 + NOISE, (batch, length), device=device)
-    code = torch.rand(batch, KEYS, device=device).argsort(1)[:, :digits] + 3 + KEYS
+    """Noise with a mark and ``digits`` digits somewhere, asked for at the end: ids and targets ``[B,length]``."""
+    ids = torch.randint(3 + 10, 3 + 10 + NOISE, (batch, length), device=device)
+    code = torch.randint(3, 3 + 10, (batch, digits), device=device)
     starts = torch.randint(0, length - 2 * digits - 2, (batch, 1), device=device)
     whole = torch.cat([torch.full_like(starts, MARK), code], 1)
     ids.scatter_(1, starts + torch.arange(digits + 1, device=device), whole)
-    ids[:, -digits - 1 :] = whole
+    ids[:, -digits - 1], ids[:, -digits:] = ASK, code
     targets = torch.full_like(ids, -100)
     targets[:, -digits - 1 : -1] = code
     return ids, targets

@@ -84,4 +84,4 @@ def test_a_passkey_stands_once_in_the_noise() -> None:
     for row, wanted in zip(ids.tolist(), targets.tolist(), strict=True):
         at = row.index(RECALL.MARK)
         assert [t for t in wanted if t != -100] == row[at + 1 : at + 6] == row[-5:]
-        assert row[-6] == RECALL.MARK and at + 6 < 25
+        assert row[-6] == RECALL.ASK and at + 6 < 25
