@@ -23,7 +23,7 @@ def map_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     mapped(planner, node)
     forward = planner.specs[node]
     assert isinstance(forward, Map)
-    exact = len(node.shape) < 4 or node in planner.exact
+    exact = len(node.shape) < 4 or node in planner.exact or cotangent in planner.inner
     grad = source(cotangent, "float32" if exact else planner.sizes.dtype_of(node))
     asked = [_asked(planner, node, cotangent, read) for read in sources(planner, node)]
     grads = tuple(None if found is None else _buffer(planner, found[-1]) for found in asked)

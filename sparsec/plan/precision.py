@@ -25,7 +25,7 @@ def exact(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
     readers = _readers(nodes, outputs)
     maps = {n for n in nodes if n.op is Op.MAP and any(_gains(r, n) for r in readers[n])}
     maps = {n for n in maps if all(r.op in TOLERANT or _gains(r, n) for r in readers[n])}
-    maps |= left(nodes)
+    maps |= left(nodes, Op.RECALL)
     read = {n for n in nodes if n.op in OUTPUTS and readers[n] and all(r.op in EXACT for r in readers[n])}
     return frozenset(maps | read) - frozenset(outputs)
 
@@ -35,10 +35,13 @@ def merged(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
     return frozenset(s for n in nodes if n.op is Op.MERGE for s in n.src) - frozenset(outputs)
 
 
-def left(nodes: Sequence[Node]) -> frozenset[Node]:
-    """Maps of what states answered that are written to states: what a level leaves to the next."""
+def left(nodes: Sequence[Node], *made_of: Op) -> frozenset[Node]:
+    """Maps of recalls or surprises that are written to states: what a level leaves to the next.
+
+    That of a recall is a small difference of two values; a surprise is one already.
+    """
     stored = {n.src[2] for n in nodes if n.op is Op.WRITE}
-    return frozenset(n for n in stored if n.op is Op.MAP and any(s.op in (Op.RECALL, Op.SURPRISE) for s in n.src))
+    return frozenset(n for n in stored if n.op is Op.MAP and any(s.op in made_of for s in n.src))
 
 
 def _readers(nodes: Sequence[Node], outputs: Sequence[Node]) -> Mapping[Node, list[Node]]:
@@ -64,7 +67,7 @@ def _gains(reader: Node, source: Node) -> bool:
 def handed(nodes: Sequence[Node]) -> frozenset[Node]:
     """Gradients of activations that adjoints of maps alone read: in the dtype of the inputs, as what they are of."""
     found = {v for v in nodes if v.op is Op.VJP and len(v.shape) == 4}
-    small = left(nodes)
+    small = left(nodes, Op.RECALL, Op.SURPRISE)
     found -= {v for v in found if v.src[0].op is Op.WRITE and v["of"] == "v" and v.src[0].src[2] in small}
     for reader in nodes:
         through = reader.op is Op.VJP and reader.src[0].op is Op.MAP

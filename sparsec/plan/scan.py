@@ -45,7 +45,10 @@ def surprise(planner: Planner, node: Node) -> str:
 
 def _surprise(planner: Planner, readers: Sequence[Node]) -> Operand | None:
     found = next((reader for reader in readers if reader.op is Op.SURPRISE), None)
-    return None if found is None else Operand(planner.temporary(found, "tensor", found.shape, "float32"), "float32")
+    if found is None:
+        return None
+    dtype = planner.sizes.dtype  # a small difference already, whose digits rounding leaves
+    return Operand(planner.temporary(found, "tensor", found.shape, dtype), dtype)
 
 
 def dims(written: Node) -> dict[str, Expr]:
