@@ -6,9 +6,13 @@ import math
 
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, Chunked
+from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program
+
+GONE = -160.0
+"""A base-2 log-decay that leaves nothing in fp32, and beside which the digits of others are still seen."""
 
 LEAST = -100.0
 """Log-decays below count as this: exp of it is 0 in fp32, and sums of it keep their digits."""
@@ -28,10 +32,23 @@ def lower(own: Chunked) -> Program:
             given, bounds = own.tensor(operand, w.heads), {1: tile.param(w.length), 2: tile.lift(w.heads)}
             read = tile.load(given, chunk.batch, chunk.token(tokens), head, bounds=dict(bounds))
             value = tile.scan(log2_decay(read), tokens) if operand is w.decay else tile.cast(read, "float32")
+            if own.fades_out and own.runs is not None and operand is w.decay:
+                value = add(value, _beginning(own.runs, chunk, head))
+                tensors.append(own.runs.stretches)
             tile.store(made, chunk.batch, head, chunk.token(tokens), value=value, bounds={1: w.heads})
             tensors += [given, made]
         grid = (tile.param(CHUNKS), -(-w.heads // heads.size), tile.param("B"))
         return own.program(builder, "sums", tensors, grid)
+
+
+def _beginning(runs: Runs, chunk: Chunk, head: Node) -> Node:
+    """``GONE`` where the chunk is the first of a part, else 0."""
+    several, bounds = runs.route.lists > 1, {2: tile.param(CUT)}
+    if several:
+        bounds[1] = tile.const(runs.route.lists)
+    listed = head if several else tile.const(0)
+    first = tile.load(runs.stretches, chunk.batch, listed, chunk.number, 1, bounds=dict(bounds))
+    return tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0, first), tile.const(GONE), 0.0)
 
 
 def log2_decay(decay: Node) -> Node:

@@ -56,6 +56,11 @@ class Chunked:
     runs: Runs | None = None
 
     @property
+    def fades_out(self) -> bool:
+        """Whether sums of decays say by themselves that a part begins: what comes before its first chunk is gone."""
+        return self.runs is not None and self.decays and self.writes.initial is None
+
+    @property
     def parts(self) -> int:
         """States per head."""
         return self.runs.route.parts if self.runs is not None else 1

@@ -1,6 +1,7 @@
 """Chunks of several parts of a bank one after another: where a part's tokens begin and end, a state begins and ends.
 
-Everything here leaves a state as it is where a scan has one part.
+Everything here leaves a state as it is where a scan has one part. Where states fade as a whole and begin with zeros,
+sums of decays do what is to be done, without a select in walks that have no register left for it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _tensor(own: Chunked, name: str) -> Tensor:
 def entered(chunk: Chunk, state: Node, place: Place, limits: Limits) -> Node:
     """The state before a chunk: anew where a part begins."""
     own, w = chunk.own, chunk.own.writes
-    if own.runs is None:
+    if own.runs is None or own.fades_out:
         return state
     here, part = _part(chunk, 1)
     return tile.apply(Fn.WHERE, here, _given(chunk, w.initial, part, place, limits), state)
@@ -67,7 +68,7 @@ def entered(chunk: Chunk, state: Node, place: Place, limits: Limits) -> Node:
 
 def ended(chunk: Chunk, name: str | None, grad: Node, place: Place, limits: Limits) -> Node:
     """The gradient of the state after a chunk: that of a part's last states, if any, where the part ends."""
-    if chunk.own.runs is None:
+    if chunk.own.runs is None or (chunk.own.fades_out and name is None):
         return grad
     here, part = _part(chunk, 2)
     return tile.apply(Fn.WHERE, here, _given(chunk, name, part, place, limits), grad)
@@ -102,7 +103,7 @@ def _keep(chunk: Chunk, name: str | None, end: int, value: Node, place: Place, l
 
 def passed(chunk: Chunk, total: Node, decay: Callable[[], Node] | None) -> Node:
     """The decay of what passes a segment up to the end of a chunk: nothing passes where a part begins."""
-    if chunk.own.runs is not None:
+    if chunk.own.runs is not None and not chunk.own.fades_out:
         here, _ = _part(chunk, 1)
         total = tile.apply(Fn.WHERE, here, GONE, total)
     return total if decay is None else tile.apply(Fn.ADD, total, decay())
