@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sparsec.lower.fenwick import asked, descend, through, tokens, tokens_delta, walk
 from sparsec.lower.fenwick.back import Back
-from sparsec.lower.fenwick.forward import blocks, rungs_of
+from sparsec.lower.fenwick.forward import blocks, narrow, rungs_of
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.fenwick_specs import LadderGrad
@@ -20,7 +20,10 @@ def lower(spec: LadderGrad, schedule: Schedule) -> Lowered:
     """
     b = Back(spec, rungs_of(spec.forward, schedule, spec.name))
     steps = blocks(b.rungs, schedule) + (_down(b, schedule) if b.rungs.outer else [])
-    made = [tokens_delta.lower_parts(_narrow(b)), tokens_delta.lower(b)] if b.own.delta else [tokens.lower(b)]
+    if b.own.delta:
+        made = [tokens_delta.lower_parts(_narrow(b, 64)), tokens_delta.lower(b)]
+    else:
+        made = [tokens.lower(_narrow(b, 32))]
     steps += [Step(program, replace(schedule, warps=8, stages=1)) for program in made]
     if b.rungs.outer and b.learns_decay:
         steps.append(Step(through.lower(b), replace(schedule, warps=1, stages=1)))
@@ -28,19 +31,18 @@ def lower(spec: LadderGrad, schedule: Schedule) -> Lowered:
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch), b.rungs.params())
 
 
-def _narrow(b: Back) -> Back:
+def _narrow(b: Back, columns: int) -> Back:
     """With fewer columns at once, for a program that holds much else."""
-    own = b.rungs.own
-    schedule = replace(own.schedule, value_block=min(own.columns, 64))
-    return replace(b, rungs=replace(b.rungs, own=replace(own, schedule=schedule)))
+    return replace(b, rungs=narrow(b.rungs, columns))
 
 
 def _down(b: Back, schedule: Schedule) -> list[Step]:
     """The gradients of all blocks, the smallest last."""
     wide = replace(schedule, warps=8, stages=1)
     steps = [Step(walk.lower_out(b), wide), Step(walk.lower_back(b), wide)] if b.matrices else []
-    steps.append(Step(asked.lower_reads(b), schedule))
-    steps += [Step(asked.lower_passes(b), schedule)] * b.matrices
+    apart, read = _narrow(b, 64), replace(schedule, warps=4, stages=3)  # a chain of loads: the next are on their way
+    steps.append(Step(asked.lower_reads(apart), read))
+    steps += [Step(asked.lower_passes(apart), read)] * b.matrices
     for level in range(b.rungs.outer - 1, b.rungs.first - 1, -1):
         steps.append(Step(descend.lower_states(b, level), schedule))
         steps += [Step(descend.lower_moves(b, level), schedule)] * b.matrices

@@ -40,10 +40,17 @@ def blocks(rungs: Rungs, schedule: Schedule) -> list[Step]:
     if not rungs.outer:
         return steps
     if own.delta:
-        steps += [Step(leaf.lower_states(rungs), schedule), Step(leaf.lower_moves(rungs), schedule)]
+        few = narrow(rungs, 64)
+        steps += [Step(leaf.lower_states(few), schedule), Step(leaf.lower_moves(few), schedule)]
     else:
         steps.append(Step(group.lower(rungs), schedule))
     for level in range(rungs.first, rungs.outer - 1):
         steps.append(Step(climb.lower_states(rungs, level), schedule))
         steps += [Step(climb.lower_moves(rungs, level), schedule)] * own.delta
     return steps
+
+
+def narrow(rungs: Rungs, columns: int) -> Rungs:
+    """The same with fewer value columns per program."""
+    own = rungs.own
+    return replace(rungs, own=replace(own, schedule=replace(own.schedule, value_block=min(own.columns, columns))))
