@@ -13,8 +13,9 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from sparsec.backends.triton.compile import Compiled, compile_all
 from sparsec.backends.triton.resources import Resources
-from sparsec.lower.scan import chunk, schedules
+from sparsec.lower.scan import chunk, chunk_grad, schedules
 from sparsec.plan.scan_specs import Operand, Read, Scan, Writes
 from sparsec.scalar.evaluate import evaluate
 from sparsec.testing.ahead import job, misfits, wide_dots
@@ -57,6 +58,8 @@ ODD: dict[str, Any] = {
     "state_heads": 1,
 }
 BF16 = 0.003
+HALF = 228 * 1024 // 2 - 1024
+"""Bytes of shared memory for each of two programs on a processor of an H100, less what each takes by itself."""
 
 
 def found(s: Setting, schedule: Schedule) -> dict[str, float]:
@@ -160,6 +163,18 @@ def test_compiled_for_a_gpu(tmp_path: Path) -> None:
     wanted = [(p.program.name, wide_dots(p.program), job(p.program, p.schedule, "sm_90")) for p in steps]
     wrong = {name: x for name, x in misfits(wanted, "sm_90", tmp_path).items() if not isinstance(x, Resources)}
     assert not wrong
+
+
+def test_two_programs_share_a_processor(tmp_path: Path) -> None:
+    """The walks over chunks, whose time is latency, leave half of a processor's shared memory to another program."""
+    s = replace(RULES["gated delta"], rows=128, cols=128, heads=16, state_heads=16, dtype="bfloat16")
+    forward, back = schedules.default(s.scan(), "triton:sm_90"), schedules.default_grad(s.grad(), "triton:sm_90")
+    steps = [*chunk.lower(s.scan(), forward).steps, *chunk_grad.lower(s.grad(), back).steps]
+    walks = [step for step in steps if step.program.name in ("scan_ends", "scan", "grad_grad_states")]
+    jobs = [job(step.program, step.schedule, "sm_90") for step in walks]
+    for step, made in zip(walks, compile_all(jobs, tmp_path), strict=True):
+        assert isinstance(made, Compiled)
+        assert made.resources.shared <= HALF, f"{step.program.name}: {made.resources}"
 
 
 def test_states_outgrow_fp16_and_narrow_keys_make_narrow_transitions() -> None:
