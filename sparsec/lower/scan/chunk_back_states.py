@@ -27,6 +27,7 @@ from sparsec.lower.scan.chunk_parts import (
 from sparsec.lower.scan.chunk_place import Place
 from sparsec.lower.scan.chunk_segments import combining, initial_state, store_final, whole_states
 from sparsec.lower.scan.chunk_state import Walk, walk
+from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 
@@ -142,12 +143,14 @@ def _reverse(builder: tile.Builder, b: Back) -> tuple[Reverse, Place]:
 
 
 def lower_grad_ends(b: Back) -> Program:
-    """What each segment makes of a zero gradient of the state after it."""
+    """What each segment makes of a zero gradient of the state after it; of the first only where that matters."""
     own = b.own
     with tile.Builder() as builder:
         found, at = _reverse(builder, b)
         batch, head = at.batch, at.head
         first, last = segment_bounds(own, at.segment)
+        if own.runs is None and b.spec.grad_initial is None:
+            last = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, at.segment, 0), first, last)
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
