@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from sparsec.ir.build import map as mapped
 from sparsec.ir.build import merge
-from sparsec.ir.build_state import mass, mixture
+from sparsec.ir.build_state import mass, mixture, row_lse
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rewrite import rewrite
@@ -12,14 +14,15 @@ from sparsec.ir.scores import ONE
 from sparsec.ir.variant import Variant
 from sparsec.passes.alter import altered
 from sparsec.passes.expand_residual import one_part
-from sparsec.scalar.expr import Expr
-from sparsec.scalar.functions import sqrt
+from sparsec.scalar.expr import Expr, var
+from sparsec.scalar.functions import exp, sqrt
 
 
 def expand_readout(variant: Variant) -> Variant:
     """A sum over the states of several banks is a sum of reads; a softmax over states weighs the reads.
 
     recall(q, s, r){sum}  ->  merge(recall(q, s), recall(q, r)){sum}
+    recall(q, s){sum, renormalise}, of several parts per token  ->  map(recall(q, s), row_lse(log e)){x0 exp(−x1)}
     recall(q, s, r){state_softmax}  ->  merge(recall(q, s), recall(q, r), w){weighted}
         with w = mixture(q, mass(s's keys), mass(r's keys)) {scale = sqrt(D)}
     """
@@ -27,9 +30,33 @@ def expand_readout(variant: Variant) -> Variant:
 
 
 def _sum(node: Node) -> Node | None:
-    if node.op is not Op.RECALL or node["mode"] != "sum" or len(node.positional) == 2 or node.operands:
+    if node.op is not Op.RECALL or node["mode"] != "sum" or node.operands:
         return None
-    return merge(*_reads(node), fn="sum")
+    banks = node.positional[1:]
+    if node.flag("renormalise") and any(map(_several, banks)):
+        return _renormalised(node)
+    return merge(*_reads(node), fn="sum") if len(banks) > 1 else None
+
+
+def _several(written: Node) -> bool:
+    """Whether a token writes several parts, each with a weight above 0."""
+    route, weight = (written.operands.get(name) for name in ("route", "weight"))
+    if route is None or weight is None or route.op is not Op.TOPK or route["eligible"] is not None:
+        return False
+    return route.shape[3] is not ONE
+
+
+def _renormalised(node: Node) -> Node:
+    """Σ_banks read / Σ e, the sum of a token's weights being the exponential of a log-sum-exp of logarithms."""
+    sources, terms = list[Node](), list[Expr]()
+    for bank in node.positional[1:]:
+        sources.append(altered(node, positional=(node.src[0], bank), renormalise=not _several(bank)))
+        term = var(f"x{len(sources) - 1}", "float")
+        if _several(bank):
+            sources.append(row_lse(mapped(bank.operands["weight"], fn="log(x0)")))
+            term = term * exp(-var(f"x{len(sources) - 1}", "float"))
+        terms.append(term)
+    return mapped(*sources, fn=reduce(lambda a, b: a + b, terms), align="heads")
 
 
 def _reads(node: Node, **changed: object) -> list[Node]:

@@ -38,6 +38,7 @@ ROUTED: dict[str, dict[str, Any]] = {
     "a tree": {"levels": 3, "routing": "tree", "readout": "sum"},
     "four levels, by the prediction": {"levels": 4, "branching": 2, "routing": "tree", "left": "pre"},
     "additive writes": {"levels": 2, "rule": "additive"},
+    "two parts per token": {"levels": 3, "k": 2, "readout": "sum", "routing": "tree", "left": "pre"},
     "slots of levels": {"levels": 3, "routing": "tree", "readout": "slot_softmax"},
     "slots of additive levels": {"levels": 2, "rule": "additive", "readout": "slot_softmax", "left": "pre"},
     "slots of one state": {"levels": 1, "readout": "slot_softmax"},

@@ -153,7 +153,6 @@ def test_orders_that_say_nothing_are_refused() -> None:
 
 
 REFUSED = {
-    "several renormalised": (ROUTES["two of four"].replace("renormalise = false, ", ""), "sum by renormalised weights"),
     "all parts": (
         ROUTES["routed"].replace("{renormalise = false}", "{renormalise = false, read = all}"),
         "have no weight",
