@@ -24,7 +24,9 @@ GPU = "triton:sm_90"
         (replace(LAYER, rule="additive"), GPU, "chunk"),
         (replace(LAYER, decay="none", rows=64), GPU, "token"),
         (replace(LAYER, decay="none", beta=False), GPU, "token"),
-        (replace(LAYER, decay="key"), GPU, "token"),
+        (replace(LAYER, decay="key"), GPU, "chunk"),
+        (replace(LAYER, rule="additive", decay="key"), GPU, "chunk"),
+        (replace(LAYER, rule="additive", decay="key", rows=64), GPU, "token"),
         (replace(LAYER, decay="none", erase=True), GPU, "token"),
         (replace(LAYER, dtype="float32"), GPU, "token"),
         (replace(LAYER, rows=32), GPU, "token"),
@@ -36,6 +38,12 @@ def test_defaults(s: Setting, target: str, order: str) -> None:
         schedule = default(spec, target)
         assert schedule.order == order
         assert lower_kernel(spec, schedule).steps
+
+
+def test_erase_vectors_go_backward_by_the_recurrence() -> None:
+    s = replace(LAYER, decay="key", erase=True, reads="undecayed")
+    assert default(s.scan(), GPU).order == "chunk"
+    assert default(s.grad(), GPU).order == "token"
 
 
 def test_groups_go_backward_by_the_recurrence() -> None:
@@ -59,10 +67,10 @@ def test_documents_go_by_the_recurrence() -> None:
 
 
 @pytest.mark.parametrize(
-    "s", [replace(LAYER, decay="key"), replace(LAYER, erase=True, reads="undecayed"), replace(LAYER, rows=32)]
+    "s", [replace(LAYER, decay="key", rows=64), replace(LAYER, erase=True, reads="undecayed"), replace(LAYER, rows=32)]
 )
 def test_the_tuner_tries_chunks_where_they_are_not_the_default(s: Setting) -> None:
-    for spec in (s.scan(), s.grad()) if s.rule == "additive" else (s.scan(),):
+    for spec in (s.scan(), s.grad()):
         found, usual = known(spec, GPU), Space(default(spec, GPU), space(spec, GPU))
         assert [(k.order, k.rows) for k in found] == [("chunk", 32), ("chunk", 64)]
         for schedule in found:

@@ -20,7 +20,7 @@ from sparsec.lower.scan.keyed.back_near import Near
 from sparsec.lower.scan.keyed.back_sums import Sums, summed
 from sparsec.lower.scan.keyed.backward import KeyedBack
 from sparsec.lower.scan.keyed.fades import Fades, Space, dims_of, over_dims, where_deep
-from sparsec.lower.scan.keyed.prepare import grid, inputs
+from sparsec.lower.scan.keyed.prepare import chunk_of, grid, inputs
 from sparsec.lower.scan.keyed.sides import Side
 from sparsec.plan.scan_specs import Operand
 from sparsec.tile import build as tile
@@ -28,12 +28,12 @@ from sparsec.tile.language import Node, Program, Tensor
 
 
 def lower(b: KeyedBack, deep: bool) -> Program:
-    """One (chunk, head, batch) per grid point; ``deep``: once more, exactly, chunks that fade too far for tiles."""
+    """One (head, chunk, batch) per grid point; ``deep``: once more, exactly, chunks that fade too far for tiles."""
     own = b.keyed.own
     with tile.Builder() as builder:
         c, n = builder.axis("c", own.chunk), builder.axis("n", own.chunk)
         axes = Axes(c, builder.axis("d", dims_of(own)), n, builder.axis("e", own.columns))
-        chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
+        chunk = chunk_of(b.keyed)
         found = _Tokens(b, axes, deep, {})
         if deep:
             where_deep(b.keyed, chunk, axes.dims, found.all)

@@ -17,10 +17,10 @@ Axes = tuple[Axis, Axis, Axis]
 
 
 def lower(keyed: Keyed) -> Program:
-    """One (chunk, head, batch) per grid point."""
+    """One (head, chunk, batch) per grid point."""
     own = keyed.own
     with tile.Builder() as builder:
-        axes, chunk = _axes(builder, keyed), Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
+        axes, chunk = _axes(builder, keyed), chunk_of(keyed)
 
         def visit(at: Space, *products: Node) -> Sequence[Node]:
             f = Fades(keyed, chunk, at)
@@ -42,7 +42,7 @@ def lower_deep(keyed: Keyed) -> Program:
     """All of it once more, exactly, in chunks that fade too far for products of tiles."""
     own = keyed.own
     with tile.Builder() as builder:
-        axes, chunk = _axes(builder, keyed), Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
+        axes, chunk = _axes(builder, keyed), chunk_of(keyed)
 
         def again(chunk: Chunk) -> None:
             over_dims(own, axes, [], lambda at: _store_faded(keyed, Fades(keyed, chunk, at, True)))
@@ -60,8 +60,13 @@ def lower_deep(keyed: Keyed) -> Program:
 
 
 def grid(keyed: Keyed) -> tuple[tile.Value, ...]:
-    """One (chunk, head, batch) per grid point."""
-    return tile.param(CHUNKS), keyed.own.writes.heads, tile.param("B")
+    """One (head, chunk, batch) per grid point: heads are neighbours in memory, so programs at work read whole rows."""
+    return keyed.own.writes.heads, tile.param(CHUNKS), tile.param("B")
+
+
+def chunk_of(keyed: Keyed) -> Chunk:
+    """The chunk of a program."""
+    return Chunk(keyed.own, tile.program_id(2), tile.program_id(0), tile.program_id(1))
 
 
 def _axes(builder: tile.Builder, keyed: Keyed) -> Axes:

@@ -12,7 +12,7 @@ from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan import chunk_blocks
 from sparsec.lower.scan.chunk_blocks import BLOCK
 from sparsec.lower.scan.chunk_parts import Chunk, power
-from sparsec.lower.scan.keyed.prepare import grid
+from sparsec.lower.scan.keyed.prepare import chunk_of, grid
 from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
@@ -22,11 +22,11 @@ _DIMS = 64
 
 
 def lower(keyed: Keyed) -> Program:
-    """T − I; one (chunk, head, batch) per grid point."""
+    """T − I; one (head, chunk, batch) per grid point."""
     own, met = keyed.own, keyed.met(keyed.columns[-1])
     with tile.Builder() as builder:
         at = chunk_blocks.space(builder, own)
-        chunk = _chunk(keyed)
+        chunk = chunk_of(keyed)
         entries: chunk_blocks.Blocks = {}
         for i in range(own.chunk // BLOCK):
             for j in range(i + 1):
@@ -37,14 +37,14 @@ def lower(keyed: Keyed) -> Program:
 
 
 def lower_answers(keyed: Keyed) -> Program:
-    """W and, where vectors of their own erase, V'; one (chunk, head, batch) per grid point."""
+    """W and, where vectors of their own erase, V'; one (head, chunk, batch) per grid point."""
     own, asking = keyed.own, keyed.asking
     assert asking is not None
     given, tensors = keyed.faded(asking), [keyed.solved, keyed.faded(asking), keyed.answers]
     with tile.Builder() as builder:
         c, t = builder.axis("c", own.chunk), builder.axis("t", own.chunk)
         d, n = builder.axis("d", min(_DIMS, power(own.writes.rows))), builder.axis("n", own.chunk)
-        chunk = _chunk(keyed)
+        chunk = chunk_of(keyed)
 
         def visit(number: Node) -> Sequence[Node]:
             _solve(keyed, chunk, (c, t), given, keyed.answers, add(mul(number, d.size), tile.iota(d)))
@@ -56,10 +56,6 @@ def lower_answers(keyed: Keyed) -> Program:
             _solve(keyed, chunk, (c, t), met, keyed.passed, tile.iota(n))
             tensors += [met, keyed.passed]
         return own.program(builder, "answers", tensors, grid(keyed))
-
-
-def _chunk(keyed: Keyed) -> Chunk:
-    return Chunk(keyed.own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
 
 
 def _solve(keyed: Keyed, chunk: Chunk, axes: tuple[Axis, Axis], given: Tensor, made: Tensor, last: Node) -> None:
