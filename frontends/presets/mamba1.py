@@ -12,11 +12,11 @@ from sparsec.ir.node import Node
 def mamba1(*, initial: bool = False, final: bool = False) -> Node | tuple[Node, ...]:
     """M = exp(Δ A) ⊙ M + Δ B xᵀ, o = Mᵀ C, a decay per row of each channel's state (Mamba, arXiv 2312.00752).
 
-    A decay per element of a ``[D,channels]`` state is a decay per row of ``channels`` states of one column: the HV heads
-    are channels (with DV = 1 it is Mamba-1; a larger DV shares Δ and A between DV channels). Inputs: q = C and k = B
-    ``[B,T,H,D]`` with H = 1 where all channels share them, v = x ``[B,T,HV,DV]``, the step's logits dt ``[B,T,HV]`` fp32,
-    dt_bias ``[HV]`` and A_log ``[1,1,HV,D]`` fp32; Δ = softplus(dt + dt_bias), A = −exp(A_log). The skip D ⊙ x, the
-    gate and the convolution are left to the caller.
+    A decay per element of a ``[D,channels]`` state is one per row of ``channels`` states of a single column: the HV
+    heads are channels. With DV = 1 it is Mamba-1; a larger DV shares Δ and A between DV channels. Inputs: q = C and
+    k = B ``[B,T,H,D]``, H = 1 where all channels share them, v = x ``[B,T,HV,DV]``, the step's logits dt
+    ``[B,T,HV]``, dt_bias ``[HV]`` and A_log ``[1,1,HV,D]``, the last three fp32; Δ = softplus(dt + dt_bias) and
+    A = −exp(A_log). The skip D ⊙ x, the gate and the convolution are left to the caller.
 
     Knobs:
         initial: the states before the first token are an input m, fp32 ``[B,1,HV,D,DV]``; otherwise zero.

@@ -58,11 +58,13 @@ def test_text_round_trips(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_bind(name: str) -> None:
     made = sparsec.preset(name)
-    tensors = sparsec.inputs(made, T=70, H=6, HKV=3, D=16)
+    heads = {"H": 1, "HV": 6} if name == "mamba1" else {"H": 6, "HKV": 3}  # its channels are heads
+    sizes = {**heads, "D": 16}
+    tensors = sparsec.inputs(made, T=70, **sizes)
     dims = bind(made, {key: tuple(x.shape) for key, x in tensors.items()})
     lengths = [dims[name] for name in ("T", "TQ", "TK") if name in dims]
     assert set(lengths) == {70}
-    assert (dims["H"], dims["HKV"], dims["D"]) == (6, 3, 16)
+    assert {size: dims[size] for size in sizes} == sizes
 
 
 @pytest.mark.parametrize("name", NAMES)
