@@ -25,7 +25,7 @@ LAST = var("i_hi")
 STREAMED = frozenset({
     Op.INPUT, Op.MAP, Op.PREFIX, Op.TOKENS, Op.SLOTS, Op.SUMMARY, Op.SCORE, Op.BIAS, Op.REDUCE, Op.MASK, Op.TOPK,
     Op.GIVEN, Op.WEIGHTS, Op.ATTEND, Op.LSE, Op.MERGE, Op.STATE, Op.WRITE, Op.RESIDUAL, Op.RECALL,
-    Op.SURPRISE, Op.NORM2, Op.MIXTURE,
+    Op.SURPRISE, Op.NORM2, Op.ROW_LSE, Op.MIXTURE,
 })  # fmt: skip
 """The ops whose meaning a step shares with the forward."""
 

@@ -29,6 +29,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "sse": ("sse", {}),
     "sse by the delta rule, two at a time": ("sse", {"rule": "gdn", "k": 2}),
     "rsa": ("rsa", {}),
+    "gated slots": ("gsa", {}),
     "rsa, additive, a tree, a sum": ("rsa", {"rule": "additive", "routing": "tree", "readout": "sum"}),
 }
 

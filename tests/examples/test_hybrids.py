@@ -67,3 +67,16 @@ def test_residual_chunks_complete_what_the_state_recalls() -> None:
     )
     known, left = oracle(state, {"k": k, "v": x["v"], "b": x["b"].sigmoid(), "g": x["g"]})
     torch.testing.assert_close(known + left, x["v"])
+
+
+@pytest.mark.parametrize("name", [n for n in BY_NAME if n != "residual_chunks"])
+def test_prefill_and_steps_are_one_forward(name: str) -> None:
+    """But for the chunks that hold what a state left: a cache keeps inputs, and these are computed."""
+    variant, x = BY_NAME[name], HYBRIDS.drawn(BY_NAME[name], tokens=37)
+    made = sparsec.compile(variant, target="interpreter")
+    cache = made.init_cache(1, 64, page=16, states={"m": x["m"]} if "m" in x else None)
+    steps, kept = [], {n: y for n, y in x.items() if n != "m"}
+    for first, end in ((0, 33), (33, 34), (34, 37)):
+        given = {n: y[:, first:end] if str(variant.inputs[n].shape[1]) == "T" else y for n, y in kept.items()}
+        steps.append(made.decode(cache, **given))
+    torch.testing.assert_close(torch.cat(steps, 1), made(**x), rtol=1e-5, atol=1e-6)
