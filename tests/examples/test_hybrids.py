@@ -75,7 +75,7 @@ def test_prefill_and_steps_are_one_forward(name: str) -> None:
     variant, x = BY_NAME[name], HYBRIDS.drawn(BY_NAME[name], tokens=37)
     made = sparsec.compile(variant, target="interpreter")
     cache = made.init_cache(1, 64, page=16, states={"m": x["m"]} if "m" in x else None)
-    steps, kept = [], {n: y for n, y in x.items() if n != "m"}
+    steps, kept = list[Any](), {n: y for n, y in x.items() if n != "m"}
     for first, end in ((0, 33), (33, 34), (34, 37)):
         given = {n: y[:, first:end] if str(variant.inputs[n].shape[1]) == "T" else y for n, y in kept.items()}
         steps.append(made.decode(cache, **given))
