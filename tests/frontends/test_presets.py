@@ -60,7 +60,7 @@ def test_inputs_bind(name: str) -> None:
     made = sparsec.preset(name)
     heads = {"H": 1, "HV": 6} if name == "mamba1" else {"H": 6, "HKV": 3}  # its channels are heads
     sizes = {**heads, "D": 16}
-    tensors = sparsec.inputs(made, T=70, **sizes)
+    tensors = sparsec.inputs(made, dtype="bfloat16", device="cpu", seed=0, T=70, **sizes)
     dims = bind(made, {key: tuple(x.shape) for key, x in tensors.items()})
     lengths = [dims[name] for name in ("T", "TQ", "TK") if name in dims]
     assert set(lengths) == {70}
