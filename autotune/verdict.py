@@ -22,6 +22,8 @@ from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import Selector
 
 ULPS = 4.0
+UNJUDGED = "nothing says what is right"
+"""What a sentence about results without a meaning of their own says."""
 WORST = 2**31 - 1
 ALIKE: Quantity = "grad"
 """Two right kernels may each be off by the bounds of "o"; the wider bounds hold for their difference."""
@@ -45,7 +47,7 @@ def wrong(truth: Truth, written: Mapping[str, Tensor]) -> str | None:
     lists: dict[Node, Chosen] = {}
     unjudged = set(truth.kernel.writes) - {name for name, _, _ in truth.kernel.results}
     if unjudged:
-        return f"{', '.join(sorted(unjudged))}: nothing says what is right"
+        return f"{', '.join(sorted(unjudged))}: {UNJUDGED}"
     for name, node, part in truth.kernel.results:
         if part == "indices":
             sentence = wrong_list(truth, node, truth.at(written[name], node))
@@ -62,7 +64,7 @@ def wrong(truth: Truth, written: Mapping[str, Tensor]) -> str | None:
             found = check(actual, right, dtype_of(truth.kernel), "grad")
             sentence = None if found else found.sentence
         else:
-            return f"{name}: nothing says what is right of {part}"
+            return f"{name}: {UNJUDGED} of {part}"
         if sentence is not None:
             return f"{name} is {sentence}"
     return None

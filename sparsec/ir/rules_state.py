@@ -131,6 +131,8 @@ def recall(node: Node) -> Problem | None:
             return Problem(f"{dims(q)} and {dims(state)}", "queries and states have one D, states one DV", "match them")
     if node["top"] is not None and node["mode"] == "sum":
         return Problem(f"top = {node['top']}", "a sum reads every active state", "mode = state_softmax")
+    if any(state.op.name == "STATE" for state in states):
+        return Problem("a state", "a recall reads what tokens write", "recall(q, write(state(), k, v))")
     return None
 
 

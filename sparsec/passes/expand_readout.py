@@ -17,6 +17,9 @@ from sparsec.passes.expand_residual import one_part
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.functions import exp, sqrt
 
+LEAST = 1e-30
+"""What a weight counts at least where logarithms are taken: one that underflowed has no slope."""
+
 
 def expand_readout(variant: Variant) -> Variant:
     """A sum over the states of several banks is a sum of reads; a softmax over states weighs the reads.
@@ -53,7 +56,7 @@ def _renormalised(node: Node) -> Node:
         sources.append(altered(node, positional=(node.src[0], bank), renormalise=not _several(bank)))
         term = var(f"x{len(sources) - 1}", "float")
         if _several(bank):
-            sources.append(row_lse(mapped(bank.operands["weight"], fn="log(x0)")))
+            sources.append(row_lse(mapped(bank.operands["weight"], fn=f"log(maximum(x0, {LEAST}))")))
             term = term * exp(-var(f"x{len(sources) - 1}", "float"))
         terms.append(term)
     return mapped(*sources, fn=reduce(lambda a, b: a + b, terms), align="heads")

@@ -55,6 +55,8 @@ def _predicts(node: Node) -> bool:
     v, written, k = node.positional
     if written.op is not Op.WRITE or written["rule"] != "delta" or "erase_a" in written.operands:
         return False
+    if "weight" in written.operands and not node.flag("renormalise"):
+        return False
     if (k, v) != written.positional[1:] or k.shape[2] is not v.shape[2]:
         return False
     if written["decay_kind"] not in ("none", "scalar") or written["reads"] != "decayed":

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparsec.ir.lengths import lengths
-from sparsec.ir.node import Node
+from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
 from sparsec.ir.rewrite import rewrite
 from sparsec.ir.variant import Variant
@@ -54,6 +54,7 @@ def stream(variant: Variant) -> Streamed:
     Raises:
         DeclarationError: it reads what a later token may change, or computes with its length.
     """
+    _check_memories(variant)
     plain, ones = masses_as_states(variant)
     both, twins = beside_memory(plain)
     step, states = carried_on(_apart(both))
@@ -65,6 +66,17 @@ def stream(variant: Variant) -> Streamed:
     names = (str(length.queries.value), str(keys.value))
     spec = _spec(step, *names, states, ones)
     return Streamed(step, spec, *names, len(variant.outputs), twins, ones)
+
+
+LEAVE = (Op.RECALL, Op.RESIDUAL, Op.SURPRISE, Op.ATTEND, Op.MERGE)
+
+
+def _check_memories(variant: Variant) -> None:
+    """Raises DeclarationError where tokens to remember are what states or attention leave."""
+    for node in variant.nodes:
+        if node.op is Op.TOKENS and any(n.op in LEAVE for n in topological(node.src)):
+            why = "remembers what states or attention leave, and a cache keeps inputs"
+            raise refusal(variant, node, why, "compute it in a variant of its own and give it as an input")
 
 
 def _apart(variant: Variant) -> Variant:

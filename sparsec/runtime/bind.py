@@ -95,6 +95,11 @@ def index_rules(variant: Variant, dims: Mapping[str, int]) -> list[IndexRule]:
                 units, slots = -(-tokens // selection.integer("size")), int(evaluate(selection.shape[3], dims))
                 counts = selection.operands.get("counts")
                 found += _rule(selection, counts, 0, slots) + _rule(selection, selection.src[0], -1, units - 1, counts)
+        route = node.operands.get("route") if node.op is Op.WRITE else None
+        if route is not None and route.op is Op.GIVEN:
+            parts, slots = int(evaluate(node.shape[1], dims)), int(evaluate(route.shape[3], dims))
+            counts = route.operands.get("counts")
+            found += _rule(route, counts, 0, slots) + _rule(route, route.src[0], -1, parts - 1, counts)
     return found
 
 

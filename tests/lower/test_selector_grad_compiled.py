@@ -89,7 +89,7 @@ def test_triton_agrees_with_autograd(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     errors = json.loads(done.stdout.splitlines()[-1])
     assert errors.keys() == {*OUTPUTS, "dx"}
-    assert max(errors.values()) < 2e-6
+    assert all(e < 2e-6 for e in errors.values()), errors
 
 
 def wrong(names: Iterable[str], arch: str, folder: Path) -> dict[str, object]:

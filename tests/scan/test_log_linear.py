@@ -98,3 +98,15 @@ def test_heads_that_share_states_go_token_by_token() -> None:
     assert check(results(call, **x)[0], truth(call.variant, x), "float32")
     with pytest.raises(PlanError, match="several heads of queries or states share have no gradients yet"):
         results(call, **{n: y.requires_grad_() for n, y in x.items()})[0].sum().backward()
+
+
+def test_a_snapshot_takes_the_place_on_the_ladder_along() -> None:
+    """What was decoded across a carry is decoded again after a restore, to the last bit."""
+    made = sparsec.compile(sparsec.preset("log_linear", rule="delta", levels=6, raw=True), target="interpreter")
+    x = sparsec.inputs(made.variant, dtype="float32", device="cpu", seed=0, B=2, T=14, H=2, HKV=2, D=8, DV=8)
+    cache = made.init_cache(batch=2)
+    made.decode(cache, **{name: y[:, :9] for name, y in x.items()})
+    before, rest = cache.snapshot(), {name: y[:, 9:] for name, y in x.items()}
+    first = made.decode(cache, **rest)
+    cache.restore(before)
+    assert torch.equal(made.decode(cache, **rest), first)

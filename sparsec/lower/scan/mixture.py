@@ -19,6 +19,10 @@ Parts = list[Node]
 """A row of a head, split as its columns are."""
 
 
+NOTHING = 1e-37
+"""A mass of keys so small has no direction: its inverse is no number of fp32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """A tile of tokens of one head of candidates.
@@ -104,7 +108,7 @@ class Candidate:
 def candidate(at: Rows, z: Parts) -> Candidate:
     """The direction of z, whose square need not be a number of fp32."""
     size = at.over("max", [tile.apply(Fn.ABS, x) for x in z])
-    empty = tile.apply(Fn.LE, size, 0.0)
+    empty = tile.apply(Fn.LE, size, NOTHING)
     by = tile.apply(Fn.DIV, tile.const(1.0), tile.apply(Fn.WHERE, empty, 1.0, size))
     small = [mul(x, by) for x in z]
     root = tile.apply(Fn.RSQRT, tile.apply(Fn.WHERE, empty, 1.0, at.dot(small, small)))

@@ -79,7 +79,9 @@ def surprise(now: Token, spec: Scan, answer: Node | None, schedule: Schedule) ->
     """What a delta rule writes, where that is asked for."""
     if spec.surprise is not None:
         assert answer is not None
-        token_sum.put(now, token_sum.surprised(spec), now.cell.head, add(now.v, answer), schedule)
+        value, live = add(now.v, answer), now.visit.live
+        value = value if live is None else mul(live, value)  # a token without parts surprises nobody
+        token_sum.put(now, token_sum.surprised(spec), now.cell.head, value, schedule)
 
 
 def _answer(now: Token, read: Read, state: Node, schedule: Schedule) -> None:

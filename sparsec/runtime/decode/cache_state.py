@@ -250,8 +250,8 @@ class Cache:
         put_back(self.memory, self._own, snapshot)
 
     def lengths_now(self) -> Tensor | None:
-        """A copy of the lengths on the device, where something is kept by position."""
-        return self.lengths.clone() if self.lengths is not None and self.memory.places else None
+        """A copy of the lengths on the device: rows of pages, and steps of ladders, count by them."""
+        return self.lengths.clone() if self.lengths is not None else None
 
     def free(self) -> None:
         """End these sequences: their pages go back to the pool, and they begin anew at length 0, from first states."""

@@ -73,7 +73,7 @@ def put_back(memory: Memory, own: slice, snapshot: Snapshot) -> None:
         begin(memory, own)
     for name, x in snapshot.states.items():
         memory.states[name][own].copy_(x)
-    if memory.lengths is not None and memory.places:
+    if memory.lengths is not None:
         lengths = memory.lengths[own]
         if snapshot.counted is None:
             lengths.zero_()

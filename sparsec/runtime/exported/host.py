@@ -43,9 +43,12 @@ def noise(shape: tuple[int, ...], seed: int) -> Tensor:
 def digest(x: Tensor, rows: list[int]) -> Tensor:
     """Some rows of a result as one number per head: its columns under fixed random weights, fp64.
 
+    States and single numbers, which have no rows of queries, count whole.
+
     The log-sum-exp of a query that reads nothing is -inf; it counts as -8, so that sums with it say something.
     """
-    chosen = x[:, rows].double().cpu()
+    whole = x.dim() < 2 or max(rows) >= x.shape[1]
+    chosen = (x.reshape(1, -1) if x.dim() < 2 else x if whole else x[:, rows]).double().cpu()
     chosen = torch.where(chosen == -float("inf"), -8.0, chosen)
     return (chosen * noise(tuple(chosen.shape[-1:]), 99).double()).sum(-1).flatten()
 
