@@ -33,7 +33,7 @@ def mass_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     mass(planner, node)
     forward = planner.specs[node]
     assert isinstance(forward, Scan)
-    name = source(cotangent, "float32")  # it cancels against keys that the mass is made of
+    name = source(cotangent, planner.sizes.dtype)
     grad = Operand(name, planner.buffers[name].dtype)
     wanted = [v for v in planner.vjps if v.src[0] is node and v.positional[1] is cotangent]
     made = {v.word("of"): _made(planner, v) for v in wanted}

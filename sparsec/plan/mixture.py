@@ -78,5 +78,5 @@ def _read(spec: Mixture) -> list[str]:
 
 def _made(planner: Planner, vjp: Node) -> tuple[str, str]:
     masses = vjp.word("of").startswith("z")
-    dtype = "float32" if masses else planner.precision(vjp, planner.sizes.dtype_of(vjp))
+    dtype = planner.sizes.dtype if masses else planner.precision(vjp, planner.sizes.dtype_of(vjp))
     return planner.temporary(vjp, "tensor", vjp.shape, dtype), dtype
