@@ -5,6 +5,7 @@ The cases are a covering design: any two of variant, lengths, heads, dims, dtype
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,18 @@ FACTORS: dict[str, list[Any]] = {
     "numbers": ["normal", "steep", "low", "ties"],
 }  # fmt: skip
 DESIGN = pairwise(FACTORS)
-CASES = [WholeCase(**case) for case in DESIGN]  # type: ignore[arg-type]
+FEWEST = 128
+"""Output numbers of a case in half precision. Of 64, one draw in forty is 2.5 deviations off, beyond the bound."""
+
+
+def enough(case: WholeCase) -> WholeCase:
+    """The case with as many entries in the batch as give enough numbers to judge."""
+    numbers = case.batch * case.lengths[0] * case.heads[0] * case.dims[1]
+    few = case.dtype != "float32" and numbers < FEWEST
+    return replace(case, batch=case.batch * -(-FEWEST // numbers)) if few else case
+
+
+CASES = [enough(WholeCase(**case)) for case in DESIGN]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
