@@ -128,7 +128,7 @@ def test_keys_made_of_an_output_are_refused() -> None:
       return y
     }}"""
     made = compile(parse(text.replace("HKV", "H").replace("DV", "D")), "interpreter")
-    with pytest.raises(DeclarationError, match="remembers what a step computes of its queries"):
+    with pytest.raises(DeclarationError, match="remembers what states or attention leave"):
         made.init_cache(2, 96)
 
 
