@@ -92,15 +92,17 @@ def index_rules(variant: Variant, dims: Mapping[str, int]) -> list[IndexRule]:
         for selection in node.positional[2:] if node.op is Op.ATTEND else ():
             if selection.op is Op.GIVEN:
                 tokens = int(evaluate(node.src[1].shape[1], dims))
-                units, slots = -(-tokens // selection.integer("size")), int(evaluate(selection.shape[3], dims))
-                counts = selection.operands.get("counts")
-                found += _rule(selection, counts, 0, slots) + _rule(selection, selection.src[0], -1, units - 1, counts)
+                found += _list_rules(selection, -(-tokens // selection.integer("size")), dims)
         route = node.operands.get("route") if node.op is Op.WRITE else None
         if route is not None and route.op is Op.GIVEN:
-            parts, slots = int(evaluate(node.shape[1], dims)), int(evaluate(route.shape[3], dims))
-            counts = route.operands.get("counts")
-            found += _rule(route, counts, 0, slots) + _rule(route, route.src[0], -1, parts - 1, counts)
+            found += _list_rules(route, int(evaluate(node.shape[1], dims)), dims)
     return found
+
+
+def _list_rules(selection: Node, units: int, dims: Mapping[str, int]) -> list[IndexRule]:
+    """The rules of a given list of so many units, and of its counts."""
+    counts, slots = selection.operands.get("counts"), int(evaluate(selection.shape[3], dims))
+    return _rule(selection, counts, 0, slots) + _rule(selection, selection.src[0], -1, units - 1, counts)
 
 
 def _rule(selection: Node, source: Node | None, low: int, high: int, *beside: Node | None) -> list[IndexRule]:
