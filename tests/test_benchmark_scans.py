@@ -17,15 +17,9 @@ from sparsec.benchmarks.cases_scan import (
     Rwkv7Case,
     ScanCase,
 )
-from sparsec.benchmarks.gradients import GradientReferee, gradients
-from sparsec.benchmarks.own import own
 from sparsec.benchmarks.peers.table import forms_for
-from sparsec.benchmarks.reference import truth
 from sparsec.benchmarks.registry import CASES
-from sparsec.benchmarks.step import Step
-from sparsec.benchmarks.verdict import Referee
-from sparsec.frontends.preset import preset
-from sparsec.oracle import oracle
+from sparsec.testing.benchmark_case import hold_kernels_to_referees, hold_reference_to_oracle
 
 KINDS = (ScanCase, GlaCase, DeltaCase, GdnCase, KdaCase, Rwkv7Case, LevelsCase, GdnLevelsCase)
 
@@ -36,32 +30,12 @@ def small(kind: type[ScanCase], length: int = 150) -> ScanCase:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_references_are_the_oracles(kind: type[ScanCase]) -> None:
-    case = small(kind)
-    x = {name: tensor.double() for name, tensor in case.inputs(4).items()}
-    leaves = {name: tensor.requires_grad_(name in case.learned) for name, tensor in x.items()}
-    exact = oracle(preset(case.preset, **dict(case.knobs)), leaves)
-    assert isinstance(exact, torch.Tensor)
-    plain = {name: tensor.detach() for name, tensor in x.items()}
-    torch.testing.assert_close(truth(case, plain, torch.arange(case.T)).output, exact.detach())
-    rows, grad = torch.tensor([0, 17, 130]), torch.zeros_like(exact)
-    grad[:, rows] = torch.randn(1, 3, 2, 16, dtype=torch.float64)
-    wanted = torch.autograd.grad(exact, [leaves[n] for n in case.learned], grad)
-    for mine, right in zip(gradients(case, plain, rows, grad).values(), wanted, strict=True):
-        torch.testing.assert_close(mine, right)
+    hold_reference_to_oracle(small(kind), (0, 17, 130))
 
 
 @pytest.mark.parametrize("kind", [ScanCase, KdaCase], ids=lambda kind: kind.__name__)
 def test_generated_kernels_pass_and_mistakes_do_not(kind: type[ScanCase]) -> None:
-    case = small(kind, 80)
-    inputs = case.inputs()
-    step = own(case, inputs, 0)
-    assert isinstance(step, Step)
-    referee = Referee(case, inputs)
-    assert referee(step()).passed and GradientReferee(case, inputs)(step)[1] == ""
-    assert not referee(step() * 1.01).passed
-    other = own(case, inputs | {"g": inputs["g"] * 1.1}, 0)
-    assert not referee(other()).passed and isinstance(other, Step)
-    assert GradientReferee(case, inputs)(other)[1] != ""
+    hold_kernels_to_referees(small(kind, 80), "g", lambda x: x * 1.1)
 
 
 def test_the_published_shapes() -> None:

@@ -39,8 +39,7 @@ def best(x: Parts, columns: Sequence[Column], top: int) -> Parts:
         place = tile.apply(Fn.NEG, over("max", [tile.apply(Fn.NEG, f) for f in found], columns))
         return [_mark(m, n, place) for m, n in zip(marks, numbers, strict=True)]
 
-    nothing = [tile.apply(Fn.WHERE, tile.apply(Fn.EQ, p, p), 0.0, 0.0) for p in x]
-    return tile.loop(0, top, 1, nothing, take)
+    return tile.loop(0, top, 1, [tile.full(0.0, *p.axes) for p in x], take)
 
 
 def _unless(mark: Node, x: Node) -> Node:
