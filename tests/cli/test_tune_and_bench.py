@@ -120,13 +120,21 @@ def test_crossover_finds_the_first_length_that_wins(monkeypatch: pytest.MonkeyPa
     assert found["length"] == 128 and [p["ratio"] for p in found["points"]] == [0.5, 1.5] and not found["refused"]
 
 
-def test_crossover_times_and_says_what_has_no_backward(tmp_path: Path, capsys: Captured) -> None:
+def test_crossover_times_and_says_what_is_refused(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (moba,) = crossover.crossovers(["moba"], TINY, rounds=1, report=lambda text: None)
     assert moba.points and all(p.ours_ms > 0 and p.dense_ms > 0 for p in moba.points)
     assert moba.knobs == {"block": 64, "k": 16} and not moba.refused
+
+    def refuse(*_: object) -> None:
+        raise ValueError("no backward")
+
+    monkeypatch.setattr(crossover, "_check", refuse)
     out = tmp_path / "found" / "rows.json"
     assert main(["bench", "rsa", "--crossover", "--out", str(out)]) == 0
-    assert "no backward" in json.loads(out.read_text())[0]["refused"] and "rsa" in capsys.readouterr().out
+    (row,) = json.loads(out.read_text())
+    assert row["refused"] == "ValueError: no backward" and not row["points"] and "rsa" in capsys.readouterr().out
     assert main(["bench", "nope", "--crossover"]) == 2
 
 
