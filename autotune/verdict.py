@@ -18,12 +18,17 @@ from sparsec.oracle.values import Chosen
 from sparsec.oracle.weights import WeightFn
 from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ, RowDot, SelectorGradQ
 from sparsec.plan.index_specs import IndexGradQ, ListSum
+from sparsec.plan.map_specs import Map
 from sparsec.plan.plan import Kernel
+from sparsec.plan.route_specs import Balance
 from sparsec.plan.specs import Selector
+from sparsec.scalar.evaluate import evaluate
 
 ULPS = 4.0
-UNJUDGED = "nothing says what is right"
-"""What a sentence about results without a meaning of their own says."""
+VALUES = frozenset({"o", "lse", "k", "v", "tensor"})
+"""Parts that are a node's value as it is."""
+LISTS = frozenset({"indices", "weights"})
+"""Parts that are judged member by member."""
 WORST = 2**31 - 1
 ALIKE: Quantity = "grad"
 """Two right kernels may each be off by the bounds of "o"; the wider bounds hold for their difference."""
@@ -42,29 +47,47 @@ def kind_of(node: Node) -> Quantity:
     return "grad" if node.op is Op.VJP and node["of"] != "v" else "o"
 
 
+def is_constant(kernel: Kernel) -> bool:
+    """Whether a kernel fills a buffer with one number, which is no node's value."""
+    return isinstance(kernel.spec, Map) and not kernel.spec.sources
+
+
+def unjudged(kernel: Kernel) -> tuple[str, ...]:
+    """The buffers that a kernel writes and nothing says what is right of; none for most kernels."""
+    if is_constant(kernel):
+        return ()
+    meant = {name for name, _, part in kernel.results if part in VALUES or part in LISTS or part in INNER}
+    return tuple(name for name in kernel.writes if name not in meant)
+
+
+def _wrong_constant(kernel: Kernel, written: Mapping[str, Tensor]) -> str | None:
+    assert isinstance(kernel.spec, Map)
+    right, actual = float(evaluate(kernel.spec.fn, {})), written[kernel.spec.out]
+    return None if bool((actual == right).all()) else f"{kernel.spec.out} is not {right:g} everywhere"
+
+
 def wrong(truth: Truth, written: Mapping[str, Tensor]) -> str | None:
     """What is wrong with a kernel's results, in a sentence; None if nothing is."""
     lists: dict[Node, Chosen] = {}
-    unjudged = set(truth.kernel.writes) - {name for name, _, _ in truth.kernel.results}
-    if unjudged:
-        return f"{', '.join(sorted(unjudged))}: {UNJUDGED}"
+    if is_constant(truth.kernel):
+        return _wrong_constant(truth.kernel, written)
+    if unknown := unjudged(truth.kernel):
+        return f"{', '.join(unknown)}: nothing says what is right"
     for name, node, part in truth.kernel.results:
         if part == "indices":
             sentence = wrong_list(truth, node, truth.at(written[name], node))
             lists[node] = Chosen(written[name].to(torch.int64), node.integer("size"))
         elif part == "weights":
             sentence = _wrong_weights(truth, node, truth.at(written[name], node), lists)
-        elif part in ("o", "lse", "k", "v", "tensor"):
+        elif part in VALUES:
             actual, right = truth.at(written[name], node), truth.tensor(node, part)
             found = check(actual, right, dtype_of(truth.kernel), kind_of(node))
             sentence = None if found else found.sentence
-        elif part in INNER:
+        else:
             right, actual = INNER[part](truth, node), written[name]
             actual = actual if actual.shape == right.shape else truth.at(actual, node)
             found = check(actual, right, dtype_of(truth.kernel), "grad")
             sentence = None if found else found.sentence
-        else:
-            return f"{name}: {UNJUDGED} of {part}"
         if sentence is not None:
             return f"{name} is {sentence}"
     return None
@@ -130,12 +153,28 @@ def _soft(truth: Truth, node: Node) -> Tensor:
     return FORMS["vector"].weigh(score, truth.buffers[spec.indices].long(), cast(WeightFn, node.word("fn")))
 
 
+def _shares(truth: Truth, node: Node) -> Tensor:
+    """The softmax of a router's scores over all parts."""
+    return truth.tensor(node, "tensor").softmax(-1)
+
+
+def _slopes(truth: Truth, node: Node) -> Tensor:
+    """The gradient of every share of a part: coefficient · P/K · how often the part is chosen, over all tokens."""
+    spec = truth.kernel.spec
+    assert isinstance(spec, Balance)
+    ids = truth.buffers[spec.router.ids].long().flatten(0, -2)
+    chosen = (ids[..., None] == torch.arange(spec.router.parts, device=ids.device)).any(-2).double()
+    return spec.factor * chosen.sum(0) / max(len(ids), 1) ** 2
+
+
 INNER: dict[str, Callable[[Truth, Node], Tensor]] = {
     "delta": _delta,
     "chosen": _chosen_scores,
     "mass": _mass,
     "total": _total,
     "index_lse": _index_lse,
+    "shares": _shares,
+    "slopes": _slopes,
     "soft": _soft,
 }
 """What kernels write that is no node's value."""
