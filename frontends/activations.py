@@ -10,16 +10,6 @@ from sparsec.ir.node import Node
 Gates = Literal["sigmoid", "given"]
 
 
-def log1p_exp(x: str) -> str:
-    """log(1 + exp(−|x|)) as text, by its series where the exponential is small beside 1."""
-    e = f"exp(-abs({x}))"
-    series = f"{e} * (1.0 - {e} * (0.5 - {e} * (0.3333333333333333 - 0.25 * {e})))"
-    return f"where({e} < 0.01, {series}, log(1.0 + {e}))"
-
-
-LOG_SIGMOID = f"minimum(x0, 0.0) - {log1p_exp('x0')}"
-
-
 def queries() -> Node:
     """q ``[B,TQ,H,D]``."""
     return lang.input("q", "B TQ H D")

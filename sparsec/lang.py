@@ -35,6 +35,7 @@ from sparsec.ir.build_state import (
 )
 from sparsec.ir.node import Node
 from sparsec.ir.predicates import causal, complete, complete_past, started
+from sparsec.scalar.composed import log1p, log_sigmoid, relu, silu, softplus
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.expr import var as dim
 from sparsec.scalar.functions import absolute, exp, exp2, log, log2, maximum, minimum, rsqrt, sigmoid, sqrt, tanh, where
@@ -55,7 +56,9 @@ __all__ = [
     "given",
     "input",
     "log",
+    "log1p",
     "log2",
+    "log_sigmoid",
     "lse",
     "map",
     "mask",
@@ -67,12 +70,15 @@ __all__ = [
     "norm2",
     "recall",
     "reduce",
+    "relu",
     "residual",
     "row_lse",
     "rsqrt",
     "score",
     "sigmoid",
+    "silu",
     "slots",
+    "softplus",
     "sqrt",
     "started",
     "state",

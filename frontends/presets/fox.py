@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sparsec.frontends import patterns
-from sparsec.frontends.activations import LOG_SIGMOID, keys_values, queries
+from sparsec.frontends.activations import keys_values, queries
 from sparsec.ir import build as lang
 from sparsec.ir.node import Node
 
@@ -20,7 +20,7 @@ def fox(*, window: int = 0, gates: Literal["logits", "log"] = "logits") -> Node:
         gates: logits ``f[B,TK,H]`` whose log-sigmoid is the log of the gate, or that log as it is.
     """
     memory = keys_values()
-    decay = lang.prefix(lang.input("f", "B TK H"), fn=LOG_SIGMOID if gates == "logits" else None)
+    decay = lang.prefix(lang.input("f", "B TK H"), fn="log_sigmoid(x0)" if gates == "logits" else None)
     seen = lang.mask(memory, where=patterns.window(window) if window else "causal")
     fading = "score + (decay[b, i, h] - decay[b, j, h])"
     return lang.attend(queries(), memory, seen, bias=fading, decay=decay)

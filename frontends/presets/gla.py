@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sparsec.frontends.activations import LOG_SIGMOID
 from sparsec.frontends.recurrent import bank, keys, log_decays, queries, results, values
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import write
@@ -19,5 +18,5 @@ def gla(*, raw: bool = False, initial: bool = False, final: bool = False) -> Nod
         initial: the states before the first token are an input m, fp32 ``[B,1,HKV,D,DV]``; otherwise zero.
         final: the states after the last token are a second output, fp32 ``[B,1,HKV,D,DV]``.
     """
-    decay = log_decays("D") if raw else lang.map(lang.input("f", "B T HKV D"), fn=f"({LOG_SIGMOID}) * 0.0625")
+    decay = log_decays("D") if raw else lang.map(lang.input("f", "B T HKV D"), fn="log_sigmoid(x0) * 0.0625")
     return results(queries(), write(bank(initial), keys(), values(), decay=decay), final)

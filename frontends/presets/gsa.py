@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sparsec.frontends.activations import LOG_SIGMOID
 from sparsec.frontends.recurrent import keys, queries, values
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import recall, state, write
@@ -22,8 +21,8 @@ def gsa(*, raw: bool = False, normaliser: float = 8.0) -> Node:
         s, g = lang.input("s", "B T HKV M"), lang.input("g", "B T HKV M float32")
     else:
         f = lang.input("f", "B T HKV M")
-        g = lang.map(f, fn=f"({LOG_SIGMOID}) / {normaliser}")
-        s = lang.map(f, fn=f"1 - exp(({LOG_SIGMOID}) / {normaliser})")
+        g = lang.map(f, fn=f"log_sigmoid(x0) / {normaliser}")
+        s = lang.map(f, fn=f"1 - exp(log_sigmoid(x0) / {normaliser})")
     held = write(state(rows="M", cols="D"), s, keys(), decay=g, decay_kind="key")
     read = write(state(rows="M"), s, values(), decay=g, decay_kind="key")
     q = lang.map(queries(), fn="x0 * rsqrt(D) * rsqrt(D)")

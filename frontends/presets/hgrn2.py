@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sparsec.frontends.activations import LOG_SIGMOID
 from sparsec.frontends.recurrent import bank, keys, log_decays, queries, results, values
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import write
@@ -28,6 +27,6 @@ def hgrn2(
     if raw:
         return results(queries(), write(bank(initial), keys(), values(), decay=log_decays("D")), final)
     f = lang.input("f", "B T HKV D")
-    decay = lang.map(f, fn=f"log({lower} + {1 - lower} * sigmoid(x0))" if lower else LOG_SIGMOID)
+    decay = lang.map(f, fn=f"log({lower} + {1 - lower} * sigmoid(x0))" if lower else "log_sigmoid(x0)")
     written = write(bank(initial), lang.map(f, fn=f"{1 - lower} * sigmoid(-x0)"), values(), decay=decay)
     return results(lang.map(queries(), fn="x0 * sigmoid(x0)"), written, final)

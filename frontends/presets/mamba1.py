@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsec.frontends.presets.mamba2 import SOFTPLUS
+from sparsec.frontends.presets.mamba2 import STEP
 from sparsec.frontends.recurrent import bank, keys, queries, results, values
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import write
@@ -23,7 +23,7 @@ def mamba1(*, initial: bool = False, final: bool = False) -> Node | tuple[Node, 
         final: the states after the last token are a second output, fp32 ``[B,1,HV,D,DV]``.
     """
     dt, bias = lang.input("dt", "B T HV float32"), lang.input("dt_bias", "HV float32")
-    step = lang.map(dt, bias, fn=SOFTPLUS)
+    step = lang.map(dt, bias, fn=STEP)
     decay = lang.map(lang.input("A_log", "1 1 HV D float32"), step, fn="-exp(x0) * x1", align="heads")
     written = write(bank(initial, "HV"), keys("H"), values("HV"), beta=step, decay=decay)
     return results(queries(), written, final, scale=1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sparsec.frontends.activations import log1p_exp
 from sparsec.frontends.recurrent import (
     Shared,
     bank,
@@ -18,7 +17,7 @@ from sparsec.ir import build as lang
 from sparsec.ir.build_state import write
 from sparsec.ir.node import Node
 
-SOFTPLUS = f"maximum(x0 + x1, 0.0) + {log1p_exp('x0 + x1')}"
+STEP = "softplus(x0 + x1)"
 
 
 def mamba2(
@@ -41,7 +40,7 @@ def mamba2(
         beta, decay = rates(heads=heads), log_decays(heads=heads)
     else:
         dt, a = lang.input("dt", f"B T {heads} float32"), lang.input("A_log", f"{heads} float32")
-        beta = lang.map(dt, lang.input("dt_bias", f"{heads} float32"), fn=SOFTPLUS)
+        beta = lang.map(dt, lang.input("dt_bias", f"{heads} float32"), fn=STEP)
         decay = lang.map(beta, a, fn="-x0 * exp(x1)")
     written = write(bank(initial, heads), keys(of_keys), values(heads), beta=beta, decay=decay)
     return results(queries(), written, final, scale=1.0)

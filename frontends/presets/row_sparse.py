@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sparsec.frontends.activations import LOG_SIGMOID
 from sparsec.frontends.recurrent import bank, queries, results, values
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import write
@@ -28,7 +27,7 @@ def row_sparse(
     logits = lang.input("k", "B T HKV D")
     k, decay = lang.map(logits, row="softmax", top=rows), None
     if gated:
-        f, fn = lang.input("f", "B T HKV D"), f"({LOG_SIGMOID}) * 0.0625"
+        f, fn = lang.input("f", "B T HKV D"), "log_sigmoid(x0) * 0.0625"
         chosen = lang.map(logits, row="chosen", top=rows)
         decay = lang.map(f, chosen, fn=f"where(x1 > 0.0, {fn}, 0.0)") if freeze else lang.map(f, fn=fn)
     return results(queries(), write(bank(initial), k, values(), decay=decay), final)

@@ -101,9 +101,13 @@ def named(name: str) -> Callable[..., Expr]:
     Raises:
         TypeError: a name that is no scalar function.
     """
+    from sparsec.scalar.composed import COMPOSED
+
+    if name in COMPOSED:
+        return lambda x, inplace=False: COMPOSED[name](x)  # torch's own activations hand on that they are not in place
     if name in _SWAPPED:
         return lambda a, b: call(_SWAPPED[name], b, a)
     if name not in NAMED:
-        known = ", ".join(sorted(fn.value for fn in Fn))
+        known = ", ".join(sorted({fn.value for fn in Fn} | COMPOSED.keys()))
         raise TypeError(f"`{name}` is no scalar function that can be traced; there are {known}")
     return lambda *args: call(NAMED[name], *args)

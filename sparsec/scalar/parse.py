@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import reduce
 
+from sparsec.scalar.composed import COMPOSED
 from sparsec.scalar.expr import Expr, Kind, call, constant, element, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.functions import NAMED
@@ -133,12 +134,13 @@ class _Reader:
 
     def _call(self, node: ast.Call) -> Expr:
         name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
-        if name not in NAMED:
-            known = "exp exp2 log log2 sqrt rsqrt tanh sigmoid abs minimum maximum where"
+        if name not in NAMED and name not in COMPOSED:
+            known = f"exp exp2 log log2 sqrt rsqrt tanh sigmoid abs minimum maximum where {' '.join(COMPOSED)}"
             raise self._error(node.func, "unknown function", f"there are {known}")
         if node.keywords:
             raise self._error(node.keywords[0].value, "functions take no keywords", "give operands in order")
-        return call(NAMED[name], *(self.read(a) for a in node.args))
+        operands = [self.read(a) for a in node.args]
+        return COMPOSED[name](*operands) if name in COMPOSED else call(NAMED[name], *operands)
 
     def _element(self, node: ast.Subscript) -> Expr:
         if not isinstance(node.value, ast.Name):

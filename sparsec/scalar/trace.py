@@ -72,8 +72,9 @@ def _arguments(fn: Callable[..., Any], name: str, variables: Mapping[str, Kind])
 def _no_method(where: str, method: str) -> TraceError:
     """Functions of expressions are no methods."""
     from sparsec.scalar import functions
+    from sparsec.scalar.composed import COMPOSED
 
-    known = [f"lang.{method}(x)"] if hasattr(functions, method) else []
+    known = [f"lang.{method}(x)"] if hasattr(functions, method) or method in COMPOSED else []
     known += [f"torch.{method}(x)"] if method in functions.NAMED else []
     return TraceError(f"{where}: an expression has no method `{method}`", " or ".join(known) or None)
 
