@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsec.frontends.preset import find, preset
+from sparsec.ir.error import DeclarationError
+from sparsec.ir.suggest import did_you_mean
 from sparsec.nn import sources
 from sparsec.nn.layer import Layer
+
+LAYER = {p.name for p in inspect.signature(Layer.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY}
+"""The options of every layer."""
+
+
+def known(family: type[Layer], preset: str, options: Mapping[str, Any], more: set[str]) -> set[str]:
+    """The knobs of a preset. Raises DeclarationError for the first option that is neither one nor among ``more``."""
+    knobs = {knob.name for knob in find(preset).knobs}
+    for name, value in options.items():
+        if name not in knobs | more:
+            rule = f"neither the layer nor the preset {preset} has such an option"
+            raise DeclarationError(
+                f"nn.{family.__name__}", f"{name} = {value!r}", rule, did_you_mean(name, knobs | more)
+            )
+    return knobs
 
 
 class Attention(Layer):
@@ -20,6 +39,7 @@ class Attention(Layer):
 
     def __init__(self, dim: int, heads: int, name: str = "full", *, rotary: bool = True, width: int = 0,
                  kv_heads: int | None = None, head_dim: int = 64, **knobs: Any) -> None:  # fmt: skip
+        known(type(self), name, knobs, {"rotary", "width", "kv_heads", "head_dim"})
         super().__init__(
             preset(name, **knobs), dim, heads, head_dim=head_dim, kv_heads=kv_heads, width=width, rotary=rotary,
             gated=False,
@@ -45,9 +65,9 @@ class State(Layer):
     defaults: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, dim: int, heads: int, **options: Any) -> None:
-        known = {knob.name for knob in find(self.preset).knobs}
         options = {**self.defaults, **options}
-        knobs = {name: options.pop(name) for name in list(options) if name in known}
+        of_preset = known(type(self), self.preset, options, LAYER)
+        knobs = {name: options.pop(name) for name in list(options) if name in of_preset}
         super().__init__(preset(self.preset, **knobs), dim, heads, **options)
 
 

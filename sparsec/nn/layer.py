@@ -37,6 +37,14 @@ def compiled(variant: Variant, device: str) -> Compiled:
     return compile(variant, target=device)
 
 
+def without_losses(variant: Variant) -> Variant:
+    """The first output alone, with the inputs that it reads: what decode steps compute."""
+    if len(variant.outputs) == 1:
+        return variant
+    alone = variant.with_outputs(variant.outputs[:1])
+    return alone.with_outputs(alone.outputs, [x for x in alone.parameters if x in alone.nodes])
+
+
 def roles(variant: Variant) -> dict[str, str]:
     """Inputs that are operands as they are -> the operand: decay, beta, level_gate …"""
     found = ((source, name) for node in variant.nodes for name, source in node.operands.items())
@@ -61,7 +69,8 @@ class Layer(nn.Module):
         made: input names -> kinds of source, where the rules of ``source`` do not fit.
 
     Attributes:
-        losses: what the variant returned beside its output in the last call, such as a balance loss.
+        losses: what the variant returned beside its output in the last call, such as a balance loss; none of a
+            decode step, which computes the output alone.
     """
 
     def __init__(
@@ -72,7 +81,8 @@ class Layer(nn.Module):
         super().__init__()
         states = kv_heads or heads
         value_dim = value_dim or head_dim
-        self.variant, self.dim, self.width, self.rotary = variant, dim, width, rotary
+        self.variant, self.step = variant, without_losses(variant)
+        self.dim, self.width, self.rotary = dim, width, rotary
         self.sizes = {
             "H": heads,
             "HKV": states,
@@ -135,7 +145,8 @@ class Layer(nn.Module):
 
     def init_cache(self, batch: int, max_length: int | None = None, **options: Any) -> LayerCache:
         """An empty decode cache; ``max_length`` tokens where keys are kept. See ``Compiled.init_cache``."""
-        return LayerCache(self.op(self.out.weight.device).init_cache(batch, max_length, **options))
+        step = compiled(self.step, self.out.weight.device.type)
+        return LayerCache(step.init_cache(batch, max_length, **options))
 
     def op(self, device: torch.device) -> Compiled:
         """The kernels for a device."""
@@ -159,14 +170,21 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """``[B,T,dim]`` -> ``[B,T,dim]``; with a cache, of the tokens that follow those it has seen."""
         named = self.inputs(x, cache)
-        op = self.op(x.device)
-        o = op(**named) if cache is None else op.decode(cache.op, **named)
-        if cache is not None:
-            cache.seen += x.shape[1]
-        o, *losses = o if isinstance(o, tuple) else (o,)
+        o, *losses = self.outputs(named, x, cache)
         self.losses = tuple(losses)
         done: Tensor = self.read(self.after(o, named), x)
         return done
+
+    def outputs(self, named: dict[str, Tensor], x: Tensor, cache: LayerCache | None) -> tuple[Tensor, ...]:
+        """What the op returns; of a decode step, whose tokens the cache counts, the output alone."""
+        if cache is None:
+            o = self.op(x.device)(**named)
+            return o if isinstance(o, tuple) else (o,)
+        read = {name: named[name] for name in self.step.inputs}
+        o = compiled(self.step, x.device.type).decode(cache.op, **read)
+        cache.seen += x.shape[1]
+        assert isinstance(o, Tensor)
+        return (o,)
 
     def after(self, o: Tensor, named: dict[str, Tensor]) -> Tensor:
         """What a family adds to the op's output ``[B,T,H,DV]``."""

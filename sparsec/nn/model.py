@@ -12,11 +12,11 @@ from sparsec.nn.layer import Layer, LayerCache
 
 
 class Mlp(nn.Module):
-    """SwiGLU: down(silu(gate x) ⊙ up x) with ``times`` · dim hidden channels."""
+    """SwiGLU: down(silu(gate x) ⊙ up x) with ``mlp_ratio`` · dim hidden channels."""
 
-    def __init__(self, dim: int, times: float = 8 / 3) -> None:
+    def __init__(self, dim: int, mlp_ratio: float = 8 / 3) -> None:
         super().__init__()
-        hidden = int(dim * times) // 16 * 16
+        hidden = int(dim * mlp_ratio) // 16 * 16
         self.both, self.down = nn.Linear(dim, 2 * hidden, bias=False), nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """x + layer(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, layer: Layer, dim: int, times: float = 8 / 3) -> None:
+    def __init__(self, layer: Layer, dim: int, mlp_ratio: float = 8 / 3) -> None:
         super().__init__()
         self.norms = nn.ModuleList([nn.RMSNorm(dim), nn.RMSNorm(dim)])
-        self.layer, self.mlp = layer, Mlp(dim, times)
+        self.layer, self.mlp = layer, Mlp(dim, mlp_ratio)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """``[B,T,dim]`` -> ``[B,T,dim]``."""
@@ -42,17 +42,17 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Logits ``[B,T,vocabulary]`` of token ids ``[B,T]``; the head shares the embedding.
+    """Logits ``[B,T,vocab_size]`` of token ids ``[B,T]``; the head shares the embedding.
 
     Matrices are drawn with deviation 0.02, as in GPT-2; biases and what decays start from are their sources' own.
 
-    ``times`` · dim are the hidden channels of each block's MLP.
+    ``mlp_ratio`` · dim are the hidden channels of each block's MLP.
     """
 
-    def __init__(self, vocabulary: int, dim: int, layers: Sequence[Layer], times: float = 8 / 3) -> None:
+    def __init__(self, vocab_size: int, dim: int, layers: Sequence[Layer], mlp_ratio: float = 8 / 3) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, dim)
-        self.blocks = nn.ModuleList([Block(layer, dim, times) for layer in layers])
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.blocks = nn.ModuleList([Block(layer, dim, mlp_ratio) for layer in layers])
         self.norm = nn.RMSNorm(dim)
         for part in self.modules():
             if isinstance(part, nn.Linear | nn.Embedding):
@@ -71,16 +71,20 @@ class LanguageModel(nn.Module):
         done: Tensor = self.norm(x)
         return done
 
+    def losses(self) -> list[Tensor]:
+        """What the layers returned beside their outputs in the last call, such as balance losses, in order."""
+        return [loss for block in self.blocks for loss in block.layer.losses]  # type: ignore[union-attr]
+
     def init_caches(self, batch: int, max_length: int | None = None) -> list[LayerCache]:
         """Empty caches, one per layer."""
         return [block.layer.init_cache(batch, max_length) for block in self.blocks]  # type: ignore[union-attr, operator]
 
     @torch.no_grad()
-    def generate(self, ids: Tensor, count: int, temperature: float = 0.0) -> Tensor:
-        """``ids`` ``[B,T]`` and ``count`` further tokens, the likeliest or drawn at a temperature."""
-        caches = self.init_caches(ids.shape[0], ids.shape[1] + count)
+    def generate(self, ids: Tensor, max_new_tokens: int, temperature: float = 0.0) -> Tensor:
+        """``ids`` ``[B,T]`` and ``max_new_tokens`` further tokens, the likeliest or drawn at a temperature."""
+        caches = self.init_caches(ids.shape[0], ids.shape[1] + max_new_tokens)
         new = ids
-        for _ in range(count):
+        for _ in range(max_new_tokens):
             logits = self(new, caches)[:, -1].float()
             likeliest = logits.argmax(-1, keepdim=True)
             new = (logits / temperature).softmax(-1).multinomial(1) if temperature else likeliest

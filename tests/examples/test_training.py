@@ -50,7 +50,7 @@ RECALL = load("train_recall")
 
 def test_a_page_trains_a_model_and_continues(capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    words = "--layer gla,full --dim 32 --head 16 --length 32 --batch 4 --steps 21 --new 4"
+    words = "--layers gla,full --hidden-size 32 --head-dim 16 --seq-len 32 --batch-size 4 --steps 21 --max-new-tokens 4"
     loss = load("lm").main(words.split())
     assert loss < 4.0  # that of a model that knows nothing is log(256) = 5.5
     assert '"""A language model' in capsys.readouterr().out

@@ -112,3 +112,26 @@ def test_a_model_learns_and_continues() -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert torch.equal(model.generate(ids[:, :10], 5), ids[:, :15])
+
+
+@pytest.mark.parametrize(
+    "make, option, near",
+    [(nn.GLA, "value_dims", "value_dim"), (nn.SSE, "balanse", "balance"), (nn.Attention, "rotery", "rotary")],
+)
+def test_an_unknown_option_is_refused_with_the_nearest_name(
+    make: Callable[..., nn.Layer], option: str, near: str
+) -> None:
+    with pytest.raises(sparsec.DeclarationError, match=rf"{option}.*did you mean `{near}`"):
+        make(DIM, HEADS, **{option: 1})
+
+
+def test_a_balance_loss_is_of_training_alone() -> None:
+    made, x = nn.SSE(DIM, HEADS, head_dim=HEAD, parts=3, balance=0.5), hidden()
+    y = made(x)
+    (loss,) = made.losses
+    loss.backward()
+    assert not is_idle(made.own["w"])
+    with torch.no_grad():
+        cache = made.init_cache(2)
+        assert torch.allclose(made(x, cache), y, atol=1e-5)
+    assert made.losses == () and len(made.step.outputs) == 1

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from sparsec.compat.fla.normalised import normalised
-from sparsec.compat.fla.options import forbid, need, refuse, renamed
+from sparsec.compat.fla.options import checked, forbid, refuse, renamed
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
 
 @renamed
+@checked
 def chunk_simple_gla(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, g_gamma: Tensor | None = None,
     scale: float | None = None, initial_state: Tensor | None = None, output_final_state: bool = False,
@@ -35,6 +36,7 @@ def chunk_simple_gla(
 fused_recurrent_simple_gla = fused_chunk_simple_gla = chunk_simple_gla
 
 
+@checked
 def parallel_simple_gla(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, scale: float | None = None,
     output_attentions: bool = False, cu_seqlens: Tensor | None = None, **options: Any,
@@ -45,6 +47,7 @@ def parallel_simple_gla(
 
 
 @renamed
+@checked
 def chunk_retention(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, initial_state: Tensor | None = None,
     output_final_state: bool = False, cu_seqlens: Tensor | None = None, *, reverse: bool = False,
@@ -60,6 +63,7 @@ def chunk_retention(
 fused_recurrent_retention = fused_chunk_retention = chunk_retention
 
 
+@checked
 def parallel_retention(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, output_attentions: bool = False,
     cu_seqlens: Tensor | None = None,
@@ -70,6 +74,7 @@ def parallel_retention(
 
 
 @renamed
+@checked
 def chunk_gla(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float | None = None, initial_state: Tensor | None = None,
     output_final_state: bool = False, state_v_first: bool = False, cu_seqlens: Tensor | None = None,
@@ -87,6 +92,7 @@ fused_chunk_gla = chunk_gla
 
 
 @renamed
+@checked
 def fused_recurrent_gla(
     q: Tensor, k: Tensor, v: Tensor, gk: Tensor | None = None, gv: Tensor | None = None, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, reverse: bool = False,
@@ -105,6 +111,7 @@ def fused_recurrent_gla(
     return chunk_gla(q, k, v, gk, scale, cu_seqlens=cu_seqlens, reverse=reverse, **states)  # type: ignore[arg-type]
 
 
+@checked
 def chunk_linear_attn(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, initial_state: Any = None,
     output_final_state: bool = False, normalize: bool = True, cu_seqlens: Tensor | None = None, *,
@@ -115,7 +122,6 @@ def chunk_linear_attn(
     A normalised state is the pair (``[N,H,K,V]``, z ``[N,1,H,K]``), given and returned.
     """
     refuse("chunk_linear_attn", **options)
-    need("chunk_linear_attn", q=q, k=k, v=v)
     if normalize:
         return normalised(q, k, v, scaled(scale, k), initial_state, output_final_state, reverse, cu_seqlens)
     return chunk_simple_gla(q, k, v, None, None, scale, initial_state, output_final_state, False, cu_seqlens,
@@ -125,6 +131,7 @@ def chunk_linear_attn(
 fused_chunk_linear_attn = chunk_linear_attn
 
 
+@checked
 def fused_recurrent_linear_attn(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, initial_state: Any = None,
     output_final_state: bool = False, reverse: bool = False, normalize: bool = False,

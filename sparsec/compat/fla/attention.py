@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsec.compat.fla.options import need, refuse
+from sparsec.compat.fla.options import checked, refuse
 from sparsec.compat.fla.run import check_packed
 from sparsec.frontends import patterns
 from sparsec.frontends.activations import keys_values, queries
@@ -41,6 +41,7 @@ def _moba(device: str, block: int, k: int) -> Compiled:
     return compile(preset("moba", block=block, k=k), target=device)
 
 
+@checked
 def parallel_attn(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, scale: float | None = None,
     window_size: int | None = None, cu_seqlens: Tensor | None = None, chunk_indices: Tensor | None = None, *,
@@ -57,16 +58,17 @@ def parallel_attn(
     return rowed(layer, "parallel_attn", inputs, cu_seqlens, **shared)
 
 
+@checked
 def parallel_forgetting_attn(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float | None = None, window_size: int | None = None,
     cu_seqlens: Tensor | None = None, **options: Any,
 ) -> Tensor:  # fmt: skip
     """``parallel_attn`` whose log-gates g ``[B,T,HQ]`` are needed (FoX)."""
     refuse("parallel_forgetting_attn", **options)
-    need("parallel_forgetting_attn", g=g)
     return parallel_attn(q, k, v, g, scale, window_size, cu_seqlens)
 
 
+@checked
 def parallel_moba(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, chunk_size: int, topk: int
 ) -> Tensor:

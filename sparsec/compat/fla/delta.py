@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from sparsec.compat.fla.gates import channel_gate, head_gate, rate
-from sparsec.compat.fla.options import need, refuse, renamed
+from sparsec.compat.fla.options import checked, need, refuse, renamed
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
 
+@checked
 def chunk_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None = None, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
@@ -32,6 +33,7 @@ fused_recurrent_delta_rule = fused_chunk_delta_rule = chunk_delta_rule
 
 
 @renamed
+@checked
 def chunk_gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
@@ -60,6 +62,7 @@ chunk_gdn = chunk_gated_delta_rule
 
 
 @renamed
+@checked
 def fused_recurrent_gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, gk: Tensor | None = None, gv: Tensor | None = None,
     beta: Tensor | None = None, scale: float | None = None, initial_state: Tensor | None = None,
@@ -85,6 +88,7 @@ fused_recurrent_gdn = fused_recurrent_gated_delta_rule
 
 
 @renamed
+@checked
 def chunk_kda(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
@@ -112,6 +116,7 @@ def chunk_kda(
 
 
 @renamed
+@checked
 def fused_recurrent_kda(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, A_log: Tensor | None = None,
     dt_bias: Tensor | None = None, scale: float | None = None, initial_state: Tensor | None = None,

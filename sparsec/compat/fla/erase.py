@@ -9,11 +9,12 @@ from torch import Tensor
 
 from sparsec.compat.fla.delta import chunk_gated_delta_rule
 from sparsec.compat.fla.gates import channel_gate
-from sparsec.compat.fla.options import refuse, renamed
+from sparsec.compat.fla.options import checked, refuse, renamed
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
 
+@checked
 def chunk_dplr_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, gk: Tensor, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
@@ -31,6 +32,7 @@ def chunk_dplr_delta_rule(
 fused_recurrent_dplr_delta_rule = chunk_dplr_delta_rule
 
 
+@checked
 def chunk_rwkv7(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, scale: float | None = 1.0,
     initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
@@ -40,6 +42,7 @@ def chunk_rwkv7(
     return chunk_dplr_delta_rule(r, k, v, a, b, w, scale, initial_state, output_final_state, cu_seqlens, **options)
 
 
+@checked
 def fused_recurrent_rwkv7(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = True, cu_seqlens: Tensor | None = None,
@@ -49,6 +52,7 @@ def fused_recurrent_rwkv7(
     return chunk_rwkv7(r, w, k, v, a, b, scale, initial_state, output_final_state, cu_seqlens, **options)
 
 
+@checked
 def chunk_iplr_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, cu_seqlens: Tensor | None = None,
@@ -67,6 +71,7 @@ fused_recurrent_iplr_delta_rule = chunk_iplr_delta_rule
 
 
 @renamed
+@checked
 def chunk_gdn2(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
@@ -89,6 +94,7 @@ def chunk_gdn2(
 
 
 @renamed
+@checked
 def fused_recurrent_gdn2(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, A_log: Tensor | None = None,
     dt_bias: Tensor | None = None, scale: float | None = None, initial_state: Tensor | None = None,
@@ -99,6 +105,7 @@ def fused_recurrent_gdn2(
                       **options)  # fmt: skip
 
 
+@checked
 def chunk_gated_delta_product(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, num_householder: int, scale: float | None = None,
     initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sparsec.compat.fla.attention import rowed
-from sparsec.compat.fla.options import refuse
+from sparsec.compat.fla.options import checked, refuse
 from sparsec.compat.fla.run import scaled
 from sparsec.frontends.recurrent import keys, log_decays, queries, values
 from sparsec.ir import build as lang
@@ -30,6 +30,7 @@ def _compiled(levels: int, scale: float, device: str) -> Compiled:
     return compile(declare(levels, scale), target=device)
 
 
+@checked
 def chunk_log_linear_attn(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, level_scales: Tensor, initial_state: Any = None,
     output_final_state: bool = False, cu_seqlens: Tensor | None = None, scale: float | None = 1.0, **options: Any,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsec.compat.fla.attention import rowed
-from sparsec.compat.fla.options import need
+from sparsec.compat.fla.options import checked, need
 from sparsec.frontends import patterns
 from sparsec.frontends.activations import keys_values, queries
 from sparsec.ir import build as lang
@@ -78,6 +78,7 @@ def _compiled(form: Form, device: str) -> Compiled:
     return compile(declare(form), target=device)
 
 
+@checked
 def parallel_nsa(
     q: Tensor, k: Tensor, v: Tensor, g_cmp: Tensor | None = None, g_slc: Tensor | None = None,
     g_swa: Tensor | None = None, block_indices: Tensor | None = None, block_counts: Tensor | int = 16,

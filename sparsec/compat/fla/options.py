@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -42,7 +43,7 @@ def need(op: str, **tensors: object) -> None:
     """Raises InputError for the first tensor that is missing."""
     for name, value in tensors.items():
         if value is None:
-            raise InputError(f"{op}: {name}", "None", "it is needed here", f"give {name}")
+            raise InputError(f"{op}: {name}", "None", "it is needed here", f"give a tensor for {name}")
 
 
 def forbid(op: str, reason: str, **tensors: object) -> None:
@@ -50,6 +51,21 @@ def forbid(op: str, reason: str, **tensors: object) -> None:
     for name, value in tensors.items():
         if value is not None:
             raise InputError(f"{op}: {name}", "a tensor", reason, f"leave out {name}")
+
+
+def checked(op: Callable[P, R]) -> Callable[P, R]:
+    """An op that refuses None, by name, for every tensor that its signature demands."""
+    parameters = inspect.signature(op).parameters.values()
+    demanded = [(n, p.name) for n, p in enumerate(parameters) if p.annotation == "Tensor" and p.default is p.empty]
+
+    @functools.wraps(op)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        for place, name in demanded:
+            if (args[place] if place < len(args) else options.get(name, ...)) is None:
+                need(op.__name__, **{name: None})
+        return op(*args, **options)
+
+    return call
 
 
 def renamed(op: Callable[P, R]) -> Callable[P, R]:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsec.compat.fla.options import forbid, refuse
+from sparsec.compat.fla.options import checked, forbid, refuse
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
 Pair = tuple[Tensor | None, Tensor | None]
 
 
+@checked
 def chunk_gsa(
     q: Tensor, k: Tensor, v: Tensor, s: Tensor, g: Tensor | None = None, scale: float | None = None,
     initial_state: tuple[Tensor, Tensor] | None = None, output_final_state: bool = False, checkpoint_level: int = 2,
@@ -47,6 +48,7 @@ def cumulative(s: Tensor) -> tuple[Tensor, Tensor]:
     return (s.float() - total).exp().to(s.dtype), torch.cat([total[:, :1], total[:, :-1]], 1) - total
 
 
+@checked
 def chunk_hgrn(
     x: Tensor, g: Tensor, initial_state: Tensor | None = None, output_final_state: bool = False,
     cu_seqlens: Tensor | None = None, **options: Any,
