@@ -1,5 +1,6 @@
 """Where sparse attention pays: the shortest length at which a preset's forward and backward beat dense attention's."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,20 @@ from torch import Tensor
 from sparsec.benchmarks.cases import FullCase
 from sparsec.benchmarks.peers import sdpa
 from sparsec.benchmarks.peers.form import Run, eager
-from sparsec.benchmarks.timing import time_pair
+from sparsec.benchmarks.timing import synchronize, time_pair
 from sparsec.frontends.preset import preset, presets
+from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.inputs import inputs
 
 Report = Callable[[str], None]
-TOP, BLOCK, CHECKED = 16, 64, 512
-"""What presets that choose blocks choose; and the length at which each is checked before it is timed."""
+TOP, BLOCK = 16, 64
+"""What presets that choose blocks choose."""
+CHECKED, CHECKED_STATES = 512, 128
+"""The length at which each is checked before it is timed; of states the oracle differentiates through every token's."""
+LONGEST_STEP = 10.0
+"""Seconds of a step of ours after which no longer length is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Crossover:
-    """A preset's shortest winning length; None where none of the lengths wins, and ``refused`` says why if none ran."""
+    """A preset's shortest winning length; None where none of the lengths wins.
+
+    Attributes:
+        refused: why it could not go on, if it could not; no length ran where there are no points.
+        stopped: which lengths were left out because a step would take too long.
+    """
 
     preset: str
     knobs: dict[str, object]
@@ -57,6 +68,7 @@ class Crossover:
     length: int | None
     points: tuple[Point, ...]
     refused: str = ""
+    stopped: str = ""
 
 
 HEAD = ("preset", "knobs", "beats dense from", "ratio there", "lengths that ran")
@@ -66,8 +78,7 @@ def line(found: Mapping[str, Any]) -> tuple[str, ...]:
     """A crossover as JSON -> its line under ``HEAD``."""
     knobs = " ".join(f"{name}={value}" for name, value in found["knobs"].items()) or "defaults"
     ratios = ", ".join(f"{p['length']}: {p['ratio']:.2f}" for p in found["points"])
-    if found["refused"]:
-        ratios = "; ".join(said for said in (ratios, found["refused"][:100]) if said)
+    ratios = "; ".join(said for said in (ratios, found.get("stopped", ""), found["refused"][:100]) if said)
     won = found["length"] is not None
     best = f"{found['points'][-1]['ratio']:.2f}" if won else ""
     return found["preset"], knobs, f"T = {found['length']}" if won else "–", best, ratios
@@ -90,19 +101,26 @@ def knobs_of(name: str) -> dict[str, object]:
 
 
 def crossovers(
-    names: Sequence[str], setting: Setting | None = None, *, rounds: int = 3, trials: int = 0, report: Report = print
+    names: Sequence[str],
+    setting: Setting | None = None,
+    *,
+    rounds: int = 3,
+    trials: int = 0,
+    longest: float = LONGEST_STEP,
+    report: Report = print,
 ) -> Iterator[Crossover]:
     """One per preset; lengths double until one wins. A preset that cannot run, or is wrong, says so.
 
     Args:
         trials: tune each kernel at each length with so many trials first; 0 for default schedules or records.
+        longest: seconds of a step of ours after which no longer length is tried; the row says so.
     """
     here = setting or (GPU if torch.cuda.is_available() else CPU)
     for name in names or default_presets():
         points: list[Point] = []
-        refused = ""
+        refused = stopped = ""
         try:
-            _search(preset(name, **knobs_of(name)), here, points, rounds, trials)
+            stopped = _search(preset(name, **knobs_of(name)), here, points, (rounds, trials, longest))
         except Exception as error:  # the presets after it are worth having
             refused = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         won = bool(points) and points[-1].ratio > 1
@@ -110,30 +128,50 @@ def crossovers(
         shape = f"B1 H{heads} HKV{kv_heads} D{here.dim} {here.dtype} on {here.device}"
         dense = "SDPA cuDNN" if here.device == "cuda" else "SDPA"
         length = points[-1].length if won else None
-        found = Crossover(name, knobs_of(name), shape, dense, length, tuple(points), refused)
-        report(f"{name}: {f'beats {dense} from {found.length}' if won else refused or f'{dense} is quicker'}")
+        found = Crossover(name, knobs_of(name), shape, dense, length, tuple(points), refused, stopped)
+        report(
+            f"{name}: {f'beats {dense} from {found.length}' if won else refused or stopped or f'{dense} is quicker'}"
+        )
         yield found
 
 
-def _search(variant: Variant, here: Setting, points: list[Point], rounds: int, trials: int) -> None:
-    """Fill in points up to the first that wins."""
+def _search(variant: Variant, here: Setting, points: list[Point], bounds: tuple[int, int, float]) -> str:
+    """Fill in points up to the first that wins or takes too long; a sentence about the lengths left out, "" if none."""
+    rounds, trials, longest = bounds
     compiled = compile(variant, "cuda" if here.device == "cuda" else "cpu")
     _check(compiled, here)
     for length in here.lengths:
         given = _inputs(variant, here, length)
         if trials:
             compiled.tune(given, trials=trials, gradients=True)
-        pair = time_pair(_step(compiled, given), _dense(here, length), rounds, here.device)
+        step = _step(compiled, given)
+        taken = _seconds(step, here.device)
+        pair = time_pair(step, _dense(here, length), rounds if taken <= longest else 1, here.device)
         points.append(Point(length, pair.ours_ms, pair.peer_ms, pair.ratio))
         if pair.ratio > 1:
-            return
+            return ""
+        if taken > longest and length < here.lengths[-1]:
+            return f"no longer one: a step at {length} took {taken:.1f} s, more than {longest:g}"
+    return ""
+
+
+def _seconds(step: Run, device: str) -> float:
+    """Wall time of the second call: the first may build."""
+    step()
+    synchronize(device)
+    began = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - began
 
 
 def _check(compiled: Compiled, here: Setting) -> None:
     """Raises where the output or a gradient is not the oracle's."""
     from sparsec.testing.trained import wrong_on
 
-    wrong = wrong_on(compiled, _inputs(compiled.variant, here, min(CHECKED, here.lengths[0])), here.dtype)
+    states = any(node.op is Op.STATE for node in compiled.graph.nodes)
+    length = min(CHECKED_STATES if states else CHECKED, here.lengths[0])
+    wrong = wrong_on(compiled, _inputs(compiled.variant, here, length), here.dtype)
     if wrong:
         raise ValueError("; ".join(wrong))
 

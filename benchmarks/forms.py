@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sparsec.benchmarks.cases import Case, Inputs
 from sparsec.benchmarks.gradients import GradientReferee
@@ -83,6 +84,20 @@ def _time_form(
     wrong = judges.gradients(run, slack)[1] if judges.gradients and isinstance(run, Step) else ""
     if wrong:
         return FormTime(error=verdict.error, refused=wrong)
+    run = repeated(run, form.times)
     time = FormTime(clock_for(case.device)(run, 100, 400), peak_bytes(run, case.device), verdict.error)
     kept[str(form)] = run
     return time
+
+
+def repeated(run: Run, times: int) -> Run:
+    """A call that makes so many calls, and gives what the last gave."""
+    if times == 1:
+        return run
+
+    def all_of_them() -> Tensor:
+        for _ in range(times - 1):
+            run()
+        return run()
+
+    return all_of_them

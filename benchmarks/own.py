@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sparsec.autotune import tune
+from sparsec.autotune.report import Report
 from sparsec.benchmarks.cases import Case, Inputs
 from sparsec.benchmarks.cases_nsa import SelectorCase
 from sparsec.benchmarks.selector import selector_call, selector_plan
@@ -19,9 +21,9 @@ def own(case: Case, inputs: Inputs, trials: int) -> Call:
     knobs: dict[str, Any] = dict(case.knobs)
     compiled = compile(preset(case.preset, **knobs), "cuda" if case.device == "cuda" else "cpu")
     given = inputs if "v" in inputs else inputs | {"v": inputs["k"]}
-    seconds = _tuned(compiled, case, given, trials) if trials else None
+    report = _tuned(compiled, case, given, trials) if trials else None
     made = selector_call(compiled, given) if isinstance(case, SelectorCase) else _call(compiled, case, given)
-    made.tuning_seconds = seconds
+    made.tuning = report
     return made
 
 
@@ -40,10 +42,10 @@ def _call(compiled: Compiled, case: Case, inputs: Inputs) -> Call:
     return Call(run, call_bytes(compiled, compiled.plan(dims, dtype), dims))
 
 
-def _tuned(compiled: Compiled, case: Case, inputs: Inputs, trials: int) -> float:
-    """Tune what the case runs; the seconds it took."""
+def _tuned(compiled: Compiled, case: Case, inputs: Inputs, trials: int) -> Report:
+    """Tune what the case runs."""
     names = None
     if isinstance(case, SelectorCase):
         names = [kernel.name for kernel in selector_plan(compiled.plan(*compiled.bind(inputs))).kernels]
     gradients = case.learned if case.train else False
-    return float(compiled.tune(inputs, trials=trials, kernels=names, gradients=gradients).seconds)
+    return tune(compiled, inputs, trials=trials, kernels=names, gradients=gradients)

@@ -18,6 +18,7 @@ from sparsec.benchmarks.cases_scan import (
     ScanCase,
 )
 from sparsec.benchmarks.cases_sse import SseCase, SseGdnCase
+from sparsec.benchmarks.groups import groups
 from sparsec.ir.error import InputError
 from sparsec.ir.suggest import did_you_mean
 
@@ -96,13 +97,16 @@ CASES: dict[str, Case] = {case.name: case for case in _CASES}
 CASES |= {f"{name}_train": replace(CASES[name], name=f"{name}_train", train=True) for name in _TRAINED}
 CASES |= {name: replace(CASES[base], name=name, train=True) for name, base in _HSA_TRAINED.items()}
 
+GROUPS = groups(CASES.values())
+
 
 def cases_named(names: list[str] | tuple[str, ...]) -> list[Case]:
-    """The cases of these names; a name that is none is an error with the nearest, or all."""
-    unknown = [name for name in names if name not in CASES]
+    """The cases of these names and groups, each once; a name that is neither is an error with the nearest, or all."""
+    known = {**{name: (name,) for name in CASES}, **GROUPS}
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise InputError("case", repr(unknown[0]), "there is no such case", did_you_mean(unknown[0], CASES))
-    return [CASES[name] for name in names]
+        raise InputError("case", repr(unknown[0]), "there is no such case", did_you_mean(unknown[0], known))
+    return [CASES[case] for case in dict.fromkeys(c for name in names for c in known[name])]
 
 
 def cases_on(device: str) -> list[Case]:

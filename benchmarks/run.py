@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsec.benchmarks.cases import Case, Inputs
 from sparsec.benchmarks.cases_nsa import SelectorCase
 from sparsec.benchmarks.forms import Ours, judges_of, time_forms
+from sparsec.benchmarks.groups import small
 from sparsec.benchmarks.hardware import hardware
 from sparsec.benchmarks.peers.form import Compiler, Run, compile_static
 from sparsec.benchmarks.registry import cases_named
@@ -33,14 +34,16 @@ def run_cases(
     skip: Collection[str] = (),
     compiler: Compiler = compile_static,
     report: Report = print,
+    as_small: bool = False,
 ) -> list[Row]:
     """Rows of the named cases; a case whose check fails, or that raises, gets none, and `report` says why.
 
     `ours(case, inputs)` returns a callable that gives [B, T, H, D]; it may compile and tune before it returns. `check`
     replaces the built-in fp64 reference on sampled tiles. `skip` names forms to leave out, such as `flex/tuned`.
+    `as_small` runs every case at a few tokens on the CPU instead, whose times say nothing.
     """
     found = []
-    for case in cases_named(tuple(names)):
+    for case in map(small if as_small else lambda case: case, cases_named(tuple(names))):
         try:
             with torch.no_grad():
                 found.append(_run_case(case, ours, check, rounds, skip, compiler, report))

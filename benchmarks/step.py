@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,22 +11,30 @@ from torch import Tensor
 from sparsec.benchmarks.cases import Case, Inputs
 from sparsec.benchmarks.draws import normal
 
+if TYPE_CHECKING:
+    from sparsec.autotune.report import Report
+
 
 class Call:
     """A call without arguments.
 
     Attributes:
         predicted_peak_bytes: that it was predicted to hold beyond its inputs, where that is known.
-        tuning_seconds: that went into its schedules; None where nothing was tuned.
+        tuning: what tuning its schedules found; None where nothing was tuned.
     """
 
-    tuning_seconds: float | None = None
+    tuning: Report | None = None
 
     def __init__(self, run: Callable[[], Tensor], predicted_peak_bytes: int | None = None) -> None:
         self.run, self.predicted_peak_bytes = run, predicted_peak_bytes
 
     def __call__(self) -> Tensor:
         return self.run()
+
+    @property
+    def tuning_seconds(self) -> float | None:
+        """What went into its schedules."""
+        return None if self.tuning is None else self.tuning.seconds
 
 
 class Step(Call):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparsec.autotune.report import KernelReport
+from sparsec.autotune.trial import Built, Trial
 from sparsec.benchmarks.cases import WindowCase
-from sparsec.benchmarks.kernels import kernel_times, main
+from sparsec.benchmarks.kernels import kernel_times, main, sweep
+from sparsec.benchmarks.own import own
 from sparsec.ir.error import InputError
+from sparsec.tile.schedule import Schedule
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -21,7 +25,27 @@ def test_an_unknown_case_is_named() -> None:
         main(["windwo"])
 
 
+def test_a_sweep_lists_what_was_timed_and_why_the_rest_was_not(capsys: pytest.CaptureFixture[str]) -> None:
+    base, wide = Schedule(rows=64), Schedule(rows=128)
+    trials = (
+        Trial(0, base, "timed", seconds=2e-3, built=Built(1.0, 96, 8, 1024)),
+        Trial(1, Schedule(rows=32), "rejected", "wrong result", "o is off"),
+        Trial(2, wide, "timed", seconds=1e-3),
+        Trial(3, Schedule(rows=16), "lost"),
+    )
+    assert sweep(KernelReport("attend", wide, base, 1e-3, 2e-3, trials)) == [
+        "attend: 3 schedules",
+        "      1.000 ms  rows = 128",
+        "      2.000 ms  the default; 96 registers, 8 spilled",
+        "          –     rows = 32: wrong result, o is off",
+    ]
+    with pytest.raises(SystemExit):
+        main(["window", "--sweep"])
+    assert "--trials" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 def test_a_kernel_of_the_plan_is_timed() -> None:
-    ((name, launches, ms), *_) = kernel_times(WindowCase("window", 1, 4, 1, 512, 64), 0)
+    case = WindowCase("window", 1, 4, 1, 512, 64)
+    ((name, launches, ms), *_) = kernel_times(own(case, case.inputs(), 0))
     assert name.startswith("attend") and launches == 1 and ms > 0

@@ -19,12 +19,14 @@ class Form:
 
     Attributes:
         case: what it computes and is judged by, where that is another case; sparsec's own kernels build it then.
+        times: how often that case is run, one call after the other.
     """
 
     peer: str
     name: str
     build: Build | None = None
     case: Case | None = None
+    times: int = 1
 
     def __str__(self) -> str:
         return f"{self.peer}/{self.name}"

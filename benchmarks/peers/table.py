@@ -2,9 +2,19 @@
 
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, MobaCase, SelectedCase, WindowCase
 from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
-from sparsec.benchmarks.cases_scan import ScanCase
+from sparsec.benchmarks.cases_rsa import RsaCase
+from sparsec.benchmarks.cases_scan import LevelsCase, ScanCase
 from sparsec.benchmarks.cases_sse import SseCase
-from sparsec.benchmarks.peers import compositions, fla_nsa, fla_scan, flex_blocks, flex_window, own_nsa, sdpa
+from sparsec.benchmarks.peers import (
+    compositions,
+    fla_nsa,
+    fla_scan,
+    flex_blocks,
+    flex_window,
+    own_nsa,
+    own_passes,
+    sdpa,
+)
 from sparsec.benchmarks.peers.form import Form
 
 
@@ -34,8 +44,10 @@ def forms_for(case: Case) -> list[Form]:
 
 
 def _of_states(case: Case) -> list[Form]:
-    if isinstance(case, SseCase):
-        return []
+    if isinstance(case, SseCase | RsaCase):
+        return own_passes.forms(case)
+    if isinstance(case, LevelsCase):
+        return own_passes.forms(case) + fla_scan.forms(case)
     if not isinstance(case, ScanCase):
         raise TypeError(f"no peer for {type(case).__name__}")
     return fla_scan.forms(case)

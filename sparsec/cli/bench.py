@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 Cases = Annotated[
     list[str],
-    typer.Argument(metavar="[CASE]…", help="Cases (presets with --crossover); by default all."),
+    typer.Argument(metavar="[CASE]…", help="Cases or groups of them (presets with --crossover); by default all."),
 ]
 Path_ = Annotated[str, typer.Option("--out", help="Write the rows to this file as JSON.")]
 Trials = Annotated[int, typer.Option(help="Tune each kernel with so many trials first; 0: default or records.")]
 Skip = Annotated[list[str], typer.Option(help="Leave out a form of a peer, such as flex/tuned.")]
 Apart = Annotated[bool, typer.Option(help="A process per case, so that one that crashes stops no other.")]
 Crossover = Annotated[bool, typer.Option("--crossover", help="Where each preset beats dense attention.")]
+Small = Annotated[bool, typer.Option("--small", help="Each case at a few tokens on the CPU: does it run, is it right?")]
+StepLimit = Annotated[float, typer.Option(help="With --crossover: seconds of a step after which lengths end.")]
 Limit = Annotated[float, typer.Option(help="Seconds after which a case that runs apart is given up; 0: none.")]
 
 
@@ -35,6 +37,8 @@ def bench(
     skip: Skip = [],  # noqa: B006
     apart: Apart = True,
     limit: Limit = 0.0,
+    step_limit: StepLimit = 10.0,
+    small: Small = False,
     out: Path_ = "",
     as_json: AsJson = False,
 ) -> None:
@@ -52,27 +56,29 @@ def bench(
         from sparsec.benchmarks.apart import rows_apart
 
         options = [f"--rounds={rounds}", f"--trials={trials}", *(f"--skip={name}" for name in skip)]
-        options += ["--crossover"] if crossover else []
+        options += ["--crossover", f"--step-limit={step_limit}"] if crossover else ["--small"] if small else []
         rows = rows_apart(names, options, limit, report, lambda rows: _write(rows, out))
     elif crossover:
         from sparsec.benchmarks.crossover import crossovers
 
-        rows = [asdict(found) for found in crossovers(names, rounds=rounds, trials=trials, report=report)]
+        found = crossovers(names, rounds=rounds, trials=trials, longest=step_limit, report=report)
+        rows = [asdict(row) for row in found]
     else:
         from sparsec.benchmarks.own import own
         from sparsec.benchmarks.run import run_cases
 
-        made = run_cases(names, lambda c, x: own(c, x, trials), rounds=rounds, skip=skip, report=report)
+        made = run_cases(names, lambda c, x: own(c, x, trials), rounds=rounds, skip=skip, report=report, as_small=small)
         rows = [asdict(row) for row in made]
     _show(rows, names, crossover, out, as_json)
 
 
 def _list(as_json: bool) -> None:
-    from sparsec.benchmarks.registry import CASES
+    from sparsec.benchmarks.registry import CASES, GROUPS
 
     if as_json:
         return print_json([*CASES])
-    return say("\n".join(f"{name} ({case.device})" for name, case in CASES.items()))
+    lines = [f"{name} ({case.device})" for name, case in CASES.items()]
+    return say("\n".join([*lines, "", *(f"{name}: {len(cases)} of them" for name, cases in GROUPS.items())]))
 
 
 def _names(cases: Sequence[str]) -> list[str]:
@@ -82,8 +88,7 @@ def _names(cases: Sequence[str]) -> list[str]:
     from sparsec.benchmarks.registry import cases_named, cases_on
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    cases_named(tuple(cases))
-    return list(cases) or [case.name for case in cases_on(here)]
+    return [case.name for case in (cases_named(tuple(cases)) if cases else cases_on(here))]
 
 
 def _presets(names: Sequence[str]) -> list[str]:

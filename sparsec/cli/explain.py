@@ -57,12 +57,27 @@ def _show(found: Explanation) -> None:
     say(f"  every buffer of the plan: {found.peak_formula} bytes")
     for extent in found.offsets:
         say(f"  {extent}")
+    _show_order(found)
     for note in found.notes:
         say(f"note: {note}")
     rows = [(k.name, f"{k.seconds * 1e3:.3f}", f"{k.floor_s * 1e3:.3f}", _bound(k)) for k in found.kernels]
     rows.append(("all", f"{found.seconds * 1e3:.3f}", f"{sum(k.floor_s for k in found.kernels) * 1e3:.3f}", ""))
     say("")
     table(("kernel", "predicted ms", "bytes alone ms", "made of"), rows)
+
+
+def _show_order(found: Explanation) -> None:
+    """What deterministic algorithms cost, where a kernel could do without an order or a backward was asked for."""
+    if not (found.order or found.training):
+        return
+    say("torch.use_deterministic_algorithms(True)", style="bold")
+    for price in found.order:
+        say(f"  {price}")
+    added = [price.seconds for price in found.order]
+    if None in added:
+        return say("  this call is refused then: ask for other gradients")
+    total = sum(x for x in added if x is not None)
+    say(f"  adds {total * 1e3:.3f} ms to a call" if total else "  costs nothing: every sum has one order as it is")
 
 
 def _show_kernel(kernel: KernelExplanation) -> None:

@@ -263,13 +263,17 @@ class Compiled(Decoding):
 
         return tune(self, inputs, **options)
 
-    def schedule(self, kernel: Kernel, dims: Mapping[str, int]) -> Schedule:
-        """The schedule of a kernel: set by hand, else the best record, else the default; deterministic if torch is."""
+    def preferred(self, kernel: Kernel, dims: Mapping[str, int]) -> Schedule:
+        """The schedule of a kernel: set by hand, else the best record, else the default."""
         from sparsec.lower.registry import default
 
         found = self.schedules.get(kernel.name)
         found = found or self.records.best(kernel.spec, self.target, bucket(self.lengths.longest(dims)))
-        found = found or default(kernel.spec, self.target.name)
+        return found or default(kernel.spec, self.target.name)
+
+    def schedule(self, kernel: Kernel, dims: Mapping[str, int]) -> Schedule:
+        """The preferred schedule of a kernel, or a deterministic one where torch asks for it."""
+        found = self.preferred(kernel, dims)
         return in_order(kernel.spec, found, self.target.name) if self._route.deterministic() else found
 
     def built(self, kernel: Kernel, dims: Mapping[str, int], schedule: Schedule | None = None) -> BuiltKernel:

@@ -12,6 +12,7 @@ from sparsec.lower.registry import lower_kernel
 from sparsec.passes.ranges import Extent, extents
 from sparsec.plan.cost import cost
 from sparsec.plan.plan import Kernel, Plan
+from sparsec.runtime.order_price import OrderPrice, order_prices
 from sparsec.runtime.peak import TrainingPeak, call_bytes, formula, training_peak
 from sparsec.runtime.predict import predict
 from sparsec.runtime.reading import factored, grid, ranges
@@ -58,6 +59,7 @@ class Explanation:
         peak_formula: every buffer of the plan, without scratch.
         notes: what the planner decided, in sentences.
         training: what ``peak`` is made of with gradients; ``kernels`` are then those of both halves.
+        order: what deterministic algorithms cost each kernel that may add atomically.
     """
 
     variant: str
@@ -71,6 +73,7 @@ class Explanation:
     offsets: tuple[Extent, ...]
     notes: tuple[str, ...]
     training: TrainingPeak | None = None
+    order: tuple[OrderPrice, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -103,6 +106,7 @@ def explain(
         training.peak if training else call_bytes(compiled, plans[0], dims),
         formula({b.name: b for plan in plans for b in plan.buffers if b.role != "input"}.values()), inputs,
         tuple(extents(compiled.variant, dims)), plans[0].notes, training,
+        tuple(price for plan in plans for price in order_prices(compiled, plan, dims)),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,22 @@ def test_crossover_finds_the_first_length_that_wins(monkeypatch: pytest.MonkeyPa
     assert main(["bench", "streaming", "--crossover", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["length"] == 128 and [p["ratio"] for p in found["points"]] == [0.5, 1.5] and not found["refused"]
+
+
+def test_crossover_ends_where_a_step_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+
+    def pair(ours: object, dense: object, asked: int, device: str) -> Pair:
+        rounds.append(asked)
+        return Pair(2.0, 1.0, 0.5, 0.5, 0.5, asked)
+
+    monkeypatch.setattr(crossover, "time_pair", pair)
+    monkeypatch.setattr(crossover, "_check", lambda *_: None)
+    said: list[str] = []
+    (found,) = crossover.crossovers(["streaming"], TINY, rounds=3, longest=0.0, report=said.append)
+    assert [p.length for p in found.points] == [64] and rounds == [1] and found.length is None
+    assert found.stopped.startswith("no longer one: a step at 64 took") and found.stopped in said[0]
+    assert found.stopped in crossover.line(asdict(found))[-1]
 
 
 def test_crossover_times_and_says_what_is_refused(

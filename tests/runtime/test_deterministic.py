@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from sparsec.plan.grad_specs import GatheredGradQ, TiledGradCapture
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.deterministic import OrderError, ordered
+from sparsec.runtime.order_price import OrderPrice, order_prices
+from sparsec.runtime.records import Record, Records, bucket, record_key
 from sparsec.testing.variants import small
 from sparsec.testing.whole_case import WholeCase
 from sparsec.tile.schedule import Schedule
 
 DIMS = {"H": 4, "HKV": 2, "D": 32, "DV": 32}
+LENGTHS = {**DIMS, "B": 1, "T": 96, "TQ": 96, "TK": 96, "q_offset": 0}
 SUMS = Schedule("key_outer", rows=32, block=16, stages=2)
 
 
@@ -59,6 +63,34 @@ def test_a_call_made_before_is_worked_out_anew() -> None:
             torch.use_deterministic_algorithms(False)
         builds.append(compiled.builds)
     assert builds[0] < builds[1] == builds[2]
+
+
+def prices(compiled: Compiled, *wrt: str) -> dict[str, OrderPrice]:
+    """Of the backward half, by kernel."""
+    plan = compiled.training.joint(LENGTHS, "float32", wrt).split.backward
+    return {price.kernel: price for price in order_prices(compiled, plan, LENGTHS)}
+
+
+def test_the_price_of_one_order_is_predicted_or_measured(tmp_path: Path) -> None:
+    compiled = compile(small("nsa-selected"), "triton:sm_90", tmp_path)
+    kernel = backward(compiled, GatheredGradQ, "q")
+    untuned = prices(compiled, "q")[kernel.name]
+    assert untuned.seconds == 0.0 and not untuned.atomic_runs and "runs in one order anyway" in str(untuned)
+    compiled.schedules[kernel.name] = SUMS
+    by_hand = prices(compiled, "q")[kernel.name]
+    assert by_hand.atomic_runs and not by_hand.measured and by_hand.ordered_s is not None and by_hand.atomic_s > 0
+    compiled.schedules = {}
+    key = record_key(kernel.spec, compiled.target, bucket(compiled.lengths.longest(LENGTHS)))
+    Records(tmp_path).write(key, Record(kernel.name, SUMS, 2e-3, 5e-3, 9, "tools"))
+    tuned = prices(compiled, "q")[kernel.name]
+    assert tuned.measured and tuned.seconds == pytest.approx(3e-3)
+    assert str(tuned) == f"{kernel.name}: 5.000 ms in one order, 2.000 ms by atomic additions (measured)"
+    assert prices(compiled, "k", "v") == {}
+
+
+def test_a_price_that_is_a_refusal() -> None:
+    (price,) = prices(compile(small("alibi-lse"), "interpreter"), "slopes").values()
+    assert price.seconds is None and price.ordered_s is None and "is refused" in str(price)
 
 
 def test_a_kernel_without_such_a_schedule_says_so(strict: None) -> None:
