@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps the user's own cache out of the tests, and the tests out of it."""
     os.environ["SPARSEC_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> Iterator[None]:
+    """Fails a test in a worker whose process has more of torch's threads than the worker was given.
+
+    Two workers with two threads each on two cores wait for one another: small products take up to fifty times longer.
+    """
+    yield
+    if "PYTEST_XDIST_WORKER" in os.environ and "torch" in sys.modules:
+        import torch
+
+        assert torch.get_num_threads() <= int(os.environ["OMP_NUM_THREADS"]), "torch's threads were set"
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from sparsec.benchmarks.step import Step, leaves_of
 from sparsec.benchmarks.verdict import Referee
 from sparsec.ir.error import InputError
 
-torch.set_num_threads(2)
 WINDOW = WindowCase("window", 1, 4, 2, 256, 16, 48, 8, device="cpu", dtype=torch.float32)
 SELECTED = SelectedCase("selected", 2, 4, 2, 192, 16, 4, 16, device="cpu", dtype=torch.float32)
 BLOCKS = BlocksCase("blocks", 2, 4, 2, 192, 16, 4, 16, device="cpu", dtype=torch.float32)
