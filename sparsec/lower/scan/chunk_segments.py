@@ -69,12 +69,6 @@ def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
         return own.program(builder, "ends", tensors, place.grid)
 
 
-def batch_and_head(own: Chunked) -> tuple[Node, Node]:
-    """Of the grid's last dimension, where it has both."""
-    both = tile.program_id(2)
-    return tile.apply(Fn.TRUNCDIV, both, own.writes.heads), tile.apply(Fn.TRUNCMOD, both, own.writes.heads)
-
-
 def _unit(at: Walk) -> Node:
     """0 in the columns of values, the unit matrix in those after them."""
     nothing = tile.full(0.0, at.axes.dims, at.axes.columns)

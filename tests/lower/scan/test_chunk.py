@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from sparsec.backends.triton.build import MOST_PROGRAMS
 from sparsec.backends.triton.compile import Compiled, compile_all
 from sparsec.backends.triton.resources import Resources
 from sparsec.lower.scan import chunk, chunk_grad, schedules
@@ -22,6 +23,7 @@ from sparsec.testing.ahead import job, misfits, wide_dots
 from sparsec.testing.scan_case import Setting, truth
 from sparsec.testing.scratch import with_scratch
 from sparsec.tile.interpreter import interpret
+from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule, ScheduleError
 from sparsec.tile.verify import verify
 
@@ -104,6 +106,16 @@ def test_segments_are_as_many_as_the_device_and_the_sequence_take() -> None:
 
     assert [segments(1, 16384), segments(3, 16384), segments(64, 16384)] == [8, 2, 1]
     assert [segments(1, 300), segments(1, 1)] == [2, 1]
+
+
+def test_a_grid_has_room_for_any_number_of_heads_and_chunks() -> None:
+    """Where channels fade by themselves, what there are many of is in the dimension without a limit."""
+    s = replace(RULES["delta, fading channels"], heads=16, state_heads=16, dtype="bfloat16")
+    params, schedule = {"B": 4097, "N": 16 * 70_000}, Schedule("chunk", 16, value_block=16, splits=2)
+    for lowered in (chunk.lower(s.scan(), schedule), chunk_grad.lower(s.grad(), schedule)):
+        known = params | {name: int(evaluate(value, params)) for name, value in lowered.params}
+        grids = {step.program.name: grid_of(step.program, known) for step in lowered.steps}
+        assert not {name: grid for name, grid in grids.items() if max(grid[1:], default=0) > MOST_PROGRAMS}
 
 
 @pytest.mark.parametrize("rule", ["fading", "gated delta", "delta, fading channels"])

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan import chunk_resets as resets
 from sparsec.lower.scan.chunk_back_states import final_gradient
-from sparsec.lower.scan.chunk_parts import SEGMENTS, Chunk, halves, power_of_two, segment_bounds
-from sparsec.lower.scan.chunk_segments import batch_and_head, store_final
+from sparsec.lower.scan.chunk_parts import Chunk, halves, power_of_two
+from sparsec.lower.scan.chunk_segments import store_final
 from sparsec.lower.scan.keyed.backward import KeyedBack
 from sparsec.lower.scan.keyed.outputs import first_state
 from sparsec.lower.scan.keyed.sides import Side
@@ -28,7 +28,8 @@ def lower_states(b: KeyedBack) -> Program:
     """The states before each chunk, and answers; one (segment, tile of columns, batch and head) per grid point."""
     keyed, own, w = b.keyed, b.keyed.own, b.keyed.own.writes
     with tile.Builder() as builder:
-        at, (batch, head) = walk(builder, keyed, own.tiles), batch_and_head(own)
+        at = walk(builder, keyed, own.tiles)
+        batch, head = at.place.batch, at.place.head
         state, tensors = first_state(at, batch, head)
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
@@ -40,9 +41,9 @@ def lower_states(b: KeyedBack) -> Program:
                 _keep(at, b.back.surprises, chunk, tile.rename(answered, at.axes.queries, at.axes.keys))
             return [at.after(chunk, answered, state)]
 
-        tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
+        tile.loop(*at.bounds(), 1, [state], visit)
         tensors += [*at.tensors(), b.back.states, *resets.tensors(own, w.initial)] + [b.back.surprises] * own.delta
-        return own.program(builder, "states", tensors, (tile.param(SEGMENTS), own.tiles, mul(tile.param("B"), w.heads)))
+        return own.program(builder, "states", tensors, at.place.grid)
 
 
 def _keep(at: Walk, tensor: Tensor, chunk: Chunk, value: Node) -> None:
@@ -105,8 +106,9 @@ def lower_grad_ends(b: KeyedBack) -> Program:
     """What each segment makes of a zero gradient of the state after it."""
     own = b.keyed.own
     with tile.Builder() as builder:
-        found, (batch, head) = _reverse(builder, b), batch_and_head(own)
-        first, last = segment_bounds(own, tile.program_id(0))
+        found = _reverse(builder, b)
+        batch, head = found.at.place.batch, found.at.place.head
+        first, last = found.at.bounds()
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
@@ -116,21 +118,21 @@ def lower_grad_ends(b: KeyedBack) -> Program:
         place = (tile.iota(found.at.axes.dims), found.at.column)
         zero = tile.full(0.0, found.at.axes.dims, found.at.axes.columns)
         (grad,) = tile.loop(0, sub(last, first), 1, [zero], visit)
-        here = (batch, head, tile.program_id(0), *place)
+        here = (batch, head, found.at.place.segment, *place)
         tile.store(b.back.grad_ends, *here, value=grad, bounds=dict(found.at.limits))
-        grid = (tile.param(SEGMENTS), own.tiles, mul(tile.param("B"), own.writes.heads))
         tensors = [*found.tensors(), b.back.grad_ends, *resets.tensors(own, b.back.spec.grad_final)]
-        return own.program(builder, "grad_ends", tensors, grid)
+        return own.program(builder, "grad_ends", tensors, found.at.place.grid)
 
 
 def lower_grad_states(b: KeyedBack) -> Program:
     """The gradients of the states after each chunk, of v, and of what answers solve."""
     own, w = b.keyed.own, b.keyed.own.writes
     with tile.Builder() as builder:
-        found, (batch, head) = _reverse(builder, b), batch_and_head(own)
+        found = _reverse(builder, b)
+        batch, head = found.at.place.batch, found.at.place.head
         at, row = found.at, tile.iota(found.at.axes.dims)
         grad, tensors = _last_gradient(b, at, batch, head)
-        first, last = segment_bounds(own, tile.program_id(0))
+        first, last = found.at.bounds()
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
@@ -151,9 +153,7 @@ def lower_grad_states(b: KeyedBack) -> Program:
             tensors.append(store_final(own, b.back.spec.grad_initial, (batch, head, row, at.column), grad, at.limits))
         tensors += [*found.tensors(), b.back.grad_states]
         tensors += [b.back.grad_values] * b.keeps_values + [b.grad_answers] * b.keyed.erases
-        return own.program(
-            builder, "grad_states", tensors, (tile.param(SEGMENTS), own.tiles, mul(tile.param("B"), w.heads))
-        )
+        return own.program(builder, "grad_states", tensors, at.place.grid)
 
 
 def _last_gradient(b: KeyedBack, at: Walk, batch: Node, head: Node) -> tuple[Node, list[Tensor]]:
@@ -161,7 +161,7 @@ def _last_gradient(b: KeyedBack, at: Walk, batch: Node, head: Node) -> tuple[Nod
     row = tile.iota(at.axes.dims)
     if b.keyed.own.splits == 1:
         return final_gradient(b.back, (batch, head, row, at.column), at.limits)
-    place = (batch, head, tile.program_id(0), row, at.column)
+    place = (batch, head, at.place.segment, row, at.column)
     return tile.load(b.back.grad_starts, *place, bounds=dict(at.limits)), [b.back.grad_starts]
 
 

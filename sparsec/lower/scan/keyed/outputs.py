@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower.scalars import mul, sub
+from sparsec.lower.scalars import sub
 from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_parts import SEGMENTS, Chunk, column_limit, power, segment_bounds
-from sparsec.lower.scan.chunk_segments import batch_and_head, initial_state, store_final
+from sparsec.lower.scan.chunk_parts import Chunk, column_limit, power
+from sparsec.lower.scan.chunk_segments import initial_state, store_final
 from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.lower.scan.keyed.walk import Walk, walk
 from sparsec.scalar.fn import Fn
@@ -22,7 +22,8 @@ def lower(keyed: Keyed, final: str | None) -> Program:
     """One (segment, tile of columns, batch and head) per grid point; ``final`` where there is one segment."""
     own = keyed.own
     with tile.Builder() as builder:
-        at, (batch, head) = walk(builder, keyed, own.tiles), batch_and_head(own)
+        at = walk(builder, keyed, own.tiles)
+        batch, head = at.place.batch, at.place.head
         state, tensors = first_state(at, batch, head)
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
@@ -34,14 +35,12 @@ def lower(keyed: Keyed, final: str | None) -> Program:
             resets.keep_last(chunk, final, after, place, at.limits)
             return [after]
 
-        (state,) = tile.loop(*segment_bounds(own, tile.program_id(0)), 1, [state], visit)
+        (state,) = tile.loop(*at.bounds(), 1, [state], visit)
         tensors += resets.tensors(own, own.writes.initial, final)
         if final is not None and own.runs is None:
             tensors.append(store_final(own, final, (batch, head, tile.iota(at.axes.dims), at.column), state, at.limits))
         tensors += [*at.tensors(), _out(keyed), keyed.faded(keyed.query), *(keyed.seen(s) for s in keyed.columns)]
-        return own.program(
-            builder, "", tensors, (tile.param(SEGMENTS), own.tiles, mul(tile.param("B"), own.writes.heads))
-        )
+        return own.program(builder, "", tensors, at.place.grid)
 
 
 def first_state(at: Walk, batch: Node, head: Node) -> tuple[Node, list[Tensor]]:
@@ -49,7 +48,7 @@ def first_state(at: Walk, batch: Node, head: Node) -> tuple[Node, list[Tensor]]:
     own, row = at.keyed.own, tile.iota(at.axes.dims)
     if own.splits == 1:
         return initial_state(own, batch, head, row, at.column, at.limits)
-    state = tile.load(own.starts, batch, head, tile.program_id(0), row, at.column, bounds=dict(at.limits))
+    state = tile.load(own.starts, batch, head, at.place.segment, row, at.column, bounds=dict(at.limits))
     return state, [own.starts]
 
 
@@ -82,8 +81,8 @@ def lower_ends(keyed: Keyed) -> Program:
     own, w = keyed.own, keyed.own.writes
     tiles = own.tiles + (power(w.rows) // own.columns if own.delta else 0)
     with tile.Builder() as builder:
-        at, (batch, head) = walk(builder, keyed, tiles), batch_and_head(own)
-        row, segment = tile.iota(at.axes.dims), tile.program_id(0)
+        at = walk(builder, keyed, tiles)
+        batch, head, segment, row = at.place.batch, at.place.head, at.place.segment, tile.iota(at.axes.dims)
 
         def visit(number: Node, state: Node, total: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, number)
@@ -92,13 +91,13 @@ def lower_ends(keyed: Keyed) -> Program:
             return [after, resets.passed(chunk, total, lambda: at.total(chunk)) if own.fading else total]
 
         inits = [_unit(at), tile.full(0.0, at.axes.dims)]
-        state, total = tile.loop(*segment_bounds(own, segment), 1, inits, visit)
+        state, total = tile.loop(*at.bounds(), 1, inits, visit)
         limits: dict[int, tile.Value] = {3: at.limits[3]} if 3 in at.limits else {}
         tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
         if own.fading:
             tile.store(own.fades, batch, head, segment, row, value=total)
         tensors = [*at.tensors(), own.ends, *resets.tensors(own, w.initial)] + [own.fades] * own.fading
-        return own.program(builder, "ends", tensors, (tile.param(SEGMENTS), tiles, mul(tile.param("B"), w.heads)))
+        return own.program(builder, "ends", tensors, at.place.grid)
 
 
 def _unit(at: Walk) -> Node:

@@ -60,13 +60,19 @@ def lower_deep(keyed: Keyed) -> Program:
 
 
 def grid(keyed: Keyed) -> tuple[tile.Value, ...]:
-    """One (head, chunk, batch) per grid point: heads are neighbours in memory, so programs at work read whole rows."""
-    return keyed.own.writes.heads, tile.param(CHUNKS), tile.param("B")
+    """One (batch, chunk, head) per grid point, in the dimension that has no limit.
+
+    Heads are neighbours in memory, so programs at work read whole rows.
+    """
+    return (mul(mul(tile.param("B"), tile.param(CHUNKS)), keyed.own.writes.heads),)
 
 
 def chunk_of(keyed: Keyed) -> Chunk:
     """The chunk of a program."""
-    return Chunk(keyed.own, tile.program_id(2), tile.program_id(0), tile.program_id(1))
+    heads, chunks = keyed.own.writes.heads, tile.param(CHUNKS)
+    before, head = (tile.apply(fn, tile.program_id(0), heads) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
+    batch, number = (tile.apply(fn, before, chunks) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
+    return Chunk(keyed.own, batch, head, number)
 
 
 def _axes(builder: tile.Builder, keyed: Keyed) -> Axes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit, halves, power_of_two
+from sparsec.lower.scan.chunk_parts import Chunk, column_limit, halves, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk_place import Place
 from sparsec.lower.scan.chunk_state import Axes, axes
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.tile import build as tile
@@ -17,13 +18,19 @@ class Walk:
     """A program's walk over the chunks of one head and tile of columns.
 
     Attributes:
+        place: the program's segment, tile of columns, batch entry and head.
         column: indices of the value columns, ``reach`` more than the largest that any program has.
     """
 
     keyed: Keyed
     axes: Axes
+    place: Place
     column: Node
     reach: int
+
+    def bounds(self) -> tuple[Node, Node]:
+        """The first chunk of the program's segment and the one after its last."""
+        return segment_bounds(self.keyed.own, self.place.segment)
 
     @property
     def limits(self) -> dict[int, tile.Value]:
@@ -91,7 +98,7 @@ class Walk:
 
 
 def walk(builder: tile.Builder, keyed: Keyed, tiles: int, order: str = "cdne") -> Walk:
-    """The walk of one of ``tiles`` tiles of columns, by the grid's second dimension."""
-    made = axes(builder, keyed.own, order)
-    column = add(mul(tile.program_id(1), keyed.own.columns), tile.iota(made.columns))
-    return Walk(keyed, made, column, tiles * keyed.own.columns)
+    """The walk of one of ``tiles`` tiles of columns."""
+    made, place = axes(builder, keyed.own, order), Place(keyed.own, tiles, keyed.own.writes.heads)
+    column = add(mul(place.number, keyed.own.columns), tile.iota(made.columns))
+    return Walk(keyed, made, place, column, tiles * keyed.own.columns)
