@@ -1,12 +1,16 @@
-"""Sums of gradients that a kernel makes on the way: what gathers queries' gradients begins with the other terms."""
+"""Sums of gradients made on the way: a kernel that makes a term of a sum, row by row, adds the others to it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import reduce
 
-from sparsec.plan.grad_specs import GatheredGradQ, Total
+from sparsec.plan.grad_specs import AnySpec, GatheredGradQ, Total
+from sparsec.plan.map_specs import Map, MapSource, symbol
+from sparsec.plan.mixture_specs import MixtureGrad
 from sparsec.plan.plan import Kernel
+from sparsec.scalar.expr import Expr
 
 
 def added(kernels: Sequence[Kernel], kept: Iterable[str]) -> list[Kernel]:
@@ -26,14 +30,23 @@ def _taker(kernels: Sequence[Kernel], kernel: Kernel, outputs: set[str]) -> Kern
     if not isinstance(spec, Total) or not spec.batched or set(spec.term_dtypes) != {"float32"}:
         return None
     for other in kernels:
-        made = other.spec
-        if not isinstance(made, GatheredGradQ) or made.grad_q not in spec.terms or made.grad_q in outputs:
+        own = _term(other.spec)
+        if own is None or own not in spec.terms or own in outputs:
             continue
-        readers = [k for k in kernels if made.grad_q in k.reads]
-        waits = _before(kernels, set(spec.terms) - {made.grad_q})
-        if readers == [kernel] and other not in waits and spec.terms.count(made.grad_q) == 1:
+        readers = [k for k in kernels if own in k.reads]
+        waits = _before(kernels, set(spec.terms) - {own})
+        if readers == [kernel] and other not in waits and spec.terms.count(own) == 1:
             return other
     return None
+
+
+def _term(spec: AnySpec) -> str | None:
+    """What a kernel that has whole rows at hand makes, and may make together with other terms."""
+    if isinstance(spec, GatheredGradQ):
+        return spec.grad_q
+    if isinstance(spec, MixtureGrad):
+        return spec.grad_q[0] if spec.grad_q is not None else None
+    return spec.out if isinstance(spec, Map) else None
 
 
 def _before(kernels: Sequence[Kernel], names: set[str]) -> list[Kernel]:
@@ -46,16 +59,30 @@ def _before(kernels: Sequence[Kernel], names: set[str]) -> list[Kernel]:
 
 
 def _with_terms(taker: Kernel, kernel: Kernel) -> Kernel:
-    """A kernel that makes a sum of its gradient of the queries and the other terms."""
-    spec, total = taker.spec, kernel.spec
-    assert isinstance(spec, GatheredGradQ) and isinstance(total, Total)
-    own, others = spec.grad_q, tuple(name for name in total.terms if name != spec.grad_q)
+    """A kernel that makes a sum of its own term and the others."""
+    total = kernel.spec
+    assert isinstance(total, Total)
+    own = _term(taker.spec)
+    others = tuple(name for name in total.terms if name != own)
     return replace(
         taker,
-        spec=replace(spec, grad_q=total.out, out_dtype=total.out_dtype, terms=others),
-        reads=(*taker.reads, *others),
+        spec=_summing(taker.spec, total, others),
+        reads=tuple(dict.fromkeys((*taker.reads, *others))),
         writes=tuple(total.out if name == own else name for name in taker.writes),
         covers=(*taker.covers, *kernel.covers),
         sources=tuple(dict.fromkeys((*taker.sources, *(s for s in kernel.sources if s[0] != own)))),
         results=(*(r for r in taker.results if r[0] != own), *kernel.results),
     )
+
+
+def _summing(spec: AnySpec, total: Total, others: tuple[str, ...]) -> AnySpec:
+    """The spec of the kernel that makes the sum."""
+    if isinstance(spec, GatheredGradQ):
+        return replace(spec, grad_q=total.out, out_dtype=total.out_dtype, terms=others)
+    if isinstance(spec, MixtureGrad):
+        return replace(spec, grad_q=(total.out, total.out_dtype), terms=others)
+    assert isinstance(spec, Map)
+    more = tuple(MapSource(name, "float32", spec.shape) for name in others)
+    names = [symbol(len(spec.sources) + n) for n in range(len(more))]
+    fn: Expr = reduce(lambda a, b: a + b, names, spec.fn)
+    return replace(spec, sources=(*spec.sources, *more), out=total.out, dtype=total.out_dtype, fn=fn)

@@ -11,7 +11,9 @@ import sparsec
 from sparsec.passes.differentiate import differentiate
 from sparsec.passes.pipeline import run
 from sparsec.plan.build import build_plan
-from sparsec.plan.grad_specs import GatheredGradQ
+from sparsec.plan.grad_specs import GatheredGradQ, Total
+from sparsec.plan.map_specs import Map
+from sparsec.plan.mixture_specs import MixtureGrad
 from sparsec.plan.plan import Plan, PlanError
 from sparsec.plan.sizes import static_names
 
@@ -61,6 +63,20 @@ def test_the_last_term_of_a_sum_is_added_where_it_is_made() -> None:
     before = plan.kernels[: plan.kernels.index(last)]
     assert all(any(term in k.writes for k in before) for term in last.spec.terms)
     assert {b.name for b in plan.buffers} == {n for k in plan.kernels for n in (*k.reads, *k.writes)}
+
+
+def test_gradients_of_mixtures_and_of_squared_lengths_take_the_other_terms() -> None:
+    """Of levels of states no sum over rows has a kernel of its own."""
+    plan = joint("rsa", {"levels": 3, "parts": 1, "branching": 1, "raw": True})
+    assert not [k for k in plan.kernels if isinstance(k.spec, Total)]
+    (mixed,) = [k for k in plan.kernels if isinstance(k.spec, MixtureGrad)]
+    assert isinstance(mixed.spec, MixtureGrad) and len(mixed.spec.terms) == 3
+    squared = next(k for k in plan.kernels if isinstance(k.spec, Map) and k.spec.out == plan.outputs[2])
+    assert len(squared.reads) == 8, "k, the gradient of |k|², three gradients of writes and three of masses"
+    assert isinstance(squared.spec, Map)
+    assert {mixed.spec.grad_q, (squared.spec.out, "bfloat16")} == {(n, "bfloat16") for n in plan.outputs[1:3]}
+    written = [n for k in plan.kernels for n in k.writes]
+    assert {b.name for b in plan.buffers} == {n for k in plan.kernels for n in k.reads} | {*written}
 
 
 def test_gradients_come_in_the_dtype_of_the_call_and_sums_in_fp32() -> None:

@@ -10,14 +10,23 @@ from sparsec.tile.schedule import Schedule
 TILES = 8
 """Tiles per program where each program leaves a share of a sum."""
 
+MANY = 4
+"""Wide sources of a map from which on registers run short."""
+
 
 def default(spec: Map | MapGrad | RowLse, target: str) -> Schedule:
-    """Tiles of about 4096 elements, 2048 for gradients: the kernel only moves memory."""
+    """Tiles of about 4096 elements, 2048 for gradients and sums of many: the kernel only moves memory."""
     triton = target.startswith("triton")
     forward = spec.forward if isinstance(spec, MapGrad) else spec
-    rows = _rows(forward.shape, 2048 if isinstance(spec, MapGrad) else 4096) if triton else 16
+    few = isinstance(spec, MapGrad) or (isinstance(spec, Map) and _wide(spec) > MANY)
+    rows = _rows(forward.shape, 2048 if few else 4096) if triton else 16
     tiles = TILES if isinstance(spec, MapGrad) and _sums_rows(spec) else 1
     return Schedule(rows=rows, block=rows * tiles, warps=4, stages=1, lanes=("e", "e_1", "m"), split_dims=triton)
+
+
+def _wide(spec: Map) -> int:
+    """Sources that are as wide as the result."""
+    return sum(s.shape[-1:] == spec.shape[-1:] for s in spec.sources)
 
 
 def _rows(shape: Shape, elements: int) -> int:

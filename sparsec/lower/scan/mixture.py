@@ -9,7 +9,7 @@ from functools import reduce
 from sparsec.lower.pieces import Span
 from sparsec.lower.pointwise.frame import columns
 from sparsec.lower.scalars import add, ceil_div, most, mul, sub
-from sparsec.plan.mixture_specs import Mixture
+from sparsec.plan.mixture_specs import Mixture, MixtureGrad
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
@@ -173,9 +173,9 @@ def _column(column: Span | None) -> Node:
 
 
 def default(spec: object, target: str) -> Schedule:
-    """A few tokens per program: the kernel only moves memory."""
-    triton = target.startswith("triton")
-    return Schedule(rows=16, warps=4, stages=1, lanes=("d",), split_dims=triton)
+    """A few tokens per program: the kernel only moves memory. Fewer where it adds terms, which take registers."""
+    triton, adds = target.startswith("triton"), isinstance(spec, MixtureGrad) and bool(spec.terms)
+    return Schedule(rows=8 if triton and adds else 16, warps=4, stages=1, lanes=("d",), split_dims=triton)
 
 
 def space(spec: object, target: str) -> dict[str, tuple[object, ...]]:
