@@ -33,6 +33,11 @@ def values(heads: str = "HKV") -> Node:
     return lang.input("v", f"B T {heads} DV")
 
 
+def several(steps: int, heads: str = "HKV") -> str:
+    """Heads of what each of a token's steps brings, those of the first step first."""
+    return heads if steps == 1 else f"{steps}*{heads}"
+
+
 def log_decays(dim: str = "", heads: str = "HKV") -> Node:
     """g <= 0 fp32 ``[B,T,heads]``, or one per channel ``[B,T,heads,dim]``."""
     return lang.input("g", f"B T {heads} {dim} float32")

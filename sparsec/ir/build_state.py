@@ -43,17 +43,22 @@ def write(
     erase_b: Node | None = None,
     freeze_unselected: bool = True,
     row_topk: int | None = None,
+    steps: int = 1,
 ) -> Node:
     """M = decay·M + e·beta·k (v − pred)ᵀ (delta; pred ``reads`` the decayed or undecayed M) or + e·beta·k vᵀ.
 
     ``route`` lists the active parts, ``weight`` is their e; others rest if ``freeze_unselected``. erase_a and erase_b
-    replace −k and beta·k of the delta rule (RWKV-7, GDN-2). ``decay_kind`` follows from the decay's shape.
+    replace −k and beta·k of the delta rule (RWKV-7, GDN-2). ``decay_kind`` follows from the decay's shape. A token of n
+    ``steps`` decays once, then writes n times: k, v, beta, erase_a and erase_b have n heads for each of the states',
+    those of the first step first ``[B,T,n·HKV,…]``.
     """
     named = {"beta": beta, "decay": decay, "route": route, "weight": weight, "erase_a": erase_a, "erase_b": erase_b}
     kinds = {3: "scalar", 4: "key", 5: "full"}
     kind = decay_kind or ("none" if decay is None else kinds.get(len(decay.shape), "scalar"))
     how = {"rule": rule, "decay_kind": kind, "reads": reads}
-    return make(Op.WRITE, (state, k, v), named, **how, freeze_unselected=freeze_unselected, row_topk=row_topk)
+    return make(
+        Op.WRITE, (state, k, v), named, **how, freeze_unselected=freeze_unselected, row_topk=row_topk, steps=steps
+    )
 
 
 def residual(

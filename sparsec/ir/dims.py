@@ -128,7 +128,7 @@ def _groups(node: Node) -> Iterator[tuple[Expr, Expr]]:
         yield node.src[0].shape[2], node.src[1].shape[2]
     if node.op is Op.SCORE and node["fn"] != "indexer":
         yield node.src[0].shape[2], key_heads(node)
-    if node.op is Op.WRITE:
+    if node.op is Op.WRITE and node.integer("steps") == 1:
         yield node.shape[2], node.src[1].shape[2]
     if node.op is Op.RECALL:
         yield from ((read_heads(node.src[0], bank), bank.shape[2]) for bank in node.positional[1:])
@@ -188,13 +188,15 @@ def _states(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
     if node.op is Op.WRITE:
         bank, k, v = node.positional
         yield k.shape[3], bank.shape[3], "states and keys"
-        yield from ((a, b, "states and values") for a, b in zip(v.shape[2:], bank.shape[2::2], strict=True))
-        by_value = node["decay_kind"] == "value"
+        by_value, each = node["decay_kind"] == "value", node.integer("steps") * bank.shape[2]
+        yield from ((a, b, "states and values") for a, b in zip(v.shape[2:], (each, bank.shape[4]), strict=True))
+        if node.integer("steps") != 1:
+            yield k.shape[2], each, "what steps write"
         for name, source in {
             "v": v,
             **{n: x for n, x in node.operands.items() if n not in ("route", "weight")},
         }.items():
-            token = (*k.shape[:2], bank.shape[2])
+            token = (*k.shape[:2], bank.shape[2] if name == "decay" else each)
             yield from ((a, b, "what a token writes") for a, b in zip(source.shape[:3], token, strict=True))
             if name != "v" and len(source.shape) > 3:
                 wide = v if by_value and name == "decay" else k

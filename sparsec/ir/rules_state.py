@@ -19,7 +19,7 @@ def write(node: Node) -> Problem | None:
             return Problem(
                 dims(source), f"its last dim must be the state's {name} = {dim}", f"{name} = {source.shape[-1]}"
             )
-    return _decay(node) or _erase(node) or _route(node) or _levels(node)
+    return _decay(node) or _erase(node) or _route(node) or _levels(node) or _steps(node)
 
 
 def _decay(node: Node) -> Problem | None:
@@ -67,12 +67,28 @@ def _levels(node: Node) -> Problem | None:
     return None
 
 
+def _steps(node: Node) -> Problem | None:
+    """Several steps per token write one state per head."""
+    if node.integer("steps") == 1:
+        return None
+    if "route" in node.operands or is_ladder(node):
+        return Problem(f"steps = {node['steps']}", "several steps write one state per head", "no route, no levels")
+    return None
+
+
+def _one_step(written: Node) -> Problem | None:
+    """What asks for a token's own write asks for one."""
+    if written.op.name == "WRITE" and written.integer("steps") != 1:
+        return Problem(f"steps = {written['steps']}", "a token of several steps has no one prediction", "steps = 1")
+    return None
+
+
 def residual(node: Node) -> Problem | None:
     """What is left is left by a write of the same keys."""
     v, written, k = node.positional
     if written.op.name != "WRITE":
         return Problem(written.op.value, "a residual is what a write leaves", "write to the state first")
-    return rank(v, 4) or rank(k, 4)
+    return rank(v, 4) or rank(k, 4) or _one_step(written)
 
 
 def surprise(node: Node) -> Problem | None:
@@ -80,7 +96,7 @@ def surprise(node: Node) -> Problem | None:
     written = node.src[0]
     if written.op.name != "WRITE" or written["rule"] != "delta" or "erase_a" in written.operands:
         return Problem(written.op.value, "a surprise is what a delta rule writes", "write(…) {rule = delta}")
-    return None
+    return _one_step(written)
 
 
 def mass(node: Node) -> Problem | None:

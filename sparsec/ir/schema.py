@@ -121,6 +121,7 @@ SCHEMA: dict[Op, Schema] = {
             "reads": _choice("decayed", "undecayed"),
             "freeze_unselected": Attr("flag", True),
             "row_topk": _count(None),
+            "steps": _count(1),
         },
     ),
     Op.RESIDUAL: Schema(

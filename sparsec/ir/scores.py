@@ -23,8 +23,10 @@ def key_heads(scores: Node) -> Expr:
 def read_heads(q: Node, bank: Node) -> Expr:
     """Heads of what queries read of states: theirs, or the states' where several states share a key.
 
-    State head h then has the key and the query of head h // (states / keys).
+    State head h then has the key and the query of head h // (states / keys). States of several steps share none.
     """
+    if bank.op is Op.WRITE and bank.integer("steps") > 1:
+        return q.shape[2]
     keys = bank.src[1].shape[2] if bank.op is Op.WRITE else bank.shape[2]
     return q.shape[2] if keys is bank.shape[2] else bank.shape[2]
 

@@ -125,6 +125,12 @@ class GatedDeltaNet(State):
     preset = "gdn"
 
 
+class DeltaProduct(State):
+    """Gated DeltaProduct (arXiv 2502.10297): Gated DeltaNet with several ``steps`` per token, which may reflect."""
+
+    preset = "delta_product"
+
+
 class GatedDeltaNet2(State):
     """Gated DeltaNet 2 (arXiv 2605.22791): gates per channel of what is erased and written, GLA's decays."""
 

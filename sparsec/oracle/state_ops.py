@@ -14,6 +14,7 @@ from sparsec.ir.op import Op
 from sparsec.oracle import states, vector_states
 from sparsec.oracle.fenwick import Ladder
 from sparsec.oracle.states import Rule, Written
+from sparsec.oracle.steps import Stepped
 from sparsec.oracle.values import Bank, Chosen, OracleError, Value
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ def write(ev: Evaluation, node: Node) -> Written:
     if not isinstance(bank, Bank) or node["row_topk"] is not None:
         what = "a state written twice and row_topk"
         raise OracleError(f"write: the oracle has no meaning yet for {what}; use states written once")
-    k = k.repeat_interleave(bank.m.shape[2] // k.shape[2], dim=2)  # states may share keys
+    steps = node.integer("steps")
+    k = k.repeat_interleave(steps * bank.m.shape[2] // k.shape[2], dim=2)  # states may share keys
     levels = node.src[0].word("schedule") == "fenwick"
-    share, active = _shares(ev, node, k.shape[1], 1 if levels else bank.m.shape[1], k.shape[2])
+    share, active = _shares(ev, node, k.shape[1], 1 if levels else bank.m.shape[1], bank.m.shape[2])
     rule = Rule(node.word("rule") == "delta", node.word("reads") == "undecayed", node.flag("freeze_unselected"))
     given = {name: ev.tensor(source) for name, source in node.operands.items() if name not in ("route", "weight")}
     erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
@@ -47,7 +49,7 @@ def write(ev: Evaluation, node: Node) -> Written:
     if levels:
         quick = quick and not node.src[0].src
         return Ladder(bank.m[:, :1], *brought, quick, bank.m, ev.q_offset)
-    return Written(bank.m, *brought, quick)
+    return Written(bank.m, *brought, quick) if steps == 1 else Stepped.of(Written(bank.m, *brought, quick), steps)
 
 
 def _shares(ev: Evaluation, node: Node, tokens: int, parts: int, heads: int) -> tuple[Tensor, Tensor]:

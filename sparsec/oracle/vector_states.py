@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sparsec.oracle.states import Written
+from sparsec.oracle.steps import Stepped
 
 CHUNK = {"scalar": 64, "key": 16}
 LEAST = -1000.0
@@ -22,6 +23,8 @@ LEAST = -1000.0
 
 def recall(bank: Written, q: Tensor, share: Tensor, when: str) -> Tensor:
     """Σ_n share_n · M_nᵀq: q ``[B,T,H,D]``, share ``[B,T,H,N]`` -> ``[B,T,H,DV]``."""
+    if isinstance(bank, Stepped):
+        return _stepped(bank, q, share, when)
     heads = bank.k.shape[2]
     asked = (share[..., None] * q[..., None, :]).unflatten(2, (heads, -1))  # [B,T,HKV,G,N,D]
     read, last = _walk(bank, asked.permute(0, 2, 4, 3, 1, 5), when)
@@ -31,8 +34,19 @@ def recall(bank: Written, q: Tensor, share: Tensor, when: str) -> Tensor:
 
 def final(bank: Written) -> Tensor:
     """The states after the last token ``[B,N,H,D,DV]``."""
+    if isinstance(bank, Stepped):
+        return final(bank.rows())
     batch, tokens, heads, dim = bank.k.shape
     return _walk(bank, bank.k.new_zeros(batch, heads, 1, 1, tokens, dim), "after")[1].transpose(1, 2)
+
+
+def _stepped(bank: Stepped, q: Tensor, share: Tensor, when: str) -> Tensor:
+    """Of several steps per token, the first or the last is read."""
+    steps = 1 + len(bank.later)
+    place = steps - 1 if when == "after" else 0
+    among = [torch.zeros_like(q)] * place + [q] + [torch.zeros_like(q)] * (steps - 1 - place)
+    read = recall(bank.rows(), torch.stack(among, 2).flatten(1, 2), share.repeat_interleave(steps, 1), when)
+    return read[:, place::steps]
 
 
 def _walk(bank: Written, q: Tensor, when: str) -> tuple[Tensor, Tensor]:

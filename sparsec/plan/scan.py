@@ -91,9 +91,10 @@ def writes_of(planner: Planner, written: Node, *carried: str) -> Writes:
         erase=erase,
         initial=initial,
         route=route_of(planner, written),
-        key_heads=planner.sizes.value(k.shape[2]),
+        key_heads=planner.sizes.value(k.shape[2]) // written.integer("steps"),
         initial_batched=initial is None or len(bank.src[0].shape) == 5,
         length=LENGTH,
+        steps=written.integer("steps"),
     )
 
 
@@ -105,7 +106,7 @@ def _refuse(planner: Planner, written: Node, carried: Sequence[str]) -> None:
         )
     routed = ["parts"] if "route" in written.operands else []
     honours(planner, bank, "heads", "rows", "cols", *routed, *carried)
-    honours(planner, written, "rule", "decay_kind", "reads", "freeze_unselected")
+    honours(planner, written, "rule", "decay_kind", "reads", "freeze_unselected", "steps")
     if written["decay_kind"] == "full":
         raise planner.refuse(written, "a decay per element of the state has no kernel yet; the oracle runs it")
 

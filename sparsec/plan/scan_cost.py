@@ -23,16 +23,17 @@ def _written(w: Writes) -> Expr:
     """Bytes of what tokens bring."""
     size = D * item(w.k.dtype) + DV * item(w.v.dtype)
     size = size + (constant(item(w.beta.dtype)) if w.beta is not None else ZERO)
-    if w.decay is not None:
-        size = size + item(w.decay.dtype) * {"key": D, "value": DV}.get(w.decay_kind, constant(1))
     for operand in w.erase or ():
         size = size + D * item(operand.dtype)
+    size = w.steps * size
+    if w.decay is not None:
+        size = size + item(w.decay.dtype) * {"key": D, "value": DV}.get(w.decay_kind, constant(1))
     return B * var(w.length) * HKV * size
 
 
 def _passes(w: Writes) -> int:
     """How often a token goes over its states, two operations per element each."""
-    return w.slots * (1 + (w.decay is not None) + (2 if w.rule == "delta" else 0))
+    return w.slots * (w.steps * (1 + (2 if w.rule == "delta" else 0)) + (w.decay is not None))
 
 
 def _heads(spec: Scan) -> int:
@@ -63,8 +64,9 @@ def _made(spec: ScanGrad) -> Expr:
     w, pairs = spec.forward.writes, zip(spec.grad_q, spec.forward.reads, strict=True)
     key = {"key": (w.rows,), "value": (w.cols,)}.get(w.decay_kind, ())
     found: list[tuple[Operand | None, tuple[int, ...]]] = [(q, (r.heads, w.rows)) for q, r in pairs]
-    found += [(spec.grad_k, (w.heads, w.rows)), (spec.grad_v, (w.heads, w.cols)), (spec.grad_beta, (w.heads,))]
-    found += [(spec.grad_decay, (w.heads, *key)), *((erase, (w.heads, w.rows)) for erase in spec.grad_erase)]
+    each = w.steps * w.heads
+    found += [(spec.grad_k, (each, w.rows)), (spec.grad_v, (each, w.cols)), (spec.grad_beta, (each,))]
+    found += [(spec.grad_decay, (w.heads, *key)), *((erase, (each, w.rows)) for erase in spec.grad_erase)]
     return constant(sum(item(operand.dtype) * prod(shape) for operand, shape in found if operand is not None))
 
 

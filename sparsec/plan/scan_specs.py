@@ -63,6 +63,8 @@ class Writes:
             h // (heads / key_heads); None is ``heads``.
         length: the launch parameter with N.
         route: of a bank of which every token chooses parts; None for one state per head.
+        steps: n writes per token, of which the first alone fades and the last is read, or of reads before the write
+            the first; k, v, beta and the erase vectors are ``[B,N,n·HKV,…]``, those of the first step first.
     """
 
     k: Operand
@@ -81,6 +83,7 @@ class Writes:
     length: str = "N"
     key_heads: int | None = None
     route: Route | None = None
+    steps: int = 1
 
     @property
     def sharers(self) -> int:

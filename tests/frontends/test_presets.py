@@ -21,7 +21,7 @@ WORDS = {
 }
 
 
-SIZES = {"dilation": (1, 70), "levels": (1, 3), "parts": (2, 5), "branching": (2, 3), "top": (0, 3), "rows": (1, 70)}
+SIZES = {"dilation": (1, 70), "steps": (1, 5), "levels": (1, 3), "parts": (2, 5), "branching": (2, 3), "top": (0, 3), "rows": (1, 70)}
 
 
 def values(preset: str, knob: Knob) -> st.SearchStrategy[object]:
@@ -90,6 +90,7 @@ CHANGES = {
     "hgrn2": ["lower", "raw"],
     "deltanet": ["raw"],
     "gdn": ["shared", "raw", "initial", "final"],
+    "delta_product": ["steps", "gated", "negative", "raw"],
     "kda": ["shared", "bound", "raw"],
     "gdn2": ["raw"],
     "rwkv7": ["raw"],

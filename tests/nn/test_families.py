@@ -24,6 +24,7 @@ LAYERS: dict[str, Callable[..., nn.Layer]] = {
     "hgrn2": partial(nn.HGRN2, lower=0.25),
     "deltanet": nn.DeltaNet,
     "gdn": partial(nn.GatedDeltaNet, value_dim=12),
+    "delta_product": nn.DeltaProduct,
     "gdn2": nn.GatedDeltaNet2,
     "kda": nn.KDA,
     "rwkv7": nn.RWKV7,

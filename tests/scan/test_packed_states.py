@@ -19,6 +19,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "mapped": ("gdn", {}),
     "from given states": ("kda", {"raw": True, "initial": True}),
     "first and last states": ("rwkv7", {"raw": True, "initial": True, "final": True}),
+    "several steps": ("delta_product", {"raw": True, "initial": True, "final": True}),
     "chosen parts": ("sse", {"rule": "gdn", "k": 2}),
     "levels": ("rsa", {"raw": True}),
     "slots of levels": ("rsa", {"readout": "slot_softmax", "routing": "tree", "left": "pre"}),

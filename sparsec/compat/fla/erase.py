@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsec.compat.fla.delta import chunk_gated_delta_rule
 from sparsec.compat.fla.gates import channel_gate
 from sparsec.compat.fla.options import checked, refuse, renamed
 from sparsec.compat.fla.recurrence import Form
@@ -113,20 +112,21 @@ def chunk_gated_delta_product(
 ) -> Result:  # fmt: skip
     """Several delta rules per token: k, v and beta have ``num_householder`` rows for each of q and g, decay first."""
     refuse("chunk_gated_delta_product", **options)
-    n = num_householder
-    ends = None if cu_seqlens is None else cu_seqlens * n
-    decays = q.new_zeros(*q.shape[:2], v.shape[2], dtype=torch.float32) if g is None else g.float()
-    o, last = chunk_gated_delta_rule(
-        _among(q, n, n - 1), k, v, _among(decays, n, 0), beta, scaled(scale, k), initial_state, output_final_state,
-        use_qk_l2norm_in_kernel, cu_seqlens=ends,
+    times = v.shape[2] // max(k.shape[2], 1)
+    q, k = (x.repeat_interleave(times, 2) if times > 1 else x for x in (q, k))
+    k, v, beta = (_beside(x, num_householder) for x in (k, v, beta))
+    g = q.new_zeros(*q.shape[:2], v.shape[2], dtype=torch.float32) if g is None else g
+    unit = use_qk_l2norm_in_kernel
+    form = Form(scaled(scale, k), rule="delta", decay="head", rated=True, unit=unit, steps=num_householder)
+    return recur(
+        "chunk_gated_delta_product", form, q=q, k=k, v=v, beta=beta, g=g, initial_state=initial_state,
+        output_final_state=output_final_state, cu_seqlens=cu_seqlens,
     )  # fmt: skip
-    return o[:, n - 1 :: n].contiguous(), last
 
 
-def _among(x: Tensor, n: int, place: int) -> Tensor:
-    """``[B,T,…]`` as row ``place`` of every n rows, zeros elsewhere."""
-    rows = [torch.zeros_like(x) if i != place else x for i in range(n)]
-    return torch.stack(rows, 2).flatten(1, 2)
+def _beside(x: Tensor, steps: int) -> Tensor:
+    """``[B,n·T,H,…]``, a row per step, as ``[B,T,n·H,…]``."""
+    return x.reshape(x.shape[0], x.shape[1] // steps, steps * x.shape[2], *x.shape[3:])
 
 
 def _unit(x: Tensor) -> Tensor:

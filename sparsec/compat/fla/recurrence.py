@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from sparsec.frontends.recurrent import bank, keys, log_decays, queries, results, unit, values
+from sparsec.frontends.recurrent import bank, keys, log_decays, queries, results, several, unit, values
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import write
 from sparsec.ir.node import Node
@@ -27,6 +27,7 @@ class Form:
         unit: whether queries and keys are made unit vectors.
         initial: whether the states before the first token are given.
         final: whether the states after the last token are asked for.
+        steps: writes per token; k, v and beta have so many heads per state.
     """
 
     scale: float
@@ -37,21 +38,24 @@ class Form:
     unit: bool = False
     initial: bool = False
     final: bool = False
+    steps: int = 1
 
 
 def declare(form: Form) -> Variant:
     """Inputs q, k, v, and g, beta, a, b and m where the form has them, named as in the presets with ``raw=true``."""
-    q, k = (unit(x) if form.unit else x for x in (queries(), keys()))
+    each = several(form.steps)
+    q, k = (unit(x) if form.unit else x for x in (queries(), keys(each)))
     how: dict[str, Node] = {}
     if form.decay:
         how["decay"] = log_decays({"key": "D", "value": "DV"}.get(form.decay, ""))
     if form.rated:
-        how["beta"] = lang.input("beta", "B T HKV float32")
+        how["beta"] = lang.input("beta", f"B T {each} float32")
     if form.erase:
-        how |= {f"erase_{x}": lang.input(x, "B T HKV D") for x in "ab"}
+        how |= {f"erase_{x}": lang.input(x, f"B T {each} D") for x in "ab"}
     kind = {"": "none", "head": "scalar"}.get(form.decay, form.decay)
     written = write(
-        bank(form.initial), k, values(), rule=form.rule, decay_kind=kind, reads=form.erase or "decayed", **how  # type: ignore[arg-type]
+        bank(form.initial), k, values(each), rule=form.rule, decay_kind=kind, reads=form.erase or "decayed",
+        steps=form.steps, **how,  # type: ignore[arg-type]
     )  # fmt: skip
     return variant("recurrence", results(q, written, form.final, scale=form.scale))
 

@@ -50,9 +50,9 @@ class Chosen(Cell):
 
 
 def fits(spec: Scan) -> bool:
-    """Whether a token leaves the parts that it does not choose alone."""
+    """Whether a token writes once, and leaves the parts that it does not choose alone."""
     route = spec.writes.route
-    return route is None or route.freeze
+    return (route is None or route.freeze) and spec.writes.steps == 1
 
 
 def lower(spec: Scan, schedule: Schedule) -> Lowered:

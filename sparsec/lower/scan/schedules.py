@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sparsec.lower import descriptors
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.scan import chunk, chunk_back, chunk_grad, one_token, step, token, token_grad
+from sparsec.lower.scan import chunk, chunk_back, chunk_grad, interleaved, one_token, step, token, token_grad
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.chunk_parts import needs_keyed
 from sparsec.lower.scan.sorted import lower as lower_sorted
@@ -33,6 +33,8 @@ _CHUNKED: Choices = {
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """The programs of a scan."""
     _check(spec, schedule)
+    if spec.writes.steps > 1:
+        return interleaved.lower(spec, replace(schedule, descriptors=False), lower)
     if schedule.order == step.ORDER:
         return step.lower(spec, schedule)
     if schedule.order != "chunk":
@@ -43,6 +45,8 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
 def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
     """The programs of a scan's adjoint."""
     _check(spec.forward, schedule)
+    if spec.forward.writes.steps > 1:
+        return interleaved.lower_grad(spec, replace(schedule, descriptors=False), lower_grad)
     if schedule.order != "chunk":
         return token_grad.lower(spec, schedule)
     if spec.forward.writes.route is not None:
@@ -68,7 +72,7 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
     wide, delta = rows > _TALLEST, w.rule == "delta" or w.erase is not None
     columns = min(32 if wide else 64, cols, rows if delta else 64)
     splits = 1 if wide and delta else _splits(w, columns)
-    tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and not needs_keyed(w)
+    tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and not needs_keyed(w) and w.steps == 1
     stages = 1 if w.erase is not None else 2  # two do not fit with what erases
     found = Schedule("chunk", 64, value_block=columns, splits=splits, warps=4, stages=stages, descriptors=tma)
     halves = target.startswith("triton") and w.k.dtype == "bfloat16"  # states outgrow fp16

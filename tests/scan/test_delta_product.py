@@ -1,0 +1,94 @@
+"""Several writes per token: their programs are those of one write, read where tokens lie, in every loop order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsec
+from sparsec.frontends.text import parse
+from sparsec.ir.error import DeclarationError, InputError
+from sparsec.ir.variant import dim_names
+from sparsec.oracle import oracle
+from sparsec.testing.trained import wrong_on
+from sparsec.tile.schedule import Schedule
+
+SIZES: dict[str, Any] = {"B": 2, "H": 2, "HKV": 1, "D": 16, "DV": 8}
+RULES = {
+    "a read before the write": """variant before(q: [B,T,H,D], p: [B,T,H,D], k: [B,T,2*HKV,D], v: [B,T,2*HKV,DV],
+                                                 g: [B,T,HKV,D] float32) {
+      s = write(state(), k, v, decay=g) {decay_kind = key, rule = delta, steps = 2, reads = undecayed}
+      return recall(q, s), recall(p, s) {when = before}
+    }""",
+    "erase vectors": """variant erases(q: [B,T,H,D], k: [B,T,3*HKV,D], v: [B,T,3*HKV,DV], a: [B,T,3*HKV,D],
+                                       b: [B,T,3*HKV,D], g: [B,T,HKV] float32) {
+      s = write(state(), k, v, decay=g, erase_a=a, erase_b=b) {decay_kind = scalar, rule = delta, steps = 3}
+      return recall(q, s), s
+    }""",
+}
+
+
+@pytest.mark.parametrize("knobs", [{}, {"raw": True, "initial": True, "final": True, "steps": 3}, {"gated": False}])
+def test_outputs_and_gradients(knobs: dict[str, object]) -> None:
+    made = sparsec.preset("delta_product", **knobs)
+    x = sparsec.inputs(made, **{n: size for n, size in SIZES.items() if n in dim_names(made)}, T=9)
+    assert wrong_on(sparsec.compile(made, target="interpreter"), x, "float32") == []
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule(rule: str) -> None:
+    made = parse(RULES[rule])
+    x = {n: t / 4 if n in "kab" else t for n, t in sparsec.inputs(made, T=9, **SIZES).items()}
+    for one, other in zip(oracle(made, x, form="loop"), oracle(made, x, form="vector"), strict=True):
+        torch.testing.assert_close(one, other)
+    assert wrong_on(sparsec.compile(made, target="interpreter"), x, "float32") == []
+
+
+def test_in_chunks() -> None:
+    made = sparsec.compile(sparsec.preset("delta_product", raw=True, initial=True, final=True), target="interpreter")
+    x = sparsec.inputs(made.variant, dtype="bfloat16", T=21, **SIZES | {"H": 1, "DV": 16})
+    chunks = Schedule(order="chunk", rows=16, value_block=16, splits=2)
+    dims, dtype = made.bind(x)
+    halves = made.training.joint(dims, dtype, tuple(x)).split
+    made.schedules = {k.name: chunks for half in (halves.forward, halves.backward) for k in half.kernels}
+    assert wrong_on(made, x, "bfloat16") == []
+
+
+def test_one_step_is_gated_delta_and_none_turns_back() -> None:
+    """Of one step: Gated DeltaNet. Of two with the same key, the second at rate 1 leaves its own value there."""
+    one, two = (sparsec.preset("delta_product", raw=True, steps=n) for n in (1, 2))
+    gdn = sparsec.preset("gdn", raw=True)
+    x = {n: t.double() for n, t in sparsec.inputs(gdn, T=9, **SIZES).items()}
+    torch.testing.assert_close(oracle(one, x), oracle(gdn, x))
+    key = torch.nn.functional.normalize(torch.randn(2, 9, 1, 16, dtype=torch.float64), dim=-1)
+    last = torch.randn(2, 9, 1, 8, dtype=torch.float64)
+    first = torch.randn(2, 9, 1, 8, dtype=torch.float64)
+    pair = {"k": key.repeat(1, 1, 2, 1), "v": torch.cat([first, last], 2), "beta": torch.ones(2, 9, 2).double()}
+    alone = {"k": key, "v": last, "beta": torch.ones(2, 9, 1).double()}
+    torch.testing.assert_close(oracle(two, {**x, **pair}), oracle(gdn, {**x, **alone}))
+
+
+def test_a_decode_step_keeps_its_state_in_place() -> None:
+    made = sparsec.compile(sparsec.preset("delta_product", steps=2), target="interpreter")
+    x = sparsec.inputs(made.variant, T=9, **SIZES)
+    whole, cache, found = made(**x), made.init_cache(2, deterministic=True), list[Tensor]()
+    for tokens in zip(*(t.split([5, 1, 2, 1], dim=1) for t in x.values()), strict=True):
+        step = made.decode(cache, **dict(zip(x, tokens, strict=True)))
+        assert isinstance(step, Tensor)
+        found.append(step)
+    assert isinstance(whole, Tensor) and torch.equal(torch.cat(found, 1), whole)
+    assert all(len(kept.in_place) == 1 for kept in made.decoder.kept())
+
+
+def test_refusals() -> None:
+    made = sparsec.preset("delta_product", raw=True, steps=3)
+    x = sparsec.inputs(made, T=9, **SIZES)
+    with pytest.raises(InputError, match=r"dim of 4.*3 \* HKV is 3"):
+        sparsec.compile(made, target="interpreter")(**x | {"k": torch.cat([x["k"], x["k"][:, :, :1]], 2)})
+    head = "variant v(q: [B,T,H,D], k: [B,T,2*HKV,D], v: [B,T,2*HKV,DV], g: [B,T,HKV] float32)"
+    written = "s = write(state(), k, v, decay=g) {decay_kind = scalar, rule = delta, steps = 2}"
+    with pytest.raises(DeclarationError, match=r"steps = 2.*no one prediction"):
+        parse(f"{head} {{ {written}\n return surprise(s) }}")
