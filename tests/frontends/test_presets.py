@@ -21,7 +21,15 @@ WORDS = {
 }
 
 
-SIZES = {"dilation": (1, 70), "steps": (1, 5), "levels": (1, 3), "parts": (2, 5), "branching": (2, 3), "top": (0, 3), "rows": (1, 70)}
+SIZES = {
+    "dilation": (1, 70),
+    "steps": (1, 5),
+    "levels": (1, 3),
+    "parts": (2, 5),
+    "branching": (2, 3),
+    "top": (0, 3),
+    "rows": (1, 70),
+}
 
 
 def values(preset: str, knob: Knob) -> st.SearchStrategy[object]:
