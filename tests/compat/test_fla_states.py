@@ -236,7 +236,7 @@ def test_products() -> None:
         ("chunk_kda", ("gk", "beta"), {"cp_context": object()}, "cp_context.*one device"),
         ("chunk_kda", ("gk", "beta"), {"return_intermediate_states": True}, "return_intermediate_states"),
         ("fused_recurrent_gla", ("gk",), {"gv": torch.zeros(1)}, "gv.*per key or per value channel"),
-        ("chunk_log_linear_attn", ("g",), {"level_scales": None, "output_final_state": True}, "not carried"),
+        ("chunk_log_linear_attn", ("g",), {"level_scales": torch.zeros(1), "output_final_state": True}, "not carried"),
         ("parallel_retention", (), {"output_attentions": True}, "output_attentions"),
         ("chunk_gla", ("gk",), {"windows": 3}, "windows.*no such option"),
         ("chunk_gla", ("gk",), {"cu_seqlens": torch.tensor(ENDS)}, "batch 2.*one row"),
