@@ -88,9 +88,8 @@ def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
         for one, other, what in _equalities(node):
             if value(one, env) != value(other, env):
                 sizes = f"{one} = {value(one, env)}, {other} = {value(other, env)}"
-                raise InputError(
-                    f"{node.op.value} {variant.names.get(node, '')}", sizes, f"{what} must agree", "check the shapes"
-                )
+                fix = f"declare the dim {one} as {other}, or give sizes that make them equal"
+                raise InputError(f"{node.op.value} {variant.names.get(node, '')}", sizes, f"{what} must agree", fix)
         _check_levels(variant, node, env)
         for heads, shared in _groups(node):
             if value(heads, env) % max(value(shared, env), 1):
@@ -165,7 +164,7 @@ def _pairs(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
         yield q.shape[3], memory.shape[3], "head dims"
         yield from _units(memory, selections)
         for given in (s for s in selections if s.op is Op.GIVEN):
-            yield given.shape[1], ceil_div(q.shape[1], given.integer("query_block")), "queries and lists"
+            yield given.shape[1], ceil_div(q.shape[1], given.integer("query_block")), "rows of lists and blocks of queries"
     if node.op is Op.MERGE:
         outputs, gates = branches(node)
         for source in (*outputs, *(g for g in gates if node["fn"] != "weighted")):

@@ -97,3 +97,9 @@ def test_weights_of_a_shared_list_are_refused() -> None:
     text = text.replace(", counts=n", "").replace("where = j <= i})", "where = j <= i}, weights=w) {per = chunk}")
     with pytest.raises(DeclarationError, match="query_block = 32"):
         sparsec.parse(text)
+
+
+def test_a_list_per_query_where_blocks_share_one_says_how_many_rows_there_are() -> None:
+    layer = sparsec.parse(TEXT.replace("(TQ + 31) // 32", "TQ"))
+    with pytest.raises(InputError, match=r"rows of lists.*declare the dim TQ as \(TQ \+ 31\) // 32"):
+        compile(layer, target="interpreter")(**sparsec.inputs(layer, TQ=70))

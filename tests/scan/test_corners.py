@@ -13,6 +13,7 @@ from sparsec.ir.error import DeclarationError, InputError
 from sparsec.oracle import oracle
 from sparsec.passes.pipeline import run
 from sparsec.passes.stream import stream
+from sparsec.plan.plan import PlanError
 from sparsec.runtime.compiled import compile
 from sparsec.testing.trained import wrong_on
 
@@ -95,3 +96,9 @@ def test_memories_of_what_a_state_leaves_are_not_decoded() -> None:
 def test_a_recall_of_what_nothing_writes() -> None:
     with pytest.raises(DeclarationError, match="reads what tokens write"):
         sparsec.parse("variant x(q: [B,T,H,D]) { return recall(q, state()) }")
+
+
+def test_parts_without_a_route_are_refused_with_what_to_give() -> None:
+    layer = sparsec.parse(f"variant one({HEAD}) {{ return recall(q, write(state() {{parts = 4}}, k, v, beta=beta)) }}")
+    with pytest.raises(PlanError, match=r"4 parts.*alike are one; give the write a route"):
+        compile(layer, target="interpreter")(**sparsec.inputs(layer, dtype="float32", device="cpu", seed=0, **SIZES))
