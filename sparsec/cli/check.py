@@ -33,6 +33,7 @@ def check(
     from sparsec.cli.setting import setting
     from sparsec.runtime.target import available
     from sparsec.testing.chain import links
+    from sparsec.testing.idle import idle
 
     chosen = setting(words, target, dtype, SMALL)
     available(chosen.compiled.target)
@@ -41,11 +42,12 @@ def check(
         found.append(link)
         if not as_json:
             say(f"{'ok   ' if link.ok else 'WRONG'} {link.upper} = {link.lower}: {link.sentence}")
-    ok = all(link.ok for link in found)
+    ok, note = all(link.ok for link in found), idle(chosen.compiled.variant, chosen.inputs(seed), chosen.dims)
     if as_json:
-        print_json({"ok": ok, "dims": chosen.dims, "dtype": chosen.dtype, "links": [asdict(link) for link in found]})
+        links_ = [asdict(link) for link in found]
+        print_json({"ok": ok, "dims": chosen.dims, "dtype": chosen.dtype, "links": links_, "note": note})
     else:
-        say(_verdict(chosen, found))
+        say(_verdict(chosen, found) + (f"\nnote: {note}" if note else ""))
     raise typer.Exit(0 if ok else 1)
 
 

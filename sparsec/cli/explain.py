@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,9 +36,10 @@ def explain(
     floats = float_inputs(chosen.compiled.variant)
     found = explained(chosen.compiled, chosen.dims, chosen.dtype, resources, floats if gradients else ())
     if as_json:
-        print_json(found.to_dict())
-    else:
-        _show(found)
+        return print_json(found.to_dict())
+    _show(found)
+    if not any("=" in word and word.partition("=")[0].isupper() for word in words):
+        say("\nThese dims are small defaults, at which launches are most of the time: name yours, T=8192 H=16 D=128 …")
 
 
 def _show(found: Explanation) -> None:
@@ -60,8 +62,8 @@ def _show(found: Explanation) -> None:
     _show_order(found)
     for note in found.notes:
         say(f"note: {note}")
-    rows = [(k.name, f"{k.seconds * 1e3:.3f}", f"{k.floor_s * 1e3:.3f}", _bound(k)) for k in found.kernels]
-    rows.append(("all", f"{found.seconds * 1e3:.3f}", f"{sum(k.floor_s for k in found.kernels) * 1e3:.3f}", ""))
+    rows = [(k.name, _ms(k.seconds), _ms(k.floor_s), _bound(k)) for k in found.kernels]
+    rows.append(("all", _ms(found.seconds), _ms(sum(k.floor_s for k in found.kernels)), ""))
     say("")
     table(("kernel", "predicted ms", "bytes alone ms", "made of"), rows)
 
@@ -108,7 +110,13 @@ def _needs(found: object) -> str:
 def _bound(kernel: KernelExplanation) -> str:
     """The parts of the time from the largest down, in ms."""
     parts = sorted(kernel.parts.items(), key=lambda part: -part[1])
-    return ", ".join(f"{name} {value * 1e3:.3f}" for name, value in parts if value > 0.02 * kernel.seconds)
+    return ", ".join(f"{name} {_ms(value)}" for name, value in parts if value > 0.02 * kernel.seconds)
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds with three decimals, and with two digits where that would be none: 26.700, 0.435, 0.00012."""
+    ms = seconds * 1e3
+    return f"{ms:.{max(3, 1 - math.floor(math.log10(ms)))}f}" if ms > 0 else "0"
 
 
 def amount(value: float, unit: str) -> str:

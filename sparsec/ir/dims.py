@@ -164,7 +164,11 @@ def _pairs(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
         yield q.shape[3], memory.shape[3], "head dims"
         yield from _units(memory, selections)
         for given in (s for s in selections if s.op is Op.GIVEN):
-            yield given.shape[1], ceil_div(q.shape[1], given.integer("query_block")), "rows of lists and blocks of queries"
+            yield (
+                given.shape[1],
+                ceil_div(q.shape[1], given.integer("query_block")),
+                "rows of lists and blocks of queries",
+            )
     if node.op is Op.MERGE:
         outputs, gates = branches(node)
         for source in (*outputs, *(g for g in gates if node["fn"] != "weighted")):

@@ -15,7 +15,7 @@ from sparsec.plan.plan import Kernel, Plan
 from sparsec.runtime.order_price import OrderPrice, order_prices
 from sparsec.runtime.peak import TrainingPeak, call_bytes, formula, training_peak
 from sparsec.runtime.predict import predict
-from sparsec.runtime.reading import factored, grid, ranges
+from sparsec.runtime.reading import factored, grid, named, ranges
 from sparsec.scalar.evaluate import evaluate
 from sparsec.tile.schedule import Schedule
 
@@ -30,7 +30,7 @@ class KernelExplanation:
 
     Attributes:
         formulas: name -> (formula, value): flops, bytes, pairs.
-        programs: program name -> its grid as a formula.
+        programs: program name -> its grid as a formula and in numbers.
         steps: loop iterations (tiles of keys) over the whole grid.
         reads: what keys a tile of queries i_lo … i_hi reads, piece by piece.
         resources: per program; {} where nothing was compiled, a sentence where it failed.
@@ -125,12 +125,15 @@ def _kernel(
 ) -> KernelExplanation:
     formulas, params = cost(kernel.spec), {name: int(evaluate(value, dims)) for name, value in kernel.params}
     time = predict(kernel, lowered, schedule, compiled.target, dims)
-    named = {"flops": formulas.flops, "bytes": formulas.bytes, "pairs": formulas.pairs}
+    asked = {"flops": formulas.flops, "bytes": formulas.bytes, "pairs": formulas.pairs}
+    launched = dict(params)
+    for name, value in lowered.params:
+        launched[name] = int(evaluate(value, launched))
     return KernelExplanation(
         kernel.name, type(kernel.spec).__name__, str(schedule),
-        {name: (factored(f), formulas.at(f, params)) for name, f in named.items()},
-        {step.program.name: grid(step.program) for step in lowered.steps}, round(time.work.steps),
-        ranges(kernel.spec), time.seconds, time.floor, dict(time.parts), time.occupancy, needs,
+        {name: (factored(named(f, kernel.params)), formulas.at(f, params)) for name, f in asked.items()},
+        {step.program.name: grid(step.program, kernel.params, launched) for step in lowered.steps},
+        round(time.work.steps), ranges(kernel.spec), time.seconds, time.floor, dict(time.parts), time.occupancy, needs,
     )  # fmt: skip
 
 

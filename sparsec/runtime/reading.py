@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.specs import BlockList, GatheredAttention, Piece, Selector, TiledAttention
 from sparsec.scalar.bounds import Bounded, key_ranges
+from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, call, constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.prove import NO_LIMIT
+from sparsec.scalar.walk import substitute
 from sparsec.tile.language import Node, Program, TileOp
 
 
@@ -22,9 +24,22 @@ def factored(formula: Expr) -> str:
     return str(sympy.factor_terms(sympy.factor(sympy.nsimplify(to_sympy(formula), rational=True))))
 
 
-def grid(program: Program) -> str:
-    """The number of programs, dimension by dimension: ``(TQ + 63) // 64 x 8 x B``."""
-    return " x ".join(str(_expr(g)) for g in program.grid)
+def named(formula: Expr, params: Iterable[tuple[str, Expr]]) -> Expr:
+    """A formula over launch parameters as one over the declaration's own dims."""
+    return substitute(formula, {name: value for name, value in params if value is not var(name)})
+
+
+def grid(program: Program, params: Sequence[tuple[str, Expr]], sizes: Mapping[str, int]) -> str:
+    """The number of programs, dimension by dimension, and at these sizes: ``(TQ + 63) // 64 x 8 x B = 4 x 8 x 1``."""
+    extents = [_expr(g) for g in program.grid]
+    said = " x ".join(_factor(named(e, params)) for e in extents)
+    return f"{said} = {' x '.join(str(int(evaluate(e, sizes))) for e in extents)}"
+
+
+def _factor(extent: Expr) -> str:
+    """One extent, in parentheses where a product of several could be misread."""
+    text = str(extent)
+    return f"({text})" if " * " in text else text
 
 
 def scalar_text(node: Node, params: Mapping[str, str]) -> str:
@@ -80,8 +95,6 @@ def _piece(piece: Piece) -> str:
 
 
 def _bounds(where: Expr, index: str, length: str = "NB") -> str:
-    from sparsec.scalar.walk import substitute
-
     found = key_ranges(substitute(where, {"c": var("j")}) if index == "c" else where)
     if not isinstance(found, Bounded):
         return f"[0, {length}): {found.reason}"

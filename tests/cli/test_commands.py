@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,14 @@ def test_check_agrees_and_says_what_was_compared(capsys: Captured) -> None:
     assert found["ok"] and [link["lower"] for link in found["links"]][-1] == "outputs on interpreter"
 
 
+def test_check_says_where_a_size_leaves_nothing_out(capsys: Captured) -> None:
+    assert "no choice to the test" not in run(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16")
+    assert "every query sees all earlier tokens" in run(capsys, "check", "streaming", "T=19", "D=16", "DV=16")
+    found = value(capsys, "check", "dsa", "T=19", "D=16", "DV=16")
+    assert found["note"].startswith("these dims put no choice to the test: `chosen` takes up to 2048 of 19")
+    assert value(capsys, "check", "dsa", "k=4", "T=19", "D=16", "DV=16")["note"] == ""
+
+
 def test_check_fails_with_1(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsec.tile import interpreter
 
@@ -195,7 +204,9 @@ def test_check_fails_with_1(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -
 def test_explain_has_formulas_and_numbers(capsys: Captured) -> None:
     out = run(capsys, "explain", "streaming", "window=512", "sinks=64", "T=4096", "H=8", "HKV=8")
     assert "2*B*H*TQ*(D + DV)*(Min(64, TK) + Min(512, TK)) = 4.83 GFLOP" in out
+    assert re.search(r"x 8 x B = \d+ x 8 x 1\n", out)
     assert "predicted ms" in out and "offsets int32" in out and "peak of all else 8.39 MB" in out
+    assert "small defaults" not in out and "small defaults" in run(capsys, "explain", "gla", "--no-resources")
     found = value(capsys, "explain", "nsa", "T=4096", "--target", "triton:sm_90", "--no-resources")
     assert found["target"] == "triton:sm_90" and found["seconds"] > 0
     assert {k["kind"] for k in found["kernels"]} == {
