@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sparsec.cli import main
 
@@ -25,6 +26,19 @@ def test_the_declaration_runs_and_is_right(capsys: pytest.CaptureFixture[str], t
     exec(compile(code, str(file), "exec"), names)
     assert capsys.readouterr().out.startswith("within the bounds of float32 o")
     assert all(float(x.grad.abs().sum()) > 0 for x in names["x"].values())
+
+
+def test_the_page_on_states_runs_and_is_right(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = (ROOT / "docs/states.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0].replace('"auto"', '"interpreter"')
+    file = tmp_path / "states.py"
+    file.write_text(code)
+    names: dict[str, Any] = {"__name__": "states"}
+    exec(compile(code, str(file), "exec"), names)
+    assert capsys.readouterr().out.startswith("within the bounds of float32 o")
+    assert all(float(x.grad.abs().sum()) > 0 for x in names["x"].values())
+    whole = names["layer"](**{name: x.detach() for name, x in names["x"].items()})
+    assert torch.allclose(names["out"], whole[:, 69:], atol=1e-5)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
