@@ -29,7 +29,7 @@ class Admission:
 
     def __init__(self, kernel: Kernel, cases: Sequence[Case]) -> None:
         self.kernel, self.cases = kernel, cases
-        self._truths: dict[int, Truth] = {}
+        self._truths: dict[tuple[int, int], Truth] = {}
         self._admitted: dict[str, Tensor] | None = None
 
     def judge(self, built: BuiltKernel) -> Rejection | None:
@@ -60,30 +60,43 @@ class Admission:
 
     def _wrong(self, position: int, case: Case, written: dict[str, Tensor]) -> str | None:
         if not case.judged:
-            return self._as_admitted(written)
+            return self._as_admitted(case, written)
         whole_rows = not case.whole or len(self.cases) == 1
-        if position not in self._truths:
-            queries, device = case.lengths.query_count(case.dims), next(iter(written.values())).device
-            rows = None if whole_rows else sampled_rows(queries, device)
-            self._truths[position] = Truth(self.kernel, case.buffers, case.dims, rows)
-        sentence = wrong(self._truths[position], written)
-        if sentence is not None or whole_rows:
-            return sentence
+        for number, (part, own) in enumerate(case.parts(self.kernel, written)):
+            sentence = wrong(self._truth((position, number), part, whole_rows), own)
+            if sentence is not None:
+                return sentence
+        if whole_rows:
+            return None
         first = self._admitted is None
-        sentence = self._as_admitted(written)
-        assert self._admitted is not None
-        return sentence if first or sentence else self._differing(case, written, self._admitted)
+        sentence = self._as_admitted(case, written)
+        return sentence if first or sentence else self._differing(case, written)
 
-    def _as_admitted(self, written: dict[str, Tensor]) -> str | None:
+    def _truth(self, which: tuple[int, int], part: Case, whole_rows: bool) -> Truth:
+        """What is right for a part of a case; worked out once."""
+        if which not in self._truths:
+            queries, device = part.lengths.query_count(part.dims), part.buffers[self.kernel.writes[0]].device
+            rows = None if whole_rows else sampled_rows(queries, device)
+            self._truths[which] = Truth(self.kernel, part.buffers, part.dims, rows)
+        return self._truths[which]
+
+    def _as_admitted(self, case: Case, written: dict[str, Tensor]) -> str | None:
         """Where results are not those of the first admitted kernel; the first one is kept."""
         if self._admitted is None:
             self._admitted = written
             return None
-        return unlike(self.kernel, written, self._admitted)
+        found, right = (case.comparable(self.kernel, x) for x in (written, self._admitted))
+        return unlike(self.kernel, found, right)
 
-    def _differing(self, case: Case, written: Mapping[str, Tensor], admitted: Mapping[str, Tensor]) -> str | None:
-        rows = differing_rows(self.kernel, written, admitted, SAMPLED)
-        return wrong(Truth(self.kernel, case.buffers, case.dims, rows), written) if rows.numel() else None
+    def _differing(self, case: Case, written: Mapping[str, Tensor]) -> str | None:
+        assert self._admitted is not None
+        both = (case.parts(self.kernel, x) for x in (written, self._admitted))
+        for (part, own), (_, admitted) in zip(*both, strict=True):
+            rows = differing_rows(self.kernel, own, admitted, SAMPLED)
+            sentence = wrong(Truth(self.kernel, part.buffers, part.dims, rows), own) if rows.numel() else None
+            if sentence is not None:
+                return sentence
+        return None
 
 
 def poisoned(like: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.specs import GatheredAttention, Selector
+from sparsec.runtime import bind
 from sparsec.runtime.compiled import Compiled
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr
@@ -48,6 +49,29 @@ class Case:
     def size(self) -> str:
         """The lengths in words."""
         return ", ".join(f"{n} = {self.dims[n]}" for n in sorted(self.lengths.names, reverse=True))
+
+    def parts(self, kernel: Kernel, written: Mapping[str, Tensor]) -> Iterator[tuple[Case, Mapping[str, Tensor]]]:
+        """What the oracle judges: each a dense call with what the kernel wrote of it."""
+        yield self, written
+
+    def comparable(self, kernel: Kernel, written: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the kernel wrote without what nobody reads."""
+        return written
+
+
+class DenseCall:
+    """A call of a compiled variant as something to tune; of a joint one with gradients of its outputs. InputError."""
+
+    def __init__(self, compiled: Compiled, inputs: Mapping[str, Tensor], q_offset: int | None) -> None:
+        self.compiled, self.inputs, self.q_offset = compiled, inputs, q_offset
+        self.dims, dtype = compiled.bind(inputs, q_offset)
+        bind.check_devices(inputs, compiled.target.device)
+        bind.check_indices(compiled.variant, inputs, self.dims)
+        self.plan = compiled.plan(self.dims, dtype)
+
+    def cases(self, kernel: Kernel, space: Space) -> list[Case]:
+        """What candidates of a kernel are judged on."""
+        return cases(self.compiled, self.plan, self.inputs, self.q_offset, kernel, space)
 
 
 def cases(
@@ -81,16 +105,17 @@ def cases(
         few = on_sampled_rows(compiled, inputs)
         sampled = Case(dims, compiled.run_plan(plan, few, dims), False, known)
         return [reduced, sampled, replace(full, judged=False)]
-    low = _with_low_scores(kernel, cut(_odd(min(edges(tokens, space), tokens.longest))))
+    low = with_low_scores_of(kernel, cut(odd(min(edges(tokens, space), tokens.longest))))
     return [case for case in (low, reduced, full) if case is not None]
 
 
-def _with_low_scores(kernel: Kernel, case: Case | None) -> Case | None:
+def with_low_scores_of(kernel: Kernel, case: Case | None) -> Case | None:
+    """The case with scores far below zero; None for a kernel that scores no keys."""
     buffers = None if case is None else with_low_scores(kernel.spec, case.buffers)
     return None if case is None or buffers is None else replace(case, buffers=buffers)
 
 
-def _odd(length: int) -> int:
+def odd(length: int) -> int:
     """This length or one less: a multiple of no tile, so that the last one is padded."""
     return (length - 1) | 1
 

@@ -16,6 +16,9 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsec.lower.lowered import Lowered
+    from sparsec.plan.plan import Kernel
+
 LONGEST_REASON = 600
 
 
@@ -28,6 +31,7 @@ class Job:
         like: dtype, shape and strides of each of the kernel's buffers, for back ends that compile for those.
         probe: a file with the buffers of a small case, on which the worker runs what it built: a kernel that reads
             out of bounds then costs a worker and not the tuner. None: nothing is run.
+        packed: the kernel where it is one of a packed plan, without its nodes; ``params`` are then as it launches.
     """
 
     spec: AnySpec
@@ -37,6 +41,15 @@ class Job:
     params: Mapping[str, int]
     like: Mapping[str, tuple[str, tuple[int, ...], tuple[int, ...]]]
     probe: Path | None = None
+    packed: Kernel | None = None
+
+    @property
+    def lowered(self) -> Lowered:
+        """The programs."""
+        from sparsec.lower.registry import lower_kernel
+        from sparsec.runtime.kernel import lowered
+
+        return lower_kernel(self.spec, self.schedule) if self.packed is None else lowered(self.packed, self.schedule)[1]
 
 
 def perform(job: Any) -> Built | Rejection:
@@ -66,10 +79,9 @@ def _is_refusal(error: Exception) -> bool:
 def _compile(job: Job) -> tuple[int | None, int | None, int | None] | Rejection:
     if job.target.backend == "triton":
         return _compile_triton(job)
-    from sparsec.lower.registry import lower_kernel
     from sparsec.runtime.launch import build
 
-    lowered = lower_kernel(job.spec, job.schedule)
+    lowered = job.lowered
     binds = [(step.program, build(step, job.target, job.cache_dir)) for step in lowered.steps]
     if job.probe is not None:
         buffers = read_probe(job.probe)
@@ -83,9 +95,8 @@ def _compile(job: Job) -> tuple[int | None, int | None, int | None] | Rejection:
 def _compile_triton(job: Job) -> tuple[int, int, int] | Rejection:
     """Put the binaries of all programs into Triton's cache; the largest need of each resource."""
     from sparsec.backends.triton.warm import Like, warm
-    from sparsec.lower.registry import lower_kernel
 
-    lowered = lower_kernel(job.spec, job.schedule)
+    lowered = job.lowered
     params = _params(job, lowered.params)
     like = {name: Like(*x) for name, x in job.like.items()}
     for name, x in _scratch(params, lowered.scratch, "meta").items():

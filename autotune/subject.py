@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,8 @@ from sparsec.autotune.measure import FINAL, SEARCH, Clock, compare
 from sparsec.autotune.space import Space
 from sparsec.autotune.trial import Comparison, Rejection, Unfit
 from sparsec.autotune.workers import Outcome, Pool
-from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import Kernel
-from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.kernel import BuiltKernel, lowered
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
 from sparsec.tile.build import TileError
@@ -41,10 +41,10 @@ class KernelSubject:
     def refuse(self, schedule: Schedule) -> Rejection | None:
         """What the lowering says, and what the program would need at least."""
         try:
-            lowered = lower_kernel(self.kernel.spec, schedule)
+            made = lowered(self.kernel, schedule)[1]
         except (ScheduleError, TileError) as error:
             return Rejection("illegal", reason(error))
-        for step in lowered.steps if self.target.backend == "triton" else ():
+        for step in made.steps if self.target.backend == "triton" else ():
             lacking = refusal(step.program, step.schedule, self.target.shared)
             if lacking is not None:
                 return Rejection("shared memory" if lacking[0] == "shared memory" else "registers", lacking[1])
@@ -89,14 +89,17 @@ class KernelBuilder:
     def submit(self, number: int, schedule: Schedule) -> None:
         """Queue a configuration."""
         subject, case = self.subject, self.subject.cases[0 if self._probe else -1]
-        kernel = subject.kernel
+        kernel, packed = subject.kernel, None
+        if kernel.packed is not None:
+            packed = replace(kernel, sources=(), results=())
+            kernel = lowered(kernel, schedule)[0]
         like = {
             name: (str(x.dtype).removeprefix("torch."), tuple(x.shape), tuple(x.stride()))
             for name, x in case.buffers.items()
             if name in (*kernel.reads, *kernel.writes)
         }
         params = {name: int(evaluate(value, case.dims)) for name, value in kernel.params}
-        job = Job(kernel.spec, schedule, subject.target, subject.cache_dir, params, like, self._probe)
+        job = Job(kernel.spec, schedule, subject.target, subject.cache_dir, params, like, self._probe, packed)
         self.pool.submit(number, job)
 
     def finished(self, deadline: float) -> list[Outcome]:

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sparsec.autotune.cases import cases
+from sparsec.autotune.cases import DenseCall
 from sparsec.autotune.joint import Joint
 from sparsec.autotune.lock import alone
 from sparsec.autotune.measure import Clock, clock_for
+from sparsec.autotune.packed import PackedCall
 from sparsec.autotune.progress import Show
 from sparsec.autotune.report import KernelReport, Report
 from sparsec.autotune.search import Budget, Found, Search
@@ -19,13 +20,15 @@ from sparsec.autotune.space import Space
 from sparsec.autotune.subject import KernelBuilder, KernelSubject
 from sparsec.autotune.trial import Comparison, TuneError
 from sparsec.autotune.workers import Pool
-from sparsec.lower.registry import default, known, lower_kernel, space
+from sparsec.lower import segments
+from sparsec.lower.registry import default, known, space
 from sparsec.oracle.values import OracleError
-from sparsec.plan.plan import Kernel, Plan
-from sparsec.runtime import bind
+from sparsec.plan.plan import Kernel
 from sparsec.runtime.cache import writable
 from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.kernel import lowered
 from sparsec.runtime.launch import source
+from sparsec.runtime.packed.documents import Given
 from sparsec.runtime.records import Record, bucket, record_key, toolchain
 from sparsec.runtime.target import Target, available
 from sparsec.tile.schedule import Schedule
@@ -48,8 +51,14 @@ def tune(
     progress: Show | None = None,
     q_offset: int | None = None,
     gradients: bool | Sequence[str] = False,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
 ) -> Report:
     """Find the best schedules for these inputs; ``sparsec.compile`` uses them from then on.
+
+    With ``cu_seqlens`` inputs are packed documents, as a call takes them, and what is found is for packed calls.
 
     Args:
         trials: configurations of each kernel; those of earlier runs count, so that a run that was cut short goes on.
@@ -66,10 +75,9 @@ def tune(
     """
     _check(compiled, trials)
     began = time.monotonic()
-    if gradients is not False:
-        compiled = Joint.of(compiled, None if gradients is True else gradients)
-        inputs = compiled.with_cotangents(inputs)
-    run = Tuning(compiled, inputs, q_offset, trials, progress)
+    given = Given(cu_seqlens, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q_offset)
+    call = _call(compiled, inputs, given, gradients)
+    run = Tuning(call, trials, progress)
     chosen = run.chosen(kernels)
     notes = [] if run.kept else [NOT_KEPT.format(folder=compiled.records.folder.parent)]
     reports = []
@@ -86,20 +94,29 @@ def tune(
     return Report(compiled.target.name, tuple(reports), time.monotonic() - began, tuple(notes), database)
 
 
+def _call(
+    compiled: Compiled, inputs: Mapping[str, Tensor], given: Given, gradients: bool | Sequence[str]
+) -> DenseCall | PackedCall:
+    """What is tuned: the call, of the variant itself or of the joint one."""
+    tuned = compiled if gradients is False else Joint.of(compiled, None if gradients is True else gradients)
+    if given.cu_seqlens is None and given.cu_seqlens_k is None:
+        every = tuned.with_cotangents(inputs) if isinstance(tuned, Joint) else inputs
+        return DenseCall(tuned, every, given.q_offset)
+    if given.q_offset is not None:
+        raise TuneError("q_offset with cu_seqlens: packed calls are tuned for queries that end with their keys")
+    return PackedCall(compiled, tuned, inputs, given)
+
+
 NOT_KEPT = "the folder {folder} cannot be written, so what was found holds for this object and is not kept"
 
 
 class Tuning:
     """What the kernels of one tuning share."""
 
-    def __init__(
-        self, compiled: Compiled, inputs: Mapping[str, Tensor], q_offset: int | None, trials: int, show: Show | None
-    ) -> None:
-        self.compiled, self.inputs, self.q_offset, self.trials, self.show = compiled, inputs, q_offset, trials, show
-        self.dims, dtype = compiled.bind(inputs, q_offset)
-        bind.check_devices(inputs, compiled.target.device)
-        bind.check_indices(compiled.variant, inputs, self.dims)
-        self.plan: Plan = compiled.plan(self.dims, dtype)
+    def __init__(self, call: DenseCall | PackedCall, trials: int, show: Show | None) -> None:
+        self.call, self.trials, self.show = call, trials, show
+        self.compiled = compiled = call.compiled
+        self.dims, self.plan = call.dims, call.plan
         self.clock: Clock = clock_for(compiled.target.device)
         folder = compiled.records.folder.parent
         self.kept = writable(folder)
@@ -117,8 +134,11 @@ class Tuning:
 
     def space(self, kernel: Kernel) -> Space:
         """The configurations of a kernel."""
-        target = self.compiled.target.name
-        return Space(default(kernel.spec, target), space(kernel.spec, target), known(kernel.spec, target))
+        spec, target = kernel.spec, self.compiled.target.name
+        if kernel.packed is None:
+            return Space(default(spec, target), space(spec, target), known(spec, target))
+        choices = {name: values for name, values in space(spec, target).items() if name != "descriptors"}
+        return Space(segments.by_pointers(segments.schedule(spec, default(spec, target))), choices)
 
     def kernel(self, kernel: Kernel, pool: Pool, deadline: float | None) -> KernelReport:
         """Tune one kernel."""
@@ -126,7 +146,7 @@ class Tuning:
 
         configurations = self.space(kernel)
         length, target = bucket(self.compiled.lengths.longest(self.dims)), self.compiled.target
-        key = record_key(kernel.spec, target, length)
+        key = record_key(kernel.spec, target, length, kernel.packed is not None)
         name = "-".join([kernel.name, key[:16], configurations.digest, _code(kernel, configurations.default, target)])
         last: list[Comparison] = []
 
@@ -135,7 +155,7 @@ class Tuning:
             self._keep(kernel, key, schedule, found, tried)
 
         with alone(self.folder, name):
-            made = cases(self.compiled, self.plan, self.inputs, self.q_offset, kernel, configurations)
+            made = self.call.cases(kernel, configurations)
             subject = KernelSubject(kernel, configurations, target, self.compiled.cache_dir, made, self.clock, keep)
             study, builder = Study(self.database, name, configurations), KernelBuilder(subject, pool)
             try:
@@ -156,7 +176,7 @@ class Tuning:
 
 def _code(kernel: Kernel, default: Schedule, target: Target) -> str:
     """A digest of the default's source: verdicts on other code than today's are no verdicts on this."""
-    steps = lower_kernel(kernel.spec, default).steps
+    steps = lowered(kernel, default)[1].steps
     return hashlib.sha256("".join(source(step, target) for step in steps).encode()).hexdigest()[:12]
 
 

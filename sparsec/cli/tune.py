@@ -25,6 +25,7 @@ def tune(
     seconds: Annotated[float, typer.Option(help="Stop after this time; 0 for no limit.")] = 0.0,
     gradients: Annotated[bool, typer.Option("--gradients", help="The backward kernels too, of every input.")] = False,
     kernel: Annotated[list[str], typer.Option(help="Only this kernel of the plan; may be repeated.")] = [],  # noqa: B006
+    documents: Annotated[str, typer.Option(help="Packed calls: the tokens of each document, such as 4096,512,9.")] = "",
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     inputs: Annotated[str, typer.Option(help="An .npz file of real inputs by name; needs --out.")] = "",
     out: Annotated[str, typer.Option(help="A folder for kernels, trials, results.json and report.html.")] = "",
@@ -37,7 +38,10 @@ def tune(
     against the oracle and leave a report. Exit code 130 where it was interrupted.
     """
     _check_seconds(seconds)
+    lengths = _lengths(documents)
     if inputs or out:
+        if lengths:
+            raise typer.BadParameter("--documents is for random inputs, and --inputs names real ones")
         if seed:
             raise typer.BadParameter("--seed is for random inputs, and --inputs names real ones")
         if gradients:
@@ -52,8 +56,15 @@ def tune(
     available(chosen.compiled.target)
     limits: dict[str, Any] = {"trials": trials, "seconds": seconds or None, "kernels": kernel or None}
     limits["gradients"] = gradients
+    if lengths:
+        from sparsec.runtime.packed.inputs import packed_inputs
+
+        made = packed_inputs(chosen.compiled, lengths, chosen.dims, chosen.dtype, seed)
+        limits["cu_seqlens"] = made.pop("cu_seqlens")
+    else:
+        made = chosen.inputs(seed)
     with nullcontext() if as_json else bar() as progress:
-        report = search(chosen.compiled, chosen.inputs(seed), progress=progress, **limits)
+        report = search(chosen.compiled, made, progress=progress, **limits)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -71,6 +82,14 @@ def _check_seconds(seconds: float) -> None:
 
     if not seconds >= 0:
         raise TuneError(f"seconds = {seconds:g}: give the time in seconds, or 0 for no limit")
+
+
+def _lengths(documents: str) -> list[int]:
+    """The tokens of each document. Raises BadParameter for what are no whole numbers from 1."""
+    words = [word.strip() for word in documents.split(",")] if documents else []
+    if not all(word.isdigit() and int(word) for word in words):
+        raise typer.BadParameter(f"--documents {documents}: whole numbers from 1 with commas between, as in 4096,512,9")
+    return [int(word) for word in words]
 
 
 def _interrupted(report: Mapping[str, Any]) -> bool:

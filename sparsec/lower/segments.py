@@ -54,6 +54,13 @@ def schedule(spec: AnySpec, found: Schedule) -> Schedule:
     return replace(found, splits=min(found.splits, FEW)) if batched else found
 
 
+def by_pointers(found: Schedule) -> Schedule:
+    """The schedule without descriptors: pointers need more registers and a pipeline, so their limits are lifted."""
+    if not found.descriptors:
+        return found
+    return replace(found, descriptors=False, registers=0, stages=max(found.stages, 2))
+
+
 def packed(kernel: Kernel, lowered: Lowered) -> tuple[Kernel, Lowered]:
     """A kernel of a packed plan, with its launch parameters over the call's dims, and its rewritten programs."""
     assert kernel.packed is not None
@@ -108,13 +115,8 @@ def _params(packing: Packing, own: Mapping[str, Expr]) -> dict[str, Expr]:
 
 
 def _step(step: Step, params: Mapping[str, Expr], layouts: Mapping[str, Layout | None], table: Tensor) -> Step:
-    """The step on packed buffers, without descriptors: a box of one would reach into the next document.
-
-    Pointers need more registers and a pipeline, so the limits that suit descriptors are lifted.
-    """
-    program, chosen = step.program, step.schedule
-    if chosen.descriptors:
-        chosen = replace(chosen, descriptors=False, registers=0, stages=max(chosen.stages, 2))
+    """The step on packed buffers, without descriptors: a box of one would reach into the next document."""
+    program, chosen = step.program, by_pointers(step.schedule)
     held = _along(program, layouts)
     if not held:
         return step

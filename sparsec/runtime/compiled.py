@@ -268,7 +268,8 @@ class Compiled(Decoding):
         from sparsec.lower.registry import default
 
         found = self.schedules.get(kernel.name)
-        found = found or self.records.best(kernel.spec, self.target, bucket(self.lengths.longest(dims)))
+        length, packed = bucket(self.lengths.longest(dims)), kernel.packed is not None
+        found = found or self.records.best(kernel.spec, self.target, length, packed)
         return found or default(kernel.spec, self.target.name)
 
     def schedule(self, kernel: Kernel, dims: Mapping[str, int]) -> Schedule:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsec.lower import segments
+from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.launch import Again, build
@@ -27,16 +28,20 @@ class Fixed:
     scratch: tuple[tuple[str, list[int], str], ...]
 
 
+def lowered(kernel: Kernel, schedule: Schedule) -> tuple[Kernel, Lowered]:
+    """The programs of a kernel under a schedule, those of a packed plan for documents, with its launch parameters."""
+    if kernel.packed is None:
+        return kernel, lower_kernel(kernel.spec, schedule)
+    own = segments.schedule(kernel.spec, schedule)
+    return segments.packed(kernel, lower_kernel(kernel.spec, own))
+
+
 class BuiltKernel:
     """Ready to run on tensors by buffer name."""
 
     def __init__(self, kernel: Kernel, schedule: Schedule, target: Target, cache_dir: Path) -> None:
-        self.kernel, self.schedule, self.target, self.cache_dir = kernel, schedule, target, cache_dir
-        if kernel.packed is None:
-            self.lowered = lower_kernel(kernel.spec, schedule)
-        else:
-            own = segments.schedule(kernel.spec, schedule)
-            self.kernel, self.lowered = segments.packed(kernel, lower_kernel(kernel.spec, own))
+        self.schedule, self.target, self.cache_dir = schedule, target, cache_dir
+        self.kernel, self.lowered = lowered(kernel, schedule)
         self._binds = [(step.program, build(step, target, cache_dir)) for step in self.lowered.steps]
 
     @property

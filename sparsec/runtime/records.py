@@ -54,9 +54,9 @@ def _version(package: str) -> str:
         return "source"
 
 
-def record_key(spec: AnySpec, target: Target, length: int) -> str:
-    """The key as hex; any component that differs gives another key."""
-    text = "\n".join([repr(spec), target.name, str(length), toolchain(target.backend)])
+def record_key(spec: AnySpec, target: Target, length: int, packed: bool = False) -> str:
+    """The key as hex; any component that differs gives another key. ``packed``: of packed documents."""
+    text = "\n".join([repr(spec), target.name, str(length), toolchain(target.backend), *["packed"] * packed])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -86,10 +86,13 @@ class Records:
     def __init__(self, cache_dir: Path) -> None:
         self.folder = cache_dir / "records"
 
-    def best(self, spec: AnySpec, target: Target, length: int) -> Schedule | None:
-        """The tuned schedule for this key, if there is one that reads back intact."""
-        record = self.read(record_key(spec, target, length))
-        return record.schedule if record else None
+    def best(self, spec: AnySpec, target: Target, length: int, packed: bool = False) -> Schedule | None:
+        """The tuned schedule for this key, if one reads back intact; for packed documents else that of dense calls."""
+        for key in dict.fromkeys(record_key(spec, target, length, p) for p in (packed, False)):
+            record = self.read(key)
+            if record is not None:
+                return record.schedule
+        return None
 
     def read(self, key: str) -> Record | None:
         """A record by key; a corrupt one is renamed to ``.corrupt`` and forgotten."""
