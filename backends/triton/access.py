@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sparsec.backends.triton.address import Index, Term, access_of, narrow, split
+from sparsec.backends.triton.address import Index, Term, narrow, split
 from sparsec.backends.triton.functions import literal
 from sparsec.backends.triton.text import Speaker, Text, sizes
 from sparsec.tile.build import union
-from sparsec.tile.language import Axis, Node
+from sparsec.tile.language import Axis, Node, access_of
 
 
 def load(speaker: Speaker, node: Node) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.scalar.fn import Fn
-from sparsec.tile.language import Access, Node, Program, TileOp
+from sparsec.tile.language import Node, Program, TileOp, access_of
 from sparsec.tile.regions import regions
 
 
@@ -28,13 +28,6 @@ class Index:
 
     scalars: tuple[Term, ...]
     tiles: tuple[Term, ...]
-
-
-def access_of(node: Node) -> Access:
-    """How a LOAD or STORE addresses memory."""
-    access = node.attrs[0]
-    assert isinstance(access, Access)
-    return access
 
 
 def split(index: Node) -> Index:

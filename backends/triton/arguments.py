@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sparsec.backends.triton.address import access_of
 from sparsec.backends.triton.descriptors import Descriptor, descriptors
-from sparsec.tile.language import Program, Tensor, TileOp
+from sparsec.tile.language import Program, Tensor, TileOp, access_of
 from sparsec.tile.regions import regions
 from sparsec.tile.schedule import Schedule
 

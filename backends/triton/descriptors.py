@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparsec.backends.triton.address import Index, access_of, split
-from sparsec.tile.language import Axis, Node, Program, Tensor, TileOp
+from sparsec.backends.triton.address import Index, split
+from sparsec.tile.language import Axis, Node, Program, Tensor, TileOp, access_of
 from sparsec.tile.regions import regions
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from sparsec.backends.triton.access import narrow_stride, store
-from sparsec.backends.triton.address import access_of, stride_limits
+from sparsec.backends.triton.address import stride_limits
 from sparsec.backends.triton.arguments import parameters, pinned
 from sparsec.backends.triton.descriptors import Descriptor, descriptors
 from sparsec.backends.triton.expressions import expression
@@ -15,7 +15,7 @@ from sparsec.backends.triton.names import Names, hint, merge, state_hint
 from sparsec.backends.triton.text import Text, dtype_name, wrapped
 from sparsec.backends.triton.uses import LEAVES, Uses, uses
 from sparsec.tile.chain import Chain
-from sparsec.tile.language import Axis, Node, Program, TileOp
+from sparsec.tile.language import Axis, Node, Program, TileOp, access_of
 from sparsec.tile.regions import TOP, body_of
 from sparsec.tile.schedule import Schedule
 

@@ -6,10 +6,9 @@ import keyword
 import re
 from collections.abc import Iterable
 
-from sparsec.backends.triton.address import access_of
 from sparsec.backends.triton.functions import HELPERS
 from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
-from sparsec.tile.language import Node, TileOp
+from sparsec.tile.language import Node, TileOp, access_of
 
 RESERVED = frozenset({*keyword.kwlist, *HELPERS, "tl", "triton", "float", "range"})
 _HINTS = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.backends.triton.address import access_of, split
-from sparsec.tile.language import Node, Program, TileOp
+from sparsec.backends.triton.address import split
+from sparsec.tile.language import Node, Program, TileOp, access_of
 from sparsec.tile.regions import Regions, body_of, regions
 
 LEAVES = (TileOp.CONST, TileOp.PARAM, TileOp.PROGRAM_ID, TileOp.IOTA, TileOp.INDEX, TileOp.CARRY, TileOp.RESULT)

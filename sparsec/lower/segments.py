@@ -38,8 +38,8 @@ from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import substitute
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, Program, Tensor, TileOp
-from sparsec.tile.rewrite import Mapper, access_of, accessed, accesses, copies, rebuilt, rewrite
+from sparsec.tile.language import Node, Program, Tensor, TileOp, access_of
+from sparsec.tile.rewrite import Mapper, accessed, accesses, copies, rebuilt, rewrite
 from sparsec.tile.schedule import Schedule
 
 FEW = 4

@@ -14,7 +14,7 @@ from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.functions import minimum
 from sparsec.scalar.polynomial import expression, polynomial
-from sparsec.scalar.prove import NO_LIMIT
+from sparsec.scalar.prove import is_open
 from sparsec.scalar.walk import depends_on, substitute, tensors
 
 TQ, OFFSET = var("TQ"), var("q_offset")
@@ -39,7 +39,7 @@ def _rows(lo: Expr, hi: Expr, length: Expr) -> Expr:
     """Σ over rows of hi − lo: the least of what the alternatives inside minimum and maximum give."""
     here = {"i_lo": POSITION, "i_hi": POSITION}
     lows = [substitute(e, here) for e in _parts(lo, Fn.MAXIMUM)]
-    highs = [substitute(e, here) for e in _parts(hi, Fn.MINIMUM) if not _open(e)] or [length]
+    highs = [substitute(e, here) for e in _parts(hi, Fn.MINIMUM) if not is_open(e)] or [length]
     widths = [high - low for low in lows for high in highs]
     fixed = [int(w.value or 0) for w in widths if w.head == "const"]
     if fixed:
@@ -57,10 +57,6 @@ def _parts(expr: Expr, fn: Fn) -> Iterator[Expr]:
         yield from _parts(expr.args[1], fn)
     else:
         yield expr
-
-
-def _open(expr: Expr) -> bool:
-    return expr.head == "const" and int(expr.value or 0) >= NO_LIMIT
 
 
 def _sum(width: Expr, length: Expr) -> Expr | None:

@@ -10,7 +10,7 @@ from sparsec.scalar.bounds import Bounded, key_ranges
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, call, constant, var
 from sparsec.scalar.fn import Fn
-from sparsec.scalar.prove import NO_LIMIT
+from sparsec.scalar.prove import is_open
 from sparsec.scalar.walk import substitute
 from sparsec.tile.language import Node, Program, TileOp
 
@@ -98,9 +98,5 @@ def _bounds(where: Expr, index: str, length: str = "NB") -> str:
     found = key_ranges(substitute(where, {"c": var("j")}) if index == "c" else where)
     if not isinstance(found, Bounded):
         return f"[0, {length}): {found.reason}"
-    spans = (f"[{r.lo}, {length if _open(r.hi) else f'minimum({r.hi}, {length})'})" for r in found.ranges)
+    spans = (f"[{r.lo}, {length if is_open(r.hi) else f'minimum({r.hi}, {length})'})" for r in found.ranges)
     return " and ".join(spans) or "nothing"
-
-
-def _open(expr: Expr) -> bool:
-    return expr.head == "const" and int(expr.value or 0) >= NO_LIMIT

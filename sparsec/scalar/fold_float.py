@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from sparsec.scalar.expr import Expr, constant
 from sparsec.scalar.fn import Fn
+from sparsec.scalar.fold_int import where_rule
 
 Rule = Callable[..., Expr | None]
 
@@ -64,12 +65,6 @@ def _root(compute: Callable[[float], float]) -> Rule:
     return rule
 
 
-def _where(condition: Expr, then: Expr, otherwise: Expr) -> Expr | None:
-    if condition.head == "const":
-        return then if condition.value else otherwise
-    return then if then is otherwise else None
-
-
 FLOAT_RULES: dict[Fn, Rule] = {
     Fn.ADD: _binary(operator.add, -0.0, True),
     Fn.SUB: _binary(operator.sub, 0.0, False),
@@ -79,5 +74,5 @@ FLOAT_RULES: dict[Fn, Rule] = {
     Fn.ABS: _abs,
     Fn.SQRT: _root(math.sqrt),
     Fn.RSQRT: _root(lambda x: 1.0 / math.sqrt(x)),
-    Fn.WHERE: _where,
+    Fn.WHERE: where_rule,
 }

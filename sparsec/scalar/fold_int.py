@@ -137,7 +137,8 @@ def _compare(fn: Fn) -> Rule:
     return rule
 
 
-def _where(condition: Expr, then: Expr, otherwise: Expr) -> Expr | None:
+def where_rule(condition: Expr, then: Expr, otherwise: Expr) -> Expr | None:
+    """The branch that a constant condition takes, or the one that both are; for numbers of any kind."""
     if condition.head == "const":
         return then if condition.value else otherwise
     return then if then is otherwise else None
@@ -152,7 +153,7 @@ INT_RULES: dict[Fn, Rule] = {
     Fn.MOD: _mod,
     Fn.ABS: _abs,
     Fn.NOT: lambda a: -a - 1,
-    Fn.WHERE: _where,
+    Fn.WHERE: where_rule,
     **{fn: _extremum(fn) for fn in (Fn.MINIMUM, Fn.MAXIMUM)},
     **{fn: _shift(fn) for fn in (Fn.SHL, Fn.SHR)},
     **{fn: _bits(fn) for fn in (Fn.AND, Fn.OR, Fn.XOR)},

@@ -15,6 +15,11 @@ NO_LIMIT = 2**31 - 1
 DEPTH = 6
 
 
+def is_open(bound: Expr) -> bool:
+    """Whether nothing bounds a range here."""
+    return bound.head == "const" and int(bound.value or 0) >= NO_LIMIT
+
+
 def at_most(a: Expr, b: Expr) -> bool:
     """Whether ``a <= b`` is proved; False promises nothing."""
     width = var("i_lo") + var("i_width")

@@ -87,13 +87,14 @@ def _round_trip(variant: Variant) -> Finding:
 def _passes(variant: Variant, graph: Variant, inputs: Mapping[str, Tensor], q_offset: int | None) -> Finding:
     if graph.outputs == variant.outputs:
         return True, "no pass found anything to change", None
-    before, after = (_tuple(oracle(v, inputs, form="vector", q_offset=q_offset)) for v in (variant, graph))
+    before, after = (as_tuple(oracle(v, inputs, form="vector", q_offset=q_offset)) for v in (variant, graph))
     verdicts = [check(a, b, "float64") for a, b in zip(after, before, strict=True)]
     worst = max(verdicts, key=lambda v: (not v.ok, v.tensor))
     return worst.ok, f"the oracle on both: {worst.sentence}", worst.tensor
 
 
-def _tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The outputs of a call, of one too."""
     return result if isinstance(result, tuple) else (result,)
 
 

@@ -8,8 +8,7 @@ from sparsec.plan.specs import Combine, GatheredAttention, Selector, Summarise, 
 from sparsec.scalar.fn import Fn
 from sparsec.testing.mutants import Args, Change
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, TileOp
-from sparsec.tile.memory import access_of
+from sparsec.tile.language import Node, TileOp, access_of
 
 
 def is_map(node: Node, fn: Fn) -> bool:

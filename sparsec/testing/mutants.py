@@ -8,8 +8,7 @@ from dataclasses import replace
 from sparsec.lower.lowered import Lowered
 from sparsec.tile import build as tile
 from sparsec.tile.build import reachable
-from sparsec.tile.language import LoopBody, Node, Program, TileOp
-from sparsec.tile.memory import access_of
+from sparsec.tile.language import LoopBody, Node, Program, TileOp, access_of
 
 Args = tuple[Node, ...]
 Change = Callable[[Node, Args], Node | Args | None]

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsec.ir.variant import Variant
 from sparsec.oracle import check, oracle
 from sparsec.runtime.compiled import Compiled
+from sparsec.testing.chain import as_tuple
 from sparsec.testing.whole_case import WholeCase, on
 
 DIRECT = ("v",)
@@ -26,7 +27,7 @@ def wrong_on(compiled: Compiled, inputs: Mapping[str, Tensor], dtype: str, q_off
     """The same for inputs of one's own."""
     learned = [name for name, x in inputs.items() if x.is_floating_point()]
     leaves = {name: x.detach().requires_grad_(name in learned) for name, x in inputs.items()}
-    outputs = _tuple(compiled(q_offset, **leaves))
+    outputs = as_tuple(compiled(q_offset, **leaves))
     grads = [_noise(out, n) for n, out in enumerate(outputs)]
     found = _gradients(outputs, grads, [leaves[name] for name in learned])
     exact, truth = _truth(compiled.variant, inputs, learned, grads, q_offset)
@@ -44,7 +45,7 @@ def _truth(
 ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     """Outputs and gradients in fp64."""
     leaves = {n: x.detach().double().requires_grad_() if n in learned else x for n, x in inputs.items()}
-    outputs = _tuple(oracle(variant, leaves, form="vector", q_offset=q_offset))
+    outputs = as_tuple(oracle(variant, leaves, form="vector", q_offset=q_offset))
     return outputs, _gradients(outputs, [g.double() for g in grads], [leaves[name] for name in learned])
 
 
@@ -58,7 +59,3 @@ def _gradients(outputs: tuple[Tensor, ...], grads: list[Tensor], leaves: list[Te
 def _noise(like: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(77 + seed)
     return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)
-
-
-def _tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)

@@ -17,8 +17,8 @@ from torch import Tensor
 from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
 from sparsec.tile.arithmetic import FUNCTIONS, tf32
 from sparsec.tile.lanes import from_end, matrices, permuted, product, spread
-from sparsec.tile.language import Axis, Node, Program, TileOp
-from sparsec.tile.memory import Memory, access_of, check_tensors
+from sparsec.tile.language import Axis, Node, Program, TileOp, access_of
+from sparsec.tile.memory import Memory, check_tensors
 from sparsec.tile.regions import TOP, body_of, regions
 from sparsec.tile.scalars import grid_of
 

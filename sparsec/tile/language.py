@@ -150,3 +150,10 @@ view of ``score + 0.0``, ``monotone = bits ^ ((bits >> 31) | 0x80000000)`` as an
 ``RANK(score, id) = EMPTY_KEY | monotone << 31 | (0x7fffffff - id)`` and ``XOR(key, EMPTY_KEY)`` makes a candidate
 forced. ``RANK_SCORE`` and ``RANK_ID`` ignore the top bit; an id field of zero decodes to -1.
 """
+
+
+def access_of(node: Node) -> Access:
+    """How a LOAD or STORE addresses memory."""
+    access = node.attrs[0]
+    assert isinstance(access, Access)
+    return access

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsec.tile.build import FLOATS
-from sparsec.tile.language import Access, Node, Program
+from sparsec.tile.language import Node, Program, access_of
 
 _STORED: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("int32", "int64", "bool", "bfloat16", "float16", "float32")
@@ -116,13 +116,6 @@ def check_tensors(program: Program, tensors: Mapping[str, Tensor], exact: bool) 
         fits = given.is_floating_point() if exact and t.dtype in FLOATS else given.dtype is _STORED[t.dtype]
         if not fits:
             raise ValueError(f"{program.name}: {t.name} is {given.dtype}, the program declares {t.dtype}; convert it")
-
-
-def access_of(node: Node) -> Access:
-    """How a LOAD or STORE addresses memory."""
-    access = node.attrs[0]
-    assert isinstance(access, Access)
-    return access
 
 
 def _legal(node: Node, dim: int, index: Tensor, size: int, inside: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Access, Node, Program, Tensor, TileOp
+from sparsec.tile.language import Access, Node, Program, Tensor, TileOp, access_of
 from sparsec.tile.regions import TOP, body_of, regions
 
 Rule = Callable[[Node, tuple[Node, ...]], Node | None]
@@ -142,13 +142,6 @@ def copies(nodes: Sequence[Node], rule: Rule | None = None) -> list[Node]:
         found = None if rule is None else rule(node, args)
         made.append(rebuilt(node, args) if found is None else found)
     return made
-
-
-def access_of(node: Node) -> Access:
-    """How a LOAD or STORE addresses memory."""
-    access = node.attrs[0]
-    assert isinstance(access, Access)
-    return access
 
 
 def accesses(program: Program) -> list[tuple[Node, Access]]:

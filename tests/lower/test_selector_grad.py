@@ -17,8 +17,7 @@ from sparsec.testing.mistakes import is_map
 from sparsec.testing.mutants import Args, Change, mutated
 from sparsec.testing.selector_case import OUTPUTS, Sizes, draw, grads, selector, truth
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, TileOp
-from sparsec.tile.memory import access_of
+from sparsec.tile.language import Node, TileOp, access_of
 from sparsec.tile.schedule import Schedule, ScheduleError
 from sparsec.tile.verify import verify
 

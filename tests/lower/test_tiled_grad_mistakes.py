@@ -16,8 +16,7 @@ from sparsec.testing.mistakes import first_tile_skipped, future_column_unmasked,
 from sparsec.testing.mutants import Args, Change, mutated
 from sparsec.testing.tiled_case import TiledCase, backward, truth
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, TileOp
-from sparsec.tile.memory import access_of
+from sparsec.tile.language import Node, TileOp, access_of
 from sparsec.tile.schedule import Schedule
 
 Run = Callable[..., None]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from math import prod
 
 from sparsec.lower.lowered import Step
-from sparsec.tile.language import Node, TileOp
+from sparsec.tile.language import Node, TileOp, access_of
 from sparsec.tile.regions import body_of
-from sparsec.tile.rewrite import access_of, accesses
+from sparsec.tile.rewrite import accesses
 
 THREADS = 32
 """Of a warp."""

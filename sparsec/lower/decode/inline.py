@@ -17,8 +17,8 @@ from sparsec.plan.plan import Kernel
 from sparsec.plan.scan_specs import Scan
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Access, Node, Program, Tensor, TileOp
-from sparsec.tile.rewrite import access_of, accesses, rewrite
+from sparsec.tile.language import Access, Node, Program, Tensor, TileOp, access_of
+from sparsec.tile.rewrite import accesses, rewrite
 
 Index = tuple[Node, ...]
 Bounds = Mapping[int, Node]

@@ -15,8 +15,8 @@ from sparsec.scalar.expr import Expr
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import depends_on
 from sparsec.tile import build as tile
-from sparsec.tile.language import Access, Node, Program, Tensor, TileOp
-from sparsec.tile.rewrite import access_of, accesses, copies, rewrite, stored
+from sparsec.tile.language import Access, Node, Program, Tensor, TileOp, access_of
+from sparsec.tile.rewrite import accesses, copies, rewrite, stored
 
 LENGTHS = "cache_lengths"
 """int32 ``[B]``: the tokens of each sequence before the new ones."""

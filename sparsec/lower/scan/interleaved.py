@@ -17,8 +17,8 @@ from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import substitute
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, Tensor, TileOp
-from sparsec.tile.rewrite import access_of, accessed, rewrite, stored
+from sparsec.tile.language import Node, Tensor, TileOp, access_of
+from sparsec.tile.rewrite import accessed, rewrite, stored
 from sparsec.tile.schedule import Schedule
 
 EVERY = -1
