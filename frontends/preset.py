@@ -18,7 +18,7 @@ from sparsec.ir.variant import Variant, variant
 NAMES = (
     "full", "streaming", "fox", "msa", "longformer", "bigbird", "hsa", "nsa", "moba", "infllm2", "minimax", "dsa",
     "evermind", "linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "delta_product", "kda", "gdn2",
-    "rwkv7", "sse", "sse_gdn", "rsa", "gsa", "log_linear", "row_sparse", "mamba1",
+    "rwkv7", "sse", "sse_gdn", "rsa", "gsa", "log_linear", "row_sparse", "mamba1", "lola",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from sparsec.ir.build import (
 )
 from sparsec.ir.build_state import (
     aux,
+    evict,
     mass,
     mixture,
     norm2,
@@ -51,6 +52,7 @@ __all__ = [
     "complete",
     "complete_past",
     "dim",
+    "evict",
     "exp",
     "exp2",
     "given",

@@ -89,6 +89,16 @@ def transfer(
     return make(Op.TRANSFER, (source, target), {"score": score}, trigger=trigger, by=by, size=size, keep=keep)
 
 
+def evict(k: Node, v: Node, *, keep: int, size: int) -> Node:
+    """After which chunk of ``size`` tokens a pair is given up for a linear state, int32 ``[B,T,HKV]``; 2**30 for never.
+
+    When a chunk is complete, its pairs join the ``keep`` that are held. Those stay that the state recalls worst, by
+    |Mᵀk / zᵀk − v|², ties to the lower token; the others are written, M + k vᵀ and z + k (LoLA, arXiv 2505.23666).
+    k are keys as the state takes them, features that are not negative. No gradient passes.
+    """
+    return make(Op.EVICT, (k, v), keep=keep, size=size)
+
+
 def surprise(written: Node) -> Node:
     """v − Mᵀk of the decayed states that a delta rule is about to write ``[B,T,HKV,DV]`` fp32."""
     return make(Op.SURPRISE, (written,))

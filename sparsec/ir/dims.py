@@ -152,7 +152,7 @@ def fixed(variant: Variant) -> dict[str, Expr]:
 
 
 def _pairs(node: Node) -> Iterator[tuple[Expr, Expr, str]]:
-    if node.op in (Op.TOKENS, Op.SLOTS) and len(node.src) == 2:
+    if node.op in (Op.TOKENS, Op.SLOTS, Op.EVICT) and len(node.src) == 2:
         yield from (
             (a, b, "keys and values") for a, b in zip(node.src[0].shape[:-1], node.src[1].shape[:-1], strict=True)
         )

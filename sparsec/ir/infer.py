@@ -122,6 +122,7 @@ INFER: dict[Op, Callable[[Node], Result]] = {
     Op.NORM2: lambda node: (node.src[0].shape[:-1], "tensor", "float32"),
     Op.ROW_LSE: lambda node: (node.src[0].shape[:-1], "tensor", "float32"),
     Op.MASS: lambda node: (node.src[0].shape, "tensor", "float32"),
+    Op.EVICT: lambda node: (node.src[0].shape[:3], "tensor", "int32"),
     Op.TRANSFER: _second,
     Op.SCORE: _score,
     Op.BIAS: _first,

@@ -19,6 +19,7 @@ class Op(Enum):
     NORM2 = "norm2"  # (x) -> the sum of squares of the last dim, fp32
     ROW_LSE = "row_lse"  # (x) -> the logarithm of the sum of exponentials of the last dim, fp32
     MASS = "mass"  # (k; beta, decay, route, weight) -> decayed sum of the keys of the part that a token writes, fp32
+    EVICT = "evict"  # (k, v) -> after which chunk each pair is given up for a linear state, int32; keep, size
     TRANSFER = "transfer"  # (from, to; score) -> the receiving memory; trigger, by, keep
     SCORE = "score"  # (q, memory or keys; head_weights) -> scores; fn, scale, detach
     BIAS = "bias"  # (scores; captures) -> scores; a traced function

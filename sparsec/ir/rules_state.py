@@ -124,6 +124,16 @@ def mixture(node: Node) -> Problem | None:
     return grouped(q.shape[2], found[0].shape[2])
 
 
+def evict(node: Node) -> Problem | None:
+    """A key and a value per token and head."""
+    k, v = node.src
+    if wrong := rank(k, 4) or rank(v, 4):
+        return wrong
+    if any(clash(one, other) for one, other in zip(k.shape[:3], v.shape[:3], strict=True)):
+        return Problem(f"{dims(k)} and {dims(v)}", "keys and values have one length and heads", "match them")
+    return None
+
+
 def transfer(node: Node) -> Problem | None:
     """Eviction by score needs scores and how many to keep."""
     if (node["by"] == "score") != ("score" in node.operands):

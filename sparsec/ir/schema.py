@@ -141,6 +141,7 @@ SCHEMA: dict[Op, Schema] = {
         ("beta", "decay", "route", "weight"),
         attrs={"freeze_unselected": Attr("flag", True)},
     ),
+    Op.EVICT: Schema((("k", _TENSOR), ("v", _TENSOR)), attrs={"keep": _count(), "size": _count()}),
     Op.TRANSFER: Schema(
         (("source", ("memory", "state")), ("target", ("memory", "state"))),
         ("score",),

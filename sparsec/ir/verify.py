@@ -33,6 +33,7 @@ RULES: dict[Op, Callable[[Node], Problem | None]] = {
     Op.ROW_LSE: lambda node: rules_select.rank(node.src[0], 4),
     Op.MASS: rules_state.mass,
     Op.MIXTURE: rules_state.mixture,
+    Op.EVICT: rules_state.evict,
     Op.TRANSFER: rules_state.transfer,
     Op.SCORE: rules_select.score,
     Op.BIAS: _anything,

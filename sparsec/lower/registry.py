@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsec.lower import combine, combine_grad, row_dot, row_lse, running, summarise, summarise_grad, total
+from sparsec.lower import combine, combine_grad, evict, row_dot, row_lse, running, summarise, summarise_grad, total
 from sparsec.lower.fenwick import schedules as ladder_class
 from sparsec.lower.gathered import grad_schedules as gathered_grad_class
 from sparsec.lower.gathered import known as gathered_known
@@ -30,6 +30,7 @@ from sparsec.lower.tiled import grad_kv as tiled_grad_kv
 from sparsec.lower.tiled import grad_q as tiled_grad_q
 from sparsec.lower.tiled import grad_space as tiled_grad_space
 from sparsec.lower.tiled import space as tiled_space
+from sparsec.plan.evict_specs import Evict
 from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.grad_specs import (
     AnySpec,
@@ -108,6 +109,7 @@ CLASSES: dict[type, ScheduleClass] = {
     RowDot: ScheduleClass(row_dot.lower, row_dot.default, row_dot.space),
     SetSelector: ScheduleClass(set_selector.lower, set_selector.default, set_selector.space),
     Members: ScheduleClass(_single(set_selector.lower_members), set_selector.default_members, _fixed),
+    Evict: ScheduleClass(_single(evict.lower), evict.default, evict.space),
     ListSum: ScheduleClass(list_sum.lower, list_sum.default, list_sum.space),
     Divergence: ScheduleClass(_single(divergence.lower), divergence.default, divergence.space),
     IndexGradQ: ScheduleClass(_single(index_grad_q.lower), index_grad_q.default, divergence.space),

@@ -13,6 +13,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle.adjoint import vjp
 from sparsec.oracle.aux import aux, transfer
+from sparsec.oracle.evict import evict
 from sparsec.oracle.state_ops import STATES
 from sparsec.oracle.summary import summarise
 from sparsec.oracle.values import Chosen, Memory, OracleError, Value
@@ -105,6 +106,7 @@ WHOLE: dict[Op, Callable[[Evaluation, Node], Value]] = {
     Op.SUMMARY: summary,
     Op.MAP: mapped,
     Op.MEMBERS: members,
+    Op.EVICT: evict,
     Op.PREFIX: prefix,
     **STATES,
     Op.TRANSFER: transfer,

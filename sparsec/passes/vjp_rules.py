@@ -121,6 +121,7 @@ FLOWS: dict[Op, Callable[[Node], list[Flow]]] = {
     Op.TOPK: adjoint,
     Op.MEMBERS: nothing,
     Op.GIVEN: nothing,
+    Op.EVICT: nothing,
     Op.WEIGHTS: weights,
     Op.STATE: state,
     Op.WRITE: adjoint,

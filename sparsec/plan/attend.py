@@ -7,6 +7,7 @@ from functools import reduce
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.plan.evict import evict
 from sparsec.plan.honours import honours
 from sparsec.plan.memories import hold
 from sparsec.plan.planner import Planner
@@ -163,6 +164,8 @@ def _captures(planner: Planner, attend: Node, params: dict[str, Expr]) -> tuple[
     for name, source in (pair for n in nodes for pair in n.captures.items()):
         if source.op is Op.PREFIX:
             prefix(planner, source, name)
+        elif source.op is Op.EVICT:
+            evict(planner, source, name)
         elif source.op is Op.MEMBERS:
             members(planner, source, name)
     found = [c for n in nodes for c in planner.captures(n, params)]

@@ -13,6 +13,7 @@ from sparsec.ir.scores import has_lse
 from sparsec.plan.added import added
 from sparsec.plan.adjoint import is_total
 from sparsec.plan.attend import gathered, lists, tiled
+from sparsec.plan.evict import evict
 from sparsec.plan.fenwick import ladder
 from sparsec.plan.gradient import gradient
 from sparsec.plan.map import mapped
@@ -90,7 +91,7 @@ def _output(planner: Planner, node: Node, dtype: str) -> str:
         if "target" in node.operands:
             _value(planner, node.operands["target"], True, planner.sizes.dtype)
         return balance(planner, node) if node["fn"] == "balance" else signal(planner, node)
-    if node.op in (Op.PREFIX, Op.SURPRISE, Op.NORM2, Op.ROW_LSE, Op.MASS, Op.MIXTURE):
+    if node.op in (Op.EVICT, Op.PREFIX, Op.SURPRISE, Op.NORM2, Op.ROW_LSE, Op.MASS, Op.MIXTURE):
         return PRODUCERS[node.op](planner, node)
     if node.op is Op.WRITE:
         _states(planner, node)
@@ -149,6 +150,7 @@ def _read(planner: Planner, node: Node) -> str:
 PRODUCERS: dict[Op, Callable[[Planner, Node], str]] = {
     Op.MAP: mapped,
     Op.PREFIX: prefix,
+    Op.EVICT: evict,
     Op.WEIGHTS: shares,
     Op.SURPRISE: surprise,
     Op.NORM2: norm2,

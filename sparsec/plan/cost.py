@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, held, item, sizes, tiled_pairs, total
+from sparsec.plan.evict_specs import Evict
 from sparsec.plan.grad_cost import GRAD_COSTS
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.index_cost import INDEX_COSTS
@@ -101,6 +102,14 @@ def _members(spec: Members) -> Cost:
     return Cost(units * spec.k, 4 * units)
 
 
+def _evict(spec: Evict) -> Cost:
+    """Of each chunk those that are held are scored once more."""
+    tokens = B * var(spec.length) * HKV
+    scored = tokens * (2 * (spec.size + spec.keep)) // spec.size
+    moved = tokens * (D * item(spec.k_dtype) + DV * item(spec.v_dtype) + 4)
+    return Cost(4 * scored * D * DV, moved, sizes={"HKV": spec.heads, "D": spec.dim, "DV": spec.cols})
+
+
 def _block_list(spec: BlockList) -> Cost:
     if spec.given is not None:
         blocks = B * spec.heads * ((TQ + (spec.block_q - 1)) // spec.block_q)
@@ -120,6 +129,7 @@ _COSTS: dict[type, Callable[..., Cost]] = {
     Combine: _combine,
     SetSelector: _set_selector,
     Members: _members,
+    Evict: _evict,
     Prefix: _prefix,
     BlockList: _block_list,
     **SCAN_COSTS,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sparsec.plan.evict_specs import Evict
 from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.map_specs import Map, MapGrad
@@ -291,6 +292,7 @@ AnySpec = (
     | Balance
     | SetSelector
     | Members
+    | Evict
     | ListSum
     | Divergence
     | GradSpec

@@ -84,7 +84,10 @@ def sizes(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
 def _roles(variant: Variant) -> dict[Node, tuple[str, Node]]:
     """What an input is used as, where that narrows its values: the operand's name, or "indices", and its user."""
     roles: dict[Node, tuple[str, Node]] = {}
+    given_up = {node.src[0] for node in variant.nodes if node.op is Op.EVICT}
     for node in variant.nodes:
+        if node.op is Op.ATTEND and node.src[1].src and node.src[1].src[0] in given_up:
+            roles |= dict.fromkeys((node.src[0], node.src[1].src[0]), ("feature", node))
         for name, source in node.operands.items():
             roles.setdefault(source, (name, node))
         if node.op is Op.WRITE and node["rule"] == "delta":
@@ -105,6 +108,8 @@ def _draw(
     if node.dtype == "int32":
         return _integers(shape, name, user, env, generator)
     drawn = torch.randn(shape, generator=generator, device=generator.device)
+    if name == "feature":
+        drawn = drawn.abs()
     if name == "decay":
         drawn = torch.nn.functional.logsigmoid(drawn + 3)
     if name in ("beta", "weight", "gamma", "level_gate"):

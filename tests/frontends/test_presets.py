@@ -23,6 +23,7 @@ WORDS = {
 
 SIZES = {
     "dilation": (1, 70),
+    "keep": (1, 70),
     "steps": (1, 5),
     "levels": (1, 3),
     "parts": (2, 5),
@@ -42,6 +43,8 @@ def values(preset: str, knob: Knob) -> st.SearchStrategy[object]:
         return st.sampled_from([0.0, 0.25] if knob.name == "lower" else [0.0, 30.0])
     if knob.name in ("chunk", "block", "size", "stride", "document", "pool"):
         return st.just(knob.default)
+    if (preset, knob.name) == ("lola", "window"):
+        return st.sampled_from([0, 64, 192])  # whole chunks
     if knob.name == "k":
         return st.integers(1, 2) if preset in ("sse", "sse_gdn", "rsa") else st.integers(200, 270)
     return st.integers(*SIZES.get(knob.name, (0, 70)))
@@ -105,6 +108,7 @@ CHANGES = {
     "row_sparse": ["rows", "gated", "freeze"],
     "sse": ["parts", "k", "rule", "balance", "literal", "raw", "initial", "final"],
     "sse_gdn": ["parts", "k", "balance", "literal", "raw", "initial", "final"],
+    "lola": ["window", "keep", "chunk", "features"],
     "rsa": ["levels", "parts", "branching", "k", "routing", "left", "rule", "clip", "readout", "top"],
     "infllm2": ["block", "k", "init_blocks", "window", "count_forced"],
     "fox": ["window", "gates"],
