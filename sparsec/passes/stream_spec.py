@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -162,8 +163,9 @@ class CacheSpec:
         lines = [*(f"  {k.text()}" for k in self.kept), *(f"  {r.text()}" for r in self.running)]
         lines += [f"  {held.text()}" for held in self.states]
         lines += [f"  {name}: given with every new token, not kept" for name in self.fresh]
-        lines += [f"  {name}: pinned, given with every step" for name in self.constant]
-        lines += [f"  bytes per token (2 per float): {self.per_token()}", f"  bytes at any length: {self.pinned()}"]
+        lines += [f"  {name}: the same for every token, given with every step, not kept" for name in self.constant]
+        growing = re.sub(r"\.0\b", "", str(self.per_token()))  # what is divided is divided by whole numbers
+        lines += [f"  bytes per token (2 per float): {growing}", f"  bytes at any length: {self.pinned()}"]
         return "\n".join(lines) + "\n"
 
 

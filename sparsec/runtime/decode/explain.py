@@ -54,7 +54,8 @@ def _bytes(compiled: Compiled, dims: Mapping[str, int], dtype: str) -> int:
 def _launches(kernel: Kernel, schedule: Schedule, dims: Mapping[str, int], beside: Company = ALONE) -> str:
     """The programs of each launch under a schedule."""
     if isinstance(kernel.spec, Summarise):
-        return f"at most {(kernel.spec.size - 1) // kernel.spec.stride + 1} windows brought up to date"
+        count = (kernel.spec.size - 1) // kernel.spec.stride + 1
+        return f"at most {count} window{'s' * (count > 1)} brought up to date"
     lowered = lower(kernel.spec, schedule, beside)
     params = {name: int(evaluate(value, dims)) for name, value in kernel.params}
     params |= {name: int(evaluate(value, params)) for name, value in lowered.params}
