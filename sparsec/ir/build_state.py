@@ -131,6 +131,10 @@ def mass(
     return make(Op.MASS, (k,), named, freeze_unselected=freeze_unselected)
 
 
+TIE = 2.0**-10
+"""Scores of states no farther apart are a tie: masses of one key alone point alike, and differ by rounding only."""
+
+
 def mixture(
     q: Node,
     *z: Node,
@@ -142,7 +146,8 @@ def mixture(
 ) -> Node:
     """gain · softmax over C candidates of scale · q · z/|z| + bias: ``[B,T,H,C]`` fp32, as bias and gain.
 
-    ``top`` keeps the best few, the ``first`` ones before all others; ties go to the earlier.
+    ``top`` keeps the best few, the ``first`` ones before all others; ties, scores no more than ``TIE`` apart, go to the
+    earlier: a candidate comes before an earlier one only if it scores more than that above it.
     """
     return make(Op.MIXTURE, (q, *z), {"bias": bias, "gain": gain}, scale=scale, top=top, first=first)
 

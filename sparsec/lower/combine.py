@@ -54,7 +54,7 @@ def weights(spec: Combine, tensor: Tensor, place: tuple[Node, ...]) -> list[Node
 def tensors(spec: Combine) -> dict[str, Tensor]:
     """Buffers in launch order: branches, gates, log-sum-exps, outputs."""
     wide: tuple[str | int, ...] = ("B", "TQ", spec.heads, spec.value_dim)
-    found = {name: Tensor(name, spec.branch_dtype, wide) for name in spec.branches}
+    found = {name: Tensor(name, dtype, wide) for name, dtype in spec.typed}
     dtypes = spec.gate_dtypes or (spec.dtype,) * len(spec.gates)
     each = (len(spec.branches),) * (spec.fn == "weighted")
     found |= {name: Tensor(name, dtype, (*wide[:3], *each)) for name, dtype in zip(spec.gates, dtypes, strict=True)}

@@ -72,7 +72,7 @@ def _tensors(spec: CombineGrad) -> dict[str, Tensor]:
     """Buffers in launch order: what the merge read and wrote, the gradients given, the gradients made."""
     forward = spec.forward
     wide: tuple[str | int, ...] = ("B", "TQ", forward.heads, forward.value_dim)
-    found = [(name, forward.branch_dtype, wide) for name in forward.branches if forward.fn != "sum"]
+    found = [(name, dtype, wide) for name, dtype in forward.typed if forward.fn != "sum"]
     dtypes = forward.gate_dtypes or (forward.dtype,) * len(forward.gates)
     few = (*wide[:3], *((len(forward.branches),) * (forward.fn == "weighted")))
     found += [(name, dtype, few) for name, dtype in zip(forward.gates, dtypes, strict=True)]

@@ -78,7 +78,7 @@ def residual(ev: Evaluation, node: Node) -> Tensor:
     def one(b: int, t: int, h: int) -> Tensor:
         return states.residual_step(v[b, t, h], k[b, t, h], banks[b, t, h], share[b, t, h], clip, gamma[b, t, h])
 
-    return each(v, one)
+    return each(v, v.shape[3], one)
 
 
 def recall(ev: Evaluation, node: Node) -> Tensor:
@@ -168,7 +168,8 @@ def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written])
         read = [vector_states.recall(b, q, e, node.word("when")) for b, e in zip(banks, parts, strict=True)]
         return torch.stack(read).sum(0)
     matrices = _matrices(node, banks)
-    return each(q, lambda b, t, h: states.recall_sum(q[b, t, h], matrices[b, t, h // group], share[b, t, h]))
+    width = matrices.shape[-1]
+    return each(q, width, lambda b, t, h: states.recall_sum(q[b, t, h], matrices[b, t, h // group], share[b, t, h]))
 
 
 def _recall_states(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
@@ -181,7 +182,7 @@ def _recall_states(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Writte
         at, rule = (b, t, h // group), (bias[b, t, h], kappa[h], top, first, gain[b, t, h])
         return states.recall_softmax(q[b, t, h], matrices[at], mass[at], active[at], *rule)
 
-    return each(q, one)
+    return each(q, matrices.shape[-1], one)
 
 
 def _recall_slots(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
@@ -193,7 +194,7 @@ def _recall_slots(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written
         at, rule = (b, t, h // group), (bias[b, t, h], kappa[h], top, gain[b, t, h])
         return states.recall_slots(q[b, t, h], values[at], keys[at], active[at], *rule)
 
-    return each(q, one)
+    return each(q, values.shape[-1], one)
 
 
 def _softmax_rule(
@@ -214,10 +215,10 @@ def _per_level(ev: Evaluation, node: Node, name: str, q: Tensor, banks: Sequence
     return levels.expand(*q.shape[:3], len(banks)).repeat_interleave(sizes, dim=-1)
 
 
-def each(like: Tensor, one: Callable[[int, int, int], Tensor]) -> Tensor:
-    """Stacks one(b, t, h) over batch entries, tokens and heads of a tensor ``[B,T,H,…]``."""
-    found = torch.stack([one(b, t, h) for b, t, h in product(*(range(n) for n in like.shape[:3]))])
-    return found.reshape(*like.shape[:3], *found.shape[1:])
+def each(like: Tensor, width: int, one: Callable[[int, int, int], Tensor]) -> Tensor:
+    """Stacks one(b, t, h) ``[width]`` over batch entries, tokens and heads of a tensor ``[B,T,H,…]``."""
+    found = [one(b, t, h) for b, t, h in product(*(range(n) for n in like.shape[:3]))]
+    return torch.stack(found).reshape(*like.shape[:3], width) if found else like.new_zeros(*like.shape[:3], width)
 
 
 STATES: dict[Op, Callable[[Evaluation, Node], Value]] = {

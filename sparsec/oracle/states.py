@@ -12,6 +12,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from sparsec.ir.build_state import TIE
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -121,6 +123,8 @@ class Written:
             before.append(torch.stack([p.m for p in fresh]))
             after.append(torch.stack([p.m for p in parts]))
             mass.append(torch.stack([p.z for p in parts]))
+        if not before:
+            return (none := self.initial.new_zeros(0, *self.initial[b, :, h].shape)), none, none[..., 0]
         return torch.stack(before), torch.stack(after), torch.stack(mass)
 
     def _step(self, b: int, t: int, h: int) -> Step:
@@ -166,9 +170,10 @@ def residual_step(v: Tensor, k: Tensor, states: Tensor, share: Tensor, clip: flo
 
 
 def renormalised(share: Tensor, active: Tensor) -> Tensor:
-    """Shares ``[…,N]`` divided by their sum over the active parts."""
+    """Shares ``[…,N]`` divided by their sum over the active parts: 1 for one alone, though it be 0; else 0 / 0 is 0."""
     total = torch.where(active, share, 0.0).sum(-1, keepdim=True)
-    return torch.where(active, share / torch.where(total == 0, 1.0, total), 0.0)
+    alone = active & (active.sum(-1, keepdim=True) == 1)
+    return torch.where(alone, 1.0, torch.where(active, share / torch.where(total == 0, 1.0, total), 0.0))
 
 
 def recall_sum(q: Tensor, states: Tensor, share: Tensor) -> Tensor:
@@ -193,18 +198,29 @@ def recall_softmax(
     """Attention whose tokens are states: softmax over candidates of kappa · q·ẑ + bias, ẑ = z/‖z‖ -> ``[DV]``.
 
     states ``[N,D,DV]`` of all levels in order, mass ``[N,D]``, candidates bool ``[N]``, bias and gain ``[N]``. With
-    `top`, only the best few candidates stay, those among the `first` states (level 1) before all others; ties go to
-    the lower index. The gain multiplies what each state answers.
+    `top`, only the best few candidates stay, those among the `first` states (level 1) before all others; ties, scores
+    no more than TIE apart, go to the lower index. The gain multiplies what each state answers.
     """
     length = mass.norm(dim=-1, keepdim=True)
     score = kappa * ((mass / torch.where(length == 0, 1.0, length)) @ q) + bias
     ids = [n for n in range(len(states)) if candidates[n]]
-    ids.sort(key=lambda n: (n >= first, -float(score[n].detach()), n))
-    ids = ids if top is None else ids[:top]
+    ids = ids if top is None else _foremost(ids, score.tolist(), top, first)
     if not ids:
         return states.new_zeros(states.shape[-1])
     weights = torch.softmax(torch.stack([score[n] for n in ids]), dim=0)
     return recall_sum(q, states[ids], weights * gain[ids])
+
+
+def _foremost(ids: list[int], score: list[float], top: int, first: int) -> list[int]:
+    """The best few, those below ``first`` before all others, a later one only if it is more than a tie above."""
+    found: list[int] = []
+    while len(found) < min(top, len(ids)):
+        left = [n for n in ids if n not in found]
+        best, *others = [n for n in left if n < first] or left
+        for n in others:
+            best = n if score[n] > score[best] + TIE else best
+        found.append(best)
+    return found
 
 
 def recall_slots(
@@ -253,7 +269,15 @@ def masses(written: Tensor, keep: Tensor, ids: Tensor, freeze: bool) -> Tensor:
 
 def best(score: Tensor, top: int, first: int) -> Tensor:
     """A softmax over the best few in the last dim, the ``first`` ones before all others; ties go to the earlier."""
-    order = torch.arange(score.shape[-1], device=score.device)
-    free = torch.where(order < first, torch.inf, score.detach())
-    kept = free.sort(dim=-1, descending=True, stable=True).indices.argsort(-1) < top
+    count = score.shape[-1]
+    order, worth = torch.arange(count, device=score.device), score.detach()
+    kept = (order < min(first, top)).expand_as(score)
+    for _ in range(min(top, count) - first):
+        left = torch.where(kept | (order < first), -torch.inf, worth)
+        number = torch.full_like(order[:1], first).expand(score.shape[:-1]).clone()
+        foremost = torch.full_like(worth[..., 0], -torch.inf)
+        for n in range(first, count):
+            above = left[..., n] > foremost + TIE
+            number, foremost = torch.where(above, n, number), torch.where(above, left[..., n], foremost)
+        kept = kept | (order == number[..., None])
     return torch.softmax(torch.where(kept, score, -torch.inf), -1)

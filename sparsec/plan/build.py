@@ -138,8 +138,11 @@ def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
         merge(planner, node, wants_lse or node in planner.lse_of, dtype, lambda n, w, d: _value(planner, n, w, d))
     elif node.op is Op.RECALL:
         _states(planner, node.src[1])
+    elif node.op is Op.MAP:
+        return mapped(planner, node)
     else:
-        raise planner.refuse(node, "no schedule class computes this op forward yet; the oracle runs it")
+        reason = f"{node.op.value} is no output of attention, states or maps, which are what merges and results are of"
+        raise planner.refuse(node, f"{reason}; put a map around it, or compute it before the call")
     return planner.places[node, "o"]
 
 

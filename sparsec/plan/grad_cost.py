@@ -123,7 +123,7 @@ def _selector_keys(spec: SelectorGradKeys) -> Cost:
 def _combine(spec: CombineGrad) -> Cost:
     f, rows = spec.forward, B * TQ * H
     written = sum(item(spec.branch_grad_dtype) for b in spec.branch_grads if b)
-    moved = rows * DV * (len(f.branches) * item(f.branch_dtype) + item(spec.grad_dtype) + written)
+    moved = rows * DV * (sum(item(dtype) for _, dtype in f.typed) + item(spec.grad_dtype) + written)
     few = 2 * item(f.dtype) * len(f.gates) + 8 * len(f.lses) + 4 * sum(d is not None for d in spec.deltas)
     return Cost(4 * len(f.branches) * rows * DV, moved + rows * few, sizes={"H": f.heads, "DV": f.value_dim})
 

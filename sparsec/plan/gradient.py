@@ -16,7 +16,7 @@ from sparsec.plan.gradient_map import map_gradient
 from sparsec.plan.gradient_merge import gate_gradient, merge_gradient
 from sparsec.plan.gradient_prefix import prefix_gradient
 from sparsec.plan.gradient_route import route_gradient
-from sparsec.plan.gradient_scan import scan_gradient
+from sparsec.plan.gradient_scan import scan_gradient, states_sum
 from sparsec.plan.gradient_select import score_gradient, summary_gradient
 from sparsec.plan.gradient_signal import list_gradient
 from sparsec.plan.gradient_tiled import tiled_gradient
@@ -123,6 +123,9 @@ def _total(planner: Planner, node: Node, groups: list[list[Node]], dtype: str) -
         elif (group[0], "tensor") not in planner.places:
             _one(planner, group, group[0], "float32")
     parts = [planner.places[group[0], "tensor"] for group in groups]
+    if node.kind == "tensor" and len(node.shape) == 5:  # of the states before the first token
+        states_sum(planner, node, parts)
+        return
     out, rank = planner.temporary(node, "tensor", node.shape, dtype), len(node.shape)
     few = rank > 3 and planner.sizes.value(node.shape[-1]) < 16  # the weights of a few parts
     if few or rank < 3 or (rank == 3 and node.shape[0] is var("B")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sparsec.ir.node import Node
@@ -59,12 +60,16 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
 
 def _shared(planner: Planner, vjp: Node, source: Source) -> None:
     """First states that all batch entries share: the sum of what each of them asks for."""
-    bank = vjp.src[0]
-    x = source(vjp.positional[1], "float32")
-    out = planner.temporary(vjp, "tensor", vjp.shape, "float32")
-    heads, rows, cols = (planner.sizes.value(dim) for dim in bank.shape[2:])
-    spec = StatesSum(f"grad_{out}", x, out, heads, rows, cols, parts=planner.sizes.value(bank.shape[1]))
-    planner.add(spec, [x], [out], [vjp], {"TQ": ONE, "TK": ONE})
+    states_sum(planner, vjp, [source(vjp.positional[1], "float32")])
+
+
+def states_sum(planner: Planner, node: Node, terms: Sequence[str]) -> None:
+    """Plan the kernel that adds up gradients of first states, over batch entries too where the sum has none."""
+    out = planner.temporary(node, "tensor", node.shape, "float32")
+    parts, heads, rows, cols = (planner.sizes.value(dim) for dim in node.shape[-4:])
+    batched = len(node.shape) == 5
+    spec = StatesSum(f"total_{out}", tuple(terms), out, heads, rows, cols, parts=parts, batched=batched)
+    planner.add(spec, terms, [out], [node], {"TQ": ONE, "TK": ONE})
 
 
 def wanted(planner: Planner, written: Node) -> list[Node]:

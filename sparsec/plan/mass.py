@@ -33,7 +33,7 @@ def mass_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     mass(planner, node)
     forward = planner.specs[node]
     assert isinstance(forward, Scan)
-    name = source(cotangent, planner.sizes.dtype)
+    name = source(cotangent, "float32")  # it cancels against the keys that the mass is made of
     grad = Operand(name, planner.buffers[name].dtype)
     wanted = [v for v in planner.vjps if v.src[0] is node and v.positional[1] is cotangent]
     made = {v.word("of"): _made(planner, v) for v in wanted}
@@ -59,9 +59,8 @@ def _writes(planner: Planner, node: Node) -> Writes:
     heads, rows = (planner.sizes.value(dim) for dim in node.shape[2:])
     beta, decay = ((operand(planner, x) if x is not None else None) for x in map(node.operands.get, ("beta", "decay")))
     kind, ones = "none" if decay is None else "scalar", _ones(planner, node, heads, keys.dtype)
-    return Writes(
-        ones, keys, heads, 1, rows, decay_kind=kind, beta=beta, decay=decay, route=_route(planner, node, heads)
-    )
+    route = _route(planner, node, heads)
+    return Writes(ones, keys, heads, 1, rows, decay_kind=kind, beta=beta, decay=decay, route=route, split=True)
 
 
 def _route(planner: Planner, node: Node, heads: int) -> Route | None:

@@ -52,8 +52,8 @@ def merge(planner: Planner, node: Node, wants_lse: bool, dtype: str, output: Cal
         value_dim=value_dim,
         dtype=dtype,
         gate_fn=planner.close(gate_fn, dims),
-        branch_dtype=inner,
-        gate_dtypes=_gate_dtypes(planner, gates, dtype),
+        branch_dtypes=_dtypes(planner, outs, inner),
+        gate_dtypes=_dtypes(planner, gates, dtype),
     )
     planner.specs[node] = spec
     planner.add(spec, [*outs, *gates, *lses], [out, *([lse] if lse else [])], [node], dims)
@@ -69,9 +69,9 @@ def _gates(planner: Planner, gates: list[Node]) -> tuple[list[str], Expr | None]
     return [planner.input(g.src[0]) for g in gates], gates[0].expr("fn")
 
 
-def _gate_dtypes(planner: Planner, gates: list[str], dtype: str) -> tuple[str, ...]:
-    """The dtypes of the gates where one is not that of the result."""
-    found = tuple(planner.buffers[g].dtype for g in gates)
+def _dtypes(planner: Planner, read: list[str], dtype: str) -> tuple[str, ...]:
+    """The dtypes of what is read, where one is not the usual one: a branch that is a result too is rounded."""
+    found = tuple(planner.buffers[name].dtype for name in read)
     return () if set(found) <= {dtype} else found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsec.ir.build_state import TIE
 from sparsec.ir.node import Node
 from sparsec.plan.honours import honours
 from sparsec.plan.mixture_specs import Mixture, MixtureGrad
@@ -33,6 +34,7 @@ def mixture(planner: Planner, node: Node) -> str:
         dtype=planner.buffers[q].dtype,
         top=node.integer("top") if node["top"] is not None else None,
         first=node.integer("first"),
+        tie=TIE,
         bias=given.get("bias"),
         gain=given.get("gain"),
     )
@@ -78,5 +80,5 @@ def _read(spec: Mixture) -> list[str]:
 
 def _made(planner: Planner, vjp: Node) -> tuple[str, str]:
     masses = vjp.word("of").startswith("z")
-    dtype = planner.sizes.dtype if masses else planner.precision(vjp, planner.sizes.dtype_of(vjp))
+    dtype = "float32" if masses else planner.precision(vjp, planner.sizes.dtype_of(vjp))
     return planner.temporary(vjp, "tensor", vjp.shape, dtype), dtype

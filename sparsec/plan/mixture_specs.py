@@ -14,6 +14,7 @@ class Mixture:
         z: C tensors fp32 ``[B,N,HKV,D]``.
         out: fp32 ``[B,N,H,C]``; bias and gain ``[B,N,H,C]`` of dtypes of their own, None for 0 and 1.
         top: how many candidates stay, the ``first`` ones before all others, ties to the earlier; None for all.
+        tie: scores no farther apart are a tie.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Mixture:
     dtype: str
     top: int | None = None
     first: int = 1
+    tie: float = 0.0
     bias: tuple[str, str] | None = None
     gain: tuple[str, str] | None = None
     length: str = "N"

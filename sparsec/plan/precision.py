@@ -19,8 +19,9 @@ def exact(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
     """Values in fp32 that are no results.
 
     Maps that a kernel adds up, multiplies or takes exponents of, one number per token and head (or a decay): gates,
-    write strengths, terms of running sums. What one level leaves to the next, which may be a small difference. Outputs
-    of attention and of states that maps alone read, or mixtures: masses, as a step holds them.
+    write strengths, terms of running sums. Branches of merges that maps make. What one level leaves to the next, which
+    may be a small difference. Outputs of attention and of states that maps alone read, or mixtures: masses, as a step
+    holds them.
     """
     readers = _readers(nodes, outputs)
     maps = {n for n in nodes if n.op is Op.MAP and any(_gains(r, n) for r in readers[n])}
@@ -61,7 +62,7 @@ def _gains(reader: Node, source: Node) -> bool:
         return source not in reader.positional and (read == ["decay"] or len(source.shape) == 3)
     if reader.op is Op.RECALL:
         return reader.operands.get("level_gate") is source
-    return reader.op is Op.MERGE and source not in branches(reader)[0]
+    return reader.op is Op.MERGE and (source not in branches(reader)[0] or reader.word("fn") != "lse")
 
 
 def handed(nodes: Sequence[Node]) -> frozenset[Node]:

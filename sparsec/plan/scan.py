@@ -151,7 +151,8 @@ def question(planner: Planner, written: Node, reader: Node) -> Read:
     if route is not None and reader["read"] == "all":
         raise planner.refuse(reader, "parts that no token activates have no weight; use read = active")
     if route is not None and reader.flag("renormalise") and planner.sizes.value(route.shape[3]) > 1:
-        raise planner.refuse(reader, "a sum by renormalised weights has no kernel yet; use renormalise = false")
+        reason = f"renormalise = true over {route.shape[3]} given parts, whose weights may all be 0"
+        raise planner.refuse(reader, f"{reason}; let a router choose them, or use renormalise = false")
     heads, query_heads = (planner.sizes.value(dim) for dim in (reader.shape[2], q.shape[2]))
     weighed = route is not None and not reader.flag("renormalise")
     return Read(operand(planner, q), nothing, heads, number, reader.word("when"), query_heads, weighed)

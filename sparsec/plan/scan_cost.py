@@ -71,8 +71,9 @@ def _made(spec: ScanGrad) -> Expr:
 
 
 def _states_sum(spec: StatesSum) -> Cost:
-    states = spec.parts * HKV * D * DV
-    return Cost(B * states, 4 * (B + 1) * states, sizes={"HKV": spec.heads, "D": spec.rows, "DV": spec.cols})
+    states, made = spec.parts * HKV * D * DV, B if spec.batched else 1
+    sizes = {"HKV": spec.heads, "D": spec.rows, "DV": spec.cols}
+    return Cost(len(spec.x) * B * states, 4 * (len(spec.x) * B + made) * states, sizes=sizes)
 
 
 def _as_scan(spec: Ladder) -> Scan:

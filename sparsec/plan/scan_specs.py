@@ -65,6 +65,8 @@ class Writes:
         route: of a bank of which every token chooses parts; None for one state per head.
         steps: n writes per token, of which the first alone fades and the last is read, or of reads before the write
             the first; k, v, beta and the erase vectors are ``[B,N,n·HKV,…]``, those of the first step first.
+        split: whether chunks multiply states, and what goes into them, as sums of two half-precision numbers, and take
+            gradients of outputs in fp32: masses of keys, whose gradients cancel against the keys.
     """
 
     k: Operand
@@ -84,6 +86,7 @@ class Writes:
     key_heads: int | None = None
     route: Route | None = None
     steps: int = 1
+    split: bool = False
 
     @property
     def sharers(self) -> int:
@@ -176,13 +179,18 @@ class ScanGrad:
 
 @dataclass(frozen=True, slots=True)
 class StatesSum:
-    """The sum of x, fp32 ``[B,P,heads,D,DV]``, over batch entries: ``[P,heads,D,DV]``."""
+    """The sum of several x, fp32 ``[B,P,heads,D,DV]``: ``[P,heads,D,DV]`` over batch entries, or one per entry.
+
+    Attributes:
+        batched: whether batch entries stay apart.
+    """
 
     name: str
-    x: str
+    x: tuple[str, ...]
     out: str
     heads: int
     rows: int
     cols: int
     dtype: str = "float32"
     parts: int = 1
+    batched: bool = False

@@ -235,7 +235,8 @@ class Combine:
     ``fn = gated``: sum of gate_i * o_i; ``sum``; ``convex``: g * o_0 + (1 - g) * o_1; ``lse``: the joint softmax of
     disjoint sets from (o_i, lse_i), writing its own lse; ``weighted``: as gated, with one tensor
     ``[B,TQ,H,branches]`` of gates, without a function. A gate is ``[B,TQ,H]`` of its own of ``gate_dtypes`` (none:
-    ``dtype``); ``gate_fn`` is applied to it (over x0), if given. Branches are ``branch_dtype``, out is ``dtype``.
+    ``dtype``); ``gate_fn`` is applied to it (over x0), if given. Branches are of
+    ``branch_dtypes`` (none: fp32), out is ``dtype``.
     """
 
     name: str
@@ -249,8 +250,13 @@ class Combine:
     value_dim: int
     dtype: str
     gate_fn: Expr | None = None
-    branch_dtype: str = "float32"
+    branch_dtypes: tuple[str, ...] = ()
     gate_dtypes: tuple[str, ...] = ()
+
+    @property
+    def typed(self) -> tuple[tuple[str, str], ...]:
+        """Every branch with its dtype."""
+        return tuple(zip(self.branches, self.branch_dtypes or ("float32",) * len(self.branches), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

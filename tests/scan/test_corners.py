@@ -102,3 +102,70 @@ def test_parts_without_a_route_are_refused_with_what_to_give() -> None:
     layer = sparsec.parse(f"variant one({HEAD}) {{ return recall(q, write(state() {{parts = 4}}, k, v, beta=beta)) }}")
     with pytest.raises(PlanError, match=r"4 parts.*alike are one; give the write a route"):
         compile(layer, target="interpreter")(**sparsec.inputs(layer, dtype="float32", device="cpu", seed=0, **SIZES))
+
+
+TWICE = f"""variant twice({HEAD}, w: [B,T,HKV,DV], m: [B,1,HKV,D,DV] float32) {{
+  first = state(m)
+  a = write(first, k, v, beta=beta) {{rule = delta}}
+  b = write(first, k, w)
+  return merge(recall(q, a), recall(q, b)) {{fn = sum}}
+}}"""
+
+
+@pytest.mark.parametrize("shape", ["[B,1,HKV,D,DV]", "[1,HKV,D,DV]"])
+def test_first_states_of_two_banks(shape: str) -> None:
+    """Both banks have a share in the gradient of what they begin at."""
+    layer = sparsec.parse(TWICE.replace("[B,1,HKV,D,DV]", shape))
+    assert wrong_on(compile(layer, "interpreter"), drawn(layer), "float32") == []
+
+
+@pytest.mark.parametrize("name", ["rsa", "rsa slots", "gsa", "gdn"])
+@pytest.mark.parametrize("form", ["loop", "vector"])
+def test_no_tokens_have_no_outputs(name: str, form: Any) -> None:
+    layer = sparsec.preset("rsa", readout="slot_softmax") if name == "rsa slots" else sparsec.preset(name)
+    more = {n: 4 for n in ("DX", "M") if any(n in str(spec.shape) for spec in layer.inputs.values())}
+    truth = oracle(layer, drawn(layer, T=0, **more), form=form)
+    assert isinstance(truth, Tensor) and truth.shape == (2, 0, 2, 8)
+
+
+LEFT = f"""variant left({HEAD}, ids: [B,T,1,1] int32, e: [B,T,1,1] float32) {{
+  chosen = given(ids) {{unit = part, scope = token}}
+  bank = write(state() {{parts = 4}}, k, v, beta=beta, route=chosen, weight=e) {{rule = delta}}
+  return recall(q, bank) {{renormalise = true}}, residual(v, bank, k) {{mode = MODE}}
+}}"""
+
+
+@pytest.mark.parametrize("mode", ["pre", "post"])
+def test_one_part_of_weight_nothing_is_read_as_a_whole(mode: str) -> None:
+    """e / e is 1 for a part that is alone, though its e be 0 or underflow."""
+    layer = sparsec.parse(LEFT.replace("MODE", mode))
+    x = drawn(layer)
+    x["ids"] = torch.arange(18, dtype=torch.int32).reshape(2, 9, 1, 1) % 2
+    x["e"][:, 4:7] = 0
+    assert wrong_on(compile(layer, "interpreter"), x, "float32") == []
+
+
+MERGED = f"""variant merged({HEAD}, x: [B,T,1,DX], w: [4,1,DX]) {{
+  logits = score(x, w) {{fn = router, scale = 1.0}}
+  chosen = topk(logits) {{k = 2, unit = part, scope = token, selector_gradient = through_weights}}
+  e = weights(logits, chosen) {{fn = softmax, renormalise = false}}
+  one = write(state(), k, v, beta=beta) {{rule = delta}}
+  few = write(state() {{parts = 4}}, k, v, beta=beta, route=chosen, weight=e) {{rule = delta}}
+  u = recall(q, READ)
+  return u, merge(u, recall(q, OTHER)) {{fn = sum}}
+}}"""
+
+
+@pytest.mark.parametrize(("read", "other", "dtype"), [("few", "one", "bfloat16"), ("one", "few", "float32")])
+def test_sums_by_renormalised_weights_are_merged(read: str, other: str, dtype: str) -> None:
+    """Also where what is merged is a result, and so rounded."""
+    layer = sparsec.parse(MERGED.replace("READ", read).replace("OTHER", other))
+    x = sparsec.inputs(layer, dtype=getattr(torch, dtype), device="cpu", seed=0, **SIZES | {"DX": 4, "DV": 16})
+    assert wrong_on(compile(layer, "interpreter"), x, dtype) == []
+
+
+def test_renormalising_given_weights_is_refused_in_words() -> None:
+    layer = sparsec.parse(ROUTED.replace("renormalise = false", "renormalise = true"))
+    x = drawn(layer) | {"ids": torch.tensor([0, 3], dtype=torch.int32).expand(2, 9, 1, 2).contiguous()}
+    with pytest.raises(PlanError, match=r"recall `out`: renormalise = true over 2 given parts.*let a router choose"):
+        compile(layer, "interpreter")(**x)

@@ -98,7 +98,7 @@ TWO = """variant two(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], w: [B,T,HKV,
 
 @pytest.mark.parametrize("top", ["top = none", "top = 1", "top = 2"])
 def test_softmax_over_states_with_biases_and_gains(top: str) -> None:
-    """Queries share states; the first token, for which all masses point alike, is told apart by the bias."""
+    """Queries share states; a bias tells banks apart for the first token too, for which all masses point alike."""
     variant = parse(TWO.replace("TOP", top))
     x = sparsec.inputs(variant, B=2, T=9, H=4, HKV=2, D=16, DV=8)
     x["bias"] += torch.tensor([0.0, 1.0, 2.0])

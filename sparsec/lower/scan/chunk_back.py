@@ -16,8 +16,8 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 class Back:
     """A scan's backward.
 
-    States and their gradients at the ends of chunks are kept in the keys' dtype for the last program, which then works
-    on all chunks side by side.
+    States and their gradients at the ends of chunks are kept for the last program, which then works on all chunks side
+    by side: in the keys' dtype, in fp32 where gradients cancel.
     """
 
     spec: ScanGrad
@@ -50,7 +50,8 @@ class Back:
 
     def _per_chunk(self, name: str) -> Tensor:
         w = self.own.writes
-        return Tensor(f"{self.own.name}_{name}", w.k.dtype, ("B", w.heads, CHUNKS, w.rows, w.cols))
+        dtype = "float32" if w.split else w.k.dtype
+        return Tensor(f"{self.own.name}_{name}", dtype, ("B", w.heads, CHUNKS, w.rows, w.cols))
 
     @property
     def surprises(self) -> Tensor:
@@ -97,7 +98,8 @@ def refusal(spec: ScanGrad) -> str | None:
         return "a read before the own write has no chunk form of its backward; use order 'token'"
     if spec.surprise is not None and needs_keyed(w):
         return "what channels that fade by themselves are surprised by has no chunk form; use order 'token'"
-    if spec.grads[0].dtype != w.k.dtype or reads[0].q.dtype != w.k.dtype:
+    wide = spec.grads[0].dtype == "float32" and not needs_keyed(w)  # rounded, or split, as they are loaded
+    if (spec.grads[0].dtype != w.k.dtype and not wide) or reads[0].q.dtype != w.k.dtype:
         return (
             f"q, k and the outputs' gradients are {reads[0].q.dtype}, {w.k.dtype}, {spec.grads[0].dtype}; use 'token'"
         )

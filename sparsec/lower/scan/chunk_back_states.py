@@ -48,7 +48,7 @@ def lower_states(b: Back) -> Program:
         def visit(number: Node, state: Node) -> Sequence[Node]:
             chunk, place = Chunk(own, batch, head, number), (batch, head, number, row, at.column)
             state = resets.entered(chunk, state, (row, at.column), limits)
-            tile.store(b.states, *place, value=tile.cast(state, w.k.dtype), bounds=dict(limits))
+            tile.store(b.states, *place, value=tile.cast(state, b.states.dtype), bounds=dict(limits))
             keys = at.keys(chunk)
             written = at.written(chunk, keys, state)
             if own.delta:
@@ -99,8 +99,8 @@ class Reverse:
 
     def _shares(self, do: Node, since: Node | None) -> list[Node]:
         """scale e^Γ dO as operands."""
-        wide = mul(times(tile.cast(do, "float32"), since) or do, self.b.read.scale)
-        return halves(wide, do.dtype) if self.b.own.delta else [tile.cast(wide, do.dtype)]
+        wide, dtype = mul(times(tile.cast(do, "float32"), since) or do, self.b.read.scale), self.b.own.writes.k.dtype
+        return halves(wide, dtype) if self.b.own.split else [tile.cast(wide, dtype)]
 
     def _values(self, chunk: Chunk, keys: Node, q: Node, do: Node, grad: Node) -> Node:
         """Y ``[n,e]``."""
@@ -110,7 +110,7 @@ class Reverse:
         left = chunk.left(a.keys)
         known = known if left is None else mul(known, left)
         scores = mul(visible(own, chunk, a, tile.dot(keys, q, a.dims, precision=precision), "after"), self.b.read.scale)
-        found = tile.dot(tile.cast(scores, do.dtype), do, a.queries, known, precision)
+        found = tile.dot(tile.cast(scores, keys.dtype), tile.cast(do, keys.dtype), a.queries, known, precision)
         found = times(found, chunk.given_beta(chunk.token(a.keys))) or found
         if self.b.spec.surprise is not None:
             found = add(found, self._handed(chunk))
@@ -183,7 +183,7 @@ def lower_grad_states(b: Back) -> Program:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
             grad = resets.ended(chunk, b.spec.grad_final, grad, (row, at.column), limits)
             here = (batch, head, chunk.number, row, at.column)
-            tile.store(b.grad_states, *here, value=tile.cast(grad, w.k.dtype), bounds=dict(limits))
+            tile.store(b.grad_states, *here, value=tile.cast(grad, b.grad_states.dtype), bounds=dict(limits))
             before, values = found.step(chunk, grad)
             resets.keep_first(chunk, b.spec.grad_initial, before, (row, at.column), limits)
             if values is not None:

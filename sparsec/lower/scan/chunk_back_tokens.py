@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_back import Back
 from sparsec.lower.scan.chunk_outputs import visible
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, power_of_two, times
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, operands, power_of_two, product, times
 from sparsec.lower.scan.chunk_state import Axes, axes
 from sparsec.plan.scan_specs import Operand
 from sparsec.tile import build as tile
@@ -94,6 +94,13 @@ class Tokens:
     def _dot(self, a: Node, b: Node, over: Axis, acc: Node | None = None) -> Node:
         return tile.dot(a, b, over, acc, self.b.own.schedule.precision)
 
+    def _product(self, a: Sequence[Node], b: Sequence[Node], over: Axis, total: Node | None = None) -> Node:
+        return product(a, b, over, total, self.b.own.schedule.precision)
+
+    def _cotangents(self, column: Node, limit: int) -> list[Node]:
+        """dO ``[c,e]`` as operands."""
+        return operands(self._rows(self.b.grad_out, True, column, limit), self.b.own.writes)
+
     def scores(self) -> Node:
         """S, faded and causal ``[c,n]``."""
         found = self._dot(self.queries(), self.keys(), self.axes.dims)
@@ -123,12 +130,13 @@ class Tokens:
         def visit(number: Node, x: Node, q: Node, k: Node, kept: Node, *more: Node) -> Sequence[Node]:
             column = add(mul(number, own.columns), tile.iota(a.columns))
             limit = column_limit(cols, tiles * own.columns)
-            do, u = self._rows(self.b.grad_out, True, column, limit), self.written(column, limit)
+            do, u = self._cotangents(column, limit), self.written(column, limit)
             state, grad = (self._per_chunk(t, column, limit) for t in (self.b.states, self.b.grad_states))
+            before, after = operands(state, own.writes), operands(grad, own.writes)
             if scores is not None:
-                self._store_values(column, limit, scores, do, grad)
-            found = [self._dot(do, u, a.columns, x), self._dot(do, state, a.columns, q)]
-            found += [self._dot(u, grad, a.columns, k), add(kept, _inner(state, grad)) if own.decays else kept]
+                self._store_values(column, limit, scores, do, after)
+            found = [self._product(do, [u], a.columns, x), self._product(do, before, a.columns, q)]
+            found += [self._product([u], after, a.columns, k), add(kept, _inner(state, grad)) if own.decays else kept]
             if own.delta:
                 y = tile.cast(self._rows(self.b.grad_values, True, column, limit), u.dtype)
                 found += [self._dot(y, u, a.columns, more[0]), self._dot(y, state, a.columns, more[1])]
@@ -137,11 +145,11 @@ class Tokens:
         x, q, k, kept, *more = tile.loop(0, tiles, 1, inits, visit)
         return Sums(x, q, k, kept, *more)
 
-    def _store_values(self, column: Node, limit: int, scores: Node, do: Node, grad: Node) -> None:
+    def _store_values(self, column: Node, limit: int, scores: Node, do: Sequence[Node], grad: Sequence[Node]) -> None:
         a, w, chunk = self.axes, self.b.own.writes, self.chunk
-        near = self._dot(self.keys(), grad, a.dims)
+        near = self._product([self.keys()], grad, a.dims)
         near = times(near, chunk.left(a.keys)) or near
-        found = self._dot(tile.cast(scores, do.dtype), do, a.queries, near)
+        found = self._product(operands(scores, w), do, a.queries, near)
         found = times(found, chunk.beta(a.keys)) or found
         bounds: dict[int, tile.Value] = {1: tile.param(w.length)} | ({3: limit} if limit else {})
         place = (chunk.batch, chunk.token(a.keys), chunk.head, column)

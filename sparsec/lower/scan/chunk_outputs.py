@@ -12,7 +12,15 @@ from collections.abc import Sequence
 
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk_parts import (
+    Chunk,
+    Chunked,
+    column_limit,
+    operands,
+    power_of_two,
+    product,
+    segment_bounds,
+)
 from sparsec.lower.scan.chunk_place import Place
 from sparsec.lower.scan.chunk_segments import initial_state, store_final
 from sparsec.lower.scan.chunk_state import Axes, Walk, walk
@@ -76,8 +84,7 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node, surpris
     scores = visible(own, chunk, a, scores, read.when, read.scale if inside else 1.0)
     beta = None if own.folds else chunk.beta(a.keys)
     scores = scores if beta is None else mul(scores, beta)
-    scores = tile.cast(scores, keys.dtype)
-    out = tile.dot(q, tile.cast(state, q.dtype), a.dims, precision=precision)
+    out = product([q], operands(state, own.writes), a.dims, None, precision)
     if own.decays:
         since = power_of_two(chunk.sums(a.queries))
         out = mul(out, mul(since, read.scale) if inside else since)
@@ -85,8 +92,7 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node, surpris
     if surprise is not None:
         _keep(at, chunk, surprise, written)
     written = at.strong(chunk, written)
-    for part in at.parts(written):
-        out = tile.dot(scores, part, a.keys, out, precision)
+    out = product(operands(scores, own.writes), at.parts(written), a.keys, out, precision)
     bounds: dict[int, tile.Value] = {1: tile.param(own.writes.length)}
     if limit := column_limit(own.writes.cols, at.reach):
         bounds[3] = limit

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product as cross
 
 from sparsec.lower.scalars import add, least, mul
 from sparsec.lower.scan.cell import padded
@@ -79,6 +80,11 @@ class Chunked:
     def delta(self) -> bool:
         """Whether a write depends on what the state answers."""
         return self.writes.rule == "delta" or self.writes.erase is not None
+
+    @property
+    def split(self) -> bool:
+        """Whether what goes into states is multiplied as the sum of two half-precision numbers."""
+        return self.delta or self.writes.split
 
     @property
     def decays(self) -> bool:
@@ -277,6 +283,20 @@ def halves(x: Node, dtype: str) -> list[Node]:
         return [x]
     high = tile.cast(x, dtype)
     return [high, tile.cast(tile.apply(Fn.SUB, x, tile.cast(high, "float32")), dtype)]
+
+
+def operands(x: Node, writes: Writes) -> list[Node]:
+    """fp32 as operands of a product with keys: rounded or, where gradients cancel, as a sum of two."""
+    whole = x.dtype == writes.k.dtype or not writes.split
+    return [tile.cast(x, writes.k.dtype)] if whole else halves(x, writes.k.dtype)
+
+
+def product(a: Sequence[Node], b: Sequence[Node], over: Axis, total: Node | None, precision: str) -> Node:
+    """The product of two sums of operands, added to a total."""
+    for x, y in cross(a, b):
+        total = tile.dot(x, y, over, total, precision)
+    assert total is not None
+    return total
 
 
 def column_limit(size: int, reach: int) -> int:

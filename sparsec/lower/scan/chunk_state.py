@@ -93,9 +93,9 @@ class Walk:
 
     def parts(self, written: Node, *factors: Node | None) -> list[Node]:
         """Written values times some factors as operands of a product: two where rounding once would cost too much."""
-        if not self.own.delta:
+        if not self.own.split or (not self.own.delta and times(*factors) is None):
             return [scaled(written, *factors)]
-        return halves(times(written, *factors) or written, self.own.writes.k.dtype)
+        return halves(times(tile.cast(written, "float32"), *factors) or written, self.own.writes.k.dtype)
 
     def tensors(self) -> list[Tensor]:
         """What the walk reads."""

@@ -21,6 +21,8 @@ Parts = list[Node]
 
 NOTHING = 1e-37
 """A mass of keys so small has no direction: its inverse is no number of fp32."""
+LEAST = -1e30
+"""The score of a candidate that is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,8 @@ def shares(at: Rows, number: int, query: Parts, found: Sequence[Candidate]) -> l
     scores = [mul(spec.scale, at.dot(query, c.unit)) for c in found]
     if spec.bias is not None:
         scores = [add(s, at.number(*spec.bias, head, n)) for n, s in enumerate(scores)]
-    kept = [_kept(spec, scores, n) for n in range(len(scores))]
-    seen = [s if k is None else tile.apply(Fn.WHERE, k, s, -1e30) for s, k in zip(scores, kept, strict=True)]
+    kept = _kept(spec, scores)
+    seen = [s if k is None else tile.apply(Fn.WHERE, k, s, LEAST) for s, k in zip(scores, kept, strict=True)]
     top = reduce(most, seen)
     masses = [tile.apply(Fn.EXP, sub(s, top)) for s in seen]
     masses = [m if k is None else tile.apply(Fn.WHERE, k, m, 0.0) for m, k in zip(masses, kept, strict=True)]
@@ -130,16 +132,29 @@ def shares(at: Rows, number: int, query: Parts, found: Sequence[Candidate]) -> l
     return [tile.apply(Fn.DIV, m, total) for m in masses]
 
 
-def _kept(spec: Mixture, scores: Sequence[Node], own: int) -> Node | None:
-    """Whether fewer than ``top`` candidates come before this one; None where it stays anyhow."""
-    if spec.top is None or spec.top >= len(scores) or own < min(spec.first, spec.top):
-        return None
-    ahead: Node = tile.const(min(spec.first, own))
-    for other in range(spec.first, len(scores)):
-        if other != own:
-            before = tile.apply(Fn.LE if other < own else Fn.LT, scores[own], scores[other])
-            ahead = add(ahead, tile.apply(Fn.WHERE, before, 1, 0))
-    return tile.apply(Fn.LT, ahead, spec.top)
+def _kept(spec: Mixture, scores: Sequence[Node]) -> list[Node | None]:
+    """Whether each candidate is among the ``top`` that stay; None where all it takes is its place among the first."""
+    count, first = len(scores), min(spec.first, len(scores))
+    if spec.top is None or spec.top >= count:
+        return [None] * count
+    free, rounds = min(first, spec.top), max(spec.top - first, 0)
+    no = tile.apply(Fn.LT, tile.const(1), 0)
+    taken = [no] * (count - first)
+    for _ in range(rounds):
+        best = _foremost(spec, scores[first:], taken)
+        taken = [tile.apply(Fn.OR, t, tile.apply(Fn.EQ, best, n)) for n, t in enumerate(taken)]
+    return [None] * free + [no] * (first - free) + taken
+
+
+def _foremost(spec: Mixture, scores: Sequence[Node], taken: Sequence[Node]) -> Node:
+    """The number of the best that is not taken: a later one only if it is more than a tie above."""
+    best: Node = tile.const(LEAST)
+    number: Node = tile.const(0)
+    for n, (score, gone) in enumerate(zip(scores, taken, strict=True)):
+        left = tile.apply(Fn.WHERE, gone, LEAST, score)
+        above = tile.apply(Fn.LT, add(best, tile.const(spec.tie)), left)
+        best, number = tile.apply(Fn.WHERE, above, left, best), tile.apply(Fn.WHERE, above, n, number)
+    return number
 
 
 def rows_of(builder: tile.Builder, spec: Mixture, schedule: Schedule) -> Rows:
