@@ -41,7 +41,7 @@ def ladder_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     do = given(source(grads[reader], dtype_of(planner, reader)), planner)
     first = next(iter(done.values())).name
     forward = _spec(planner, reader, f"ladder_of_{first}", Operand(f"{reader.op.value}", "float32"))
-    if sentence := unchunked(forward):
+    if sentence := unchunked(forward, shared=True):
         raise planner.refuse(written, f"{sentence} no gradients yet; the oracle has")
     spec = LadderGrad(
         name=f"grad_{first}",
@@ -58,15 +58,18 @@ def ladder_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     planner.add(spec, read, [x.name for x in done.values()], nodes, dims(written))
 
 
-def unchunked(spec: Ladder) -> str | None:
-    """What of a ladder has no form in chunks, to be followed by what there is not; None where all has."""
+def unchunked(spec: Ladder, shared: bool = False) -> str | None:
+    """What of a ladder has no form in chunks, to be followed by what there is not; None where all has.
+
+    ``shared``: heads may share queries, keys and states, as those of gradients may.
+    """
     w = spec.writes
     if spec.initial is not None or spec.final is not None:
         return "levels that begin or end outside the call have"
     if w.decay_kind == "key" or w.erase is not None or (w.reads == "undecayed" and w.rule == "delta"):
         return "levels with erase vectors, undecayed reads or decays per key channel have"
     counts = {spec.read.heads, spec.read.query_heads or spec.read.heads, w.heads, w.key_heads or w.heads}
-    return "levels that several heads of queries or states share have" if len(counts) > 1 else None
+    return "levels that several heads of queries or states share have" if len(counts) > 1 and not shared else None
 
 
 def _reader(planner: Planner, written: Node) -> Node:

@@ -92,12 +92,22 @@ def test_levels_go_on_where_others_ended() -> None:
         results(call, **leaves, m=nothing)[0].sum().backward()
 
 
-def test_heads_that_share_states_go_token_by_token() -> None:
-    call = sparsec.compile(sparsec.preset("log_linear", levels=4), target="interpreter")
-    x = sparsec.inputs(call.variant, B=1, T=8, H=2, HKV=1, D=16, DV=16)
-    assert check(results(call, **x)[0], truth(call.variant, x), "float32")
-    with pytest.raises(PlanError, match="several heads of queries or states share have no gradients yet"):
-        results(call, **{n: y.requires_grad_() for n, y in x.items()})[0].sum().backward()
+@pytest.mark.parametrize(("rule", "heads"), [("additive", 1), ("delta", 2)])
+def test_heads_that_share_states(rule: str, heads: int) -> None:
+    """Outputs go token by token; gradients in chunks, with a state for every query head."""
+    variant = sparsec.preset("log_linear", rule=rule, levels=6)
+    x = sparsec.inputs(variant, B=1, T=20, H=2 * heads, HKV=heads, D=16, DV=8)
+    assert wrong_on(sparsec.compile(variant, target="interpreter"), x, "float32") == []
+
+
+def test_states_that_share_keys() -> None:
+    """More value heads than key heads: queries and keys have two heads, states four."""
+    q, k, lam = queries(), keys("H"), lang.input("lam", "B T HV 6 float32")
+    levels = state(parts=6, schedule="fenwick", heads="HV")
+    written = write(levels, k, values("HV"), rule="delta", beta=rates(heads="HV"), decay=log_decays(heads="HV"))
+    made = variant("sharing", recall(q, written, level_gate=lam))
+    x = sparsec.inputs(made, B=1, T=20, H=2, HV=4, D=16, DV=8)
+    assert wrong_on(sparsec.compile(made, target="interpreter"), x, "float32") == []
 
 
 def test_a_snapshot_takes_the_place_on_the_ladder_along() -> None:

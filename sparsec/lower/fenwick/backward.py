@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower.fenwick import asked, descend, through, tokens, tokens_delta, walk
+from sparsec.lower.fenwick import asked, descend, sharing, through, tokens, tokens_delta, walk
 from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.forward import blocks, narrow, rungs_of
 from sparsec.lower.inverse.index import as_scratch
@@ -16,8 +16,16 @@ from sparsec.tile.schedule import Schedule
 def lower(spec: LadderGrad, schedule: Schedule) -> Lowered:
     """What the forward read, and the gradient of its outputs ``[B,N,H,DV]`` -> all that is asked for.
 
-    Raises ScheduleError where there is no such form.
+    Where heads share queries, keys or states, each query head gets its own and gradients are added up. Raises
+    ScheduleError where there is no such form.
     """
+    inner = sharing.apart(spec)
+    found = _apart(inner, schedule)
+    return found if inner is spec else sharing.around(spec, found, schedule)
+
+
+def _apart(spec: LadderGrad, schedule: Schedule) -> Lowered:
+    """Of as many states as query heads."""
     b = Back(spec, rungs_of(spec.forward, schedule, spec.name))
     steps = blocks(b.rungs, schedule) + (_down(b, schedule) if b.rungs.outer else [])
     if b.own.delta:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product as cross
 
 from sparsec.lower.scalars import add, least, mul
 from sparsec.lower.scan.cell import padded
@@ -283,20 +282,6 @@ def halves(x: Node, dtype: str) -> list[Node]:
         return [x]
     high = tile.cast(x, dtype)
     return [high, tile.cast(tile.apply(Fn.SUB, x, tile.cast(high, "float32")), dtype)]
-
-
-def operands(x: Node, writes: Writes) -> list[Node]:
-    """fp32 as operands of a product with keys: rounded or, where gradients cancel, as a sum of two."""
-    whole = x.dtype == writes.k.dtype or not writes.split
-    return [tile.cast(x, writes.k.dtype)] if whole else halves(x, writes.k.dtype)
-
-
-def product(a: Sequence[Node], b: Sequence[Node], over: Axis, total: Node | None, precision: str) -> Node:
-    """The product of two sums of operands, added to a total."""
-    for x, y in cross(a, b):
-        total = tile.dot(x, y, over, total, precision)
-    assert total is not None
-    return total
 
 
 def column_limit(size: int, reach: int) -> int:
