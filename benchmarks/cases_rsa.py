@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid, normalize
 from sparsec.benchmarks.cases import Case, Inputs, Knobs
 from sparsec.benchmarks.cases_sse import MARGIN
 from sparsec.benchmarks.draws import normal
+from sparsec.benchmarks.levels import cleared
 
 HIDDEN = 256
 """What the routers read per token."""
@@ -59,7 +60,8 @@ class RsaCase(Case):
             drawn = [torch.randn(shape[:3], device=self.device, generator=generator) for _ in range(3)]
             made |= {f"beta_{level}": drawn[0].sigmoid().to(self.dtype), f"g_{level}": logsigmoid(drawn[1] + 3)}
             made |= {f"c_{level}": drawn[2].to(self.dtype)} if level < len(self.parts) else {}
-        return made | self._routed(generator)
+        first = {n: made[n] for n in ("q", "k", "v")} | {"rate": made["beta_1"], "g": made["g_1"]}
+        return made | self._routed(generator) | {"v": cleared(first, self.clip)}
 
     def _routed(self, generator: torch.Generator) -> Inputs:
         """x ``[B,T,1,DX]`` and w_l ``[parts,1,DX]``, scores of about unit size with a clear best at every level."""

@@ -40,27 +40,22 @@ def apart(spec: LadderGrad) -> LadderGrad:
     f, w = spec.forward, spec.forward.writes
     if {w.heads, w.key_heads or w.heads, f.read.query_heads or f.read.heads} == {f.read.heads}:
         return spec
-    repeated = {x.given: x.apart for x in brought(spec)}
-    shares = {x.given: x.apart for x in made(spec)}
-    writes = replace(
-        w,
-        k=repeated.get(w.k, w.k),
-        v=repeated.get(w.v, w.v),
-        beta=repeated.get(w.beta, w.beta) if w.beta is not None else None,
-        decay=repeated.get(w.decay, w.decay) if w.decay is not None else None,
-        heads=f.read.heads,
-        key_heads=None,
+    others = {x.given: x.apart for x in (*brought(spec), *made(spec))}
+
+    def other(operand: Operand | None) -> Operand | None:
+        return others.get(operand, operand) if operand is not None else None
+
+    k, v, q = (others.get(x, x) for x in (w.k, w.v, f.read.q))
+    writes = replace(w, k=k, v=v, beta=other(w.beta), decay=other(w.decay), heads=f.read.heads, key_heads=None)
+    return replace(
+        spec,
+        forward=replace(f, writes=writes, read=replace(f.read, q=q, query_heads=None)),
+        grad_q=other(spec.grad_q),
+        grad_k=other(spec.grad_k),
+        grad_v=other(spec.grad_v),
+        grad_beta=other(spec.grad_beta),
+        grad_decay=other(spec.grad_decay),
     )
-    read = replace(f.read, q=repeated.get(f.read.q, f.read.q), query_heads=None)
-    each = {name: _of(spec, name) for name in ("grad_q", "grad_k", "grad_v", "grad_beta", "grad_decay")}
-    asked = {name: shares.get(x, x) for name, x in each.items() if x is not None}
-    return replace(spec, forward=replace(f, writes=writes, read=read), **asked)
-
-
-def _of(spec: LadderGrad, name: str) -> Operand | None:
-    found = getattr(spec, name)
-    assert found is None or isinstance(found, Operand)
-    return found
 
 
 def _sizes(f: Ladder) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
