@@ -63,7 +63,7 @@ def lower(runs: Runs, w: Writes, moved: Moved, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         axis, given = builder.axis("n", runs.align), moved.tensors(w)
         row = _rows(runs, axis, tile.program_id(0), moved.heads, w.heads)
-        index, limits = _last(builder, moved, schedule)
+        index, limits = last(builder, moved, schedule)
         slots = (row.slot,) * moved.slotted
         bounds = {1: tile.param(runs.length), **{dim + moved.slotted: n for dim, n in limits.items()}}
         value = tile.load(given[0], row.batch, row.at, *slots, tile.program_id(0), *index, bounds=bounds)
@@ -100,7 +100,7 @@ def _weight(runs: Runs) -> Tensor:
     return Tensor(route.weight.name, route.weight.dtype, shape)
 
 
-def _last(builder: tile.Builder, moved: Moved, schedule: Schedule) -> tuple[tuple[Node, ...], dict[int, tile.Value]]:
+def last(builder: tile.Builder, moved: Moved, schedule: Schedule) -> tuple[tuple[Node, ...], dict[int, tile.Value]]:
     """The index of the last dim, and its bound."""
     if not moved.last:
         return (), {}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import reduce
 
 from sparsec.lower.scalars import add, ceil_div, mul
-from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.runs import CUT, ROOM, SEGMENTS, Runs
+from sparsec.lower.scan.sorted.gather import last
 from sparsec.lower.scan.sorted.spec import Moved
 from sparsec.plan.scan_specs import Operand, Writes
 from sparsec.scalar.fn import Fn
@@ -106,14 +106,6 @@ def lower(runs: Runs, w: Writes, moved: Moved, schedule: Schedule) -> Program:
             place = (at.batch, at.at, *slots, at.head, *index)
             tile.store(given, *place, value=tile.cast(value, given.dtype), bounds=dict(bounds))
         return at.program(builder, f"{runs.name}_put_{moved.given.name}", [given, held])
-
-
-def last(builder: tile.Builder, moved: Moved, schedule: Schedule) -> tuple[tuple[Node, ...], dict[int, tile.Value]]:
-    """The index of the last dim, and its bound."""
-    if not moved.last:
-        return (), {}
-    size = padded(moved.last) if schedule.split_dims else moved.last
-    return (tile.iota(builder.axis("d", size)),), {3: moved.last} if size != moved.last else {}
 
 
 def shares(runs: Runs, name: str, w: Writes, count: int) -> Tensor:
