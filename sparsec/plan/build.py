@@ -13,7 +13,7 @@ from sparsec.ir.scores import has_lse
 from sparsec.plan.added import added
 from sparsec.plan.adjoint import is_total
 from sparsec.plan.attend import gathered, lists, tiled
-from sparsec.plan.evict import evict
+from sparsec.plan.evict import evict, linear_reads, read_given_up
 from sparsec.plan.fenwick import ladder
 from sparsec.plan.gradient import gradient
 from sparsec.plan.map import mapped
@@ -55,6 +55,7 @@ def build_plan(
     inner = frozenset(vjps) - frozenset(outputs) - handed(nodes)
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
     planner.recalls, planner.finals = readers_of(nodes), frozenset(n for n in outputs if n.op is Op.WRITE)
+    planner.linear = linear_reads(nodes)
     planner.weights = {n.src[1]: n for n in nodes if n.op is Op.WEIGHTS}
     planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
     planner.producers = PRODUCERS
@@ -130,7 +131,9 @@ def _value(planner: Planner, node: Node, wants_lse: bool, dtype: str) -> str:
     """The buffer of an attend's or a merge's output, planned on first use."""
     if (node, "o") in planner.places and (not wants_lse or (node, "lse") in planner.places):
         return planner.places[node, "o"]
-    if node.op is Op.ATTEND and lists(node):
+    if node in planner.linear.values():
+        read_given_up(planner, node)
+    elif node.op is Op.ATTEND and lists(node):
         gathered(planner, node, wants_lse or node in planner.lse_of, dtype)
     elif node.op is Op.ATTEND:
         tiled(planner, [node], node, wants_lse or node in planner.lse_of, dtype)

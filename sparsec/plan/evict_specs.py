@@ -6,6 +6,25 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class LinearRead:
+    """o = Mᵀq / zᵀq of the pairs that were given up, and log(zᵀq); 0 and −inf of none.
+
+    Attributes:
+        q: features ``[B,N,H,D]``; head h reads the state of head h // (H / HKV).
+        out, lse: ``[B,N,H,DV]`` and fp32 ``[B,N,H]``.
+        lag: L chunks: a query of chunk c reads what was given up after chunks before c − L.
+    """
+
+    q: str
+    q_dtype: str
+    out: str
+    out_dtype: str
+    lse: str
+    heads: int
+    lag: int
+
+
+@dataclass(frozen=True, slots=True)
 class Evict:
     """left ``[B,N,HKV]`` int32: after which chunk each pair of k ``[B,N,HKV,D]`` and v ``[B,N,HKV,DV]`` is given up.
 
@@ -25,6 +44,7 @@ class Evict:
     k_dtype: str
     v_dtype: str
     length: str = "N"
+    read: LinearRead | None = None
 
 
 NEVER = 2**30

@@ -77,6 +77,7 @@ class Planner:
     recalls: Mapping[Node, tuple[Node, ...]] = field(default_factory=dict)
     weights: Mapping[Node, Node] = field(default_factory=dict)
     finals: frozenset[Node] = frozenset()
+    linear: Mapping[Node, Node] = field(default_factory=dict)
 
     def name(self, node: Node) -> str:
         """The node's name in the text."""

@@ -63,6 +63,23 @@ def test_outputs(dtype: str) -> None:
     assert isinstance(found, Tensor) and check(found, truth(x), dtype)
 
 
+@pytest.mark.parametrize("offset", [3, 13])
+def test_queries_that_begin_later(offset: int) -> None:
+    x = drawn(18)
+    call = sparsec.compile(sparsec.preset("lola", **KNOBS), target="interpreter")
+    found, right = call(offset, **x), oracle(call.variant, x, q_offset=offset)
+    assert isinstance(found, Tensor) and isinstance(right, Tensor) and check(found, right, "float32")
+
+
+def test_the_state_is_read_on_the_way() -> None:
+    """In time that is linear in the tokens; where gradients need the scores, tile by tile."""
+    call = sparsec.compile(sparsec.preset("lola", **KNOBS), target="interpreter")
+    dims, dtype = call.bind(drawn())
+    assert [type(k.spec).__name__ for k in call.plan(dims, dtype).kernels].count("TiledAttention") == 1
+    halves = call.training.joint(dims, dtype, ("q", "fq")).split
+    assert [type(k.spec).__name__ for k in halves.forward.kernels].count("TiledAttention") == 2
+
+
 def test_gradients_take_the_choice_as_it_is() -> None:
     made = sparsec.preset("lola", features="elu", **KNOBS)
     x = sparsec.inputs(made, B=1, T=19, H=2, HKV=1, D=16, DV=16)
