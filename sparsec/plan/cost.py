@@ -107,7 +107,14 @@ def _evict(spec: Evict) -> Cost:
     tokens = B * var(spec.length) * HKV
     scored = tokens * (2 * (spec.size + spec.keep)) // spec.size
     moved = tokens * (D * item(spec.k_dtype) + DV * item(spec.v_dtype) + 4)
-    return Cost(4 * scored * D * DV, moved, sizes={"HKV": spec.heads, "D": spec.dim, "DV": spec.cols})
+    flops, read = 4 * scored * D * DV, spec.read
+    if read is not None:
+        asked = B * var(spec.length) * read.heads
+        flops, moved = (
+            flops + 2 * asked * D * DV,
+            moved + asked * (D * item(read.q_dtype) + DV * item(read.out_dtype) + 4),
+        )
+    return Cost(flops, moved, sizes={"HKV": spec.heads, "D": spec.dim, "DV": spec.cols})
 
 
 def _block_list(spec: BlockList) -> Cost:
