@@ -190,9 +190,9 @@ def _chunks(head: _Head, count: Node) -> Node:
 
 
 def default(spec: Evict, target: str) -> Schedule:
-    """Sixteen candidates fill a tensor core's tile; a CPU takes them four at a time."""
+    """Sixteen candidates at a time, and as many warps as the state has room in; a CPU takes four candidates."""
     if target.startswith("triton"):
-        return Schedule(rows=16, warps=4, stages=1)
+        return Schedule(rows=16, warps=4 if spec.dim * spec.cols <= 64 * 64 else 8, stages=1)
     return Schedule(rows=4, lanes=("e", "d", "k"), split_dims=False)
 
 
