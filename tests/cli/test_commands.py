@@ -201,6 +201,15 @@ def test_check_fails_with_1(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -
     assert "is WRONG on interpreter" in out and "first at attend_out" in out
 
 
+def test_explain_prints_what_one_order_costs(capsys: Captured) -> None:
+    words = ("nsa", "selection=given", "branches=slc", "T=512", "--target", "triton:sm_90", "--no-resources")
+    out = run(capsys, "explain", *words, "--gradients")
+    assert "torch.use_deterministic_algorithms(True)" in out and "costs nothing: every sum has one order" in out
+    assert "by atomic additions (predicted); it runs in one order anyway" in out
+    (price,) = value(capsys, "explain", *words, "--gradients")["order"]
+    assert price["atomic_s"] > 0 and price["ordered_s"] > 0 and not price["measured"] and not price["atomic_runs"]
+
+
 def test_explain_has_formulas_and_numbers(capsys: Captured) -> None:
     out = run(capsys, "explain", "streaming", "window=512", "sinks=64", "T=4096", "H=8", "HKV=8")
     assert "2*B*H*TQ*(D + DV)*(Min(64, TK) + Min(512, TK)) = 4.83 GFLOP" in out
