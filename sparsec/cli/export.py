@@ -11,24 +11,31 @@ import typer
 from sparsec.cli.options import AsJson, Dtype, TargetName, Words
 from sparsec.cli.output import print_json, say
 
+Packed = Annotated[bool, typer.Option("--packed", help="For documents that follow one another, by cu_seqlens.")]
 Out = Annotated[str, typer.Option("--out", "-o", help="The file to write; standard output without it.")]
 
 
 def export(
-    words: Words, target: TargetName = "auto", dtype: Dtype = "", out: Out = "", as_json: AsJson = False
+    words: Words,
+    target: TargetName = "auto",
+    dtype: Dtype = "",
+    packed: Packed = False,
+    out: Out = "",
+    as_json: AsJson = False,
 ) -> None:
     """Write a variant as one readable Python file: kernels, launcher and self-check; heads and head dims are fixed.
 
     The file needs torch and Triton (or TVM), not sparsec: `python FILE.py` checks it, `from FILE import run` uses it.
     """
-    from sparsec.cli.recorded import recorded
+    from sparsec.cli.recorded import recorded, recorded_packed
     from sparsec.cli.setting import setting
     from sparsec.runtime.exported.export import export as text_of
 
     if out:
         _check_folder(Path(out).parent)
     chosen = setting(words, target, dtype)
-    text = text_of(chosen.compiled, chosen.dims, chosen.dtype, recorded(chosen))
+    check = recorded_packed(chosen) if packed else recorded(chosen)
+    text = text_of(chosen.compiled, chosen.dims, chosen.dtype, check, packed)
     if out:
         _write(Path(out), text)
     if as_json:

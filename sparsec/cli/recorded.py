@@ -42,6 +42,25 @@ def recorded(chosen: Setting) -> SelfCheck:
     return SelfCheck(dims, given, rows, [digest(x, rows).tolist() for x in outputs], BOUNDS[chosen.dtype])
 
 
+def recorded_packed(chosen: Setting) -> SelfCheck:
+    """As ``recorded`` for packed documents: one as long, one of one token, and one in between."""
+    from sparsec.oracle.packed import packed_oracle
+    from sparsec.runtime.packed.inputs import packed_inputs
+
+    compiled, tokens = chosen.compiled, length(chosen)
+    drawn = packed_inputs(compiled, (tokens, 1, tokens // 3), chosen.dims, chosen.dtype, device="cpu")
+    ends = drawn.pop("cu_seqlens").tolist()
+    case = {
+        name: noise(tuple(x.shape), seed).to(x.dtype) if x.is_floating_point() else x
+        for seed, (name, x) in enumerate(drawn.items())
+    }
+    rows = list(range(0, ends[-1], max(ends[-1] // 8, 1)))
+    truths = [digest(x[None], rows).tolist() for x in packed_oracle(compiled.variant, case, ends)]
+    given = {n: x.tolist() for n, x in case.items() if not x.is_floating_point()} | {"cu_seqlens": ends}
+    shapes = {n: tuple(x.shape) for n, x in case.items()} | {"cu_seqlens": (len(ends),)}
+    return SelfCheck(chosen.dims, given, rows, truths, BOUNDS[chosen.dtype], shapes)
+
+
 def length(chosen: Setting) -> int:
     """Tokens enough for more than two chunks of every size, if that is not too many."""
     attrs = (value for node in chosen.compiled.variant.nodes for name, value in node.attrs if name in ("size", "chunk"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsec.runtime.exported.module import Exported, named
 from sparsec.scalar.expr import Expr
@@ -21,6 +21,7 @@ class SelfCheck:
         rows: the query rows whose digests were recorded.
         truths: per output, its digest by the fp64 oracle.
         bound: the largest distance that counts as right.
+        packed: of packed documents, the shape of every input.
     """
 
     dims: Mapping[str, int]
@@ -28,6 +29,7 @@ class SelfCheck:
     rows: Sequence[int]
     truths: Sequence[Sequence[float]]
     bound: float
+    packed: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def check_text(file: Exported, check: SelfCheck) -> str:
@@ -43,6 +45,10 @@ def check_text(file: Exported, check: SelfCheck) -> str:
     for seed, (name, spec) in enumerate(file.variant.inputs.items()):
         lines.append(f'        "{named(name)}": {_input(file, check, name, spec.shape, spec.dtype, seed)}.to(DEVICE),')
     outputs = "run(**inputs)" if len(file.plan.outputs) > 1 else "[run(**inputs)]"
+    if "cu_seqlens" in check.packed:
+        ends = f"torch.tensor({json.dumps(check.given['cu_seqlens'])}, dtype=torch.int32)"
+        lines.append(f'        "cu_seqlens": {ends}.to(DEVICE),')
+        outputs = f"(x[None] for x in {outputs})"
     return "\n".join([*lines, "    }", COMPARE.format(outputs=outputs, bound=check.bound)])
 
 
@@ -51,7 +57,7 @@ def _input(file: Exported, check: SelfCheck, name: str, shape: Sequence[Expr], d
         return f"torch.tensor({json.dumps(check.given[name])}, dtype=torch.int32)"
     from sparsec.ir.dims import value
 
-    sizes = tuple(value(d, check.dims) for d in shape)
+    sizes = tuple(check.packed[name]) if check.packed else tuple(value(d, check.dims) for d in shape)
     return f"noise({sizes}, {seed}).to(torch.{file.dtype if dtype == 'float' else dtype})"
 
 

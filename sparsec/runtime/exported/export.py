@@ -12,23 +12,28 @@ from sparsec.runtime.compiled import Compiled
 from sparsec.runtime.exported.check import SelfCheck, check_text
 from sparsec.runtime.exported.kernels import host_imports, host_text, kernels_text
 from sparsec.runtime.exported.module import Exported, named
+from sparsec.runtime.exported.packed import PackedFile, run_packed_text
 from sparsec.runtime.exported.run import run_text
 from sparsec.runtime.target import TargetError
 
 BACKENDS = ("triton", "tvm")
 
 
-def export(compiled: Compiled, dims: Mapping[str, int], dtype: str, check: SelfCheck) -> str:
+def export(compiled: Compiled, dims: Mapping[str, int], dtype: str, check: SelfCheck, packed: bool = False) -> str:
     """The text of a file that computes a variant at these heads and head dims in ``dtype``, and checks itself.
 
+    Args:
+        packed: ``run`` takes documents that follow one another, with ``cu_seqlens``.
     Raises:
         TargetError: a target that has no source of its own.
+        PlanError: a declaration that cannot be packed.
     """
     target = compiled.target
     if target.backend not in BACKENDS:
         raise TargetError(f"target {target.name} has no source to export: use triton:<arch> or tvm:llvm")
-    file = Exported(compiled, dict(dims), dtype)
-    parts = [heading(file), imports(file), kernels_text(file), host_text(file), run_text(file), check_text(file, check)]
+    file = (PackedFile if packed else Exported)(compiled, dict(dims), dtype)
+    launcher = run_packed_text(file) if isinstance(file, PackedFile) else run_text(file)
+    parts = [heading(file), imports(file), kernels_text(file), host_text(file), launcher, check_text(file, check)]
     return "\n\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -37,11 +42,12 @@ def heading(file: Exported) -> str:
     variant, backend = file.variant, file.target.backend
     fixed = ", ".join(f"{n} = {d}" for n, d in sorted(file.dims.items()) if n not in file.free)
     needs = "torch and triton" if backend == "triton" else "torch and apache-tvm"
+    free = "documents" if isinstance(file, PackedFile) else "lengths and batch"
     lines = [
         f'"""{variant.name} for {file.target.name} in {file.dtype} with {fixed}.',
         "",
         f"Written by sparsec {version()}, which it does not need; it needs {needs}.",
-        f"`run({', '.join(f'{named(n)}=…' for n in variant.inputs)})` computes it for any lengths and batch.",
+        f"`run({', '.join(f'{named(n)}=…' for n in arguments(file))})` computes it for any {free}.",
         "It is for inference only: it computes no gradients.",
         "`python <this file>` checks it against results of the fp64 oracle that are recorded below.",
         *by_pointers(file),
@@ -50,6 +56,11 @@ def heading(file: Exported) -> str:
         '"""',
     ]
     return "\n".join(lines)
+
+
+def arguments(file: Exported) -> list[str]:
+    """What ``run`` takes."""
+    return [*file.variant.inputs, *(["cu_seqlens"] if isinstance(file, PackedFile) else [])]
 
 
 def by_pointers(file: Exported) -> list[str]:

@@ -34,6 +34,15 @@ def host_imports(file: Exported) -> list[str]:
 
 def _modules(file: Exported) -> list[tuple[ModuleType, frozenset[str]]]:
     """The modules whose text is copied, and the names that are needed of those that are not copied whole."""
+    from sparsec.runtime.exported import host_packed
+
+    everything: frozenset[str] = frozenset()
+    if any(kernel.packed is not None for kernel, _ in file.kernels):
+        return [*_of_backend(file), (host_packed, everything)]
+    return _of_backend(file)
+
+
+def _of_backend(file: Exported) -> list[tuple[ModuleType, frozenset[str]]]:
     from sparsec.runtime.exported import host
 
     everything: frozenset[str] = frozenset()

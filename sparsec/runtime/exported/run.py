@@ -25,7 +25,7 @@ def run_text(file: Exported) -> str:
 
 
 def _body(file: Exported) -> Iterator[str]:
-    yield from _no_gradients(file)
+    yield from no_gradients(file)
     yield from _lengths(file)
     for name, spec in file.variant.inputs.items():
         dtype = file.dtype if spec.dtype == "float" else spec.dtype
@@ -34,13 +34,13 @@ def _body(file: Exported) -> Iterator[str]:
     yield f"device = {named(next(iter(file.variant.inputs)))}.device"
     for buffer in file.plan.buffers:
         if buffer.role != "input":
-            yield _empty(file, buffer)
+            yield empty_text(file, buffer)
     for kernel, lowered in file.kernels:
         yield f"# {kernel.name} computes {', '.join(kernel.covers)}"
-        yield from _launches(file, kernel, lowered)
+        yield from launch_texts(file, kernel, lowered)
 
 
-def _no_gradients(file: Exported) -> Iterator[str]:
+def no_gradients(file: Exported) -> Iterator[str]:
     """Inputs that want gradients are refused: the result would not be connected to them."""
     floats = [named(name) for name, spec in file.variant.inputs.items() if spec.dtype != "int32"]
     if floats:
@@ -79,17 +79,19 @@ def _indices(file: Exported) -> Iterator[str]:
                 yield f'expect_indices("{name}", {named(name)}, {units}{beside})'
 
 
-def _empty(file: Exported, buffer: Buffer) -> str:
+def empty_text(file: Exported, buffer: Buffer) -> str:
+    """The allocation of a buffer."""
     how = f"dtype=torch.{buffer.dtype}, device=device"
     return f"{named(buffer.name)} = torch.empty({file.shape(buffer.shape)}, {how})"
 
 
-def _launches(file: Exported, kernel: Kernel, lowered: Lowered) -> Iterator[str]:
+def launch_texts(file: Exported, kernel: Kernel, lowered: Lowered) -> Iterator[str]:
+    """The scratch buffers and launches of a kernel."""
     own = dict(kernel.params)
     values = own | {name: substitute(value, own) for name, value in lowered.params}
     for scratch in lowered.scratch:
         shape = tuple(substitute(d, values) for d in scratch.shape)
-        yield _empty(file, Buffer(scratch.name, shape, scratch.dtype, "temporary"))
+        yield empty_text(file, Buffer(scratch.name, shape, scratch.dtype, "temporary"))
     params = {name: file.text(value) for name, value in values.items()}
     for step in lowered.steps:
         yield from _launch(file, step, params)

@@ -43,26 +43,32 @@ def ends(sizes: Sequence[int], device: object) -> Tensor:
 
 
 def packed_inputs(
-    compiled: Compiled, sizes: Sequence[int], dims: Mapping[str, int], dtype: str, seed: int = 0
+    compiled: Compiled,
+    sizes: Sequence[int],
+    dims: Mapping[str, int],
+    dtype: str,
+    seed: int = 0,
+    device: str | None = None,
 ) -> dict[str, Tensor]:
     """Random inputs of a packed call with ``cu_seqlens``; queries are as many as keys in every document.
 
     Args:
         sizes: the tokens of each document.
         dims: heads and head dims; lengths and the batch among them are not read.
+        device: None for the target's.
     Raises:
         InputError: a length below one, or none.
         PlanError: a declaration that cannot be packed.
     """
     if not sizes or min(sizes) < 1:
         raise InputError("documents", str(list(sizes)), "each has a token or more", "such as 4096,512,100")
-    face, device = compiled.packed.face, compiled.target.device
+    face, where = compiled.packed.face, device or compiled.target.device
     lengths = {*compiled.lengths.names, *(name for name, _ in face.packing.dims), "B", "q_offset"}
     other = {name: size for name, size in dims.items() if name not in lengths}
     parts = []
     for number, size in enumerate(sizes):
         own = {**other, "T": size} | ({"B": 1} if "B" in dims else {})
-        parts.append(inputs(compiled.variant, dtype=dtype, device=device, seed=seed + number, **own))
+        parts.append(inputs(compiled.variant, dtype=dtype, device=where, seed=seed + number, **own))
     made = together(face.shapes, face.packing, parts)
     packed = {name: unbatched(x, face.layouts[name]) for name, x in made.items()}
-    return packed | {"cu_seqlens": ends(sizes, device)}
+    return packed | {"cu_seqlens": ends(sizes, where)}
