@@ -85,7 +85,7 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node, surpris
     if surprise is not None:
         _keep(at, chunk, surprise, written)
     written = at.strong(chunk, written)
-    out = product(operands(scores, own.writes), at.parts(written), a.keys, out, precision)
+    out = product(operands(scores, own.writes, own.splits_scores), at.parts(written), a.keys, out, precision)
     bounds: dict[int, tile.Value] = {1: tile.param(own.writes.length)}
     if limit := column_limit(own.writes.cols, at.reach):
         bounds[3] = limit

@@ -86,6 +86,11 @@ class Chunked:
         return self.delta or self.writes.split
 
     @property
+    def splits_scores(self) -> bool:
+        """Whether scores are multiplied so too: where nothing fades, they carry most of the error."""
+        return self.writes.split or (self.delta and self.writes.decay is None)
+
+    @property
     def decays(self) -> bool:
         """Whether states fade as a whole."""
         return self.writes.decay is not None and not self.keyed

@@ -11,15 +11,18 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node
 
 
-def operands(x: Node, writes: Writes) -> list[Node]:
-    """fp32 as operands of a product with keys: rounded or, where gradients cancel, as a sum of two."""
-    whole = x.dtype == writes.k.dtype or not writes.split
+def operands(x: Node, writes: Writes, split: bool | None = None) -> list[Node]:
+    """fp32 as operands of a product with keys: rounded or, where that costs too much, as a sum of two.
+
+    ``split`` says whether it does; None asks what is written.
+    """
+    whole = x.dtype == writes.k.dtype or not (writes.split if split is None else split)
     return [tile.cast(x, writes.k.dtype)] if whole else halves(x, writes.k.dtype)
 
 
 def product(a: Sequence[Node], b: Sequence[Node], over: Axis, total: Node | None, precision: str) -> Node:
-    """The product of two sums of operands, added to a total."""
-    for x, y in cross(a, b):
-        total = tile.dot(x, y, over, total, precision)
+    """The product of two sums of operands, added to a total; that of two second halves is too small to count."""
+    for (m, x), (n, y) in cross(enumerate(a), enumerate(b)):
+        total = total if m and n else tile.dot(x, y, over, total, precision)
     assert total is not None
     return total
