@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.lengths import lengths, position
 from sparsec.ir.variant import Variant, dim_names
+from sparsec.lower.lowered import Lowered
 from sparsec.passes.pipeline import PIPELINE, run
 from sparsec.plan.build import build_plan
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.sizes import static_names
 from sparsec.runtime import bind
+from sparsec.runtime.across import Together, launched, programs, whole
 from sparsec.runtime.cache import usable
 from sparsec.runtime.decode.face import Decoding
 from sparsec.runtime.deterministic import in_order
@@ -52,13 +54,12 @@ class Compiled(Decoding):
         from sparsec.runtime import route
         from sparsec.runtime.operator import packed_operator, packed_rows, register
 
-        self.variant, self.target = variant, target
+        self.variant, self.target, self.together = variant, target, Together()
         folder = cache_dir or Env().cache_dir
         self.records = Records(folder)
         self.cache_dir = usable(folder)
         self.graph = run(variant, PIPELINE)
-        self.lengths = lengths(variant)
-        self.builds = 0
+        self.lengths, self.builds = lengths(variant), 0
         self._schedules: dict[str, Schedule] = {}
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._built: dict[tuple[object, ...], BuiltKernel] = {}
@@ -205,7 +206,7 @@ class Compiled(Decoding):
         self, key: tuple[object, ...], plan: Plan, dims: Mapping[str, int], names: Sequence[str],
         rules: tuple[tuple[bind.IndexRule, tuple[int, ...]], ...] = (),
     ) -> Call:  # fmt: skip
-        ready = Ready(plan, dims, [self.built(kernel, dims) for kernel in plan.kernels], names)
+        ready = Ready(*whole(self, plan, dims), names)
         room(self._calls, MOST_CALLS)
         self._calls[key] = call = Call(ready, dict(self.schedules), rules)
         return call
@@ -239,13 +240,12 @@ class Compiled(Decoding):
 
         A length bucket may have its own tuned schedule, so lengths matter here; without them the defaults are shown.
         """
-        from sparsec.lower.registry import lower_kernel
         from sparsec.runtime.launch import source
 
-        plan, parts = self.plan(dims, dtype), []
+        (plan, lowered), parts = programs(self, self.plan(dims, dtype), dims), []
         for kernel in plan.kernels:
             schedule = self.schedule(kernel, dims)
-            for step in lower_kernel(kernel.spec, schedule).steps:
+            for step in lowered[kernel.name].steps:
                 heading = f"# {kernel.name}: {step.program.name} for {self.target.name}\n# {schedule}\n"
                 parts.append(heading + source(step, self.target))
         return "\n\n".join(parts)
@@ -277,13 +277,15 @@ class Compiled(Decoding):
         found = self.preferred(kernel, dims)
         return in_order(kernel.spec, found, self.target.name) if self._route.deterministic() else found
 
-    def built(self, kernel: Kernel, dims: Mapping[str, int], schedule: Schedule | None = None) -> BuiltKernel:
-        """A kernel built under its schedule (or under the one given), from memory where it was built before."""
+    def built(
+        self, kernel: Kernel, dims: Mapping[str, int], schedule: Schedule | None = None, own: Lowered | None = None
+    ) -> BuiltKernel:
+        """A kernel under its schedule (or that given), built once; ``own`` are its programs if not all of these."""
         chosen = schedule or self.schedule(kernel, dims)
-        key = (kernel.spec, chosen, kernel.packed)
+        key = (kernel.spec, chosen, kernel.packed, own and launched(own))
         if key not in self._built:
             room(self._built, MOST_PLANS)
-            self._built[key] = BuiltKernel(kernel, chosen, self.target, self.cache_dir)
+            self._built[key] = BuiltKernel(kernel, chosen, self.target, self.cache_dir, own)
             self.builds += 1
         return self._built[key]
 

@@ -46,3 +46,6 @@ class Env:
 
     python_launches: bool = field(default_factory=lambda: _flag("SPARSEC_PYTHON_LAUNCHES"))
     """SPARSEC_PYTHON_LAUNCHES: make repeated calls from Python, without the C++ module that is built for them."""
+
+    work_apart: bool = field(default_factory=lambda: _flag("SPARSEC_WORK_APART"))
+    """SPARSEC_WORK_APART: every kernel of a plan does all of its own work, also what another one of them does."""

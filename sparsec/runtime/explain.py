@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.registry import lower_kernel
 from sparsec.passes.ranges import Extent, extents
 from sparsec.plan.cost import cost
 from sparsec.plan.plan import Kernel, Plan
+from sparsec.runtime.across import programs
 from sparsec.runtime.order_price import OrderPrice, order_prices
 from sparsec.runtime.peak import TrainingPeak, call_bytes, formula, training_peak
 from sparsec.runtime.predict import predict
@@ -111,12 +111,12 @@ def explain(
 
 
 def _kernels(compiled: Compiled, plan: Plan, dims: Mapping[str, int], resources: bool) -> list[KernelExplanation]:
+    plan, lowered = programs(compiled, plan, dims)
     found = []
     for kernel in plan.kernels:
+        needs = _resources(lowered[kernel.name], compiled) if resources else {}
         schedule = compiled.schedule(kernel, dims)
-        lowered = lower_kernel(kernel.spec, schedule)
-        needs = _resources(lowered, compiled) if resources else {}
-        found.append(_kernel(compiled, kernel, lowered, schedule, dims, needs))
+        found.append(_kernel(compiled, kernel, lowered[kernel.name], schedule, dims, needs))
     return found
 
 

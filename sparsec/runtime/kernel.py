@@ -37,11 +37,13 @@ def lowered(kernel: Kernel, schedule: Schedule) -> tuple[Kernel, Lowered]:
 
 
 class BuiltKernel:
-    """Ready to run on tensors by buffer name."""
+    """Ready to run on tensors by buffer name; ``own`` are its programs where others do some of its work."""
 
-    def __init__(self, kernel: Kernel, schedule: Schedule, target: Target, cache_dir: Path) -> None:
+    def __init__(
+        self, kernel: Kernel, schedule: Schedule, target: Target, cache_dir: Path, own: Lowered | None = None
+    ) -> None:
         self.schedule, self.target, self.cache_dir = schedule, target, cache_dir
-        self.kernel, self.lowered = lowered(kernel, schedule)
+        self.kernel, self.lowered = lowered(kernel, schedule) if own is None else (kernel, own)
         self._binds = [(step.program, build(step, target, cache_dir)) for step in self.lowered.steps]
 
     @property

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from sparsec.ir.variant import Variant
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import ITEM_BYTES, Buffer, Kernel, Plan
+from sparsec.runtime.across import programs
 from sparsec.runtime.arena import arena
 from sparsec.runtime.kernel import Fixed
 from sparsec.runtime.reading import factored
@@ -54,7 +54,8 @@ class TrainingPeak:
 
 def call_bytes(compiled: Compiled, plan: Plan, dims: Mapping[str, int]) -> int:
     """What one call of a plan holds beyond its inputs, once it was made before; scratch by the present schedules."""
-    fixed = {k.name: launch_sizes(k, lower_kernel(k.spec, compiled.schedule(k, dims)), dims) for k in plan.kernels}
+    plan, lowered = programs(compiled, plan, dims)
+    fixed = {k.name: launch_sizes(k, lowered[k.name], dims) for k in plan.kernels}
     outputs = results_bytes(plan, dims)
     if compiled.target.backend == "triton":
         return outputs + _rounded(arena(plan, dims, fixed)[1])

@@ -21,6 +21,7 @@ class Ready:
 
     Attributes:
         names: of the inputs, in the order of a call's tensors.
+        kernels: those that have something to write.
         outputs: shape and dtype of each distinct output by name.
         halves: the joint plan that it is a half of, if it is one.
         order: the place among them of each result of the variant; ``distinct`` where that says nothing.
@@ -32,7 +33,7 @@ class Ready:
         self.plan, self.dims, self.names = plan, dims, tuple(names)
         self._made = {b.name: (b.size(dims), b.dtype) for b in plan.buffers if b.role != "input"}
         self.outputs = {name: self._made[name] for name in dict.fromkeys(plan.outputs)}
-        self._kernels = [k for k in kernels if any(0 not in self._made[name][0] for name in k.kernel.writes)]
+        self.kernels = [k for k in kernels if any(0 not in self._made[name][0] for name in k.kernel.writes)]
         self.fixed = {kernel.kernel.name: kernel.fixed(dims) for kernel in kernels}
         self.order = [list(self.outputs).index(name) for name in plan.outputs]
         self.distinct = len(self.order) == len(self.outputs)
@@ -47,7 +48,7 @@ class Ready:
                 return outputs
         buffers = self._buffers(dict(zip(self.names, tensors, strict=True)))
         if self.quick is None and _aligned(tensors):
-            learned = [(k.kernel.name, k.learn(buffers, self.fixed[k.kernel.name])) for k in self._kernels]
+            learned = [(k.kernel.name, k.learn(buffers, self.fixed[k.kernel.name])) for k in self.kernels]
             self.quick = quick(self, learned, tensors)
         else:
             self._launch(buffers)
@@ -56,7 +57,7 @@ class Ready:
     @property
     def folder(self) -> Path:
         """Where its kernels were built."""
-        return self._kernels[0].cache_dir
+        return self.kernels[0].cache_dir
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Allocate, launch every kernel, and give all buffers by name. A GPU may not be done then."""
@@ -65,7 +66,7 @@ class Ready:
         return buffers
 
     def _launch(self, buffers: Mapping[str, Tensor]) -> None:
-        for kernel in self._kernels:
+        for kernel in self.kernels:
             kernel.bound(buffers, self.fixed[kernel.kernel.name])[0]()
 
     def _buffers(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -113,7 +113,7 @@ def learned(
 ) -> Learned:
     """Launches that take addresses, as a GPU's do, and run the tile interpreter on what lies there."""
     buffers, found = ready.run(given), []
-    for kernel in (compiled.built(k, ready.dims) for k in ready.plan.kernels):
+    for kernel in ready.kernels:
         fixed, programs = ready.fixed[kernel.kernel.name], []
         scratch = {n: torch.empty(shape, dtype=getattr(torch, d)) for n, shape, d in fixed.scratch}
         for step in kernel.lowered.steps:

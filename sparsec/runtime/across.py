@@ -1,0 +1,62 @@
+"""The programs of a plan under the schedules of a compiled variant, with what kernels have in common done once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sparsec.lower.across.whole import shares, together
+from sparsec.lower.lowered import Lowered
+from sparsec.lower.registry import lower_kernel
+from sparsec.plan.plan import Plan
+from sparsec.runtime.env import Env
+from sparsec.runtime.known import MOST_PLANS, room
+from sparsec.tile.schedule import Schedule
+
+if TYPE_CHECKING:
+    from sparsec.runtime.compiled import Compiled
+    from sparsec.runtime.kernel import BuiltKernel
+
+
+Programs = tuple[Plan, dict[str, Lowered]]
+"""A plan, and programs by kernel."""
+
+
+class Together:
+    """Plans whose kernels leave work to one another, each worked out once under the same schedules."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[Plan, Programs]] = {}
+
+    def __call__(self, plan: Plan, schedules: Mapping[str, Schedule]) -> Programs | None:
+        """The plan as it is run; None where its kernels have nothing in common, or shall work apart."""
+        if Env().work_apart or not shares(plan, schedules):
+            return None
+        key = (id(plan), *schedules.values())
+        if key not in self._known:
+            room(self._known, MOST_PLANS)
+            self._known[key] = plan, together(plan, apart(plan, schedules))  # the plan keeps its id its own
+        return self._known[key][1]
+
+
+def apart(plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, Lowered]:
+    """The programs of every kernel by itself."""
+    return {k.name: lower_kernel(k.spec, schedules[k.name]) for k in plan.kernels}
+
+
+def launched(lowered: Lowered) -> tuple[object, ...]:
+    """What tells programs of a kernel from others that it has under the same schedule."""
+    return tuple((step.program.name, step.program.tensors) for step in lowered.steps)
+
+
+def programs(compiled: Compiled, plan: Plan, dims: Mapping[str, int]) -> Programs:
+    """What a call of a plan launches."""
+    schedules = {k.name: compiled.schedule(k, dims) for k in plan.kernels}
+    return compiled.together(plan, schedules) or (plan, apart(plan, schedules))
+
+
+def whole(compiled: Compiled, plan: Plan, dims: Mapping[str, int]) -> tuple[Plan, Mapping[str, int], list[BuiltKernel]]:
+    """A plan as it is run, its dims and its built kernels."""
+    schedules = {k.name: compiled.schedule(k, dims) for k in plan.kernels}
+    plan, lowered = compiled.together(plan, schedules) or (plan, {})
+    return plan, dims, [compiled.built(k, dims, schedules[k.name], lowered.get(k.name)) for k in plan.kernels]
