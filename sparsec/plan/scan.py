@@ -137,9 +137,22 @@ def _read(planner: Planner, written: Node, reader: Node) -> Read:
     return replace(asked, out=Operand(out, dtype))
 
 
+def _refuse_candidates(planner: Planner, reader: Node) -> None:
+    """A softmax over states takes one part of every bank as a candidate."""
+    routes = [bank.operands["route"] for bank in reader.positional[1:] if "route" in bank.operands]
+    several = next((route for route in routes if planner.sizes.value(route.shape[3]) > 1), None)
+    if reader["mode"] == "sum" or several is None:
+        return
+    what = f"mode = {reader['mode']} over parts of which a token chooses {several.shape[3]} (`{planner.name(several)}`)"
+    raise planner.refuse(
+        reader, f"{what}; kernels weigh one part per bank: choose one (k = 1), or use mode = sum; the oracle runs it"
+    )
+
+
 def question(planner: Planner, written: Node, reader: Node) -> Read:
     """What a recall asks, its output yet without a name."""
     honours(planner, reader, "mode", "when", "scale", "renormalise", "read")
+    _refuse_candidates(planner, reader)
     if len(reader.positional) > 2:
         raise planner.refuse(reader, "reading several banks at once has no kernel yet; add up one recall per bank")
     if reader["mode"] != "sum" or reader.operands:

@@ -169,3 +169,10 @@ def test_renormalising_given_weights_is_refused_in_words() -> None:
     x = drawn(layer) | {"ids": torch.tensor([0, 3], dtype=torch.int32).expand(2, 9, 1, 2).contiguous()}
     with pytest.raises(PlanError, match=r"recall `out`: renormalise = true over 2 given parts.*let a router choose"):
         compile(layer, "interpreter")(**x)
+
+
+@pytest.mark.parametrize("readout", ["state_softmax", "slot_softmax"])
+def test_softmaxes_over_several_parts_of_a_bank_are_refused_in_words(readout: str) -> None:
+    layer = sparsec.preset("rsa", levels=2, k=2, readout=readout)
+    with pytest.raises(PlanError, match=rf"recall `out`: mode = {readout}.*chooses 2 \(`chosen`\).*k = 1"):
+        compile(layer, "interpreter")(**drawn(layer, DX=4))
