@@ -47,13 +47,13 @@ def read_given_up(planner: Planner, attend: Node) -> None:
 
 
 def _read(planner: Planner, attend: Node, node: Node) -> LinearRead:
-    lag = _lag(attend, node)
-    assert lag is not None
+    behind = lag(attend, node)
+    assert behind is not None
     dtype = "float32" if attend in planner.exact | planner.merged else planner.sizes.dtype
     q = planner.input(attend.src[0])
     out = planner.temporary(attend, "o", attend.shape, dtype)
     lse = planner.temporary(attend, "lse", attend.shape[:3], "float32")
-    return LinearRead(q, planner.buffers[q].dtype, out, dtype, lse, planner.sizes.value(attend.shape[2]), lag)
+    return LinearRead(q, planner.buffers[q].dtype, out, dtype, lse, planner.sizes.value(attend.shape[2]), behind)
 
 
 def linear_reads(nodes: Sequence[Node]) -> Mapping[Node, Node]:
@@ -62,20 +62,20 @@ def linear_reads(nodes: Sequence[Node]) -> Mapping[Node, Node]:
         return {}
     found: dict[Node, Node] = {}
     for attend in (n for n in nodes if n.op is Op.ATTEND):
-        node = _given_up(attend)
-        if node is not None and _lag(attend, node) is not None:
+        node = given_up(attend)
+        if node is not None and lag(attend, node) is not None:
             found.setdefault(node, attend)
     return found
 
 
-def _given_up(attend: Node) -> Node | None:
+def given_up(attend: Node) -> Node | None:
     """What gives up the pairs that an attend may read linearly."""
     masks = [s for s in attend.positional[2:] if s.op is Op.MASK]
     captured = [source for mask in masks for source in mask.captures.values()]
     return captured[0] if len(attend.positional) == 3 and len(captured) == 1 and captured[0].op is Op.EVICT else None
 
 
-def _lag(attend: Node, node: Node) -> int | None:
+def lag(attend: Node, node: Node) -> int | None:
     """After how many chunks what was given up is read; None where the attend is no such read."""
     q, memory, mask = attend.positional
     (name,) = mask.captures
@@ -83,9 +83,9 @@ def _lag(attend: Node, node: Node) -> int | None:
     if memory.op is not Op.TOKENS or memory.src != node.src or q.shape[1] is not memory.shape[1] or where is None:
         return None
     size = node.integer("size")
-    for lag in {abs(int(x.value)) for x in postorder(where) if x.head == "const" and isinstance(x.value, int)}:
-        seen = f"{name}[b, j, h * ({node.shape[2]}) // ({q.shape[2]})] < i // {size} - {lag}"
+    for behind in {abs(int(x.value)) for x in postorder(where) if x.head == "const" and isinstance(x.value, int)}:
+        seen = f"{name}[b, j, h * ({node.shape[2]}) // ({q.shape[2]})] < i // {size} - {behind}"
         shown = build.mask(memory, where=seen, **{name: node})
         if shown is mask and build.attend(q, memory, shown, scale=1.0, bias=LINEAR) is attend:
-            return lag
+            return behind
     return None

@@ -114,5 +114,5 @@ def test_equal_errors_keep_the_lower_token() -> None:
 def test_refusals() -> None:
     with pytest.raises(DeclarationError, match=r"window = 100.*chunks of 64"):
         sparsec.preset("lola", window=100)
-    with pytest.raises(DeclarationError, match="evict"):
-        sparsec.compile(sparsec.preset("lola", **KNOBS), target="interpreter").init_cache(1, 64)
+    with pytest.raises(DeclarationError, match="give features as inputs"):
+        sparsec.compile(sparsec.preset("lola", features="elu"), target="interpreter").init_cache(1)

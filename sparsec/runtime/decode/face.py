@@ -21,8 +21,11 @@ class Decoding:
     def decoder(self) -> Decoder:
         """The variant's decode step. Raises DeclarationError where it has none."""
         from sparsec.runtime.decode.decoder import Decoder
+        from sparsec.runtime.decode.evict_step import evicts
+        from sparsec.runtime.decode.evicting import EvictingDecoder
 
-        return Decoder(cast("Compiled", self))
+        compiled = cast("Compiled", self)
+        return cast("Decoder", EvictingDecoder(compiled)) if evicts(compiled.graph) else Decoder(compiled)
 
     def init_cache(self, batch: int, max_length: int | None = None, **options: Any) -> Cache:
         """An empty decode cache for sequences of up to ``max_length`` tokens; see ``Decoder.new`` for the options.
