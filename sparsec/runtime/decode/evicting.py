@@ -1,8 +1,8 @@
 """Decoding LoLA: a window, a cache and a state of fixed size, whatever the length.
 
-Rows of memory are ``keep`` pairs of the cache, then a ring of the window and the running chunk. When a chunk begins, the
-one that leaves the window joins the cache, which keeps the pairs that the state recalls worst: tensor operations, once
-per chunk; every other step is the kernels of ``step_variant``.
+Rows of memory are ``keep`` pairs of the cache, then a ring of the window and the running chunk. When a chunk begins,
+the one that leaves the window joins the cache, which keeps the pairs that the state recalls worst: tensor operations,
+once per chunk; all else is the kernels of ``step_variant``.
 """
 
 from __future__ import annotations
