@@ -163,6 +163,13 @@ class GSA(State):
     defaults = {"width": 0, "made": {"f": sources.Projected}}  # noqa: RUF012
 
 
+class LoLA(State):
+    """LoLA (arXiv 2505.23666): a window, a cache and a state, with positive features by linear maps of their own."""
+
+    preset = "lola"
+    defaults = {"width": 0, "rotary": True, "gated": False, "made": dict.fromkeys(("fq", "fk"), sources.Positive)}  # noqa: RUF012
+
+
 class SSE(State):
     """Sparse state expansion (arXiv 2507.16577): a shared state beside partitions that a router chooses."""
 

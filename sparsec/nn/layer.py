@@ -92,6 +92,7 @@ class Layer(nn.Module):
             "DR": head_dim,
             "DX": dim,
             "M": slots,
+            "F": head_dim,
         }
         self.made, self.roles = dict(made or {}), roles(variant)
         self.losses: tuple[Tensor, ...] = ()

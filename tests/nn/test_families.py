@@ -136,3 +136,12 @@ def test_a_balance_loss_is_of_training_alone() -> None:
         cache = made.init_cache(2)
         assert torch.allclose(made(x, cache), y, atol=1e-5)
     assert made.losses == () and len(made.step.outputs) == 1
+
+
+def test_lola_makes_features_that_are_positive() -> None:
+    """Its kernels are held to the oracle elsewhere."""
+    made = nn.LoLA(DIM, HEADS, head_dim=HEAD, window=4, keep=2, chunk=2)
+    inputs = made.inputs(hidden())
+    assert all(bool((inputs[name] > 0).all()) and inputs[name].shape == (2, TOKENS, 2, HEAD) for name in ("fq", "fk"))
+    right = oracle(made.variant, inputs, form="vector")
+    assert isinstance(right, torch.Tensor) and right.shape == (2, TOKENS, 2, HEAD) and bool(right.isfinite().all())
