@@ -142,7 +142,7 @@ REFUSED = {
     "parts": (
         parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV]) {
           return recall(q, write(state() {parts = 3}, k, v)) }"""),
-        "parts = 3 has no kernel here",
+        "3 parts that every token writes alike are one",
     ),
     "a decay per element": (
         parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], g: [B,T,HKV,D,DV] float32) {
