@@ -53,16 +53,21 @@ def results(made: Compiled, x: dict[str, Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("preset", "knobs", "fewer"), [("rsa", LEVELS, [11, 8, 15]), ("sse_gdn", {"k": 2, "raw": True}, [1, 1, 1])]
+    ("preset", "knobs", "sizes", "fewer"),
+    [
+        ("rsa", LEVELS, {}, [11, 8, 15]),
+        ("rsa", LEVELS, {"D": 24, "DV": 40}, [10, 7, 15]),
+        ("sse_gdn", {"k": 2, "raw": True}, {}, [1, 1, 1]),
+    ],
 )
 def test_results_are_the_same_to_the_last_bit(
-    preset: str, knobs: dict[str, object], fewer: list[int], monkeypatch: pytest.MonkeyPatch
+    preset: str, knobs: dict[str, object], sizes: dict[str, int], fewer: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outputs and gradients, from fewer launches: without gradients, forward and backward."""
     found, counts = [], []
     for flag in ("1", "0"):
         monkeypatch.setenv("SPARSEC_WORK_APART", flag)
-        made, x = chunked(preset, knobs, SIZES)
+        made, x = chunked(preset, knobs, SIZES | sizes)
         dims, _ = made.bind(x, None)
         counts.append([sum(len(k.steps) for k in programs(made, plan, dims)[1].values()) for plan in plans(made, x)])
         found.append(results(made, x))

@@ -18,7 +18,7 @@ from sparsec.lower.scalars import both
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor, TileOp, access_of
-from sparsec.tile.rewrite import accessed, accesses, rebuilt, rewrite
+from sparsec.tile.rewrite import accesses, rebuilt, rewrite
 
 _CLOSED = (TileOp.LOAD, TileOp.MAP, TileOp.CAST, TileOp.CONST, TileOp.PARAM)
 """What the value of an element may be made of."""
@@ -125,22 +125,25 @@ class _Taken:
             return None
         access, rank = access_of(node), self.made.tensor.rank
         at = {x.serial: y for x, y in zip(self.made.index, args[:rank], strict=True) if x.op is not TileOp.CONST}
-        value = self._value(self.made.value, at)
-        if not access.bounded or access.other is None:
+        limits = dict(zip(access.bounded, args[rank:], strict=True))
+        value = self._value(self.made.value, at, {self.made.index[d].serial: limit for d, limit in limits.items()})
+        if not limits or access.other is None:
             return value
-        limits = zip(access.bounded, args[rank:], strict=True)
-        inside: Node = reduce(both, [tile.apply(Fn.LT, args[d], limit) for d, limit in limits])
+        inside: Node = reduce(both, [tile.apply(Fn.LT, args[d], limit) for d, limit in limits.items()])
         return tile.apply(Fn.WHERE, inside, value, tile.const(access.other, value.dtype))
 
-    def _value(self, node: Node, at: Mapping[int, Node]) -> Node:
-        """A node of the maker in the reader's program."""
+    def _value(self, node: Node, at: Mapping[int, Node], limits: Mapping[int, Node]) -> Node:
+        """A node of the maker in the reader's program; ``limits`` are those of the load, by the maker's indices."""
         if node.serial in at:
             return at[node.serial]
         if node.op is TileOp.PARAM:
             return tile.param(self.names[str(node.attrs[0])], node.dtype)
-        args = tuple(self._value(a, at) for a in node.args)
+        args = tuple(self._value(a, at, limits) for a in node.args)
         if node.op is TileOp.LOAD:
-            return accessed(node, args, self.tensor(access_of(node).tensor))
+            access, rank = access_of(node), access_of(node).tensor.rank
+            known = {d: limits[x.serial] for d, x in enumerate(node.args[:rank]) if x.serial in limits}
+            bounds: dict[int, tile.Value] = {**known, **dict(zip(access.bounded, args[rank:], strict=True))}
+            return tile.load(self.tensor(access.tensor), *args[:rank], bounds=bounds, other=access.other)
         if node.op is TileOp.CAST:
             return tile.cast(args[0], node.dtype)
         return rebuilt(node, args)
