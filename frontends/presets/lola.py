@@ -28,11 +28,12 @@ def lola(*, window: int = 128, keep: int = 128, chunk: int = 64, features: Liter
         chunk: tokens after which the cache takes in a chunk and gives up pairs.
         features: inputs fq and fk (given, as LoLCATs learns them), or elu + 1 of queries and keys.
     """
-    if window % chunk:
-        raise DeclarationError("lola", f"window = {window}", f"whole chunks of {chunk} leave it", "a multiple of chunk")
     q, k, v = queries(), keys(), values()
     fq, fk = _features(q, k, features)
-    left, seen = evict(fk, v, keep=keep, size=chunk), f"i // {chunk} - {window // chunk}"
+    left = evict(fk, v, keep=keep, size=chunk)
+    if window % chunk:
+        raise DeclarationError("lola", f"window = {window}", f"whole chunks of {chunk} leave it", "a multiple of chunk")
+    seen = f"i // {chunk} - {window // chunk}"
     near, far = lang.tokens(k, v), lang.tokens(fk, v)
     mine = "left[b, j, h * HKV // H]"
     exact = lang.attend(q, near, lang.mask(near, where=f"(j <= i) & ({mine} >= {seen})", left=left))

@@ -29,6 +29,8 @@ class Stepped(Written):
 
     def _head(self, b: int, h: int) -> tuple[Tensor, Tensor, Tensor]:
         """One head's bank over its tokens -> before, after ``[T,1,D,DV]`` and mass ``[T,1,D]``."""
+        if not self.k.shape[1]:
+            return Written._head(self, b, h)
         part, before, after = Part(self.initial[b, 0, h], torch.zeros_like(self.k[b, 0, h])), [], []
         mass, whole = list[Tensor](), self.v.new_ones(())
         for t in range(self.k.shape[1]):
@@ -64,7 +66,7 @@ def _step(bank: Written, number: int, steps: int) -> Written:
     """What one step brings."""
 
     def own(x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], steps, -1, *x.shape[3:])[:, :, number]
+        return x.unflatten(2, (steps, x.shape[2] // steps))[:, :, number]
 
     erase = None if bank.erase is None else (own(bank.erase[0]), own(bank.erase[1]))
     beta = None if bank.beta is None else own(bank.beta)

@@ -114,5 +114,7 @@ def test_equal_errors_keep_the_lower_token() -> None:
 def test_refusals() -> None:
     with pytest.raises(DeclarationError, match=r"window = 100.*chunks of 64"):
         sparsec.preset("lola", window=100)
+    with pytest.raises(DeclarationError, match=r"size = 0.*at least 1"):
+        sparsec.preset("lola", chunk=0)
     with pytest.raises(DeclarationError, match="give features as inputs"):
         sparsec.compile(sparsec.preset("lola", features="elu"), target="interpreter").init_cache(1)

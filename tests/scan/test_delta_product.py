@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -81,6 +81,14 @@ def test_a_decode_step_keeps_its_state_in_place() -> None:
         found.append(step)
     assert isinstance(whole, Tensor) and torch.equal(torch.cat(found, 1), whole)
     assert all(len(kept.in_place) == 1 for kept in made.decoder.kept())
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 3)])
+@pytest.mark.parametrize("form", ["loop", "vector"])
+def test_an_oracle_of_nothing(batch: int, length: int, form: Literal["loop", "vector"]) -> None:
+    made = sparsec.preset("delta_product", raw=True, final=True)
+    found = oracle(made, sparsec.inputs(made, T=length, **SIZES | {"B": batch}), form=form)
+    assert [tuple(x.shape) for x in found] == [(batch, length, 2, 8), (batch, 1, 1, 16, 8)]
 
 
 def test_refusals() -> None:
