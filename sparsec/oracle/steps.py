@@ -66,7 +66,7 @@ def _step(bank: Written, number: int, steps: int) -> Written:
     """What one step brings."""
 
     def own(x: Tensor) -> Tensor:
-        return x.unflatten(2, (steps, x.shape[2] // steps))[:, :, number]
+        return x.reshape(*x.shape[:2], steps, x.shape[2] // steps, *x.shape[3:])[:, :, number]
 
     erase = None if bank.erase is None else (own(bank.erase[0]), own(bank.erase[1]))
     beta = None if bank.beta is None else own(bank.beta)

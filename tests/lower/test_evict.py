@@ -106,7 +106,7 @@ def test_equal_errors_keep_the_lower_token() -> None:
     x = drawn(16)
     x["v"] = x["v"].sign()
     call = sparsec.compile(sparsec.preset("lola", **KNOBS), target="interpreter")
-    found, left = call(**x), oracle(call.variant, x, return_all=True)[1]["evict"]
+    found, left = call(**x), oracle(call.variant, x, return_all=True)[1]["left"]
     assert isinstance(left, Tensor) and (left[:, :CHUNK] == 0).nonzero()[:, 1].tolist() == [KEEP] * 4
     assert isinstance(found, Tensor) and check(found, truth(x), "float32")
 
