@@ -83,7 +83,8 @@ def lag(attend: Node, node: Node) -> int | None:
     if memory.op is not Op.TOKENS or memory.src != node.src or q.shape[1] is not memory.shape[1] or where is None:
         return None
     size = node.integer("size")
-    for behind in {abs(int(x.value)) for x in postorder(where) if x.head == "const" and isinstance(x.value, int)}:
+    named = {abs(int(x.value)) for x in postorder(where) if x.head == "const" and isinstance(x.value, int)}
+    for behind in {0} | named:  # a lag of nothing is not written
         seen = f"{name}[b, j, h * ({node.shape[2]}) // ({q.shape[2]})] < i // {size} - {behind}"
         shown = build.mask(memory, where=seen, **{name: node})
         if shown is mask and build.attend(q, memory, shown, scale=1.0, bias=LINEAR) is attend:

@@ -25,9 +25,9 @@ def steps(made: sparsec.Compiled, cache: Any, x: dict[str, Tensor], first: int, 
     return torch.cat(found, 1)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_prefill_and_steps_are_one_forward(dtype: str) -> None:
-    made = sparsec.compile(sparsec.preset("lola", **KNOBS), target="interpreter")
+@pytest.mark.parametrize(("dtype", "window"), [("float32", 8), ("bfloat16", 8), ("float32", 0)])
+def test_a_prefill_and_steps_are_one_forward(dtype: str, window: int) -> None:
+    made = sparsec.compile(sparsec.preset("lola", **KNOBS | {"window": window}), target="interpreter")
     x = sparsec.inputs(made.variant, dtype=dtype, T=33, **SIZES)
     cache: Any = made.init_cache(1)
     early = steps(made, cache, x, 0, (17, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -140,7 +141,7 @@ def _table(file: PackedFile) -> Iterator[str]:
 
 def _counted(file: PackedFile, length: Expr) -> str:
     """A length of every document as an expression of tensors."""
-    return file.text(length).replace("TQ", "q_len").replace("TK", "k_len")
+    return re.sub(r"\bTK\b", "k_len", re.sub(r"\bTQ\b", "q_len", file.text(length)))
 
 
 def _lists(file: PackedFile) -> Iterator[str]:
