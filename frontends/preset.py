@@ -21,6 +21,15 @@ NAMES = (
     "rwkv7", "sse", "sse_gdn", "rsa", "gsa", "log_linear", "row_sparse", "mamba1", "lola",
 )  # fmt: skip
 
+FULL_NAMES = {
+    "attention": "full", "sliding_window": "streaming", "forgetting_transformer": "fox", "mixture_of_block_attention":
+    "moba", "native_sparse_attention": "nsa", "linear_attention": "linear", "retention": "retnet", "mamba":
+    "mamba1` or `mamba2", "gated_linear_attention": "gla", "gated_slot_attention": "gsa", "gated_deltanet": "gdn",
+    "gated_delta_net": "gdn", "gated_delta_rule": "gdn", "gated_deltanet2": "gdn2", "delta_net": "deltanet",
+    "delta_rule": "deltanet", "deltaproduct": "delta_product", "kimi_delta_attention": "kda",
+}  # fmt: skip
+"""What designs are called elsewhere, and their presets."""
+
 
 @dataclass(frozen=True, slots=True)
 class Knob:
@@ -54,11 +63,16 @@ def find(name: str) -> Preset:
         DeclarationError: there is none of that name.
     """
     if name not in NAMES:
-        raise DeclarationError("preset", name, "there is no such preset", did_you_mean(name, NAMES))
+        raise DeclarationError("preset", name, "there is no such preset", _fix(name))
     declare = getattr(importlib.import_module(f"sparsec.frontends.presets.{name}"), name)
     doc = inspect.getdoc(declare) or ""
     meanings = dict(re.findall(r"^ {4}(\w+): (.+)$", doc, re.MULTILINE))
     return Preset(name, doc.splitlines()[0], _knobs(declare, meanings), declare)
+
+
+def _fix(name: str) -> str:
+    known = FULL_NAMES.get(name.lower().replace("-", "_"))
+    return f"did you mean `{known}`?" if known else did_you_mean(name, NAMES)
 
 
 def _knobs(declare: Callable[..., Any], meanings: dict[str, str]) -> tuple[Knob, ...]:

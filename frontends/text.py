@@ -30,6 +30,9 @@ def parse(text: str, file: str = "<text>") -> Variant:
 
 def load(path: str | Path) -> Variant:
     """The variant that a ``.sparsec`` file declares; errors are those of ``parse``, or ``OSError``."""
+    if Path(path).suffix == ".py":
+        rule = "load reads .sparsec text; Python declares its variants where it is run"
+        raise DeclarationError(f"file {path}", "a Python file", rule, "import it, and take the variant from the module")
     content = Path(path).read_bytes()
     try:
         text = content.decode("utf-8")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from sparsec.ir.error import DeclarationError
 from sparsec.nn.layer import Layer, LayerCache
 
 
@@ -46,11 +47,12 @@ class LanguageModel(nn.Module):
 
     Matrices are drawn with deviation 0.02, as in GPT-2; biases and what decays start from are their sources' own.
 
-    ``mlp_ratio`` · dim are the hidden channels of each block's MLP.
+    ``mlp_ratio`` · dim are the hidden channels of each block's MLP. Raises DeclarationError for layers of other dims.
     """
 
     def __init__(self, vocab_size: int, dim: int, layers: Sequence[Layer], mlp_ratio: float = 8 / 3) -> None:
         super().__init__()
+        _check_dims(dim, layers)
         self.embedding = nn.Embedding(vocab_size, dim)
         self.blocks = nn.ModuleList([Block(layer, dim, mlp_ratio) for layer in layers])
         self.norm = nn.RMSNorm(dim)
@@ -90,3 +92,10 @@ class LanguageModel(nn.Module):
             new = (logits / temperature).softmax(-1).multinomial(1) if temperature else likeliest
             ids = torch.cat([ids, new], 1)
         return ids
+
+
+def _check_dims(dim: int, layers: Sequence[Layer]) -> None:
+    for number, layer in enumerate(layers):
+        if layer.dim != dim:
+            rule = f"hidden states have {dim} channels"
+            raise DeclarationError(f"layers[{number}]", f"dim = {layer.dim}", rule, f"{type(layer).__name__}({dim}, …)")

@@ -231,7 +231,7 @@ def test_products() -> None:
 @pytest.mark.parametrize(
     ("op", "names", "options", "said"),
     [
-        ("chunk_gla", ("gk",), {"head_first": False}, "head_first.*B, T, H, D"),
+        ("chunk_gla", ("gk",), {"head_first": False}, "head_first: False.*B, T, H, D"),
         ("chunk_kda", ("gk", "beta"), {"cp_context": object()}, "cp_context.*one device"),
         ("chunk_kda", ("gk", "beta"), {"return_intermediate_states": True}, "return_intermediate_states"),
         ("fused_recurrent_gla", ("gk",), {"gv": torch.zeros(1)}, "gv.*per key or per value channel"),

@@ -131,3 +131,19 @@ variant unit_keys(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV]) {
     with torch.autocast("cpu"):
         cast = made.decode(made.init_cache(1, 32), **x)
     assert isinstance(plain, torch.Tensor) and isinstance(cast, torch.Tensor) and torch.equal(cast, plain)
+
+
+def test_a_cache_of_another_declaration() -> None:
+    """Where names agree it would decode silently; an equal declaration, whatever it is called, shares caches."""
+    made, inputs, cache = begun("streaming")
+    tokens, knobs = at(made, inputs, 20, 21), dict(made.variant.knobs)
+    for window in (3, 99):
+        other = compile(sparsec.preset("streaming", **{**knobs, "window": window}), "interpreter")
+        with pytest.raises(InputError, match=r"made for streaming: .* of another .*init_cache of this"):
+            other.decode(cache, **tokens)
+    with pytest.raises(InputError, match="a dict: decode writes into a cache"):
+        made.decode({}, **tokens)  # type: ignore[arg-type]
+    assert cache.known_lengths == (20, 20)
+    again = Compiled(sparsec.preset("streaming", **knobs), made.target)
+    again.decode(cache.sequences(0, 2), **tokens)
+    assert cache.known_lengths == (21, 21)

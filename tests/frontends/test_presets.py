@@ -138,6 +138,8 @@ def test_a_knob_changes_the_graph(name: str, knob: str) -> None:
 REFUSED: dict[str, tuple[str, dict[str, object], str]] = {
     "more parts than there are": ("sse", {"parts": 2, "k": 3}, "only 2 to choose from"),
     "unknown preset": ("hasa", {}, "did you mean `hsa`"),
+    "a full name": ("gated_deltanet", {}, "did you mean `gdn`"),
+    "a name of two": ("Mamba", {}, "did you mean `mamba1` or `mamba2`"),
     "unknown knob": ("hsa", {"chunks": 64}, "did you mean `chunk`"),
     "a word that is none": ("hsa", {"weights": "sticks"}, "did you mean `stick`"),
     "a text for a number": ("hsa", {"chunk": "64"}, "of type int"),

@@ -81,6 +81,8 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "x.sparsec").write_bytes(b"variant \xff")
     with pytest.raises(DeclarationError, match=r"x\.sparsec: byte 8 is 0xff: a declaration is UTF-8 text"):
         load(tmp_path / "x.sparsec")
+    with pytest.raises(DeclarationError, match=r"a Python file.*import it"):
+        load(tmp_path / "x.py")
 
 
 PREDICATE = LOCAL[LOCAL.index("{where") : LOCAL.index("\n  return")]

@@ -10,6 +10,7 @@ import torch
 
 import sparsec
 from sparsec import nn
+from sparsec.ir.error import DeclarationError
 from sparsec.oracle import check, oracle
 
 DIM, HEADS, HEAD, TOKENS = 24, 2, 8, 19
@@ -145,3 +146,8 @@ def test_lola_makes_features_that_are_positive() -> None:
     assert all(bool((inputs[name] > 0).all()) and inputs[name].shape == (2, TOKENS, 2, HEAD) for name in ("fq", "fk"))
     right = oracle(made.variant, inputs, form="vector")
     assert isinstance(right, torch.Tensor) and right.shape == (2, TOKENS, 2, HEAD) and bool(right.isfinite().all())
+
+
+def test_layers_of_another_dim() -> None:
+    with pytest.raises(DeclarationError, match=r"layers\[1\]: dim = 32: hidden states have 24 channels"):
+        nn.LanguageModel(11, DIM, [layer("gdn"), nn.GatedDeltaNet(32, 2)])

@@ -36,7 +36,12 @@ def refuse(op: str, **options: object) -> None:
         if name not in REFUSED:
             raise InputError(f"{op}: {name}", repr(value), "there is no such option", f"leave out {name}")
         if name == "head_first" or (value is not None and value is not False):
-            raise InputError(f"{op}: {name}", repr(type(value).__name__), REFUSED[name], f"leave out {name}")
+            raise InputError(f"{op}: {name}", _said(value), REFUSED[name], f"leave out {name}")
+
+
+def _said(value: object) -> str:
+    """A word or number as it is written, else what it is."""
+    return repr(value) if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"
 
 
 def need(op: str, **tensors: object) -> None:

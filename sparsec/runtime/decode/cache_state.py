@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from sparsec.ir.error import InputError
 from sparsec.runtime.decode.cache_layout import BLOCKS, Bank, Place
+from sparsec.runtime.decode.declared import Declared
 from sparsec.runtime.decode.pages import Pool, ring_table
 from sparsec.runtime.decode.snapshot import Snapshot, begin, copied, first_states, fits, outdate, put_back
 
@@ -49,6 +50,7 @@ class Cache:
     """What ``init_cache`` returns; ``decode`` writes into it.
 
     Attributes:
+        declared: the declaration that it was made for.
         batch: sequences.
         max_length: tokens that a sequence may have.
         page: tokens of a page.
@@ -59,9 +61,10 @@ class Cache:
     """
 
     def __init__(
-        self, batch: int, max_length: int, page: int, step: int, pool: Pool | None, deterministic: bool,
-        cold: bool = False, first: Mapping[str, Tensor] | None = None,
+        self, declared: Declared, batch: int, max_length: int, page: int, step: int, pool: Pool | None,
+        deterministic: bool, cold: bool = False, first: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
+        self.declared = declared
         self.batch, self.max_length, self.page, self.step = batch, max_length, page, step
         self.deterministic, self.cold, self.first = deterministic, cold, dict(first or {})
         self.pool = pool or Pool(batch * -(-max_length // page), page)
@@ -74,7 +77,8 @@ class Cache:
         if first < 0 or count < 1 or first + count > self.batch:
             rule = f"the cache has {self.batch} sequences"
             raise InputError("sequences", f"{first} … {first + count - 1}", rule, "name some of them")
-        found = Cache(count, self.max_length, self.page, self.step, self.pool, self.deterministic, self.cold)
+        own, pages = self.declared, self.pool
+        found = Cache(own, count, self.max_length, self.page, self.step, pages, self.deterministic, self.cold)
         found.shared, found.memory, found._first, found.first = (
             self.shared,
             self.memory,

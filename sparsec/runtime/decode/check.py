@@ -41,12 +41,10 @@ def pool(page: int, wanted: int) -> None:
         raise InputError("pool", f"pages of {page} tokens", "a page holds whole chunks and strides", f"page = {wanted}")
 
 
-def given(streamed: Streamed, cache: Cache, tokens: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+def given(streamed: Streamed, tokens: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """The tensors by name; rows of chunks may be left out where no chunk is completed."""
     import torch
 
-    if not isinstance(cache, Cache):
-        raise InputError("cache", f"a {type(cache).__name__}", "decode writes into a cache", "op.init_cache(…)")
     inputs, found = streamed.given, dict[str, torch.Tensor]()
     known = ", ".join(inputs)
     first = {held.initial for held in streamed.spec.states}
@@ -150,7 +148,9 @@ def rows(cache: Cache, wanted: Mapping[str, Place], device: torch.device) -> Non
     for name, place in wanted.items():
         if (place.row, place.dtype) != (held[name].row, held[name].dtype):
             rule = f"the cache has rows of {held[name].dtype} {list(held[name].row)}"
-            raise InputError(name, f"rows of {place.dtype} {list(place.row)}", rule, "init_cache for these tokens")
+            raise InputError(
+                name, f"rows of {place.dtype} {list(place.row)}", rule, "tokens like those before, or a new cache"
+            )
 
 
 def lists(streamed: Streamed, tokens: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:

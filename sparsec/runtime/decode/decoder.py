@@ -17,6 +17,7 @@ from sparsec.runtime.decode import check as decode_check
 from sparsec.runtime.decode.built import Built, bound, copy, make, temporaries
 from sparsec.runtime.decode.cache_layout import banks, page_size, places
 from sparsec.runtime.decode.cache_state import Cache
+from sparsec.runtime.decode.declared import check_own, declared
 from sparsec.runtime.decode.pages import PAGE, Pool
 from sparsec.runtime.decode.space import by_tokens, for_steps, serves
 from sparsec.runtime.target import available
@@ -38,6 +39,7 @@ class Decoder:
     """The decode step of a compiled variant; kernels are built once for all lengths.
 
     Attributes:
+        declared: the declaration that its caches are made for.
         spec: what a cache keeps.
         ahead: what computes maps of new keys, which are kept instead of what they are made of; None without any.
     """
@@ -45,6 +47,7 @@ class Decoder:
     def __init__(self, compiled: Compiled) -> None:
         from sparsec.runtime.compiled import compile
 
+        self.declared = declared(compiled.variant)
         ahead, rest = before_memory(compiled.graph)
         found, folder = stream(rest), compiled.records.folder.parent
         apart = found.variant is not compiled.graph
@@ -91,13 +94,14 @@ class Decoder:
             raise InputError("cold", "True", rule, "keep the cache where the kernels run")
         if not self.spec.paged:
             pool = Pool(1, size)  # of which nothing is taken
-        return Cache(batch, max_length, size, min(step, max_length), pool, exact, cold, states)
+        return Cache(self.declared, batch, max_length, size, min(step, max_length), pool, exact, cold, states)
 
     def __call__(self, cache: Cache, tokens: Mapping[str, Tensor | None], outputs: bool = True) -> list[Tensor]:
         """The outputs of new tokens, whose keys and values join the cache; without ``outputs`` they only join it."""
         import torch
 
-        given = decode_check.given(self.streamed, cache, self.ready(tokens))
+        check_own(self.declared, cache, Cache)
+        given = decode_check.given(self.streamed, self.ready(tokens))
         count = decode_check.count(self.streamed, given)
         if not any(k.window is not None for k in self.spec.kept) or count <= cache.step:
             return self._pass(cache, given, count, outputs)

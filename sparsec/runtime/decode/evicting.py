@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
 from sparsec.runtime.decode import check
+from sparsec.runtime.decode.declared import Declared, check_own, declared
 from sparsec.runtime.decode.evict_step import form_of, step_variant
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class EvictCache:
             token of a row or -1, and the state m ``[batch,1,HKV,F,DV]`` and z ``[batch,1,HKV,F,1]``, fp32.
     """
 
+    declared: Declared
     batch: int
     length: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class EvictCache:
 
     def snapshot(self) -> EvictCache:
         """A copy of the cache as it is now."""
-        return EvictCache(self.batch, self.length, {name: x.clone() for name, x in self.tensors.items()})
+        return EvictCache(self.declared, self.batch, self.length, {name: x.clone() for name, x in self.tensors.items()})
 
     def restore(self, snapshot: EvictCache) -> None:
         """Make the cache what it was."""
@@ -55,6 +57,7 @@ class EvictingDecoder:
     def __init__(self, compiled: Compiled) -> None:
         from sparsec.runtime.compiled import compile
 
+        self.declared = declared(compiled.variant)
         self.form = form_of(compiled.graph)
         self.keep, self.size = self.form.node.integer("keep"), self.form.node.integer("size")
         self.ring = (self.form.lag + 1) * self.size
@@ -67,12 +70,13 @@ class EvictingDecoder:
             rule = "a cache that evicts has no pages, pools or schedules of its own"
             raise InputError(next(iter(options)), "given", rule, "init_cache(batch)")
         check.sizes(batch=batch)
-        return EvictCache(batch)
+        return EvictCache(self.declared, batch)
 
     def __call__(self, cache: EvictCache, tokens: Mapping[str, Tensor | None]) -> list[Tensor]:
         """The outputs of new tokens, which join the cache."""
         import torch
 
+        check_own(self.declared, cache, EvictCache)
         given = self._given(cache, tokens)
         count, done = given["q"].shape[1], 0
         found: list[Tensor] = []

@@ -39,7 +39,8 @@ class Decoding:
         """The outputs of the next tokens of every sequence, whose keys and values join the cache.
 
         Inputs are those of a call, with rows for the new tokens only; what has a row per chunk is given the rows of
-        the chunks that these tokens complete. Raises InputError where something does not fit.
+        the chunks that these tokens complete. Outputs have no gradients, whatever inputs require: a call has them.
+        Raises InputError where something does not fit, and for a cache of another declaration.
         """
         outputs = self.decoder(cache, tokens)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
 from sparsec.runtime.decode import check as decode_check
+from sparsec.runtime.decode.cache_state import Cache
+from sparsec.runtime.decode.declared import check_own
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sparsec.runtime.decode.cache_state import Cache
     from sparsec.runtime.decode.decoder import Decoder
 
 
@@ -28,8 +29,9 @@ class StepGraph:
     def __init__(self, decoder: Decoder, cache: Cache, tokens: Mapping[str, Tensor | None]) -> None:
         import torch
 
+        check_own(decoder.declared, cache, Cache)
         self.cache = cache
-        given = decode_check.given(decoder.streamed, cache, decoder.ready(tokens))
+        given = decode_check.given(decoder.streamed, decoder.ready(tokens))
         self.count = decode_check.count(decoder.streamed, given)
         decode_check.captured(decoder.streamed, given, self.count)
         if any(not x.is_cuda for x in given.values()):
