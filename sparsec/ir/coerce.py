@@ -90,7 +90,7 @@ def _expression(attr: Attr, value: object, captures: Captures, size: object) -> 
     """An expression from an ``Expr``, a number, text, a named predicate, or a Python function that is traced."""
     found = _read(attr, value, captures, size)
     if attr.form == "predicate" and found.kind != "bool":
-        raise Refused(found, "a predicate is true or false", "compare with <, <=, == or combine with &, |, ~")
+        raise Refused(found, "a predicate is true or false", _predicate_fix(attr, value))
     if attr.form != "predicate" and found.kind == "bool":
         raise Refused(found, "it is a number", "choose between numbers by where(condition, a, b)")
     _names_are_known(attr, found, captures)
@@ -106,8 +106,17 @@ def _read(attr: Attr, value: object, captures: Captures, size: object) -> Expr:
         named = _named(attr, value, size)
         return _parsed(value, captures) if named is None else named
     if callable(value):
-        return _traced(attr, value)
+        return _traced(attr, value, captures)
     raise Refused(value, "it is an expression", "write it as text, a lambda or an Expr")
+
+
+def _predicate_fix(attr: Attr, value: object) -> str:
+    """Names of predicates where one name was written."""
+    fix = "compare with <, <=, == or combine with &, |, ~"
+    if not isinstance(value, str) or not value.strip().isidentifier():
+        return fix
+    names = [*(CHUNK if "c" in attr.index else ()), *(TOKEN if "j" in attr.index else ())]
+    return f"choose one of {', '.join(names)}, or {fix}" if names else fix
 
 
 def _named(attr: Attr, text: str, size: object) -> Expr | None:
@@ -128,14 +137,14 @@ def _parsed(text: str, captures: Captures) -> Expr:
 
 
 def _capture_fix(name: str, captures: Captures) -> str:
-    return did_you_mean(name, captures) if captures else f"pass {name}=<tensor> as a source"
+    return did_you_mean(name, captures) if captures else f"add the keyword {name}=<tensor> to this node"
 
 
-def _traced(attr: Attr, value: Callable[..., object]) -> Expr:
+def _traced(attr: Attr, value: Callable[..., object], captures: Captures) -> Expr:
     from sparsec.scalar.trace import TraceError, trace
 
     try:
-        return trace(value, attr.index)
+        return trace(value, attr.index, captures)
     except TraceError as error:
         index = ", ".join(attr.index)
         raise Refused(f"a function of {index}", str(error), error.fix or f"a function of some of {index}") from error

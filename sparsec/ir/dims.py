@@ -30,7 +30,7 @@ def bind(variant: Variant, shapes: Mapping[str, Sequence[int]]) -> dict[str, int
         if len(shape) != len(spec.shape):
             raise InputError(name, f"shape {shape}", f"it is declared {spec}", f"give {len(spec.shape)} dims")
         for dim, size in zip(spec.shape, shape, strict=True):
-            _bind_dim(dims, name, dim, size)
+            _bind_dim(dims, name, dim, size, str(spec))
     env = {name: size for name, (size, _) in dims.items()}
     _check_expressions(variant, shapes, env)
     _check_graph(variant, env)
@@ -46,14 +46,16 @@ def _check_names(variant: Variant, shapes: Mapping[str, Sequence[int]]) -> None:
             raise InputError(name, "unknown", f"{variant.name} has no such input", did_you_mean(name, variant.inputs))
 
 
-def _bind_dim(dims: dict[str, tuple[int, str]], name: str, dim: Expr, size: int) -> None:
+def _bind_dim(dims: dict[str, tuple[int, str]], name: str, dim: Expr, size: int, spec: str) -> None:
     if dim.head == "const" and dim.value != size:
         raise InputError(name, f"dim of {size}", f"the declaration fixes {dim.value}", f"give {dim.value}")
     if dim.head == "var":
         known, first = dims.setdefault(str(dim.value), (size, name))
         if known != size:
             rule = f"{dim.value} is {known} in `{first}` and {size} in `{name}`"
-            raise InputError(name, f"{dim.value} = {size}", rule, f"give both one {dim.value}")
+            raise InputError(
+                name, f"{dim.value} = {size}", rule, f"give both one {dim.value}, and dims in the order {spec}"
+            )
 
 
 def _check_expressions(variant: Variant, shapes: Mapping[str, Sequence[int]], env: Mapping[str, int]) -> None:
@@ -83,21 +85,25 @@ def _check_graph(variant: Variant, env: Mapping[str, int]) -> None:
     for node in variant.nodes:
         for dim in _heads(node):
             if value(dim, env) < 1:
-                what, rule = f"{node.op.value} {variant.names.get(node, '')}", "heads and head dims are 1 or more"
-                raise InputError(what.strip(), f"{dim} = {value(dim, env)}", rule, "give at least one of each")
+                said, rule = f"{dim} = {value(dim, env)}", "heads and head dims are 1 or more"
+                raise InputError(_called(variant, node), said, rule, "give at least one of each", "node")
         for one, other, what in _equalities(node):
             if value(one, env) != value(other, env):
                 sizes = f"{one} = {value(one, env)}, {other} = {value(other, env)}"
                 fix = f"declare the dim {one} as {other}, or give sizes that make them equal"
-                raise InputError(f"{node.op.value} {variant.names.get(node, '')}", sizes, f"{what} must agree", fix)
+                raise InputError(_called(variant, node), sizes, f"{what} must agree", fix, "node")
         _check_levels(variant, node, env)
         for heads, shared in _groups(node):
             if value(heads, env) % max(value(shared, env), 1):
                 sizes = f"{heads} = {value(heads, env)}, {shared} = {value(shared, env)}"
                 rule = f"{heads} must be divisible by {shared}"
-                raise InputError(
-                    f"{node.op.value} {variant.names.get(node, '')}", sizes, rule, "share each key/value head evenly"
-                )
+                raise InputError(_called(variant, node), sizes, rule, "share each key/value head evenly", "node")
+
+
+def _called(variant: Variant, node: Node) -> str:
+    """The op, and the name where that says more."""
+    name = variant.names.get(node, "")
+    return node.op.value if name in ("", node.op.value) else f"{node.op.value} {name}"
 
 
 def _check_levels(variant: Variant, node: Node, env: Mapping[str, int]) -> None:
@@ -109,7 +115,7 @@ def _check_levels(variant: Variant, node: Node, env: Mapping[str, int]) -> None:
     if needed > levels:
         said = f"{node.shape[1]} = {tokens} with {levels} levels"
         rule = f"{levels} levels reach over {1 << levels - 1} tokens"
-        raise InputError(f"{node.op.value} {variant.names.get(node, '')}", said, rule, f"declare {needed} levels")
+        raise InputError(_called(variant, node), said, rule, f"declare {needed} levels", "node")
 
 
 def _heads(node: Node) -> Shape:

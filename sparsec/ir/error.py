@@ -30,8 +30,8 @@ class TextError(DeclarationError):
 
 
 class InputError(ValueError):
-    """Actual tensors that do not fit a declaration: names the input, the value, the rule and a fix."""
+    """Actual tensors that do not fit a declaration: names the input (or ``what`` it is), the value, the rule, a fix."""
 
-    def __init__(self, name: str, value: str, rule: str, fix: str) -> None:
+    def __init__(self, name: str, value: str, rule: str, fix: str, what: str = "input") -> None:
         self.name, self.value, self.rule, self.fix = name, value, rule, fix
-        super().__init__(f"input {name}: {value}: {rule}. Fix: {fix}")
+        super().__init__(f"{what} {name}: {value}: {rule}. Fix: {fix}")

@@ -59,9 +59,14 @@ def _error(op: Op, wrong: Problem, origin: Origin | None, offset: int) -> Declar
 def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[str, object]) -> Node:
     """The node before its result is known."""
     schema = SCHEMA[op]
-    for source in (*sources, *named.values()):
+    for source in sources:
         if not isinstance(source, Node):
             raise Refused(source, "a source is a node", "pass what a constructor returned")
+    for name, source in named.items():
+        if not isinstance(source, Node):
+            masks = op is Op.ATTEND and name == "where"
+            fix = "lang.mask(memory, where=…) as a selection" if masks else "pass what a constructor returned"
+            raise Refused(f"{name} = {source}", "a named source is a node", fix)
     operands = [name for name in schema.operands if name in named]
     captured = [name for name in named if name not in schema.operands]
     if captured and not schema.captures:

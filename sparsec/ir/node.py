@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, NoReturn, overload
 
 from sparsec.ir.op import Op
 from sparsec.scalar.expr import Expr, ExprLike, element
@@ -15,6 +15,8 @@ Kind = Literal["tensor", "memory", "state", "scores", "selection", "cotangent"]
 Value = Expr | str | int | float | bool | None | tuple["Value", ...]
 Attrs = tuple[tuple[str, Value], ...]
 Shape = tuple[Expr, ...]
+
+_INSTEAD = "lang.map(x, y, fn=lambda x0, x1: …) computes elementwise, lang.merge(…) joins outputs"
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -54,7 +56,7 @@ class Node:
 
     def _element(self, index: tuple[ExprLike, ...]) -> Expr:
         if self.op is not Op.INPUT:
-            raise TypeError(f"only an input can be captured, not the result of {self.op.value}: declare it as an input")
+            raise TypeError(f"the result of {self.op.value} has no name here: pass it by a keyword, name=<it>, as well")
         if len(index) != len(self.shape):
             raise TypeError(f"`{self['name']}` has {len(self.shape)} dims and {len(index)} indices: index every dim")
         return element(str(self["name"]), *index, kind=self.element_kind)
@@ -63,6 +65,16 @@ class Node:
     def element_kind(self) -> ScalarKind:
         """What an element of the tensor is in an expression."""
         return "int" if self.dtype == "int32" else "float"
+
+    def _no_arithmetic(self, *others: object) -> NoReturn:
+        raise TypeError(f"a {self.op.value} node is no number yet: {_INSTEAD}")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _no_arithmetic
+    __neg__ = __matmul__ = _no_arithmetic
+
+    @classmethod
+    def __torch_function__(cls, function: object, types: object, *arguments: object) -> NoReturn:
+        raise TypeError(f"torch.{getattr(function, '__name__', function)} takes tensors, not nodes: {_INSTEAD}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return intern, (self.op, self.src, dict(self.attrs), self.shape, self.kind, self.dtype)

@@ -156,7 +156,7 @@ def _per(node: Node, lists: list[Node]) -> Problem | None:
 def _sink(node: Node) -> Problem | None:
     sink = node.operands.get("sink")
     if (node["sink"] == "given") != (sink is not None):
-        return Problem(f"sink = {node['sink']}", "sink = given, and it alone, takes logits [H]", "add or drop them")
+        return Problem(f"sink = {node['sink']}", "sink = given, and it alone, takes logits [H]", "sink=<tensor [H]>")
     return rank(sink, 1) if sink is not None else None
 
 

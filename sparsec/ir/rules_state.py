@@ -25,11 +25,10 @@ def write(node: Node) -> Problem | None:
 def _decay(node: Node) -> Problem | None:
     decay = node.operands.get("decay")
     if (node["decay_kind"] == "none") != (decay is None):
-        return Problem(
-            f"decay_kind = {node['decay']}",
-            "a decay, and it alone, takes log-decays <= 0 as `decay`",
-            "add or drop them",
-        )
+        said, rule = f"decay_kind = {node['decay_kind']}", "a decay, and it alone, takes log-decays <= 0 as `decay`"
+        if decay is None:
+            return Problem(f"{said} without decay", rule, "decay=<log-decays>, or leave decay_kind out")
+        return Problem(said, rule, "drop decay=, or leave decay_kind out")
     return rank(decay, _DECAY_RANK[str(node["decay_kind"])]) if decay is not None else None
 
 

@@ -20,6 +20,12 @@ ExprLike: TypeAlias = Union["Expr", int, float, bool]
 _TRACING: ContextVar[str | None] = ContextVar("tracing", default=None)  # the function that ``trace`` is tracing
 
 
+class Undecided(TypeError):
+    """A truth value that is asked of an expression; ``fix`` is what to write instead."""
+
+    fix = "(a) & (b) for `a and b`; (0 <= x) & (x < 8) for `0 <= x < 8`; where(condition, a, b) for `a if condition`"
+
+
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Expr:
     """A constant, a variable, a function call, or an element of a captured tensor; equal ones are one object.
@@ -138,7 +144,7 @@ class Expr:
             return bool(self.value)
         if self.head in (Fn.EQ, Fn.NE) and _TRACING.get() is None:
             return (self.args[0] is self.args[1]) is (self.head is Fn.EQ)
-        raise TypeError(
+        raise Undecided(
             f"`{self}` has no truth value while it is traced: use &, |, ~ and where(), not and, or, not, if"
         )
 

@@ -38,12 +38,12 @@ def trace(
     """
     name = getattr(fn, "__name__", "function")
     call = rebind(fn, captures or {})
-    arguments = _arguments(fn, name, variables)
+    arguments = _arguments(fn, name, variables, captures or {})
     token = _TRACING.set(name)
     try:
         result = call(*arguments)
     except (TypeError, ZeroDivisionError) as error:
-        raise TraceError(f"`{name}`{_place(fn)}: {error}") from error
+        raise TraceError(f"`{name}`{_place(fn)}: {error}", getattr(error, "fix", None)) from error
     except AttributeError as error:
         if not isinstance(error.obj, Expr):
             raise
@@ -53,7 +53,9 @@ def trace(
     return _checked(result, name, kind)
 
 
-def _arguments(fn: Callable[..., Any], name: str, variables: Mapping[str, Kind]) -> list[Expr]:
+def _arguments(
+    fn: Callable[..., Any], name: str, variables: Mapping[str, Kind], captures: Mapping[str, Any]
+) -> list[Expr]:
     """One variable per positional parameter without a default."""
     listed = [p for p in inspect.signature(fn).parameters.values() if p.default is p.empty]
     names = [p.name for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -66,6 +68,9 @@ def _arguments(fn: Callable[..., Any], name: str, variables: Mapping[str, Kind])
     unknown = next(n for n in names if n not in variables)
     said = f"`{name}` takes {len(names)} parameters, not {len(variables)}, and `{unknown}` is not a known name"
     listing = ", ".join(variables)
+    if unknown in captures:
+        fix = f"`{unknown}` is no parameter: close over it, `lambda h: {unknown}[h]`, and keep {unknown}={unknown}"
+        raise TraceError(said, fix)
     raise TraceError(said, f"{len(variables)} parameters of any names for {listing}, or some of these by their names")
 
 
