@@ -90,7 +90,10 @@ def position(given: object) -> int:
         found = 2**31
     if not -(2**31) <= found < 2**31:
         rule = "the position of the first query is a whole number of 32 bits"
-        raise InputError("q_offset", repr(given), rule, "give an int, or None for queries that end the keys")
+        shape = tuple(getattr(given, "shape", ()))
+        said = f"a tensor of shape {shape}" if shape else repr(given)
+        named = "give inputs by name, layer(q=…)" if shape else "give an int, or None for queries that end the keys"
+        raise InputError("q_offset", said, rule, named)
     return found
 
 

@@ -13,6 +13,7 @@ import sparsec
 from sparsec import lang
 from sparsec.ir.dims import bind
 from sparsec.ir.error import InputError
+from sparsec.ir.lengths import position
 from sparsec.ir.op import Op
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
@@ -112,3 +113,9 @@ def test_sizes_name_the_node_and_the_order_of_dims() -> None:
         bind(layer, {"q": (1, 2, 4, 8), "k": (1, 2, 4, 8), "v": (1, 3, 4, 8)})
     with pytest.raises(InputError, match=r"^node attend"):
         bind(layer, {"q": (1, 4, 3, 8), "k": (1, 4, 2, 8), "v": (1, 4, 2, 8)})
+
+
+def test_a_tensor_without_a_name_is_no_position() -> None:
+    """What ``layer(q)`` gives as ``q_offset``."""
+    with pytest.raises(InputError, match=r"shape \(1, 4, 2, 8\): .* Fix: give inputs by name"):
+        position(torch.zeros(1, 4, 2, 8))
