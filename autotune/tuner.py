@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sparsec.autotune.cases import DenseCall
 from sparsec.autotune.joint import Joint
-from sparsec.autotune.lock import alone
+from sparsec.autotune.lock import Locked, alone
 from sparsec.autotune.measure import Clock, clock_for
 from sparsec.autotune.packed import PackedCall
 from sparsec.autotune.progress import Show
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 PRELOAD = {"tvm": ("sparsec.backends.tvm.build", "tvm"), "triton": ("sparsec.backends.triton.warm", "triton", "torch")}
 MOST_WORKERS = 16
+MOST_WAIT_S = 600.0
+"""For kernels that other processes tune, once all others are done."""
 
 
 def tune(
@@ -69,8 +71,8 @@ def tune(
         progress: told after every trial, see ``sparsec.autotune.progress.bar``.
 
     Raises:
-        TuneError: a target that has nothing to tune, an unknown kernel, a CUDA graph being captured, another process
-            that tunes the same kernel, a GPU that a candidate broke.
+        TuneError: a target that has nothing to tune, an unknown kernel, a CUDA graph being captured, other processes
+            that tune every kernel there is, a GPU that a candidate broke.
         InputError, TargetError: as a call with these inputs.
     """
     _check(compiled, trials)
@@ -80,16 +82,8 @@ def tune(
     run = Tuning(call, trials, progress)
     chosen = run.chosen(kernels)
     notes = [] if run.kept else [NOT_KEPT.format(folder=compiled.records.folder.parent)]
-    reports = []
     with _pool(compiled.target, workers, trials) as pool:
-        for position, kernel in enumerate(chosen):
-            try:
-                reports.append(run.kernel(kernel, pool, _share(began, seconds, len(chosen) - position)))
-            except KeyboardInterrupt:
-                notes.append(f"interrupted before {kernel.name} was tuned")
-                break
-            if reports[-1].stopped == "interrupted":
-                break
+        reports = run.each(chosen, pool, lambda left: _share(began, seconds, left), notes)
     database = str(run.database) if run.database else None
     return Report(compiled.target.name, tuple(reports), time.monotonic() - began, tuple(notes), database)
 
@@ -140,8 +134,31 @@ class Tuning:
         choices = {name: values for name, values in space(spec, target).items() if name != "descriptors"}
         return Space(segments.by_pointers(segments.schedule(spec, default(spec, target))), choices)
 
-    def kernel(self, kernel: Kernel, pool: Pool, deadline: float | None) -> KernelReport:
-        """Tune one kernel."""
+    def each(
+        self, chosen: Sequence[Kernel], pool: Pool, share: Callable[[int], float | None], notes: list[str]
+    ) -> list[KernelReport]:
+        """Tune kernels in turn, last those that other processes tune now. Raises Locked where all stay theirs."""
+        queue, reports, refused = [(kernel, False) for kernel in chosen], list[KernelReport](), list[Locked]()
+        for position, (kernel, last) in enumerate(queue):
+            try:
+                reports.append(self.kernel(kernel, pool, share(len(queue) - position), last))
+            except Locked as error:
+                if last:
+                    refused.append(error)
+                else:
+                    queue.append((kernel, True))
+            except KeyboardInterrupt:
+                notes.append(f"interrupted before {kernel.name} was tuned")
+                break
+            if reports and reports[-1].stopped == "interrupted":
+                break
+        if refused and not reports:
+            raise refused[0]
+        notes += map(str, refused)
+        return reports
+
+    def kernel(self, kernel: Kernel, pool: Pool, deadline: float | None, wait: bool = False) -> KernelReport:
+        """Tune one kernel; with ``wait``, when no other process does, until the deadline at most."""
         from sparsec.autotune.study import Study
 
         configurations = self.space(kernel)
@@ -154,7 +171,8 @@ class Tuning:
             last[:] = [found]
             self._keep(kernel, key, schedule, found, tried)
 
-        with alone(self.folder, name):
+        left = MOST_WAIT_S if deadline is None else min(MOST_WAIT_S, deadline - time.monotonic())
+        with alone(self.folder, name, left if wait else 0.0):
             made = self.call.cases(kernel, configurations)
             subject = KernelSubject(kernel, configurations, target, self.compiled.cache_dir, made, self.clock, keep)
             study, builder = Study(self.database, name, configurations), KernelBuilder(subject, pool)

@@ -8,9 +8,12 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from threading import Timer
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -189,6 +192,44 @@ def test_one_tuner_at_a_time(tmp_path: Path) -> None:
         pass
     with alone(tmp_path, "k"):
         pass
+
+
+def test_a_kernel_that_another_process_tunes_is_waited_for(tmp_path: Path) -> None:
+    from sparsec.autotune.lock import alone
+
+    with ExitStack() as held:
+        held.enter_context(alone(tmp_path, "k"))
+        free = Timer(0.1, held.close)
+        free.start()
+        with pytest.warns(UserWarning, match="tuning k; waiting up to 20 s"), alone(tmp_path, "k", 20.0):
+            free.join()
+    with alone(tmp_path, "k"), pytest.warns(UserWarning), pytest.raises(TuneError), alone(tmp_path, "k", 0.05):
+        pass
+
+
+@pytest.mark.parametrize(("held", "done"), [("a", "bca"), ("", "abc"), ("A", "bc"), ("ABC", "")])
+def test_the_other_kernels_are_tuned_meanwhile(held: str, done: str) -> None:
+    """Kernels of capitals stay locked; with others tuned the report says so, else the tuning is refused."""
+    from sparsec.autotune.lock import Locked
+    from sparsec.autotune.tuner import Tuning
+
+    class Busy(Tuning):
+        def __init__(self) -> None:
+            pass
+
+        def kernel(self, kernel: Any, pool: Any, deadline: float | None, wait: bool = False) -> Any:
+            if kernel.name.upper() in held or (kernel.name in held and not wait):
+                raise Locked(f"{kernel.name} is locked")
+            return SimpleNamespace(kernel=kernel.name, stopped="")
+
+    kernels: Any = [SimpleNamespace(name=name) for name in "abc"]
+    notes, pool = list[str](), cast("Any", None)
+    if not done:
+        with pytest.raises(TuneError, match="a is locked"):
+            Busy().each(kernels, pool, lambda left: None, notes)
+        return
+    assert "".join(r.kernel for r in Busy().each(kernels, pool, lambda left: None, notes)) == done
+    assert notes == [f"{name.lower()} is locked" for name in held if name.isupper()]
 
 
 def test_a_damaged_triton_source_is_written_anew(tmp_path: Path) -> None:
