@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sparsec.ir.op import Op
 from sparsec.lower.lowered import Lowered
 from sparsec.plan.packing import LENGTHS, TABLE, TOTAL
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.runtime.exported.module import Exported, named
-from sparsec.runtime.exported.run import empty_text, launch_texts, no_gradients
+from sparsec.runtime.exported.run import checked_lists, expected, launched, no_gradients
 from sparsec.runtime.kernel import lowered
 from sparsec.runtime.packed.documents import Face
 from sparsec.scalar.expr import Expr
@@ -72,21 +71,13 @@ def run_packed_text(file: PackedFile) -> str:
 def _body(file: PackedFile) -> Iterator[str]:
     yield from no_gradients(file)
     yield from _lengths(file)
-    for name, spec in file.variant.inputs.items():
-        dtype = file.dtype if spec.dtype == "float" else spec.dtype
-        yield f'expect("{name}", {named(name)}, {_shape(file, name)}, torch.{dtype}, DEVICE)'
+    yield from expected(file, lambda name: _shape(file, name))
     yield from _table(file)
-    yield from _lists(file)
-    yield f"device = {named(next(iter(file.variant.inputs)))}.device"
+    yield from checked_lists(file, file.face.packing.of)
     for name, at in file.face.layouts.items():
         if at is not None and at.along is not None:
             yield f"{named(name)} = {named(name)}.unsqueeze({at.batch})"
-    for buffer in file.plan.buffers:
-        if buffer.role != "input":
-            yield empty_text(file, buffer)
-    for kernel, programs in file.kernels:
-        yield f"# {kernel.name} computes {', '.join(kernel.covers)}"
-        yield from launch_texts(file, kernel, programs)
+    yield from launched(file)
 
 
 def _lengths(file: PackedFile) -> Iterator[str]:
@@ -142,16 +133,6 @@ def _table(file: PackedFile) -> Iterator[str]:
 def _counted(file: PackedFile, length: Expr) -> str:
     """A length of every document as an expression of tensors."""
     return re.sub(r"\bTK\b", "k_len", re.sub(r"\bTQ\b", "q_len", file.text(length)))
-
-
-def _lists(file: PackedFile) -> Iterator[str]:
-    """Given lists are held to the longest document before a kernel could read out of bounds."""
-    for node in file.variant.nodes:
-        for selection in node.positional[2:] if node.op is Op.ATTEND else ():
-            if selection.op is Op.GIVEN and selection.src[0].op is Op.INPUT:
-                name, size = str(selection.src[0]["name"]), selection.integer("size")
-                keys = file.face.packing.of(node.src[1].shape[1])
-                yield f'expect_indices("{name}", {named(name)}, {file.text((keys + (size - 1)) // size)})'
 
 
 def _returned(file: PackedFile, number: int) -> str:

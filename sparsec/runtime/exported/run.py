@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sparsec.ir.op import Op
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.plan import Buffer, Kernel
 from sparsec.runtime.exported.module import Exported, named
 from sparsec.runtime.reading import scalar_text
+from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import substitute
 from sparsec.tile.language import Program
 
@@ -27,10 +28,20 @@ def run_text(file: Exported) -> str:
 def _body(file: Exported) -> Iterator[str]:
     yield from no_gradients(file)
     yield from _lengths(file)
+    yield from expected(file, lambda name: file.shape(file.variant.inputs[name].shape))
+    yield from checked_lists(file, lambda length: length)
+    yield from launched(file)
+
+
+def expected(file: Exported, shape: Callable[[str], str]) -> Iterator[str]:
+    """Inputs are held to their dtypes and to their shapes, which are given by name as Python tuples."""
     for name, spec in file.variant.inputs.items():
         dtype = file.dtype if spec.dtype == "float" else spec.dtype
-        yield f'expect("{name}", {named(name)}, {file.shape(spec.shape)}, torch.{dtype}, DEVICE)'
-    yield from _indices(file)
+        yield f'expect("{name}", {named(name)}, {shape(name)}, torch.{dtype}, DEVICE)'
+
+
+def launched(file: Exported) -> Iterator[str]:
+    """The buffers and launches of a plan."""
     yield f"device = {named(next(iter(file.variant.inputs)))}.device"
     for buffer in file.plan.buffers:
         if buffer.role != "input":
@@ -67,13 +78,17 @@ def default_offset(file: Exported) -> str:
     return file.text(known.keys - known.queries)
 
 
-def _indices(file: Exported) -> Iterator[str]:
-    """Given lists are checked before a kernel could read out of bounds."""
+def checked_lists(file: Exported, length: Callable[[Expr], Expr]) -> Iterator[str]:
+    """Given lists are checked before a kernel could read out of bounds.
+
+    Args:
+        length: what the number of keys is where the file runs.
+    """
     for node in file.variant.nodes:
         for selection in node.positional[2:] if node.op is Op.ATTEND else ():
             if selection.op is Op.GIVEN and selection.src[0].op is Op.INPUT:
                 name, size = str(selection.src[0]["name"]), selection.integer("size")
-                units = file.text((node.src[1].shape[1] + (size - 1)) // size)
+                units = file.text((length(node.src[1].shape[1]) + (size - 1)) // size)
                 counts = selection.operands.get("counts")
                 beside = f", {named(str(counts['name']))}" if counts is not None and counts.op is Op.INPUT else ""
                 yield f'expect_indices("{name}", {named(name)}, {units}{beside})'
