@@ -29,12 +29,11 @@ def without_repeats(pieces: Sequence[Piece]) -> list[Piece]:
         for given in piece.lowered.steps:
             step = replace(given, program=renamed(given.program, _within(given, alias)))
             made = _made(piece, step)
-            key = None if made is None else _key(step, made, known)
-            if key is not None and made is not None and key in seen:
-                alias |= dict(zip(made, seen[key], strict=True))
-                continue
-            if key is not None and made is not None:
-                seen[key] = made
+            if made is not None:
+                earlier = seen.setdefault(_key(step, made, known), made)
+                if earlier is not made:
+                    alias |= dict(zip(made, earlier, strict=True))
+                    continue
             steps.append(step)
         scratch = tuple(s for s in piece.lowered.scratch if s.name not in alias)
         lowered = replace(piece.lowered, steps=tuple(steps), scratch=scratch) if alias else piece.lowered

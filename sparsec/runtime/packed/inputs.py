@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
@@ -38,8 +39,7 @@ def ends(sizes: Sequence[int], device: object) -> Tensor:
     """``cu_seqlens`` of documents of these lengths."""
     import torch
 
-    cumulated = [sum(sizes[:n]) for n in range(len(sizes) + 1)]
-    return torch.tensor(cumulated, dtype=torch.int32, device=str(device))
+    return torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=str(device))
 
 
 def packed_inputs(
