@@ -1,0 +1,73 @@
+"""Every preset of a state memory on the GPU that is here, with default schedules: outputs, gradients, packed documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sparsec
+from sparsec.frontends.preset import find
+from sparsec.ir.variant import Variant, dim_names
+from sparsec.testing.packed_case import (
+    PackedCase,
+    cotangents_like,
+    floats,
+    gradients,
+    largest_difference,
+    largest_error,
+    looped,
+    looped_gradients,
+    packed_case,
+    results,
+)
+from sparsec.testing.trained import wrong_on
+
+pytestmark = pytest.mark.gpu
+
+FAMILY: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "kda", "gdn2", "rwkv7")},
+    **{name: {} for name in ("gsa", "row_sparse", "mamba1", "sse", "sse_gdn", "rsa")},
+    "delta_product": {"steps": 2},
+    "log_linear": {"levels": 11},
+    "lola": {"window": 64, "keep": 64},
+}
+LENGTH = 700
+DOCUMENTS = (67, 0, 1, 330, 3)
+
+
+def declared(name: str) -> Variant:
+    """The preset on raw inputs, where it takes them."""
+    known = {knob.name for knob in find(name).knobs}
+    wanted = {"raw": True, **FAMILY[name]}
+    return sparsec.preset(name, **{key: value for key, value in wanted.items() if key in known})
+
+
+def drawn(variant: Variant, dim: int, length: int) -> dict[str, torch.Tensor]:
+    """Inputs in bf16 of two heads."""
+    sizes = {"B": 1, "T": length, "H": 2, "HKV": 2, "D": dim, "DV": dim, "DX": 2 * dim}
+    known = dim_names(variant)
+    return sparsec.inputs(variant, dtype="bfloat16", device="cuda", **{n: x for n, x in sizes.items() if n in known})
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("name", FAMILY)
+def test_outputs_and_gradients(name: str, dim: int) -> None:
+    variant = declared(name)
+    assert wrong_on(sparsec.compile(variant, target="cuda"), drawn(variant, dim, LENGTH), "bfloat16") == []
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_packing_is_looping_over_the_documents(name: str) -> None:
+    layer = sparsec.compile(declared(name), "cuda")
+    made = packed_case(layer.variant, DOCUMENTS, DOCUMENTS, H=2, HKV=2, D=64, DV=64, DX=128)
+    documents = [{n: x.cuda() for n, x in document.items()} for document in made.documents]
+    packed, ends = ({n: x.cuda() for n, x in tensors.items()} for tensors in (made.packed, made.ends))
+    case = PackedCase(documents, packed, made.layouts, ends)
+    outputs = results(layer, **packed, **ends)
+    assert largest_difference(outputs, looped(layer, case)) < 1e-5
+    cotangents = [x.cuda() for x in cotangents_like([x.cpu() for x in outputs])]
+    wrt = floats(layer.variant)
+    wanted = looped_gradients(layer, case, wrt, cotangents)
+    assert largest_error(gradients(layer, case, wrt, cotangents), wanted) < 1e-4
