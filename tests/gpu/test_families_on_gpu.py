@@ -1,4 +1,4 @@
-"""Every preset of a state memory on the GPU that is here, with default schedules: outputs, gradients, packed documents."""
+"""Every preset of a state memory on a GPU, with its default schedules: outputs, gradients, packed documents."""
 
 from __future__ import annotations
 
