@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,6 +132,7 @@ class Node:
 
 
 _TABLE: weakref.WeakValueDictionary[tuple[object, ...], Node] = weakref.WeakValueDictionary()
+_LOCK = threading.RLock()
 
 
 def _key(value: Value) -> object:
@@ -147,7 +149,10 @@ def intern(op: Op, src: Sequence[Node], attrs: dict[str, Value], shape: Shape, k
     key = (op, tuple(id(s) for s in src), parts, tuple(id(dim) for dim in shape), kind, dtype)
     found = _TABLE.get(key)
     if found is None:
-        found = _TABLE[key] = Node(op, tuple(src), pairs, shape, kind, dtype)
+        with _LOCK:  # two threads must not make two of one
+            found = _TABLE.get(key)
+            if found is None:
+                found = _TABLE[key] = Node(op, tuple(src), pairs, shape, kind, dtype)
     return found
 
 

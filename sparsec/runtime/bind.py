@@ -125,7 +125,8 @@ class IndexRule:
 
     def __call__(self, *given: Tensor) -> None:
         """Raises InputError where a value is out of range or occurs twice in a list."""
-        if self._passed and all(r() is x and v == x._version for (r, v), x in zip(self._passed, given, strict=True)):
+        passed = self._passed  # read once: another thread may put other tensors there
+        if passed and all(r() is x and v == x._version for (r, v), x in zip(passed, given, strict=True)):
             return
         if given[0].numel():
             self._check(*given)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 _LIBRARY = Library(NAMESPACE, "FRAGMENT")
 _OWNERS: dict[str, Compiled] = {}
+_LOCK = threading.Lock()  # an operator is defined once, whichever thread asks first
 
 
 def register(compiled: Compiled) -> Any:
@@ -34,10 +36,10 @@ def register(compiled: Compiled) -> Any:
     Variants that are equal share it, and the one compiled last runs it; their kernels compute the same.
     """
     name = operator_name(compiled)
-    known = name in _OWNERS
-    _OWNERS[name] = compiled
-    if not known:
-        _define(name, compiled)
+    with _LOCK:
+        if name not in _OWNERS:
+            _define(name, compiled)
+        _OWNERS[name] = compiled
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
@@ -89,9 +91,10 @@ def register_halves(compiled: Compiled) -> tuple[Any, Any]:
     """
     name = operator_name(compiled)
     space = getattr(torch.ops, NAMESPACE)
-    if not hasattr(space, f"{name}_forward"):
-        _define_forward(name)
-        _define_backward(name)
+    with _LOCK:
+        if not hasattr(space, f"{name}_forward"):
+            _define_forward(name)
+            _define_backward(name)
     return getattr(space, f"{name}_forward").default, getattr(space, f"{name}_backward").default
 
 

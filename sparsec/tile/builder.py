@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import ClassVar
 
 from sparsec.tile.language import Axis, LoopBody, Node, Program, Tensor, TileOp
 
@@ -17,10 +17,18 @@ class TileError(ValueError):
     """A tile program that breaks a rule of the language."""
 
 
-class Builder:
-    """Collects the nodes and effects of one program; ``with`` makes it the current one."""
+class _Open(threading.local):
+    """The builders in use, innermost last: each thread has its own."""
 
-    _stack: ClassVar[list[Builder]] = []
+    def __init__(self) -> None:
+        self.builders: list[Builder] = []
+
+
+_OPEN = _Open()
+
+
+class Builder:
+    """Collects the nodes and effects of one program; ``with`` makes it the current one of its thread."""
 
     def __init__(self) -> None:
         self._interned: dict[tuple[object, ...], Node] = {}
@@ -31,20 +39,20 @@ class Builder:
         self.declared: dict[str, str] = {}
 
     def __enter__(self) -> Builder:
-        Builder._stack.append(self)
+        _OPEN.builders.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        Builder._stack.pop()
+        _OPEN.builders.pop()
 
     @staticmethod
     def current() -> Builder:
         """The innermost builder in use."""
-        if not Builder._stack:
+        if not _OPEN.builders:
             raise TileError("tile nodes are built inside `with Builder():`")
-        return Builder._stack[-1]
+        return _OPEN.builders[-1]
 
     def node(
         self,
