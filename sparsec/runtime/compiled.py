@@ -81,6 +81,7 @@ class Compiled(Decoding):
         a tensor of one position per document; see "Packed sequences" in docs/reference.md.
         Raises InputError where a name, shape, dtype, device, stride or given index does not fit.
         """
+        self._route.refuse_tangents(inputs)
         if not self._route.compiling() and cu_seqlens is None and cu_seqlens_k is None:
             if q_offset is not None and type(q_offset) is not int:
                 q_offset = position(q_offset)  # a tensor may be changed: calls are recognised by its value
@@ -267,9 +268,8 @@ class Compiled(Decoding):
         """The schedule of a kernel: set by hand, else the best record, else the default."""
         from sparsec.lower.registry import default
 
-        found = self.schedules.get(kernel.name)
         length, packed = bucket(self.lengths.longest(dims)), kernel.packed is not None
-        found = found or self.records.best(kernel.spec, self.target, length, packed)
+        found = self.schedules.get(kernel.name) or self.records.best(kernel.spec, self.target, length, packed)
         return found or default(kernel.spec, self.target.name)
 
     def schedule(self, kernel: Kernel, dims: Mapping[str, int]) -> Schedule:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from sparsec.ir.error import InputError
 from sparsec.runtime import bind
 
 if TYPE_CHECKING:
@@ -38,6 +40,24 @@ def differentiated(tensors: Sequence[Tensor]) -> bool:
             if x.requires_grad:
                 return True
     return False
+
+
+def refuse_tangents(inputs: Mapping[str, Any]) -> None:
+    """Raises InputError for an input with a tangent: kernels would drop it, and its derivatives would be zero."""
+    if forward_ad._current_level < 0:  # no torch.func.jvp and no dual level
+        return
+    for name, x in inputs.items():
+        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+            rule = "forward-mode derivatives have no kernels"
+            raise InputError(name, "has a tangent", rule, "take gradients by torch.autograd, or detach it")
+
+
+def refuse_transforms(variant: str) -> None:
+    """Raises InputError where torch.func differentiates: its transforms see no saved tensors."""
+    if _transform() is not None:
+        rule = "gradients are taken by torch.autograd alone"
+        fix = "loss.backward() or torch.autograd.grad(loss, inputs) in place of torch.func.grad, vjp and jacrev"
+        raise InputError(variant, "inside a transform of torch.func that differentiates", rule, fix, "layer")
 
 
 def autocast(tensors: Sequence[Tensor], floats: Sequence[bool]) -> Sequence[Tensor]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sparsec.plan.sizes import static_names
 from sparsec.runtime import bind, route
 from sparsec.runtime.joint import Joint, joint
+from sparsec.runtime.once import once
 from sparsec.runtime.shapes import dims_of, empties
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Training:
 
     def forward(self, tensors: Sequence[Tensor], q_offset: int | None = None) -> Sequence[Tensor]:
         """The variant's outputs, which remember how they came about. Raises PlanError where there is no backward."""
+        route.refuse_transforms(self.compiled.variant.name)
         outputs: tuple[Tensor, ...] = _Attention.apply(self, q_offset, *tensors)  # type: ignore[no-untyped-call]
         return outputs
 
@@ -105,14 +106,10 @@ class _Attention(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Once differentiable: what torch has for that takes microseconds to switch off what is off."""
-        return _pulled_once(ctx, *grads) if torch.is_grad_enabled() else _Attention.pulled(ctx, *grads)
-
-    @staticmethod
-    def pulled(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    @once
+    def backward(ctx: Any, kept: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Any]:
         """The gradients of everything that ``forward`` was given."""
-        training, halves, kept = ctx.training, ctx.halves, ctx.saved_tensors
+        training, halves = ctx.training, ctx.halves
         cotangents = [grads[n] for n in halves.cotangents]
         found: Sequence[Tensor] = []
         if halves.wanted and route.traced([*kept, *cotangents]):
@@ -122,9 +119,6 @@ class _Attention(torch.autograd.Function):
             found = training.run_backward(halves, kept, cotangents, ctx.dims)
         by_name = halves.by_input(found)
         return None, None, *[by_name.get(name) for name in training.compiled.names]
-
-
-_pulled_once = once_differentiable(_Attention.pulled)
 
 
 def _dense(x: Tensor) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from sparsec.frontends.text import parse
+from sparsec.ir.error import InputError
 from sparsec.oracle import oracle
 from sparsec.plan.plan import PlanError
 from sparsec.runtime.compiled import Compiled, compile
@@ -96,15 +100,6 @@ def test_what_does_not_depend_on_an_input_is_none() -> None:
     assert inputs["l"].grad is None and inputs["q"].grad is not None
 
 
-def test_gradients_cannot_be_differentiated_again() -> None:
-    compiled, inputs = on("msa-window", "cpu"), drawn("msa-window")
-    (plain,) = torch.autograd.grad(called(compiled, inputs).square().sum(), [inputs["q"]])
-    (grad,) = torch.autograd.grad(called(compiled, inputs).square().sum(), [inputs["q"]], create_graph=True)
-    assert torch.equal(grad, plain)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 def test_spread_gradients_are_read_as_they_are_meant() -> None:
     compiled, one, other = on("msa-window", "cpu"), drawn("msa-window"), drawn("msa-window")
     called(compiled, one).sum().backward()  # the gradient of a sum is one number, seen everywhere
@@ -139,9 +134,13 @@ def test_backward_twice_needs_the_graph_kept_and_gives_the_same() -> None:
 
 def test_gradients_of_gradients_are_refused() -> None:
     compiled, inputs = on("streaming", "cpu"), drawn("streaming")
-    (grad,) = torch.autograd.grad(called(compiled, inputs).square().sum(), [inputs["q"]], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    for power in (2, 1):  # the gradient of a sum's output depends on nothing, and that of the inputs still does
+        (plain,) = torch.autograd.grad(called(compiled, inputs).pow(power).sum(), [inputs["q"]])
+        (grad,) = torch.autograd.grad(called(compiled, inputs).pow(power).sum(), [inputs["q"]], create_graph=True)
+        assert torch.equal(grad, plain)
+        for wrt in ("q", "k"):
+            with pytest.raises(RuntimeError, match="gradients of gradients have no kernels"):
+                torch.autograd.grad(grad.sum(), [inputs[wrt]], retain_graph=True)
 
 
 def test_new_lengths_and_batches_build_no_kernel() -> None:
@@ -163,3 +162,41 @@ def test_a_missing_backward_is_an_error_only_when_it_is_asked_for() -> None:
     with torch.no_grad():
         again = called(compiled, {n: x.clone().requires_grad_() for n, x in given.items()})
     assert torch.equal(plain, again)
+
+
+def _jvp(call: Callable[[Tensor], Tensor], x: Tensor) -> object:
+    return torch.func.jvp(call, (x,), (x,))
+
+
+def _dual(call: Callable[[Tensor], Tensor], x: Tensor) -> object:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(call(forward_ad.make_dual(x, x))).tangent
+
+
+def _functional(call: Callable[[Tensor], Tensor], x: Tensor) -> object:
+    return torch.func.grad(lambda y: call(y).sum())(x)
+
+
+@pytest.mark.parametrize(
+    ("derivative", "sentence"),
+    [(_jvp, "has a tangent"), (_dual, "has a tangent"), (_functional, "torch.autograd alone")],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_derivatives_of_other_kinds_are_refused(
+    derivative: Callable[[Callable[[Tensor], Tensor], Tensor], object], sentence: str, packed: bool
+) -> None:
+    """Tangents would be dropped: the derivative would be zero without a word."""
+    compiled = on("streaming", "interpreter")
+    given = {n: x.detach() for n, x in drawn("streaming", tokens=5).items()}
+    if packed:
+        given = {n: x[0] for n, x in given.items()} | {"cu_seqlens": torch.tensor([0, 2, 5], dtype=torch.int32)}
+
+    def call(q: Tensor) -> Tensor:
+        found = compiled(None, **{**given, "q": q})
+        assert isinstance(found, Tensor)
+        return found
+
+    with pytest.raises(InputError, match=sentence):
+        derivative(call, given["q"])
+    with forward_ad.dual_level():
+        assert forward_ad.unpack_dual(call(given["q"])).tangent is None

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sparsec.runtime import bind, route
 from sparsec.runtime.joint import Joint
+from sparsec.runtime.once import once
 from sparsec.runtime.packed.calls import batched, unbatched
 from sparsec.runtime.packed.operator import call_dims, dim_names
 
@@ -34,6 +34,7 @@ class PackedTraining:
 
     def traced(self, tensors: Sequence[Tensor], ends: Sequence[Any]) -> Sequence[Tensor]:
         """As ``forward``, for who traces or calls the operator: ``ends`` are its arguments."""
+        route.refuse_transforms(self.compiled.variant.name)
         if route.traced(tensors):
             outputs: tuple[Tensor, ...] = _Packed.apply(self, tuple(ends), *tensors)  # type: ignore[no-untyped-call]
             return outputs
@@ -74,9 +75,9 @@ class _Packed(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        training, halves, (*kept, table) = ctx.training, ctx.halves, ctx.saved_tensors
+    @once
+    def backward(ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Any]:
+        training, halves, (*kept, table) = ctx.training, ctx.halves, saved
         calls, count = training.calls, len(halves.kept_inputs)
         inputs = [batched(x, calls.layouts[n]) for n, x in zip(halves.kept_inputs, kept[:count], strict=True)]
         cotangents = [batched(grads[n].contiguous(), calls.results[n]) for n in halves.cotangents]
