@@ -171,7 +171,7 @@ def _shape(size: Sequence[int], dtype: Any, device: Any) -> Tensor:
     """What ``empty_like`` makes contiguous tensors from in half the time of ``empty``; holds one element."""
     import torch
 
-    return torch.empty(1, dtype=dtype, device=device).expand(size)
+    return torch.empty((), dtype=dtype, device=device).expand(size)
 
 
 def on_cpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor]) -> Quick:

@@ -21,7 +21,7 @@ from sparsec.ir.error import InputError
 from sparsec.runtime.arena import STEP, placed
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.inputs import inputs
-from sparsec.runtime.quick import Device, on_gpu
+from sparsec.runtime.quick import Device, _shape, on_gpu
 from sparsec.runtime.ready import Ready
 from sparsec.testing.stub_driver import learned
 from sparsec.testing.whole_case import WholeCase, on
@@ -187,3 +187,10 @@ def test_schedules_put_in_place_of_others_count() -> None:
     held = made.schedules
     made.schedules = {"attend_out": Schedule(rows=16)}
     assert made.schedules is held and held["attend_out"].rows == 16
+
+
+@pytest.mark.parametrize("size", [(), (0, 2), (3, 4)])
+def test_outputs_of_any_size_are_made(size: tuple[int, ...]) -> None:
+    """Of no dimensions too: a balance loss is one number."""
+    made = torch.empty_like(_shape(size, torch.float32, "cpu"))
+    assert made.shape == torch.Size(size) and made.is_contiguous()
