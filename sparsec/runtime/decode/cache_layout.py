@@ -35,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """The states of a written bank, fp32.
+    """The states of a written bank.
 
     Attributes:
         name: of the step's input.
@@ -46,6 +46,7 @@ class Bank:
     name: str
     shape: tuple[int, ...]
     initial: str | None
+    dtype: str = "float32"
 
 
 def banks(spec: CacheSpec, dims: Mapping[str, int]) -> tuple[Bank, ...]:

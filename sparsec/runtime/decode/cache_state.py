@@ -28,7 +28,8 @@ class Memory:
         tensors, places: pages by the name of what they hold, and how they are laid out.
         known: tokens of each sequence as the host knows them; ``pages`` of the pool by sequence.
         written: the most tokens that each sequence had, of which those taken back still lie in rings.
-        states: matrix states, fp32 ``[batch, parts, heads, rows, columns]``, by the name of the step's input.
+        states: matrix states, fp32 ``[batch, parts, heads, rows, columns]``, by the name of the step's input; what
+            else is held at a fixed size.
         first: the states that a sequence begins with, with a batch or without; zero where there are none.
         snapshots: those that may still be restored.
     """
@@ -141,7 +142,9 @@ class Cache:
 
         memory, count = self.memory, len(self.memory.known)
         memory.first = first_states(self.first, banks, count, device)
-        memory.states = {b.name: torch.zeros(count, *b.shape, device=device) for b in banks}
+        memory.states = {
+            b.name: torch.zeros(count, *b.shape, dtype=getattr(torch, b.dtype), device=device) for b in banks
+        }
         begin(memory, slice(0, count))
         memory.places = dict(places)
         memory.lengths = torch.zeros(count, dtype=torch.int32, device=device)
@@ -237,7 +240,8 @@ class Cache:
 
         Pages are not copied: what a later ``restore`` takes back are the tokens since.
         """
-        found = Snapshot(self._first, self.known_lengths, copied(self.states), self.lengths_now())
+        own = copied(self.states)
+        found = Snapshot(self.declared, self._first, self.known_lengths, own, self.lengths_now())
         self.memory.snapshots.add(found)
         return found
 
@@ -247,7 +251,7 @@ class Cache:
         States alone may be restored into as many other sequences, of this cache or one like it. Raises InputError
         where pages no longer hold what was read then: sequences ended, were taken back further, or rings dropped it.
         """
-        fits(self.memory, self._first, self.batch, snapshot)
+        fits(self.memory, self.declared, self._first, self.batch, snapshot)
         if self.memory.places:
             self._take_back(snapshot.lengths)
         self.memory.known[self._own] = snapshot.lengths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sparsec.ir.dims import bind as bind_dims
@@ -13,7 +13,7 @@ from sparsec.ir.variant import Variant
 from sparsec.passes.stream import Streamed
 from sparsec.passes.stream_spec import CacheSpec
 from sparsec.runtime import bind
-from sparsec.runtime.decode.cache_layout import Place
+from sparsec.runtime.decode.cache_layout import Bank, Place
 from sparsec.runtime.decode.cache_state import Cache
 
 if TYPE_CHECKING:
@@ -151,6 +151,16 @@ def rows(cache: Cache, wanted: Mapping[str, Place], device: torch.device) -> Non
             raise InputError(
                 name, f"rows of {place.dtype} {list(place.row)}", rule, "tokens like those before, or a new cache"
             )
+
+
+def same_states(cache: Cache, banks: Sequence[Bank], device: torch.device) -> None:
+    """Tokens are like those that a cache of fixed size was filled with."""
+    for bank in banks:
+        held = cache.memory.states[bank.name]
+        found, wanted = (bank.shape, bank.dtype, device), (held.shape[1:], str(held.dtype)[6:], held.device)
+        if found != wanted:
+            value, rule = (f"rows of {bank.name} {x[1]} {list(x[0])} on {x[2]}" for x in (found, wanted))
+            raise InputError("cache", value, f"the cache has {rule}", "tokens like those before, or a new cache")
 
 
 def lists(streamed: Streamed, tokens: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:

@@ -58,6 +58,7 @@ class Decoder:
             of_states = found.spec.states or found.twins
             self.streamed = replace(found, variant=self.step.graph) if of_states else stream(self.step.graph)
         self.spec = self.streamed.spec
+        self.constant = self.spec.constant
         self._built: dict[tuple[object, ...], Built] = {}
         self._made: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
@@ -111,6 +112,17 @@ class Decoder:
         last = {held.output for held in self.spec.states}
         both = enumerate(zip(*parts, strict=True))
         return [found[-1] if n in last else torch.cat(found, dim=1) for n, found in both]
+
+    def captured(self, cache: Cache, tokens: Mapping[str, Tensor | None]) -> list[Tensor]:
+        """As a call; what a CUDA graph captures serves all lengths."""
+        return self(cache, tokens)
+
+    def count(self, tokens: Mapping[str, Tensor | None]) -> int:
+        """New tokens of a step that a graph may capture. Raises InputError where rows of chunks are too few."""
+        given = decode_check.given(self.streamed, self.ready(tokens))
+        found = decode_check.count(self.streamed, given)
+        decode_check.captured(self.streamed, given, found)
+        return found
 
     def ready(self, tokens: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
         """What the step takes of a caller's tokens: maps that become memory are computed."""

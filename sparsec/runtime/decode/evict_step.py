@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sparsec.ir import build
-from sparsec.ir.build_state import recall, state, write
 from sparsec.ir.error import DeclarationError
-from sparsec.ir.node import Node
+from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
-from sparsec.ir.variant import Variant, variant
+from sparsec.ir.variant import Variant
+from sparsec.lower.decode.held import Held
 from sparsec.plan.evict import given_up, lag
-from sparsec.scalar.expr import Expr, var
+from sparsec.scalar.evaluate import evaluate
 
-JOINT = (
-    "x0 * sigmoid(x1 - log(maximum(x3, 1e-30)))"
-    " + x2 / maximum(x3, 1e-30) * (1.0 - sigmoid(x1 - log(maximum(x3, 1e-30))))"
-)
-"""Of an output x0 with log-sum-exp x1, and a sum x2 of weights x3."""
-HELD = ("place", "m", "z", "no_key", "no_value")
-"""Inputs of a step beside the variant's: tokens of rows, -1 for none; the state and its mass; a write of nothing."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +29,24 @@ class Form:
     lag: int
 
     @property
+    def parts(self) -> dict[str, Node]:
+        """Queries, keys, values and features, which may be maps."""
+        q, k, v = self.exact.src[0], self.exact.src[1].src[0], self.node.src[1]
+        return {"q": q, "k": k, "v": v, "fq": self.linear.src[0], "fk": self.node.src[0]}
+
+    @property
     def names(self) -> dict[str, str]:
-        """The inputs' names: q, k, v, and features fq and fk."""
-        parts = {"q": self.exact.src[0], "fq": self.linear.src[0], "fk": self.node.src[0], "v": self.node.src[1]}
-        return {part: str(x["name"]) for part, x in {**parts, "k": self.exact.src[1].src[0]}.items()}
+        """The parts that are inputs, by name."""
+        return {part: str(node["name"]) for part, node in self.parts.items() if node.op is Op.INPUT}
+
+    def name(self, part: str) -> str:
+        """The name of an input."""
+        return self.names[part]
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The parts that are maps."""
+        return tuple(part for part, node in self.parts.items() if node.op is Op.MAP)
 
 
 def evicts(graph: Variant) -> bool:
@@ -50,13 +61,18 @@ def form_of(graph: Variant) -> Form:
         exact, linear = out.src
         node = given_up(linear) if linear.op is Op.ATTEND else None
         behind = None if node is None else lag(linear, node)
-        if node is not None and behind is not None and _is_exact(exact, node, behind):
+        if node is not None and behind is not None and _is_exact(exact, node, behind) and _plain(linear, node):
             return Form(exact, linear, node, behind)
     name = next(node for node in graph.nodes if node.op is Op.EVICT)
     what = "attention over inputs that are held, and the state of the others, merged by lse"
-    raise DeclarationError(
-        f"{graph.name}, {graph.names[name]}", "evict", f"it decodes as {what}", "give features as inputs"
-    )
+    fix = "give features as inputs, or as maps of inputs"
+    raise DeclarationError(f"{graph.name}, {graph.names[name]}", "evict", f"it decodes as {what}", fix)
+
+
+def _plain(linear: Node, node: Node) -> bool:
+    """Whether features are inputs, or maps of inputs."""
+    features = linear.src[0], node.src[0]
+    return all(f.op is Op.INPUT or (f.op is Op.MAP and all(s.op is Op.INPUT for s in f.src)) for f in features)
 
 
 def _is_exact(attend: Node, node: Node, behind: int) -> bool:
@@ -66,7 +82,7 @@ def _is_exact(attend: Node, node: Node, behind: int) -> bool:
     q, memory, mask = attend.positional
     if mask.op is not Op.MASK or list(mask.captures.values()) != [node] or memory.src[1] is not node.src[1]:
         return False
-    inputs = all(x.op is Op.INPUT for x in (q, *memory.src, *node.src))
+    inputs = all(x.op is Op.INPUT for x in (q, *memory.src))
     (name,), size = mask.captures, node.integer("size")
     mine = f"{name}[b, j, h * ({node.shape[2]}) // ({q.shape[2]})]"
     shown = build.mask(memory, where=f"(j <= i) & ({mine} >= i // {size} - {behind})", **{name: node})
@@ -74,27 +90,23 @@ def _is_exact(attend: Node, node: Node, behind: int) -> bool:
     return inputs and plain is attend
 
 
-def step_variant(form: Form, name: str) -> Variant:
-    """New queries ``[B,TQ,H,·]`` over memory ``[B,TK,HKV,·]`` and a state; ``HELD`` are inputs too."""
-    q, fq = (_input(form, part, var("TQ")) for part in ("q", "fq"))
-    k, v = (_input(form, part, var("TK")) for part in ("k", "v"))
-    b, _, heads, features = form.node.src[0].shape
-    place = build.input("place", (b, var("TK"), heads), "int32")
-    memory = build.tokens(k, v)
-    mine = f"place[b, j, h * ({heads}) // ({q.shape[2]})]"
-    shown = build.mask(memory, where=f"(0 <= {mine}) & ({mine} <= i)", place=place)
-    exact = build.attend(q, memory, shown, scale=form.exact.expr("scale"))
-    key = build.input("no_key", (b, var("TQ"), heads, features), "float32")
-    columns = form.node.src[1].shape[3]
-    sums = []
-    for what, wide in (("m", columns), ("z", 1)):
-        first = build.input(what, (b, 1, heads, features, wide), "float32")
-        value = build.input("no_value" if what == "m" else "no_one", (b, var("TQ"), heads, wide), "float32")
-        sums.append(recall(fq, write(state(first, heads=heads, rows=features, cols=wide), key, value)))
-    return variant(f"{name}_step", build.map(exact, build.lse(exact), *sums, fn=JOINT, align="heads"))
+def features_of(graph: Variant, form: Form) -> Variant | None:
+    """The features that are maps, as a variant of their own; None where all are inputs."""
+    nodes = tuple(form.parts[part] for part in form.made)
+    if not nodes:
+        return None
+    used = set(topological(nodes))
+    named = {**graph.names, **{form.parts[part]: f"made_{part}" for part in form.made}}
+    return graph.with_outputs(nodes, [n for n in graph.parameters if n in used], named)
 
 
-def _input(form: Form, part: str, length: Expr) -> Node:
-    nodes = {"q": form.exact.src[0], "fq": form.linear.src[0], "k": form.exact.src[1].src[0], "v": form.node.src[1]}
-    shape = nodes[part].shape
-    return build.input(form.names[part], (shape[0], length, *shape[2:]), nodes[part].dtype)
+def held_of(form: Form, given: Mapping[str, Tensor]) -> Held:
+    """The sizes of a step on these tokens, ``[B,N,H,·]`` by part."""
+    q, k, v, fk = (given[part] for part in ("q", "k", "v", "fk"))
+    scale = form.exact.expr("scale")
+    assert scale is not None
+    kinds = tuple((part, str(given[part].dtype).removeprefix("torch.")) for part in form.parts)
+    sizes = q.shape[2], k.shape[2], q.shape[3], v.shape[3], fk.shape[3]
+    keep, size = form.node.integer("keep"), form.node.integer("size")
+    dims = {str(d): n for d, n in zip(form.exact.src[0].shape, q.shape, strict=True)}
+    return Held(*sizes, keep, size, form.lag, float(evaluate(scale, dims)), kinds)

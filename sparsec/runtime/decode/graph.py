@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
-from sparsec.runtime.decode import check as decode_check
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.decode.declared import check_own
 
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsec.runtime.decode.decoder import Decoder
+    from sparsec.runtime.decode.evicting import EvictingDecoder
 
 
 class StepGraph:
@@ -26,24 +26,22 @@ class StepGraph:
         outputs: what a call gives.
     """
 
-    def __init__(self, decoder: Decoder, cache: Cache, tokens: Mapping[str, Tensor | None]) -> None:
+    def __init__(self, decoder: Decoder | EvictingDecoder, cache: Cache, tokens: Mapping[str, Tensor | None]) -> None:
         import torch
 
         check_own(decoder.declared, cache, Cache)
         self.cache = cache
-        given = decode_check.given(decoder.streamed, decoder.ready(tokens))
-        self.count = decode_check.count(decoder.streamed, given)
-        decode_check.captured(decoder.streamed, given, self.count)
-        if any(not x.is_cuda for x in given.values()):
+        self.count = decoder.count(tokens)
+        if any(not x.is_cuda for x in tokens.values() if x is not None):
             raise InputError("decode_graph", "tensors on the CPU", "graphs are CUDA's", "call decode")
-        constant = decoder.spec.constant
+        constant = decoder.constant
         self.tokens = {n: x if n in constant else x.clone() for n, x in tokens.items() if x is not None}
         before = cache.snapshot()
-        decoder(cache, self.tokens)  # builds and loads what the capture must find
+        decoder.captured(cache, self.tokens)  # builds and loads what the capture must find
         cache.restore(before)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self.outputs = decoder(cache, self.tokens)
+            self.outputs = decoder.captured(cache, self.tokens)
         cache.replayed(-self.count)  # nothing has run
 
     def __call__(self, **tokens: Tensor) -> list[Tensor]:

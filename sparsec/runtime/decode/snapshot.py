@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
+from sparsec.runtime.decode.declared import Declared
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ class Snapshot:
     """Some sequences of a cache at one moment.
 
     Attributes:
+        declared: the declaration that the cache was made for.
         first: the number of the first of them.
         lengths: their tokens.
         states: copies, by the name of the step's input; none before the first tokens.
@@ -28,6 +30,7 @@ class Snapshot:
         outdated: whether pages may hold other tokens by now.
     """
 
+    declared: Declared
     first: int
     lengths: Sequence[int]
     states: Mapping[str, Tensor]
@@ -81,6 +84,20 @@ def put_back(memory: Memory, own: slice, snapshot: Snapshot) -> None:
             lengths.copy_(snapshot.counted)
 
 
+def _alike(memory: Memory, snapshot: Snapshot) -> None:
+    """Raises InputError where states of a snapshot are not like those of a cache."""
+    for name, x in snapshot.states.items():
+        held = memory.states.get(name)
+        if held is None:
+            rule = f"the cache holds {', '.join(memory.states) or 'no states before its first tokens'}"
+            raise InputError("snapshot", name, rule, "restore it into a cache that had tokens of these sizes")
+        found, wanted = ((list(s.shape[1:]), s.dtype, s.device) for s in (x, held))
+        if found != wanted:
+            value, rule = (f"{name} {s[1]} {s[0]} on {s[2]}" for s in (found, wanted))
+            fix = "restore it into a cache of tokens like its own"
+            raise InputError("snapshot", value, f"the cache holds {rule}", fix)
+
+
 def outdate(memory: Memory) -> None:
     """Mark snapshots of which tokens were taken back: others may lie in their place."""
     for found in memory.snapshots:
@@ -88,15 +105,15 @@ def outdate(memory: Memory) -> None:
         found.outdated = found.outdated or any(n < then for n, then in zip(now, found.lengths, strict=True))
 
 
-def fits(memory: Memory, first: int, batch: int, snapshot: Snapshot) -> None:
+def fits(memory: Memory, own: Declared, first: int, batch: int, snapshot: Snapshot) -> None:
     """Raises InputError where a snapshot is not one of these sequences."""
+    if snapshot.declared != own:
+        rule = f"this is a cache of another declaration, {own.name}"
+        raise InputError("snapshot", f"of {snapshot.declared.name}", rule, "restore it into a cache of its variant")
     if len(snapshot.lengths) != batch:
         rule = f"these are {batch} sequences"
         raise InputError("snapshot", f"of {len(snapshot.lengths)} sequences", rule, "restore cache.sequences(…)")
-    for name, x in snapshot.states.items():
-        if name not in memory.states or memory.states[name].shape[1:] != x.shape[1:]:
-            rule = f"the cache holds { ({n: list(s.shape[1:]) for n, s in memory.states.items()}) }"
-            raise InputError("snapshot", f"{name} {list(x.shape[1:])}", rule, "restore it into a cache of its variant")
+    _alike(memory, snapshot)
     if memory.places and (snapshot not in memory.snapshots or snapshot.first != first):
         rule = "pages are not copied: tokens since are taken back from the same sequences"
         raise InputError("snapshot", "of other sequences", rule, "restore it where it was taken")
