@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -196,6 +197,20 @@ def test_a_refused_draft_leaves_no_trace() -> None:
     assert torch.equal(decoded(made, cache, x, (3, 1))[0], whole[:, 20:24])
     with pytest.raises(InputError, match="snapshot"):
         cache.rewind(1)
+
+
+def test_a_snapshot_of_other_states_is_refused() -> None:
+    made, x, cache, _ = begun()
+    before = cache.snapshot()
+    other = compile(preset_of("kda", raw=True), "interpreter")
+    with pytest.raises(InputError, match="snapshot: of gdn: this is a cache of another declaration, kda"):
+        other.init_cache(2).restore(before)
+    with pytest.raises(InputError, match="holds no states before its first tokens.*had tokens of these sizes"):
+        made.init_cache(2, states=first(made, x)).restore(before)
+    (name,) = before.states
+    wrong = replace(before, states={name: before.states[name].half()})
+    with pytest.raises(InputError, match=rf"{name} torch.float16.*the cache holds {name} torch.float32"):
+        cache.restore(wrong)
 
 
 def test_a_draft_over_states_and_tokens() -> None:

@@ -116,5 +116,7 @@ def test_refusals() -> None:
         sparsec.preset("lola", window=100)
     with pytest.raises(DeclarationError, match=r"size = 0.*at least 1"):
         sparsec.preset("lola", chunk=0)
-    with pytest.raises(DeclarationError, match="give features as inputs"):
-        sparsec.compile(sparsec.preset("lola", features="elu"), target="interpreter").init_cache(1)
+    made = sparsec.preset("lola")
+    exact = made.with_outputs([made.outputs[0].src[0]])
+    with pytest.raises(DeclarationError, match="give features as inputs, or as maps"):
+        sparsec.compile(exact, target="interpreter").init_cache(1)
