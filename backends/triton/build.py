@@ -109,7 +109,7 @@ def launch(
     if device is None or device.type != "cuda":
         return kernel[tuple(grid)](*args, **options(schedule))
     with torch.cuda.device(device):
-        return kernel[tuple(grid)](*args, **options(schedule), **({"launch_pdl": True} if chained else {}))
+        return kernel[tuple(grid)](*args, **options(schedule), **extras(chained))
 
 
 def relaunch(
@@ -128,6 +128,11 @@ def relaunch(
     places = [program.tensors.index(d.tensor) for d in wanted]
     boxes = [Box(place, made) for place, made in zip(places, args[first:], strict=True)]
     return Relaunch(compiled, grid, args[len(program.tensors) : first], boxes)
+
+
+def extras(chained: bool) -> dict[str, Any]:
+    """What a launch on a GPU is told of a kernel that begins while the one before ends."""
+    return {"launch_pdl": True} if chained else {}
 
 
 def options(schedule: Schedule) -> dict[str, Any]:

@@ -80,6 +80,18 @@ class BuiltKernel:
 
         return run, scratch
 
+    @property
+    def waits(self) -> int:
+        """How many of its programs the first launch compiles."""
+        return sum(bind.waits for _, bind in self._binds)
+
+    def ahead(self, buffers: Mapping[str, Tensor], fixed: Fixed) -> None:
+        """Have its programs compiled for these buffers; nothing is launched."""
+        every = {**buffers, **self._scratch(buffers, fixed)}
+        for program, bind in self._binds:
+            if bind.waits:
+                bind.ahead([every[t.name] for t in program.tensors], fixed.params)
+
     def learn(self, buffers: Mapping[str, Tensor], fixed: Fixed) -> list[tuple[tuple[str, ...], Again | None]]:
         """Launch once; per program the names of its tensors, and what launches it on others of the same layout."""
         every = {**buffers, **self._scratch(buffers, fixed)}

@@ -29,6 +29,14 @@ class Bind:
         """A launch on these tensors that can be repeated."""
         raise NotImplementedError
 
+    def ahead(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> None:
+        """Have compiled what these arguments need, where that is done at a launch; nothing is launched."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether its first launch compiles."""
+        return False
+
     def learn(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Again | None:
         """Launch once, and give what launches on other memory without any check; None where there is no such thing."""
         self(tensors, params)()
@@ -70,6 +78,19 @@ class _Triton(Bind):
         self.chain = step.chain
         self.kernel = load(emit(step.program, step.schedule, step.chain), step.program.name, cache_dir)
         self._plain: _Triton | None = None
+        self._known = False
+
+    @property
+    def waits(self) -> bool:
+        return not self._known
+
+    def ahead(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> None:
+        from sparsec.backends.triton.together import ahead
+
+        self._known = True
+        bound, args = self._arguments(tensors, params)
+        if 0 not in grid_of(self.program, params):
+            ahead(bound.kernel, args, bound.schedule, bound.chain is not None)
 
     def __call__(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Run:
         from sparsec.backends.triton.build import launch

@@ -47,6 +47,8 @@ class Ready:
             if outputs is not None:
                 return outputs
         buffers = self._buffers(dict(zip(self.names, tensors, strict=True)))
+        if self.quick is None:
+            self._compile(buffers)
         if self.quick is None and _aligned(tensors):
             learned = [(k.kernel.name, k.learn(buffers, self.fixed[k.kernel.name])) for k in self.kernels]
             self.quick = quick(self, learned, tensors)
@@ -64,6 +66,19 @@ class Ready:
         buffers = self._buffers(inputs)
         self._launch(buffers)
         return buffers
+
+    def _compile(self, buffers: Mapping[str, Tensor]) -> None:
+        """Kernels that a GPU's first launch would compile one by one are compiled side by side."""
+        first = next(iter(buffers.values()))
+        if not first.is_cuda or sum(kernel.waits for kernel in self.kernels) < 2:
+            return
+        import torch
+
+        from sparsec.backends.triton.together import together
+
+        with torch.cuda.device(first.device), together() as can:
+            for kernel in self.kernels if can else ():
+                kernel.ahead(buffers, self.fixed[kernel.kernel.name])
 
     def _launch(self, buffers: Mapping[str, Tensor]) -> None:
         for kernel in self.kernels:
