@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.fenwick.leaf import of_writes
-from sparsec.lower.fenwick.rungs import Rungs, bit, column_of, edges, end, place, tile_number, when
+from sparsec.lower.fenwick.rungs import Rungs, column_of, edges, end, place, tile_number
+from sparsec.lower.fenwick.visits import nearest_first
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_outputs import visible
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, halves, power_of_two, scaled, times
@@ -118,17 +119,12 @@ class Reader:
         """``out`` ``[c,e]`` plus what the blocks before the chunk answer."""
         delta = self.rungs.own.delta
 
-        def level(number: Node, *held: Node) -> Sequence[Node]:
-            def read(zero: Node, held: Node, out: Node) -> Sequence[Node]:
-                here = add(number, zero)
-                answer = self.answer(held if delta else x, here, column)
-                answer = mul(answer, self.share(here, None if delta else held))
-                return [self.next(held, here), add(out, answer)]
+        def read(here: Node, held: Node, out: Node) -> Sequence[Node]:
+            answer = self.answer(held if delta else x, here, column)
+            answer = mul(answer, self.share(here, None if delta else held))
+            return [self.next(held, here), add(out, answer)]
 
-            return when(bit(self.chunk.number, number), list(held), read)
-
-        first = x if delta else self.passed()
-        return tile.loop(0, self.rungs.outer, 1, [first, out], level)[1]
+        return nearest_first(self.rungs, self.chunk, [x if delta else self.passed(), out], read)[1]
 
     def passed(self) -> Node:
         """The decay since the blocks that were passed: none."""

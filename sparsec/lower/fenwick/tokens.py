@@ -9,7 +9,7 @@ f_j the decay since they ended, N = scale dO Vᵀ and X = N ⊙ G ⊙ e^{Γ_i �
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sparsec.lower.fenwick import regroup
 from sparsec.lower.fenwick.back import Back
@@ -17,7 +17,7 @@ from sparsec.lower.fenwick.frame import Frame
 from sparsec.lower.fenwick.leaf import of_writes
 from sparsec.lower.fenwick.outputs import Reader
 from sparsec.lower.fenwick.regroup import own_gradient
-from sparsec.lower.fenwick.rungs import bit, when
+from sparsec.lower.fenwick.visits import nearest_first, unread
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_outputs import visible
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power_of_two, times
@@ -90,38 +90,44 @@ def _far(f: Frame) -> tuple[Node, Node]:
         return zero, none
     queries = tile.cast(f.at.queries(), "float32")
 
-    def level(number: Node, passed: Node, total: Node, gains: Node) -> Sequence[Node]:
-        def read(nil: Node, passed: Node, total: Node, _: Node) -> Sequence[Node]:
-            here = add(number, nil)
-            answer = mul(asked(f, here), b.scale)
-            if b.own.decays:
-                answer = mul(answer, power_of_two(add(chunk.sums(a.queries), passed)))
-            slope = tile.reduce("sum", mul(queries, answer), a.dims)
-            weight = rungs.weight(chunk, a.queries, add(here, rungs.inner))
-            return [f.at.next(passed, here), add(total, mul(answer, weight)), slope]
+    answered = asked(f)
 
-        passed, total, slope = when(bit(chunk.number, number), [passed, total, none], read)
-        f.gate(add(number, rungs.inner), slope)
-        gained = mul(slope, rungs.weight(chunk, a.queries, add(number, rungs.inner)))
+    def read(here: Node, passed: Node, total: Node, gains: Node) -> Sequence[Node]:
+        answer = mul(answered(here), b.scale)
+        if b.own.decays:
+            answer = mul(answer, power_of_two(add(chunk.sums(a.queries), passed)))
+        slope = tile.reduce("sum", mul(queries, answer), a.dims)
+        weight = rungs.weight(chunk, a.queries, add(here, rungs.inner))
+        gained = mul(slope, weight)
+        keep(here, slope, tile.reduce("sum", gained, a.queries))
+        return [f.at.next(passed, here), add(total, mul(answer, weight)), add(gains, gained)]
+
+    def keep(level: Node, slope: Node, gained: Node) -> None:
+        f.gate(add(level, rungs.inner), slope)
         if b.learns_decay:
-            place = (chunk.batch, chunk.head, number, chunk.number)
-            tile.store(b.gains, *place, value=tile.reduce("sum", gained, a.queries))
-        return [passed, total, add(gains, gained)]
+            tile.store(b.gains, chunk.batch, chunk.head, level, chunk.number, value=gained)
 
-    _, total, gains = tile.loop(0, rungs.outer, 1, [f.at.passed(), zero, none], level)
+    _, total, gains = nearest_first(rungs, chunk, [f.at.passed(), zero, none], read)
+    unread(rungs, chunk, lambda level: keep(level, none, tile.const(0.0)))
     f.tensors += [b.gains] * b.learns_decay
     return total, gains
 
 
-def asked(f: Frame, level: Node) -> Node:
-    """dO S_jᵀ ``[c,d]``."""
+def asked(f: Frame) -> Callable[[Node], Node]:
+    """What gives dO S_jᵀ ``[c,d]`` of a level; dO is loaded once where a tile has all columns."""
     a = f.axes
+    once = [f.grad_out(*f.column(tile.const(0)))] if f.b.own.tiles == 1 else []
 
-    def visit(number: Node, total: Node) -> Sequence[Node]:
-        column, limit = f.column(number)
-        return [f.dot(f.grad_out(column, limit), f.at.state(level, column), a.columns, total)]
+    def of_level(level: Node) -> Node:
+        def visit(number: Node, total: Node) -> Sequence[Node]:
+            column, limit = f.column(number)
+            do = once[0] if once else f.grad_out(column, limit)
+            return [f.dot(do, f.at.state(level, column), a.columns, total)]
 
-    return tile.loop(0, f.b.own.tiles, 1, [tile.full(0.0, a.queries, a.dims)], visit)[0]
+        zero = tile.full(0.0, a.queries, a.dims)
+        return visit(tile.const(0), zero)[0] if once else tile.loop(0, f.b.own.tiles, 1, [zero], visit)[0]
+
+    return of_level
 
 
 def _finish(f: Frame, among: Node, far_k: Node, far_q: Node, gains: Node) -> None:

@@ -11,9 +11,10 @@ from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.frame import Frame
 from sparsec.lower.fenwick.leaf import of_writes
 from sparsec.lower.fenwick.outputs import Reader
-from sparsec.lower.fenwick.rungs import bit, edges, when
+from sparsec.lower.fenwick.rungs import edges
 from sparsec.lower.fenwick.tokens import asked
-from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.fenwick.visits import farthest_first, nearest_first, unread
+from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk
 from sparsec.lower.scan.chunk_state import axes
 from sparsec.tile import build as tile
@@ -33,15 +34,11 @@ def lower_out(b: Back) -> Program:
     with tile.Builder() as builder:
         f = frame(builder, b)
 
-        def level(number: Node, held: Node) -> Sequence[Node]:
-            def read(nil: Node, held: Node) -> Sequence[Node]:
-                here = add(number, nil)
-                _keep(f, b.walks, here, held)
-                return [f.at.next(held, here)]
+        def read(here: Node, held: Node) -> Sequence[Node]:
+            _keep(f, b.walks, here, held)
+            return [f.at.next(held, here)]
 
-            return when(bit(f.chunk.number, number), [held], read)
-
-        tile.loop(0, rungs.outer, 1, [f.at.first(f.at.effective())], level)
+        nearest_first(rungs, f.chunk, [f.at.first(f.at.effective())], read)
         tensors = [rungs.queries, rungs.keys, *of_writes(rungs), rungs.read_moves, b.walks]
         return own.program(builder, "walk", tensors, (tile.param(CHUNKS), own.writes.heads, tile.param("B")))
 
@@ -51,24 +48,21 @@ def lower_back(b: Back) -> Program:
     own, rungs = b.own, b.rungs
     with tile.Builder() as builder:
         f = frame(builder, b)
-        a, none = f.axes, tile.full(0.0, f.axes.queries)
+        a = f.axes
+        answered = asked(f)
 
-        def level(n: Node, grad: Node) -> Sequence[Node]:
-            number = sub(rungs.outer - 1, n)
+        def read(here: Node, grad: Node) -> Sequence[Node]:
+            _keep(f, b.pulls, here, grad)
+            answer = mul(answered(here), b.scale)
+            f.gate(
+                add(here, rungs.inner),
+                tile.reduce("sum", mul(tile.cast(_kept(f, here), "float32"), answer), a.dims),
+            )
+            weight = rungs.weight(f.chunk, a.queries, add(here, rungs.inner))
+            return [add(_pulled(f, grad, here), mul(answer, weight))]
 
-            def read(nil: Node, grad: Node, _: Node) -> Sequence[Node]:
-                here = add(number, nil)
-                _keep(f, b.pulls, here, grad)
-                answer = mul(asked(f, here), b.scale)
-                slope = tile.reduce("sum", mul(tile.cast(_kept(f, here), "float32"), answer), a.dims)
-                weight = rungs.weight(f.chunk, a.queries, add(here, rungs.inner))
-                return [add(_pulled(f, grad, here), mul(answer, weight)), slope]
-
-            grad, slope = when(bit(f.chunk.number, number), [grad, none], read)
-            f.gate(add(number, rungs.inner), slope)
-            return [grad]
-
-        (grad,) = tile.loop(0, rungs.outer, 1, [tile.full(0.0, a.queries, a.dims)], level)
+        (grad,) = farthest_first(rungs, f.chunk, [tile.full(0.0, a.queries, a.dims)], read)
+        unread(rungs, f.chunk, lambda here: f.gate(add(here, rungs.inner), tile.full(0.0, a.queries)))
         row = tile.iota(a.dims)
         place = (f.chunk.batch, f.chunk.head, f.chunk.token(a.queries), row)
         tile.store(b.pull, *place, value=tile.cast(grad, b.pull.dtype), bounds=edges(b.pull, [row]))
