@@ -53,9 +53,9 @@ def lower_moves(b: Back, level: int) -> Program:
             left, right = asked, tile.full(0.0, at.dims, at.columns)
         else:
             left = add(at.moved(at.right, _above(at, b.grad_moves(level + 1), *index), transposed=True), asked)
-            right = _outer(at, b.grad_states(level + 1), rungs.states(level), values, None)
-            right = _outer(at, b.grad_moves(level + 1), rungs.moves(level), at.rows, right)
-            tensors += [b.grad_moves(level + 1), b.grad_states(level + 1), rungs.states(level), rungs.moves(level)]
+            right = _outer(at, b.grad_states(level + 1), rungs.read_states, values, None)
+            right = _outer(at, b.grad_moves(level + 1), rungs.read_moves, at.rows, right)
+            tensors += [b.grad_moves(level + 1), b.grad_states(level + 1), *rungs.carried(), rungs.moves(level)]
         _store(at, made, index, left, right)
         return own.program(builder, f"down_moves{level}", tensors, grid(at, level + 1))
 
@@ -82,9 +82,10 @@ def _store(at: Pair, tensor: Tensor, index: tuple[Node, ...], left: Node, right:
 
 
 def _outer(at: Pair, above: Tensor, left: Tensor, over: Axis, acc: Node | None) -> Node:
-    """A gradient times the transposed left block, ``[d,e]``, e its rows."""
+    """A gradient times the transposed left block, which others read, ``[d,e]``, e its rows."""
     own, grad = at.rungs.own, _above(at, above, tile.iota(at.dims), tile.iota(over))
-    other = at.load(left, at.left, at.column, tile.iota(over))
+    last = sub(_middle(at), 1)
+    other = at.load(left, last, at.column, tile.iota(over), count=tile.param(str(left.shape[2])))
     dtype = own.writes.k.dtype
     return tile.dot(tile.cast(grad, dtype), tile.cast(other, dtype), over, acc, own.schedule.precision)
 
