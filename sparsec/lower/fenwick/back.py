@@ -143,8 +143,8 @@ class Back:
         inside = [self.of_effective, self.of_solved] * self.matrices
         if not self.rungs.outer:
             return inside
-        found = [*inside, self.reads]
-        for level in range(self.rungs.first, self.rungs.outer):
+        found = [*inside, self.reads] + [self.rungs.moves(0)] * (self.matrices and self.rungs.outer > 1)
+        for level in range(self.rungs.lowest, self.rungs.outer):
             found += [self.grad_states(level)] + [self.grad_moves(level)] * self.matrices
         if self.matrices:
             found += [self.passes, self.walks, self.pulls, self.pull, self.of_lifted, self.of_ending, self.of_whole]

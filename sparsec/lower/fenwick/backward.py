@@ -27,7 +27,7 @@ def lower(spec: LadderGrad, schedule: Schedule) -> Lowered:
 def _apart(spec: LadderGrad, schedule: Schedule) -> Lowered:
     """Of as many states as query heads."""
     b = Back(spec, rungs_of(spec.forward, schedule, spec.name))
-    steps = blocks(b.rungs, schedule) + (_down(b, schedule) if b.rungs.outer else [])
+    steps = blocks(b.rungs, schedule, apart=True) + (_down(b, schedule) if b.rungs.outer else [])
     if b.own.delta:
         made = [tokens_delta.lower_parts(_narrow(b, 64)), tokens_delta.lower(b)]
     else:
@@ -51,7 +51,7 @@ def _down(b: Back, schedule: Schedule) -> list[Step]:
     apart, read = _narrow(b, 64), replace(schedule, warps=4, stages=3)  # a chain of loads: the next are on their way
     steps.append(Step(asked.lower_reads(apart), read))
     steps += [Step(asked.lower_passes(apart), read)] * b.matrices
-    for level in range(b.rungs.outer - 1, b.rungs.first - 1, -1):
+    for level in range(b.rungs.outer - 1, b.rungs.lowest - 1, -1):
         steps.append(Step(descend.lower_states(b, level), schedule))
         steps += [Step(descend.lower_moves(b, level), schedule)] * b.matrices
     return steps

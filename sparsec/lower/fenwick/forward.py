@@ -33,15 +33,15 @@ def lower(spec: Ladder, schedule: Schedule) -> Lowered:
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in rungs.scratch()), rungs.params())
 
 
-def blocks(rungs: Rungs, schedule: Schedule) -> list[Step]:
-    """Sums, solves, and the states of all blocks."""
+def blocks(rungs: Rungs, schedule: Schedule, apart: bool = False) -> list[Step]:
+    """Sums, solves, and the states of all blocks; with ``apart``, the transitions of second chunks of two, too."""
     own = rungs.own
     steps = chunk.prepared(own)
     if not rungs.outer:
         return steps
     if own.delta:
         few = narrow(rungs, 64)
-        steps += [Step(leaf.lower_states(few), schedule), Step(leaf.lower_moves(few), schedule)]
+        steps += [Step(leaf.lower_states(few), schedule), Step(leaf.lower_moves(few, apart), schedule)]
     else:
         steps.append(Step(group.lower(rungs), schedule))
     for level in range(rungs.first, rungs.outer - 1):

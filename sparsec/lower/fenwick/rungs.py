@@ -45,7 +45,12 @@ class Rungs:
     @property
     def first(self) -> int:
         """The lowest level whose blocks are all kept; of those below, which one program makes, only what is read is."""
-        return 0 if self.own.delta else min(TOGETHER, self.outer)
+        return min(1 if self.own.delta else TOGETHER, self.outer)
+
+    @property
+    def lowest(self) -> int:
+        """The lowest level whose blocks have gradients of their own; those of a number's chunks find theirs."""
+        return 0 if self.own.delta else self.first
 
     @property
     def fading(self) -> bool:

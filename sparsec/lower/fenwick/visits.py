@@ -41,9 +41,7 @@ def unread(rungs: Rungs, chunk: Chunk, visit: Callable[[Node], object]) -> None:
     tile.loop(0, rungs.outer, 1, [], level)
 
 
-def _loop(
-    rungs: Rungs, chunk: Chunk, held: Sequence[Node], visit: Visit, chosen: Callable[[Node], Node]
-) -> list[Node]:
+def _loop(rungs: Rungs, chunk: Chunk, held: Sequence[Node], visit: Visit, chosen: Callable[[Node], Node]) -> list[Node]:
     """A loop over set bits; ``chosen`` gives, of those that are left, a number whose highest bit is the next."""
     bits = tile.apply(Fn.AND, chunk.number, (1 << rungs.outer) - 1)
 
