@@ -4,7 +4,7 @@ With T = (I + A)⁻¹ = I + L, A = tril(K Kᵀ e^{Γ_i − Γ_j}, −1) beta, E 
 K' = e^Γ K, K" = beta e^{Γ_C − Γ} K, G the weights inside the chunk, and from readers dX of X_0 = e^Γ Q − F K', dS of
 S = K"ᵀ T V and dP of P = e^{Γ_C} I − K"ᵀ T K':
 
-    dF = G ⊙ scale dO Vᵀ − dX K'ᵀ         dE = dF Tᵀ            dK" = T V dSᵀ − T K' dPᵀ
+    dF = G ⊙ scale dO Vᵀ − dX K'ᵀ         dE = dF Tᵀ            dK" = T (V dSᵀ − K' dPᵀ)
     dU = K" dS,  dW = −K" dP             dK' = Tᵀ dW − Fᵀ dX   dV = scale (F ⊙ G)ᵀ dO + Tᵀ dU
     dT = Eᵀ dF + dU Vᵀ + dW K'ᵀ          dA = −Tᵀ dT Tᵀ, of which E's and A's keys and queries have their shares
 
@@ -61,7 +61,7 @@ class Sums:
     """What is summed over value columns.
 
     Attributes:
-        among: dO Vᵀ ``[c,n]``; solved: dU Vᵀ ``[t,n]``; ending: T V dSᵀ ``[n,d]``, without the factors of K".
+        among: dO Vᵀ ``[c,n]``; solved: dU Vᵀ ``[t,n]``; ending: V dSᵀ ``[n,d]``, without the factors of K".
     """
 
     among: Node
@@ -116,7 +116,7 @@ class _Rule:
                 known = times(known, ends) or known
                 made = add(made, self.unsolve(known))
                 found[1] = f.dot(tile.rename(known, a.keys, f.at.middle), v, a.columns, solved)
-                found[2] = f.dot(self.solve(v), grad, a.columns, ending)
+                found[2] = f.dot(v, grad, a.columns, ending)
             f.wide(b.spec.grad_v, made, column, b.own.writes.cols, limit)
             return found
 
@@ -137,8 +137,8 @@ class _Rule:
         lifted, keys, ends = f.at.lifted(), f.at.keys(), self.ends()
         grad = sub(self._weighted(s), f.dot(pull, lifted, a.dims))
         moves = f.of_block(b.grad_moves(0), tile.iota(other))  # [d,f]
-        made = tile.rename(self.solve(lifted), a.dims, other)  # T K' [n,f]
-        ending = sub(s.ending, f.dot(made, moves, other))
+        lost = tile.rename(mul(tile.cast(lifted, "float32"), -1.0), a.dims, other)  # −K' [n,f]
+        ending = self.solve(f.dot(lost, moves, other, s.ending))
         written = f.dot(keys, moves, a.dims)
         written = mul(times(written, ends) or written, -1.0)  # dW [n,f]
         written = tile.rename(written, other, a.dims)
