@@ -134,6 +134,12 @@ class Back:
         return self._of_chunk("ending", self.own.writes.rows)
 
     @property
+    def sums(self) -> list[Tensor]:
+        """Shares of the first two and of the last, from sums over value columns."""
+        chunk, rows = self.own.chunk, self.own.writes.rows
+        return [self._of_chunk(f"sums{n}", size) for n, size in enumerate((chunk, chunk, rows))]
+
+    @property
     def of_whole(self) -> Tensor:
         """That of the decay over each chunk, where transitions are matrices; fp32 ``[B,HKV,chunks]``."""
         return self._per_head("of_whole", "float32", CHUNKS)
@@ -147,7 +153,16 @@ class Back:
         for level in range(self.rungs.lowest, self.rungs.outer):
             found += [self.grad_states(level)] + [self.grad_moves(level)] * self.matrices
         if self.matrices:
-            found += [self.passes, self.walks, self.pulls, self.pull, self.of_lifted, self.of_ending, self.of_whole]
+            found += [
+                *self.sums,
+                self.passes,
+                self.walks,
+                self.pulls,
+                self.pull,
+                self.of_lifted,
+                self.of_ending,
+                self.of_whole,
+            ]
         return found + [self.kept, self.gains, self.among] * self.learns_decay
 
     def gate_bounds(self) -> dict[int, tile.Value]:

@@ -28,11 +28,28 @@ def store(f: Frame, found: Parts) -> None:
     b, a, row = f.b, f.axes, tile.iota(f.axes.dims)
     _keep(f, b.of_effective, a.queries, tile.iota(a.keys), found.effective)
     _keep(f, b.of_solved, f.at.middle, tile.iota(a.keys), found.solved)
-    if found.lifted is not None and found.ending is not None and found.whole is not None:
-        _keep(f, b.of_lifted, a.keys, row, found.lifted)
-        _keep(f, b.of_ending, a.keys, row, found.ending)
+    for tensor, value in ((b.of_lifted, found.lifted), (b.of_ending, found.ending)):
+        if value is not None:
+            _keep(f, tensor, a.keys, row, value)
+    if found.whole is not None:
         tile.store(b.of_whole, f.chunk.batch, f.chunk.head, f.chunk.number, value=found.whole)
         f.tensors.append(b.of_whole)
+
+
+def leave(f: Frame, among: Node, solved: Node, ending: Node) -> None:
+    """Leave the sums over value columns, which parts are made of."""
+    a, tensors = f.axes, f.b.sums
+    _keep(f, tensors[0], a.queries, tile.iota(a.keys), among)
+    _keep(f, tensors[1], f.at.middle, tile.iota(a.keys), solved)
+    _keep(f, tensors[2], a.keys, tile.iota(a.dims), ending)
+
+
+def left(f: Frame) -> tuple[Node, Node, Node]:
+    """Read them again."""
+    a, tensors = f.axes, f.b.sums
+    among = _kept(f, tensors[0], a.queries, tile.iota(a.keys))
+    solved = _kept(f, tensors[1], f.at.middle, tile.iota(a.keys))
+    return among, solved, _kept(f, tensors[2], a.keys, tile.iota(a.dims))
 
 
 def load(f: Frame) -> Parts:

@@ -31,16 +31,31 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program
 
 
-def lower_parts(b: Back) -> Program:
-    """Gradients of F, T, K' and K", of values and of weights; one (chunk, head, batch) per grid point."""
+def lower_values(b: Back) -> Program:
+    """Sums over value columns, gradients of values and of weights; one (chunk, head, batch) per grid point."""
     own, w, rungs = b.own, b.own.writes, b.rungs
     with tile.Builder() as builder:
         f = frame(builder, b)
         at = _Rule(f)
         columns = at.columns()
-        parts.store(f, at.outside(columns) if rungs.outer else at.inside(columns))
+        grad = at.weighted(columns.among)
+        if rungs.outer:
+            parts.leave(f, grad, columns.solved, columns.ending)
+        else:
+            parts.store(f, at.inside(grad, columns))
         tensors = [rungs.queries, rungs.keys, rungs.values, rungs.gate, b.grad_out, *of_writes(rungs)]
-        tensors += [b.grad_states(0), b.grad_moves(0), b.pull] if rungs.outer else []
+        tensors += [b.grad_states(0)] * bool(rungs.outer)
+        grid = (tile.param(CHUNKS), w.heads, tile.param("B"))
+        return own.program(builder, "values", [*tensors, *f.tensors], grid)
+
+
+def lower_parts(b: Back) -> Program:
+    """Gradients of F, T, K' and K" from those; one (chunk, head, batch) per grid point."""
+    own, w, rungs = b.own, b.own.writes, b.rungs
+    with tile.Builder() as builder:
+        f = frame(builder, b)
+        parts.store(f, _Rule(f).outside(Sums(*parts.left(f))))
+        tensors = [rungs.queries, rungs.keys, *of_writes(rungs), b.grad_moves(0), b.pull, *b.sums]
         grid = (tile.param(CHUNKS), w.heads, tile.param("B"))
         return own.program(builder, "parts", [*tensors, *f.tensors], grid)
 
@@ -61,7 +76,9 @@ class Sums:
     """What is summed over value columns.
 
     Attributes:
-        among: dO Vᵀ ``[c,n]``; solved: dU Vᵀ ``[t,n]``; ending: V dSᵀ ``[n,d]``, without the factors of K".
+        among: dO Vᵀ ``[c,n]``, in the end times scale and G.
+        solved: dU Vᵀ ``[t,n]``.
+        ending: V dSᵀ ``[n,d]``, without the factors of K".
     """
 
     among: Node
@@ -123,9 +140,8 @@ class _Rule:
         square = tile.full(0.0, a.queries, a.keys), tile.full(0.0, f.at.middle, a.keys)
         return Sums(*tile.loop(0, b.own.tiles, 1, [*square, tile.full(0.0, a.keys, a.dims)], visit))
 
-    def inside(self, s: Sums) -> Parts:
-        """Where no chunk reads another."""
-        grad = self._weighted(s)
+    def inside(self, grad: Node, s: Sums) -> Parts:
+        """Where no chunk reads another, from G ⊙ scale dO Vᵀ."""
         return Parts(grad, self._of_solved(grad, s.solved))
 
     def outside(self, s: Sums) -> Parts:
@@ -135,7 +151,7 @@ class _Rule:
         place = (f.chunk.batch, f.chunk.head, f.chunk.token(a.queries), row)
         pull = tile.load(b.pull, *place, bounds=edges(b.pull, [row]))
         lifted, keys, ends = f.at.lifted(), f.at.keys(), self.ends()
-        grad = sub(self._weighted(s), f.dot(pull, lifted, a.dims))
+        grad = sub(s.among, f.dot(pull, lifted, a.dims))
         moves = f.of_block(b.grad_moves(0), tile.iota(other))  # [d,f]
         lost = tile.rename(mul(tile.cast(lifted, "float32"), -1.0), a.dims, other)  # −K' [n,f]
         ending = self.solve(f.dot(lost, moves, other, s.ending))
@@ -149,10 +165,10 @@ class _Rule:
         whole = tile.reduce("sum", tile.reduce("sum", whole, other), a.dims)
         return Parts(grad, self._of_solved(grad, solved), grad_lifted, ending, whole=whole)
 
-    def _weighted(self, s: Sums) -> Node:
+    def weighted(self, among: Node) -> Node:
         """G ⊙ scale dO Vᵀ; the weights' gradients are stored."""
         f, a = self.f, self.f.axes
-        given = mul(s.among, f.b.scale)
+        given = mul(among, f.b.scale)
         f.gates_among(mul(given, f.at.effective()))
         return mul(given, f.b.rungs.among(f.chunk, a.queries, a.keys))
 
