@@ -135,9 +135,9 @@ class Back:
 
     @property
     def sums(self) -> list[Tensor]:
-        """Shares of the first two and of the last, from sums over value columns."""
-        chunk, rows = self.own.chunk, self.own.writes.rows
-        return [self._of_chunk(f"sums{n}", size) for n, size in enumerate((chunk, chunk, rows))]
+        """Shares of the first two, in fp32, and of the last, from sums over value columns."""
+        squares = [self._per_head(f"sums{n}", "float32", PADDED, self.own.chunk) for n in range(2)]
+        return [*squares, self._of_chunk("sums2", self.own.writes.rows)]
 
     @property
     def of_whole(self) -> Tensor:
