@@ -29,7 +29,8 @@ def _apart(spec: LadderGrad, schedule: Schedule) -> Lowered:
     b = Back(spec, rungs_of(spec.forward, schedule, spec.name))
     steps = blocks(b.rungs, schedule, apart=True) + (_down(b, schedule) if b.rungs.outer else [])
     if b.own.delta:
-        made = [tokens_delta.lower_values(_narrow(b, 64))] + [tokens_delta.lower_parts(b)] * bool(b.rungs.outer)
+        made = [tokens_delta.lower_values(_narrow(b, 64))]
+        made += [tokens_delta.lower_parts(_narrow(b, 64))] * bool(b.rungs.outer)
         made.append(tokens_delta.lower(b))
     else:
         made = [tokens.lower(_narrow(b, 32))]

@@ -78,15 +78,15 @@ class Reader:
             self.rungs.queries, self.chunk.head, self.axes.queries, tile.iota(self.axes.dims), self.row_limit
         )
 
-    def keys(self) -> Node:
-        """K ``[n,d]``."""
-        return self.chunk.rows(
-            self.rungs.keys, self.chunk.head, self.axes.keys, tile.iota(self.axes.dims), self.row_limit
-        )
+    def keys(self, column: Node | None = None) -> Node:
+        """K ``[n,d]``, or some of its columns."""
+        column = tile.iota(self.axes.dims) if column is None else column
+        return self.chunk.rows(self.rungs.keys, self.chunk.head, self.axes.keys, column, self.row_limit)
 
-    def lifted(self) -> Node:
-        """e^Γ K ``[n,d]``."""
-        return scaled(self.keys(), power_of_two(self.chunk.sums(self.axes.keys)) if self.rungs.own.decays else None)
+    def lifted(self, column: Node | None = None) -> Node:
+        """e^Γ K ``[n,d]``, or some of its columns."""
+        keys, own = self.keys(column), self.rungs.own
+        return scaled(keys, power_of_two(self.chunk.sums(self.axes.keys)) if own.decays else None)
 
     def seen(self) -> Node:
         """E = tril(Q Kᵀ e^{Γ_i − Γ_j}) beta ``[c,n]``."""

@@ -25,15 +25,19 @@ class Parts:
 
 def store(f: Frame, found: Parts) -> None:
     """Leave them; that of X_0 is known before."""
-    b, a, row = f.b, f.axes, tile.iota(f.axes.dims)
+    b, a = f.b, f.axes
     _keep(f, b.of_effective, a.queries, tile.iota(a.keys), found.effective)
     _keep(f, b.of_solved, f.at.middle, tile.iota(a.keys), found.solved)
-    for tensor, value in ((b.of_lifted, found.lifted), (b.of_ending, found.ending)):
-        if value is not None:
-            _keep(f, tensor, a.keys, row, value)
+    if found.ending is not None:
+        _keep(f, b.of_ending, a.keys, tile.iota(a.dims), found.ending)
     if found.whole is not None:
         tile.store(b.of_whole, f.chunk.batch, f.chunk.head, f.chunk.number, value=found.whole)
         f.tensors.append(b.of_whole)
+
+
+def lifted(f: Frame, column: Node, value: Node) -> None:
+    """Leave some columns of the gradient of K'."""
+    _keep(f, f.b.of_lifted, f.axes.keys, column, value)
 
 
 def leave(f: Frame, among: Node, solved: Node, ending: Node) -> None:

@@ -21,7 +21,7 @@ from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.frame import Frame
 from sparsec.lower.fenwick.leaf import of_writes
 from sparsec.lower.fenwick.parts import Parts
-from sparsec.lower.fenwick.rungs import edges
+from sparsec.lower.fenwick.rungs import column_of, edges
 from sparsec.lower.fenwick.walk import frame
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_outputs import visible
@@ -145,25 +145,31 @@ class _Rule:
         return Parts(grad, self._of_solved(grad, s.solved))
 
     def outside(self, s: Sums) -> Parts:
-        """With what readers of the chunk's block, and the chunk's own reads, ask."""
-        f, a, b, other = self.f, self.f.axes, self.f.b, self.f.at.other
-        row = tile.iota(a.dims)
-        place = (f.chunk.batch, f.chunk.head, f.chunk.token(a.queries), row)
-        pull = tile.load(b.pull, *place, bounds=edges(b.pull, [row]))
-        lifted, keys, ends = f.at.lifted(), f.at.keys(), self.ends()
-        grad = sub(s.among, f.dot(pull, lifted, a.dims))
-        moves = f.of_block(b.grad_moves(0), tile.iota(other))  # [d,f]
-        lost = tile.rename(mul(tile.cast(lifted, "float32"), -1.0), a.dims, other)  # −K' [n,f]
-        ending = self.solve(f.dot(lost, moves, other, s.ending))
-        written = f.dot(keys, moves, a.dims)
-        written = mul(times(written, ends) or written, -1.0)  # dW [n,f]
-        written = tile.rename(written, other, a.dims)
-        solved = f.dot(tile.rename(written, a.keys, f.at.middle), lifted, a.dims, s.solved)
-        grad_lifted = sub(self.unsolve(written), f.dot(f.at.effective(), pull, a.queries))
-        diagonal = tile.apply(Fn.EQ, row, tile.iota(other))
-        whole = tile.apply(Fn.WHERE, diagonal, tile.cast(moves, "float32"), 0.0)
-        whole = tile.reduce("sum", tile.reduce("sum", whole, other), a.dims)
-        return Parts(grad, self._of_solved(grad, solved), grad_lifted, ending, whole=whole)
+        """With what readers of the chunk's block, and the chunk's own reads, ask; dK' is stored on the way."""
+        f, a, b = self.f, self.f.axes, self.f.b
+        keys, ends, effective = f.at.keys(), self.ends(), tile.cast(f.at.effective(), b.own.writes.k.dtype)
+        tiles, row = -(-a.dims.size // a.columns.size), tile.iota(a.dims)
+
+        def visit(number: Node, grad: Node, solved: Node, ending: Node, whole: Node) -> Sequence[Node]:
+            column = column_of(number, a.columns)
+            moves, lifted = f.of_block(b.grad_moves(0), column), f.at.lifted(column)  # [d,e], [n,e]
+            place = (f.chunk.batch, f.chunk.head, f.chunk.token(a.queries), column)
+            pull = tile.load(b.pull, *place, bounds=edges(b.pull, [column]))
+            lost = mul(tile.cast(lifted, "float32"), -1.0)
+            written = f.dot(keys, moves, a.dims)
+            written = mul(times(written, ends) or written, -1.0)  # dW [n,e]
+            parts.lifted(f, column, sub(self.unsolve(written), f.dot(effective, pull, a.queries)))
+            diagonal = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, row, column), tile.cast(moves, "float32"), 0.0)
+            return [
+                f.dot(pull, lost, a.columns, grad),
+                f.dot(tile.rename(written, a.keys, f.at.middle), lifted, a.columns, solved),
+                f.dot(lost, moves, a.columns, ending),
+                add(whole, tile.reduce("sum", tile.reduce("sum", diagonal, a.columns), a.dims)),
+            ]
+
+        zero = [s.among, s.solved, s.ending, tile.const(0.0)]
+        grad, solved, ending, whole = tile.loop(0, tiles, 1, zero, visit)
+        return Parts(grad, self._of_solved(grad, solved), ending=self.solve(ending), whole=whole)
 
     def weighted(self, among: Node) -> Node:
         """G ⊙ scale dO Vᵀ; the weights' gradients are stored."""
