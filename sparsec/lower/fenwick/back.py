@@ -60,8 +60,8 @@ class Back:
 
     @property
     def reads(self) -> Tensor:
-        """What chunks that read a block ask of its state, by its end; fp32 ``[B,HKV,chunks,D,DV]``."""
-        return self._per_head("reads", "float32", CHUNKS, self.own.writes.rows, self.own.writes.cols)
+        """What chunks that read a block ask of its state, by its end, in the keys' dtype ``[B,HKV,chunks,D,DV]``."""
+        return self._per_head("reads", self.own.writes.k.dtype, CHUNKS, self.own.writes.rows, self.own.writes.cols)
 
     @property
     def passes(self) -> Tensor:

@@ -51,7 +51,7 @@ def _down(f: Frame, level: int, index: tuple[Node, ...], grad: Node) -> Node:
     if b.rungs.fading:
         fade = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, second, 1), 0.0, _fade(f, middle, level))
         grad = mul(grad, power_of_two(fade))
-    return add(grad, asked)
+    return add(grad, tile.cast(asked, "float32"))
 
 
 def _kept(f: Frame, level: int, index: tuple[Node, ...], grad: Node) -> Node:
