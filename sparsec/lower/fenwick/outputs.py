@@ -81,7 +81,9 @@ class Reader:
     def keys(self, column: Node | None = None) -> Node:
         """K ``[n,d]``, or some of its columns."""
         column = tile.iota(self.axes.dims) if column is None else column
-        return self.chunk.rows(self.rungs.keys, self.chunk.head, self.axes.keys, column, self.row_limit)
+        limit = self.rungs.own.writes.rows
+        limit = limit if limit % column.axes[0].size else 0
+        return self.chunk.rows(self.rungs.keys, self.chunk.head, self.axes.keys, column, limit)
 
     def lifted(self, column: Node | None = None) -> Node:
         """e^Γ K ``[n,d]``, or some of its columns."""

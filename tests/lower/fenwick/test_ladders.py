@@ -53,6 +53,13 @@ def test_chunks_agree_with_the_oracle(name: str) -> None:
     assert all(e < 1e-12 for e in found.values()), found
 
 
+def test_tiles_wider_than_matrices() -> None:
+    s, schedule = SETTINGS["more levels than tokens"], Schedule(order="chunk", rows=16, value_block=64)
+    found = errors(s, forward.lower(s.ladder(), schedule), ("o",))
+    found |= errors(s, backward.lower(s.grad(), schedule), s.gradients)
+    assert all(e < 1e-12 for e in found.values()), found
+
+
 @pytest.mark.parametrize("rule", ["additive", "delta"])
 def test_half_precision(rule: str) -> None:
     s = Setting(rule, length=512, rows=64, cols=64, levels=10, dtype="bfloat16")
