@@ -53,8 +53,8 @@ def test_chunks_agree_with_the_oracle(name: str) -> None:
     assert all(e < 1e-12 for e in found.values()), found
 
 
-def test_tiles_wider_than_matrices() -> None:
-    s, schedule = SETTINGS["more levels than tokens"], Schedule(order="chunk", rows=16, value_block=64)
+def test_more_columns_of_values_than_of_keys() -> None:
+    s, schedule = Setting("delta", cols=32), Schedule(order="chunk", rows=16, value_block=32)
     found = errors(s, forward.lower(s.ladder(), schedule), ("o",))
     found |= errors(s, backward.lower(s.grad(), schedule), s.gradients)
     assert all(e < 1e-12 for e in found.values()), found
