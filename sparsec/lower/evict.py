@@ -163,7 +163,8 @@ def lower(spec: Evict, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         dim, cols = (padded(n) if schedule.split_dims else n for n in (spec.dim, spec.cols))
         slots = builder.axis("k", padded(spec.keep))
-        head = _Head(spec, builder.axis("m", schedule.rows), slots, builder.axis("d", dim), builder.axis("e", cols))
+        wide = builder.axis("d", dim), builder.axis("e", cols)  # before candidates: M is a left operand, which spills less
+        head = _Head(spec, builder.axis("m", schedule.rows), slots, *wide)
         count = tile.apply(Fn.TRUNCDIV, head.length, spec.size)
         nothing = [tile.full(EMPTY_KEY, slots, dtype="int64"), tile.full(0.0, head.d, head.e), tile.full(0.0, head.d)]
         keys, *_ = tile.loop(0, _chunks(head, count), 1, nothing, head.chunk)
@@ -190,9 +191,9 @@ def _chunks(head: _Head, count: Node) -> Node:
 
 
 def default(spec: Evict, target: str) -> Schedule:
-    """Sixteen candidates at a time, and as many warps as the state has room in; a CPU takes four candidates."""
+    """Sixteen candidates at a time, and warps that have room for the state; a CPU takes four candidates."""
     if target.startswith("triton"):
-        return Schedule(rows=16, warps=4 if spec.dim * spec.cols <= 64 * 64 else 8, stages=1)
+        return Schedule(rows=16, warps=8, stages=1)
     return Schedule(rows=4, lanes=("e", "d", "k"), split_dims=False)
 
 
