@@ -49,13 +49,20 @@ class PackedCase(Case):
         return f"documents of {', '.join(map(str, counts[:4]))}{', …' if len(counts) > 4 else ''} tokens"
 
     def parts(self, kernel: Kernel, written: Mapping[str, Tensor]) -> Iterator[tuple[Case, Mapping[str, Tensor]]]:
-        """The documents that the oracle judges, each as a dense call. Raises OracleError where they share a result."""
+        """The documents that the oracle judges, each as a dense call.
+
+        Raises OracleError where they share a result, or are all too short to judge by.
+        """
         assert kernel.packed is not None and self.shapes is not None
         shapes = {**self.shapes, **dict(kernel.packed.shapes)}
         at = {name: layout(shape, self.packing) for name, shape in kernel.packed.shapes}
         if any(at[name] is None for name in kernel.writes) and any(at[n] is not None for n in kernel.reads if n in at):
             raise OracleError("its results are summed over documents")
-        for number in self._numbers(2 if is_backward(kernel) else 1):
+        least = 2 if is_backward(kernel) else 1
+        numbers = self._numbers(least)
+        if not numbers:
+            raise OracleError(f"no document has {least} or more queries and keys")
+        for number in numbers:
             own, dims = document(self.packing, shapes, self.buffers, self.dims, number)
             held = {name: shapes[name] for name in kernel.writes}
             found, _ = document(self.packing, held, {**self.buffers, **written}, self.dims, number)
@@ -164,7 +171,7 @@ class PackedCall:
         longest = sorted((n for n, row in enumerate(rows) if row[1]), key=lambda n: -rows[n][1])[:REDUCED]
         sizes = dict(zip(longest, (length, length // 3 | 1, 1), strict=False))
         kept = sum(min(rows[n][1], size) for n, size in sizes.items())
-        if kept > NEARLY_ALL * sum(row[1] for row in rows):
+        if not kept or kept > NEARLY_ALL * sum(row[1] for row in rows):
             return None
         views, documents = self._together([self._shrunk(n, size) for n, size in sizes.items()])
         base = {name: views[name] for name in self.calls.compiled.names}

@@ -15,12 +15,13 @@ import sparsec
 from sparsec.autotune import TuneError, tune
 from sparsec.autotune.admit import Admission
 from sparsec.autotune.cases import Case
-from sparsec.autotune.joint import Joint
+from sparsec.autotune.joint import Joint, is_backward
 from sparsec.autotune.packed import PackedCall
 from sparsec.autotune.space import Space
 from sparsec.cli import main
 from sparsec.ir.error import InputError
 from sparsec.lower.registry import default
+from sparsec.oracle.values import OracleError
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
@@ -87,6 +88,23 @@ def test_long_documents_are_cut_and_judged_on_some() -> None:
         )
         is None
     )
+
+
+@pytest.mark.parametrize(("sizes", "gradients"), [((1, 1, 1), True), ((), False)])
+def test_what_no_document_can_judge_is_not_admitted(sizes: tuple[int, ...], gradients: bool) -> None:
+    """Gradients on documents of one token; anything on empty documents."""
+    call = streaming(gradients, sizes) if sizes else _empty()
+    kernel = next(k for k in call.plan.kernels if is_backward(k) is gradients and type(k.spec).__name__ != "RowDot")
+    cases = call.cases(kernel, SMALL)
+    with pytest.raises(OracleError, match=r"no document has \d or more queries and keys"):
+        judged(call, kernel, cases)
+
+
+def _empty() -> PackedCall:
+    """A call of two documents without tokens."""
+    compiled = compile(sparsec.preset("streaming", window=12, sinks=2), "interpreter")
+    inputs = {n: x[:0] for n, x in packed_inputs(compiled, (1,), DIMS, "float32").items() if n != "cu_seqlens"}
+    return PackedCall(compiled, compiled, inputs, Given(torch.zeros(3, dtype=torch.int32), None, None, None, None))
 
 
 def test_chunk_inputs_are_packed_by_document() -> None:
