@@ -115,6 +115,8 @@ def variant(
 
 
 RETURNED = ("tensor", "selection", "scores")
+ARGUMENTS = ("self", "q_offset", "cu_seqlens", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "cache")
+"""What calls and decode steps take beside inputs."""
 
 
 def _check_outputs(name: str, outputs: Sequence[object]) -> None:
@@ -152,7 +154,7 @@ def _check_inputs(done: Variant, found: Sequence[Node]) -> None:
 
 def _check_name(done: Variant, name: str, origin: Origin | None) -> None:
     """An input's name is free to be an argument, and means nothing else in expressions."""
-    taken = dict.fromkeys(("self", "q_offset"), "an argument of every compiled variant")
+    taken = dict.fromkeys(ARGUMENTS, "an argument of every compiled variant")
     taken |= dict.fromkeys(dim_names(done), "also a dim")
     if any(name in node.captures for node in done.nodes):
         taken |= dict.fromkeys(INDEX, "an index variable of the expressions that read it")

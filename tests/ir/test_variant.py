@@ -157,3 +157,11 @@ def test_fixed_dims() -> None:
     fixed = variant("fixed", lang.map(lang.input("x", "B 4")))
     with pytest.raises(InputError, match="dim of 5: the declaration fixes 4"):
         bind(fixed, {"x": (1, 5)})
+
+
+@pytest.mark.parametrize("name", ["q_offset", "cu_seqlens", "max_seqlen_k", "cache"])
+def test_an_input_is_called_as_no_argument_of_a_call(name: str) -> None:
+    """It could never be given by name."""
+    x = lang.input(name, ["B", "T", "H", "D"])
+    with pytest.raises(DeclarationError, match=f"`{name}`: it is an argument of every compiled variant"):
+        variant("one", lang.map(x, fn="x0"))

@@ -6,7 +6,9 @@ import ast
 import os
 import subprocess
 import sys
+from builtins import compile as compile_text
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +27,14 @@ assert exported.self_check() < 1e-5
 given = torch.load("given.pt")
 found = exported.run(**given["inputs"])
 print(float((found - given["o"]).abs().max()))
-for ends in (torch.tensor([0, 9, 8, 43]), torch.tensor([0, 40])):
+ends = torch.tensor([0, 35, 37, 43], dtype=torch.int32)
+wrong = [{"cu_seqlens": torch.tensor(x, dtype=torch.int32)} for x in ([0, 9, 8, 43], [0, 40])]
+wrong += [{"cu_seqlens": x} for x in (ends.tolist(), ends.long(), ends[None])]
+wrong += [{"cu_seqlens_k": ends[:3]}, {"l": given["inputs"]["l"][:3]}, {"max_seqlen_k": 20}]
+for changed in wrong:
     try:
-        exported.run(**{**given["inputs"], "cu_seqlens": ends.int()})
+        exported.run(**{**given["inputs"], **changed})
+        print("accepted")
     except ValueError as error:
         print(error)
 """
@@ -43,9 +50,35 @@ def test_other_documents_without_sparsec(tmp_path: Path) -> None:
         [sys.executable, "-c", CODE], capture_output=True, text=True, cwd=tmp_path, timeout=200, env={**os.environ}
     )
     assert done.returncode == 0, done.stderr
-    off, descends, short = done.stdout.splitlines()
+    off, *refusals = done.stdout.splitlines()
     assert float(off) < 1e-6
-    assert "never descend" in descends and "end at 43" in short
+    parts = ["never descend", "end at 43", "is a list", "torch.int64", "(1, 4)", "different numbers of documents"]
+    parts += ["`l` has 3 rows, and the documents have [3, 1, 1]", "a document of 35 tokens"]
+    assert [part in refusal for part, refusal in zip(parts, refusals, strict=True)] == [True] * len(parts), refusals
+
+
+ODD = """
+variant odd(q: [B,T,H,D], ends: [B,T,HKV,D], q_len: [B,T,HKV,DV], total_TQ: [B,T,H]) {
+  past = recall(q, write(state(), ends, q_len))
+  return merge(past, total_TQ) {fn = gated}
+}
+"""
+
+
+def test_inputs_called_as_the_launcher_calls_its_own(tmp_path: Path) -> None:
+    (tmp_path / "odd.sparsec").write_text(ODD)
+    path = tmp_path / "exported.py"
+    words = [str(tmp_path / "odd.sparsec"), "H=2", "HKV=1", "D=16", "DV=16", "--packed", "--target", "cpu"]
+    assert main(["compile", *words, "--dtype", "float32", "--out", str(path)]) == 0
+    names = {"__name__": "exported"}
+    exec(compile_text(path.read_text(), str(path), "exec"), names)
+    run: Any = names["run"]
+    compiled = compile(sparsec.parse(ODD), "cpu")
+    x = packed_inputs(compiled, (3, 4), {"H": 2, "HKV": 1, "D": 16, "DV": 16}, "float32")
+    given = {name if name in ("q", "cu_seqlens") else f"{name}_": t for name, t in x.items()}
+    torch.testing.assert_close(run(**given), compiled(None, **x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="odd has one length for queries and keys"):
+        run(**given, cu_seqlens_k=torch.tensor([0, 5, 7], dtype=torch.int32))
 
 
 def test_a_gpus_file_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from sparsec.ir.variant import Variant
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.registry import lower_kernel
+from sparsec.plan.packing import TOTAL
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.sizes import static_names
 from sparsec.runtime.compiled import Compiled
@@ -19,7 +20,10 @@ from sparsec.scalar.walk import substitute
 
 TAKEN = frozenset(
     {"launch", "expect", "expect_indices", "noise", "digest", "distance", "run", "device", "grid", "torch", "DEVICE"}
+    | {"any", "min", "max", "ValueError"}
+    | {"ends", "longest", "counted", "documents", "ends_k", "most_k", "q_len", "k_len"}
 )
+"""Names that mean something else in a launcher; the last in one of packed documents."""
 
 
 @dataclass(frozen=True)
@@ -89,4 +93,4 @@ class Exported:
 
 def named(name: str) -> str:
     """A buffer's name as a Python variable of the launcher."""
-    return f"{name}_" if name in TAKEN or keyword.iskeyword(name) else name
+    return f"{name}_" if name in TAKEN or name.startswith(TOTAL) or keyword.iskeyword(name) else name

@@ -70,8 +70,10 @@ def run_packed_text(file: PackedFile) -> str:
 
 def _body(file: PackedFile) -> Iterator[str]:
     yield from no_gradients(file)
-    yield from _lengths(file)
+    yield from _ends(file)
+    yield from _rows(file)
     yield from expected(file, lambda name: _shape(file, name))
+    yield from _longest()
     yield from _table(file)
     yield from checked_lists(file, file.face.packing.of)
     for name, at in file.face.layouts.items():
@@ -80,22 +82,34 @@ def _body(file: PackedFile) -> Iterator[str]:
     yield from launched(file)
 
 
-def _lengths(file: PackedFile) -> Iterator[str]:
-    """The number of documents, the rows of all, the longest one's lengths."""
-    rows = {_total(file, name): f"{named(name)}.shape[{axis}]" for name, axis in _axes(file)}
-    yield "ends_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k"
+def _ends(file: PackedFile) -> Iterator[str]:
+    """Where documents end, and how many there are."""
+    yield 'ends("cu_seqlens", cu_seqlens, DEVICE)'
+    if file.face.shared:
+        yield "if cu_seqlens_k is not None:"
+        yield f'    raise ValueError("{file.variant.name} has one length for queries and keys: leave cu_seqlens_k out")'
+    yield 'ends_k = cu_seqlens if cu_seqlens_k is None else ends("cu_seqlens_k", cu_seqlens_k, DEVICE)'
+    yield "if ends_k.shape != cu_seqlens.shape:"
+    yield '    raise ValueError("cu_seqlens and cu_seqlens_k have different numbers of documents")'
     yield "B, q_offset = cu_seqlens.numel() - 1, 0"
+
+
+def _rows(file: PackedFile) -> Iterator[str]:
+    """The rows of all documents."""
+    rows = {_total(file, name): f"{named(name)}.shape[{axis}]" for name, axis in _axes(file)}
     for name, value in rows.items():
         yield f"{name} = {value}"
     if f"{TOTAL}TQ" not in rows:
         yield f"{TOTAL}TQ = {TOTAL}TK"
     if f"{TOTAL}TK" not in rows:
         yield f"{TOTAL}TK = {TOTAL}TQ"
+
+
+def _longest() -> Iterator[str]:
+    """The longest document's lengths."""
     yield f'TQ = longest("cu_seqlens", cu_seqlens, {TOTAL}TQ, max_seqlen_q)'
-    most = "max_seqlen_q if cu_seqlens_k is None and max_seqlen_k is None else max_seqlen_k"
-    yield f'TK = longest("cu_seqlens_k", ends_k, {TOTAL}TK, {most})'
-    yield "if ends_k.shape != cu_seqlens.shape:"
-    yield '    raise ValueError("cu_seqlens and cu_seqlens_k have different numbers of documents")'
+    yield "most_k = max_seqlen_q if cu_seqlens_k is None and max_seqlen_k is None else max_seqlen_k"
+    yield f'TK = longest("cu_seqlens_k", ends_k, {TOTAL}TK, most_k)'
 
 
 def _axes(file: PackedFile) -> Iterator[tuple[str, int]]:
@@ -105,11 +119,15 @@ def _axes(file: PackedFile) -> Iterator[tuple[str, int]]:
             yield name, at.along - (at.along > at.batch)
 
 
-def _total(file: PackedFile, name: str) -> str:
-    """The variable that counts the rows of all documents in an input."""
+def _along(file: PackedFile, name: str) -> int:
     at = file.face.layouts[name]
     assert at is not None and at.along is not None
-    extent = file.face.shapes[name][at.along]
+    return at.along
+
+
+def _total(file: PackedFile, name: str) -> str:
+    """The variable that counts the rows of all documents in an input."""
+    extent = file.face.shapes[name][_along(file, name)]
     return f"{TOTAL}{extent.value if extent.head == 'var' else file.face.packing.visible.index(extent)}"
 
 
@@ -126,13 +144,15 @@ def _table(file: PackedFile) -> Iterator[str]:
     """The table that kernels look documents up in."""
     yield "q_len, k_len = cu_seqlens[1:] - cu_seqlens[:-1], ends_k[1:] - ends_k[:-1]"
     offset = "k_len - q_len" if file.face.keys else "torch.zeros_like(q_len)"
-    counts = ", ".join(f"({_counted(file, length)})" for length in file.face.packing.visible)
+    counts = ", ".join(_counted(file, length) for length in file.face.packing.visible)
     yield f"{TABLE} = documents(cu_seqlens, q_len, ends_k, k_len, {offset}, [{counts}])"
 
 
 def _counted(file: PackedFile, length: Expr) -> str:
-    """A length of every document as an expression of tensors."""
-    return re.sub(r"\bTK\b", "k_len", re.sub(r"\bTQ\b", "q_len", file.text(length)))
+    """A length of every document as an expression of tensors, held to the rows of the first input that has it."""
+    name = next(n for n, _ in _axes(file) if file.face.shapes[n][_along(file, n)] == length)
+    each = re.sub(r"\bTK\b", "k_len", re.sub(r"\bTQ\b", "q_len", file.text(length)))
+    return f'counted("{name}", {each}, {_total(file, name)})'
 
 
 def _returned(file: PackedFile, number: int) -> str:
