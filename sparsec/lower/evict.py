@@ -163,7 +163,7 @@ def lower(spec: Evict, schedule: Schedule) -> Program:
     with tile.Builder() as builder:
         dim, cols = (padded(n) if schedule.split_dims else n for n in (spec.dim, spec.cols))
         slots = builder.axis("k", padded(spec.keep))
-        wide = builder.axis("d", dim), builder.axis("e", cols)  # before candidates: M is a left operand, which spills less
+        wide = builder.axis("d", dim), builder.axis("e", cols)  # before m: M is a left operand
         head = _Head(spec, builder.axis("m", schedule.rows), slots, *wide)
         count = tile.apply(Fn.TRUNCDIV, head.length, spec.size)
         nothing = [tile.full(EMPTY_KEY, slots, dtype="int64"), tile.full(0.0, head.d, head.e), tile.full(0.0, head.d)]

@@ -205,7 +205,7 @@ def test_a_snapshot_of_other_states_is_refused() -> None:
     other = compile(preset_of("kda", raw=True), "interpreter")
     with pytest.raises(InputError, match="snapshot: of gdn: this is a cache of another declaration, kda"):
         other.init_cache(2).restore(before)
-    with pytest.raises(InputError, match="holds no states before its first tokens.*had tokens of these sizes"):
+    with pytest.raises(InputError, match=r"holds no states before its first tokens.*had tokens of these sizes"):
         made.init_cache(2, states=first(made, x)).restore(before)
     (name,) = before.states
     wrong = replace(before, states={name: before.states[name].half()})

@@ -227,5 +227,5 @@ def lower(held: Held, schedule: Schedule) -> Program:
 def default(held: Held, target: str) -> Schedule:
     """Few columns at a time: a product in fp32 has its operands in registers."""
     if target.startswith("triton"):
-        return Schedule(rows=32, value_block=32, warps=8, stages=1)
+        return Schedule(rows=16, value_block=32, warps=8, stages=1)
     return Schedule(rows=16, value_block=32, lanes=("e", "d", "k"), split_dims=target == "interpreter")
