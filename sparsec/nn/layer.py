@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
 from sparsec.ir.dims import value
-from sparsec.ir.error import DeclarationError
+from sparsec.ir.error import DeclarationError, InputError
 from sparsec.ir.lengths import lengths
 from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant, dim_names
 from sparsec.nn import sources
 from sparsec.nn.rotary import rotate
 from sparsec.runtime.compiled import Compiled, compile
+from sparsec.scalar.expr import Expr
+from sparsec.scalar.walk import variables
 
 
 @dataclass
@@ -105,19 +107,31 @@ class Layer(nn.Module):
         self.norm = nn.Parameter(torch.ones(value_dim)) if gated else None
         self.out = nn.Linear(outputs, dim, bias=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files hold: not the last call's losses, which belong to its graph."""
+        return {**self.__dict__, "losses": ()}
+
     def _make(self, name: str, shape: Any, dtype: str) -> None:
         tokens = lengths(self.variant).names
         counted = [bool({str(dim)} & tokens) for dim in shape]
         if dtype != "int32" and len(shape) > 2 and str(shape[0]) == "B" and counted[1]:
-            trailing = tuple(value(dim, self.sizes) for dim in shape[2:])
-            self.sources[name] = self.source(name, trailing)
+            self.sources[name] = self.source(name, self._sizes(name, shape[2:]))
         elif dtype != "int32" and str(shape[0]) != "B" and not any(counted):
-            self.own[name] = nn.Parameter(self.parameter(name, tuple(value(dim, self.sizes) for dim in shape)))
+            self.own[name] = nn.Parameter(self.parameter(name, self._sizes(name, shape)))
         else:
             rule = "a layer makes inputs with a row per token, and parameters"
             raise DeclarationError(
                 f"layer of {self.variant.name}", f"input {name}", rule, "a knob that does without it"
             )
+
+    def _sizes(self, name: str, dims: Sequence[Expr]) -> tuple[int, ...]:
+        """Sizes of an input's dims. Raises DeclarationError for one that no option of a layer sets."""
+        for dim in dims:
+            if unknown := sorted(variables(dim) - self.sizes.keys()):
+                rule = f"a layer has the dims {', '.join(self.sizes)}"
+                where = f"layer of {self.variant.name}"
+                raise DeclarationError(where, f"the dim {unknown[0]} of {name}", rule, "declare it by these")
+        return tuple(value(dim, self.sizes) for dim in dims)
 
     def source(self, name: str, trailing: tuple[int, ...]) -> sources.Source:
         """What makes an input: by ``made``, by what a write reads it as, else by its name and dims."""
@@ -169,7 +183,13 @@ class Layer(nn.Module):
         return {n: (y.float() if wanted[n].dtype == "float32" else y.to(low)).contiguous() for n, y in made.items()}
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """``[B,T,dim]`` -> ``[B,T,dim]``; with a cache, of the tokens that follow those it has seen."""
+        """``[B,T,dim]`` -> ``[B,T,dim]``; with a cache, of the tokens that follow those it has seen.
+
+        Raises InputError for hidden states of another shape.
+        """
+        if x.dim() != 3 or x.shape[2] != self.dim:
+            rule = f"hidden states are [B, T, {self.dim}]"
+            raise InputError("x", f"shape {tuple(x.shape)}", rule, "x[None] where the batch is missing")
         named = self.inputs(x, cache)
         o, *losses = self.outputs(named, x, cache)
         self.losses = tuple(losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,7 @@ import torch
 
 import sparsec
 from sparsec import nn
-from sparsec.ir.error import DeclarationError
+from sparsec.ir.error import DeclarationError, InputError
 from sparsec.oracle import check, oracle
 
 DIM, HEADS, HEAD, TOKENS = 24, 2, 8, 19
@@ -151,3 +152,20 @@ def test_lola_makes_features_that_are_positive() -> None:
 def test_layers_of_another_dim() -> None:
     with pytest.raises(DeclarationError, match=r"layers\[1\]: dim = 32: hidden states have 24 channels"):
         nn.LanguageModel(11, DIM, [layer("gdn"), nn.GatedDeltaNet(32, 2)])
+
+
+def test_a_layer_is_copied_after_a_call_with_losses() -> None:
+    """As averages of weights copy a model in training."""
+    made, x = nn.SSE(DIM, HEADS, head_dim=HEAD, parts=3, k=1, balance=0.01), hidden()
+    y = made(x)
+    assert made.losses and made.losses[0].requires_grad
+    copied = copy.deepcopy(made)
+    assert copied.losses == () and torch.equal(copied(x), y)
+
+
+def test_what_no_layer_takes_is_named() -> None:
+    for x in (hidden()[0], hidden()[..., 1:]):
+        with pytest.raises(InputError, match=r"input x: shape \(.*hidden states are \[B, T, 24\]"):
+            layer("gdn")(x)
+    with pytest.raises(DeclarationError, match=r"layer of dsa: the dim HI of .*a layer has the dims H, HKV"):
+        nn.Attention(DIM, HEADS, "dsa")
