@@ -103,7 +103,10 @@ class Written:
     @cached_property
     def _walked(self) -> tuple[Tensor, Tensor, Tensor]:
         """Before, after and mass, batch entry by batch entry and head by head."""
-        batch, _, heads = self.active.shape[:3]
+        batch, tokens, heads = self.active.shape[:3]
+        if not batch:
+            none = self.initial.new_zeros(0, tokens, heads, *self.initial.shape[1:2], *self.initial.shape[3:])
+            return none, none, none[..., 0]
         each = [self._head(b, h) for b, h in product(range(batch), range(heads))]
         stacked = (torch.stack(field).unflatten(0, (batch, heads)).transpose(1, 2) for field in zip(*each, strict=True))
         before, after, mass = stacked

@@ -280,6 +280,13 @@ def test_reading_before_the_write_lags_by_one_token() -> None:
     torch.testing.assert_close(run(before, x)[:, 1:], run(after, x)[:, :-1])
 
 
+@pytest.mark.parametrize("sizes", [{"B": 0}, {"T": 0}])
+@pytest.mark.parametrize("made", [rsa(), rsa(readout="slot_softmax"), gdn()], ids=["levels", "slots", "one state"])
+def test_no_sequences_and_no_tokens(made: Variant, sizes: dict[str, int]) -> None:
+    found = run(made, sample(made, **sizes))
+    assert found.numel() == 0 and found.shape[2:] == (SIZES["H"], SIZES["DV"])
+
+
 def test_what_has_no_meaning_yet_says_so() -> None:
     k, v, beta, _ = inputs_of_a_write()
     of = variant("rows", recall(ir.input("q", "B T H D"), bank("additive", beta, k, v, row_topk=2)))
