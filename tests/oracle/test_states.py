@@ -281,8 +281,9 @@ def test_reading_before_the_write_lags_by_one_token() -> None:
 
 
 @pytest.mark.parametrize("sizes", [{"B": 0}, {"T": 0}])
-@pytest.mark.parametrize("made", [rsa(), rsa(readout="slot_softmax"), gdn()], ids=["levels", "slots", "one state"])
-def test_no_sequences_and_no_tokens(made: Variant, sizes: dict[str, int]) -> None:
+@pytest.mark.parametrize("node", [rsa(), rsa(readout="slot_softmax"), gdn()], ids=["levels", "slots", "one state"])
+def test_no_sequences_and_no_tokens(node: Node | tuple[Node, ...], sizes: dict[str, int]) -> None:
+    made = variant("none", node)
     found = run(made, sample(made, **sizes))
     assert found.numel() == 0 and found.shape[2:] == (SIZES["H"], SIZES["DV"])
 
