@@ -1,6 +1,6 @@
 """Cases of matrix states: the recurrences whose hand-written GPU kernels are public, with the published draws."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -96,6 +96,38 @@ class GdnCase(DeltaCase):
 
     def inputs(self, seed: int = 0) -> Inputs:
         return super().inputs(seed) | {"g": self._gates(self.generator(seed + 1), 0)}
+
+
+@dataclass(frozen=True)
+class ProductCase(GdnCase):
+    """Several delta rules per token, of which the first comes after a decay per head.
+
+    Attributes:
+        steps: rules per token, whose keys, values and rates lie beside each other as heads.
+    """
+
+    steps: int = 2
+
+    preset = "delta_product"
+
+    @property
+    def knobs(self) -> Knobs:
+        return {"raw": True, "steps": self.steps}
+
+    @property
+    def flops(self) -> int:
+        """A read, and two products per rule."""
+        return 2 * self.B * self.T * self.H * self.D * self.D * (1 + 2 * self.steps) * (3 if self.train else 1)
+
+    @property
+    def least_bytes(self) -> int:
+        """Keys and values of every rule, queries and the output."""
+        return (2 + 2 * self.steps) * self.B * self.T * self.H * self.D * self.dtype.itemsize
+
+    def inputs(self, seed: int = 0) -> Inputs:
+        wide = replace(self, HKV=self.steps * self.HKV, H=self.steps * self.HKV)
+        made = GdnCase.inputs(wide, seed)
+        return made | {"q": super().inputs(seed)["q"], "g": self._gates(self.generator(seed + 1), 0)}
 
 
 @dataclass(frozen=True)

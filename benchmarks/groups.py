@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from sparsec.benchmarks.cases import Case
+from sparsec.benchmarks.cases_lola import LolaCase
 from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.cases_scan import LevelsCase, ScanCase
 from sparsec.benchmarks.cases_sse import SseCase
@@ -19,7 +20,7 @@ def group_of(case: Case) -> str:
         return ""
     if isinstance(case, LevelsCase):
         return "levels"
-    if isinstance(case, ScanCase):
+    if isinstance(case, ScanCase | LolaCase):
         return "recurrences"
     return "routed" if isinstance(case, SseCase | RsaCase) else "attention"
 
@@ -36,4 +37,6 @@ def groups(cases: Iterable[Case]) -> dict[str, tuple[str, ...]]:
 def small(case: Case) -> Case:
     """The case at a few tokens and heads in fp32 on the CPU, where it shows that it runs and is right."""
     kv_heads = 2 if case.group == 1 else 1
+    if isinstance(case, LolaCase):
+        case = replace(case, window=32, keep=16, chunk=16)
     return replace(case, B=1, H=2, HKV=kv_heads, T=256, D=16, device="cpu", dtype=torch.float32)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from sparsec.benchmarks.attention_fp64 import best, keys_of, members_of, softmax_over
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, Inputs, MobaCase, SelectedCase, WindowCase
+from sparsec.benchmarks.cases_lola import LolaCase
 from sparsec.benchmarks.cases_nsa import NsaCase, SelectorCase
 from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.cases_scan import ScanCase
 from sparsec.benchmarks.cases_sse import SseCase
+from sparsec.benchmarks.reference_lola import lola_output
 from sparsec.benchmarks.reference_nsa import nsa_lists, nsa_output
 from sparsec.benchmarks.reference_rsa import rsa_output
 from sparsec.benchmarks.reference_scan import scan_output
@@ -55,6 +57,9 @@ def truth(case: Case, inputs: Inputs, rows: Tensor) -> Truth:
         x = {name: x.double() for name, x in inputs.items()}
         output = _states(case, x)[:, rows]
         return Truth(rows, output, torch.full(output.shape[:-1], math.inf, device=output.device))
+    if isinstance(case, LolaCase):
+        found = [lola_output(case, {name: x[b] for name, x in inputs.items()}, rows) for b in range(case.B)]
+        return Truth(rows, *(torch.stack(part) for part in zip(*found, strict=True)))
     parts = [_batch(case, {name: x[b] for name, x in inputs.items()}, rows) for b in range(case.B)]
     return Truth(rows, torch.stack([o for o, _ in parts]), torch.stack([g for _, g in parts]))
 

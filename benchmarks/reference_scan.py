@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sparsec.benchmarks.cases import Inputs
-from sparsec.benchmarks.cases_scan import LevelsCase, ScanCase
+from sparsec.benchmarks.cases_scan import LevelsCase, ProductCase, ScanCase
 
 _SPAN = 128
 """Tokens between states that a backward keeps."""
@@ -39,7 +39,8 @@ def _walk(case: ScanCase, state: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
     found = []
     for t in range(x["q"].shape[1]):
         now = {name: tensor[:, t] for name, tensor in x.items()}
-        state = _write(case, state, now)
+        for step in _steps(case, now):
+            state = _write(case, state, step)
         seen = state.repeat_interleave(case.group, 1)
         found.append(case.scale * torch.einsum("bhde,bhd->bhe", seen, now["q"]))
     return state, torch.stack(found, 1)
@@ -65,6 +66,15 @@ def _carried(case: LevelsCase, t: int, state: Tensor) -> Tensor:
     levels = list(state.split(case.D, -1))
     merged = torch.stack(levels[:full]).sum(0)
     return torch.cat([torch.zeros_like(state[..., : full * case.D]), merged, *levels[full + 1 :]], -1)
+
+
+def _steps(case: ScanCase, now: Inputs) -> list[Inputs]:
+    """What each rule of a token brings; the first one its decay."""
+    if not isinstance(case, ProductCase):
+        return [now]
+    parts = {name: now[name].chunk(case.steps, 1) for name in ("k", "v", "beta")}
+    found = [{name: part[step] for name, part in parts.items()} for step in range(case.steps)]
+    return [found[0] | {"g": now["g"]}, *found[1:]]
 
 
 def _write(case: ScanCase, state: Tensor, now: Inputs) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, MobaCase, SelectedCase, WindowCase
+from sparsec.benchmarks.cases_lola import LolaCase
 from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
 from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.cases_scan import (
@@ -14,6 +15,7 @@ from sparsec.benchmarks.cases_scan import (
     GlaCase,
     KdaCase,
     LevelsCase,
+    ProductCase,
     Rwkv7Case,
     ScanCase,
 )
@@ -46,6 +48,7 @@ _SCANS: tuple[Case, ...] = (
     GdnCase("gdn", *_STATES),
     KdaCase("kda", *_STATES),
     Rwkv7Case("rwkv7", *_STATES),
+    ProductCase("delta_product", *_STATES),
     LevelsCase("log_linear", *_STATES),
     GdnLevelsCase("log_linear_gdn", *_STATES),
 )
@@ -76,6 +79,7 @@ _CASES: tuple[Case, ...] = (
     MobaCase("moba_k8", 1, 32, 8, 16384, 128, k=8),
     *_SCANS,
     *_ROUTED,
+    LolaCase("lola", 1, 32, 8, 16384, 128),
     GdnCase("gdn_t65536", 1, 16, 16, 65536, 128),
     WindowCase("window_cpu", 1, 8, 8, 4096, 64, 512, 64, device="cpu", dtype=torch.float32),
 )

@@ -14,6 +14,7 @@ from sparsec.benchmarks.cases_scan import (
     GlaCase,
     KdaCase,
     LevelsCase,
+    ProductCase,
     Rwkv7Case,
     ScanCase,
 )
@@ -21,7 +22,7 @@ from sparsec.benchmarks.peers.table import forms_for
 from sparsec.benchmarks.registry import CASES
 from sparsec.testing.benchmark_case import hold_kernels_to_referees, hold_reference_to_oracle
 
-KINDS = (ScanCase, GlaCase, DeltaCase, GdnCase, KdaCase, Rwkv7Case, LevelsCase, GdnLevelsCase)
+KINDS = (ScanCase, GlaCase, DeltaCase, GdnCase, KdaCase, Rwkv7Case, LevelsCase, GdnLevelsCase, ProductCase)
 
 
 def small(kind: type[ScanCase], length: int = 150) -> ScanCase:
@@ -33,13 +34,13 @@ def test_references_are_the_oracles(kind: type[ScanCase]) -> None:
     hold_reference_to_oracle(small(kind), (0, 17, 130))
 
 
-@pytest.mark.parametrize("kind", [ScanCase, KdaCase], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [ScanCase, KdaCase, ProductCase], ids=lambda kind: kind.__name__)
 def test_generated_kernels_pass_and_mistakes_do_not(kind: type[ScanCase]) -> None:
     hold_kernels_to_referees(small(kind, 80), "g", lambda x: x * 1.1)
 
 
 def test_the_published_shapes() -> None:
-    for name in ("simple_gla", "gla", "delta", "gdn", "kda", "rwkv7"):
+    for name in ("simple_gla", "gla", "delta", "gdn", "kda", "rwkv7", "delta_product"):
         case, trained = CASES[name], CASES[f"{name}_train"]
         assert (case.B, case.T, case.H, case.HKV, case.D) == (1, 16384, 16, 16, 128)
         assert trained == replace(case, name=trained.name, train=True)

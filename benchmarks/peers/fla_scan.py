@@ -33,6 +33,13 @@ def _log_linear(ops: Any, x: Inputs) -> Any:
     return chunked(*(x[n] for n in ("q", "k", "v", "g", "lam")), scale=x["q"].shape[-1] ** -0.5)
 
 
+def _product(ops: Any, x: Inputs) -> Any:
+    """A row per step, as fla takes them: a view of ours."""
+    chunked, n = importlib.import_module("fla.ops.gated_delta_product").chunk_gated_delta_product, x["g"].shape[2]
+    k, v, beta = (x[name].unflatten(2, (-1, n)).flatten(1, 2) for name in ("k", "v", "beta"))
+    return chunked(x["q"], k, v, x["g"], beta, x["k"].shape[2] // n)
+
+
 _CALLS: dict[str, Callable[[Any, Inputs], Any]] = {
     "retnet": lambda ops, x: ops.chunk_simple_gla(x["q"], x["k"], x["v"], x["g"]),
     "gla": lambda ops, x: ops.chunk_gla(x["q"], x["k"], x["v"], x["g"]),
@@ -41,6 +48,7 @@ _CALLS: dict[str, Callable[[Any, Inputs], Any]] = {
     "kda": _kda,
     "rwkv7": _rwkv7,
     "log_linear": _log_linear,
+    "delta_product": _product,
 }
 """By sparsec's preset."""
 

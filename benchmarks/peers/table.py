@@ -1,6 +1,7 @@
 """Which forms count for which kind of case."""
 
 from sparsec.benchmarks.cases import Case, FullCase, HsaCase, MobaCase, SelectedCase, WindowCase
+from sparsec.benchmarks.cases_lola import LolaCase
 from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
 from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.cases_scan import LevelsCase, ScanCase
@@ -44,7 +45,7 @@ def forms_for(case: Case) -> list[Form]:
 
 
 def _of_states(case: Case) -> list[Form]:
-    if isinstance(case, SseCase | RsaCase):
+    if isinstance(case, SseCase | RsaCase | LolaCase):
         return own_passes.forms(case)
     if isinstance(case, LevelsCase):
         return own_passes.forms(case) + fla_scan.forms(case)
