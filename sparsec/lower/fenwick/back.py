@@ -80,7 +80,7 @@ class Back:
 
     @property
     def pull(self) -> Tensor:
-        """The gradient of X_0 ``[B,HKV,tokens,D]``."""
+        """The gradient of X_0 ``[B,HKV,tokens,D]``; where transitions are numbers, that of Q through other chunks."""
         return self._per_head("pull", self.own.writes.k.dtype, PADDED, self.own.writes.rows)
 
     def grad_states(self, level: int) -> Tensor:
@@ -104,6 +104,11 @@ class Back:
     def gains(self) -> Tensor:
         """What a chunk reads at each level, times its gradient ``[B,HKV,levels,chunks]``."""
         return self._per_head("gains", "float32", self.rungs.outer, CHUNKS)
+
+    @property
+    def gained(self) -> Tensor:
+        """What each token reads at all levels of chunks, times its gradient ``[B,HKV,tokens]``."""
+        return self._per_head("gained", "float32", PADDED)
 
     @property
     def among(self) -> Tensor:
@@ -149,7 +154,7 @@ class Back:
         inside = [self.of_effective, self.of_solved] * self.matrices
         if not self.rungs.outer:
             return inside
-        found = [*inside, self.reads] + [self.rungs.moves(0)] * (self.matrices and self.rungs.outer > 1)
+        found = [*inside, self.reads, self.pull] + [self.rungs.moves(0)] * (self.matrices and self.rungs.outer > 1)
         for level in range(self.rungs.lowest, self.rungs.outer):
             found += [self.grad_states(level)] + [self.grad_moves(level)] * self.matrices
         if self.matrices:
@@ -163,7 +168,7 @@ class Back:
                 self.of_ending,
                 self.of_whole,
             ]
-        return found + [self.kept, self.gains, self.among] * self.learns_decay
+        return found + [self.kept, self.gains, self.gained, self.among] * self.learns_decay
 
     def gate_bounds(self) -> dict[int, tile.Value]:
         """Of a store of weights' gradients."""

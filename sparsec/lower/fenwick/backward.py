@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower.fenwick import asked, descend, sharing, through, tokens, tokens_delta, walk
+from sparsec.lower.fenwick import asked, descend, far, sharing, through, tokens, tokens_delta, walk
 from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.forward import blocks, narrow, rungs_of
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
+from sparsec.lower.scan.chunk_parts import power
 from sparsec.plan.fenwick_specs import LadderGrad
 from sparsec.tile.schedule import Schedule
 
@@ -46,10 +47,18 @@ def _narrow(b: Back, columns: int) -> Back:
     return replace(b, rungs=narrow(b.rungs, columns))
 
 
+def _columns(b: Back, columns: int) -> Back:
+    """With so many columns at once."""
+    own = b.own
+    few = min(columns, power(own.writes.cols))
+    return replace(b, rungs=replace(b.rungs, own=replace(own, schedule=replace(own.schedule, value_block=few))))
+
+
 def _down(b: Back, schedule: Schedule) -> list[Step]:
     """The gradients of all blocks, the smallest last."""
     wide = replace(schedule, warps=8, stages=1)
-    steps = [Step(walk.lower_out(b), wide), Step(walk.lower_back(b), wide)] if b.matrices else []
+    walks = [walk.lower_out(b), walk.lower_back(b)] if b.matrices else [far.lower(_columns(b, 128))]
+    steps = [Step(program, wide) for program in walks]
     apart, read = _narrow(b, 64), replace(schedule, warps=4, stages=3)  # a chain of loads: the next are on their way
     steps.append(Step(asked.lower_reads(apart), read))
     steps += [Step(asked.lower_passes(apart), read)] * b.matrices

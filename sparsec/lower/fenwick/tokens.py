@@ -9,18 +9,18 @@ f_j the decay since they ended, N = scale dO Vᵀ and X = N ⊙ G ⊙ e^{Γ_i �
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from sparsec.lower.fenwick import regroup
+from sparsec.lower.fenwick import far, regroup
 from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.frame import Frame
 from sparsec.lower.fenwick.leaf import of_writes
 from sparsec.lower.fenwick.outputs import Reader
 from sparsec.lower.fenwick.regroup import own_gradient
-from sparsec.lower.fenwick.visits import nearest_first, unread
+from sparsec.lower.fenwick.rungs import edges
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_outputs import visible
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power_of_two, times
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, times
 from sparsec.lower.scan.chunk_state import axes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -38,7 +38,7 @@ def lower(b: Back) -> Program:
         far_q, gains = _far(f)
         _finish(f, among, far_k, far_q, gains)
         tensors = [rungs.queries, rungs.keys, rungs.values, rungs.gate, b.grad_out, *of_writes(rungs)]
-        tensors += [*regroup.tensors(b), *rungs.carried()] if rungs.outer else []
+        tensors += [*regroup.tensors(b), *rungs.carried(), *far.tensors(b)] if rungs.outer else []
         grid = (tile.param(CHUNKS), w.heads, tile.param("B"))
         return own.program(builder, "", [*tensors, *f.tensors], grid)
 
@@ -83,51 +83,16 @@ def _keep(f: Frame, kept: Node) -> None:
 
 
 def _far(f: Frame) -> tuple[Node, Node]:
-    """Σ_j scale gate_j f_j e^Γ dO S_jᵀ ``[c,d]``, and what its rows gain ``[c]``; weights' gradients are stored."""
-    b, a, rungs, chunk = f.b, f.axes, f.b.rungs, f.chunk
-    zero, none = tile.full(0.0, a.queries, a.dims), tile.full(0.0, a.queries)
-    if not rungs.outer:
-        return zero, none
-    queries = tile.cast(f.at.queries(), "float32")
-
-    answered = asked(f)
-
-    def read(here: Node, passed: Node, total: Node, gains: Node) -> Sequence[Node]:
-        answer = mul(answered(here), b.scale)
-        if b.own.decays:
-            answer = mul(answer, power_of_two(add(chunk.sums(a.queries), passed)))
-        slope = tile.reduce("sum", mul(queries, answer), a.dims)
-        weight = rungs.weight(chunk, a.queries, add(here, rungs.inner))
-        gained = mul(slope, weight)
-        keep(here, slope, tile.reduce("sum", gained, a.queries))
-        return [f.at.next(passed, here), add(total, mul(answer, weight)), add(gains, gained)]
-
-    def keep(level: Node, slope: Node, gained: Node) -> None:
-        f.gate(add(level, rungs.inner), slope)
-        if b.learns_decay:
-            tile.store(b.gains, chunk.batch, chunk.head, level, chunk.number, value=gained)
-
-    _, total, gains = nearest_first(rungs, chunk, [f.at.passed(), zero, none], read)
-    unread(rungs, chunk, lambda level: keep(level, none, tile.const(0.0)))
-    f.tensors += [b.gains] * b.learns_decay
-    return total, gains
-
-
-def asked(f: Frame) -> Callable[[Node], Node]:
-    """What gives dO S_jᵀ ``[c,d]`` of a level; dO is loaded once where a tile has all columns."""
-    a = f.axes
-    once = [f.grad_out(*f.column(tile.const(0)))] if f.b.own.tiles == 1 else []
-
-    def of_level(level: Node) -> Node:
-        def visit(number: Node, total: Node) -> Sequence[Node]:
-            column, limit = f.column(number)
-            do = once[0] if once else f.grad_out(column, limit)
-            return [f.dot(do, f.at.state(level, column), a.columns, total)]
-
-        zero = tile.full(0.0, a.queries, a.dims)
-        return visit(tile.const(0), zero)[0] if once else tile.loop(0, f.b.own.tiles, 1, [zero], visit)[0]
-
-    return of_level
+    """What another program found: dO's share through the blocks before ``[c,d]``, and what its rows gain ``[c]``."""
+    b, a, chunk = f.b, f.axes, f.chunk
+    if not b.rungs.outer:
+        return tile.full(0.0, a.queries, a.dims), tile.full(0.0, a.queries)
+    row, tokens = tile.iota(a.dims), chunk.token(a.queries)
+    pull = tile.load(b.pull, chunk.batch, chunk.head, tokens, row, bounds=edges(b.pull, [row]))
+    gains = tile.full(0.0, a.queries)
+    if b.learns_decay:
+        gains = tile.load(b.gained, chunk.batch, chunk.head, tokens)
+    return tile.cast(pull, "float32"), gains
 
 
 def _finish(f: Frame, among: Node, far_k: Node, far_q: Node, gains: Node) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.fenwick.back import Back
+from sparsec.lower.fenwick.far import asked
 from sparsec.lower.fenwick.frame import Frame
 from sparsec.lower.fenwick.leaf import of_writes
 from sparsec.lower.fenwick.outputs import Reader
 from sparsec.lower.fenwick.rungs import edges
-from sparsec.lower.fenwick.tokens import asked
 from sparsec.lower.fenwick.visits import farthest_first, nearest_first, unread
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk
