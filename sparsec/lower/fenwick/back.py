@@ -84,9 +84,9 @@ class Back:
         return self._per_head("pull", self.own.writes.k.dtype, PADDED, self.own.writes.rows)
 
     def grad_states(self, level: int) -> Tensor:
-        """The gradients of the blocks' states: fp32, and of chunks, which only products read, the keys' dtype."""
+        """The gradients of the blocks' states: fp32; of delta rules, where only products read, the keys' dtype."""
         count = CHUNKS if level == 0 else f"{BLOCKS}{level}"
-        dtype = self.own.writes.k.dtype if level == 0 and self.matrices else "float32"
+        dtype = self.own.writes.k.dtype if self.matrices else "float32"
         return self._per_head(f"grad_states{level}", dtype, count, self.own.writes.rows, self.own.writes.cols)
 
     def grad_moves(self, level: int) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sparsec.lower.fenwick import asked, descend, far, sharing, through, tokens, tokens_delta, walk
 from sparsec.lower.fenwick.back import Back
-from sparsec.lower.fenwick.forward import blocks, narrow, rungs_of
+from sparsec.lower.fenwick.forward import blocks, of_blocks, rungs_of
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan.chunk_parts import power
@@ -29,40 +29,43 @@ def _apart(spec: LadderGrad, schedule: Schedule) -> Lowered:
     """Of as many states as query heads."""
     b = Back(spec, rungs_of(spec.forward, schedule, spec.name))
     steps = blocks(b.rungs, schedule, apart=True) + (_down(b, schedule) if b.rungs.outer else [])
-    if b.own.delta:
-        made = [tokens_delta.lower_values(_narrow(b, 64))]
-        made += [tokens_delta.lower_parts(_narrow(b, 64))] * bool(b.rungs.outer)
-        made.append(tokens_delta.lower(b))
-    else:
-        made = [tokens.lower(_narrow(b, 32))]
-    steps += [Step(program, replace(schedule, warps=8, stages=1)) for program in made]
+    steps += _tokens(b, schedule)
     if b.rungs.outer and b.learns_decay:
         steps.append(Step(through.lower(b), replace(schedule, warps=1, stages=1)))
     scratch = (*b.rungs.scratch(), *b.scratch())
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch), b.rungs.params())
 
 
-def _narrow(b: Back, columns: int) -> Back:
-    """With fewer columns at once, for a program that holds much else."""
-    return replace(b, rungs=narrow(b.rungs, columns))
+def _tokens(b: Back, schedule: Schedule) -> list[Step]:
+    """All gradients per token; few columns at once, since such a program holds much else."""
+    wide = replace(schedule, warps=8, stages=2)
+    if not b.own.delta:
+        return [Step(tokens.lower(_columns(b, 32)), wide)]
+    steps = [Step(tokens_delta.lower_values(_columns(b, 64)), replace(wide, stages=3))]
+    if b.rungs.outer:
+        steps.append(Step(tokens_delta.lower_parts(_columns(b, 32)), replace(wide, warps=4)))
+    return [*steps, Step(tokens_delta.lower(_columns(b, 64)), wide)]
 
 
 def _columns(b: Back, columns: int) -> Back:
-    """With so many columns at once."""
+    """With so many value columns at once, or all."""
     own = b.own
-    few = min(columns, power(own.writes.cols))
-    return replace(b, rungs=replace(b.rungs, own=replace(own, schedule=replace(own.schedule, value_block=few))))
+    few = replace(own.schedule, value_block=min(columns, power(own.writes.cols)))
+    return replace(b, rungs=replace(b.rungs, own=replace(own, schedule=few)))
 
 
 def _down(b: Back, schedule: Schedule) -> list[Step]:
     """The gradients of all blocks, the smallest last."""
-    wide = replace(schedule, warps=8, stages=1)
-    walks = [walk.lower_out(b), walk.lower_back(b)] if b.matrices else [far.lower(_columns(b, 128))]
-    steps = [Step(program, wide) for program in walks]
-    apart, read = _narrow(b, 64), replace(schedule, warps=4, stages=3)  # a chain of loads: the next are on their way
+    whole, wide = _columns(b, 128), replace(schedule, warps=8, stages=2)
+    if b.matrices:
+        steps = [Step(walk.lower_out(whole), replace(wide, warps=4)), Step(walk.lower_back(whole), wide)]
+    else:
+        steps = [Step(far.lower(whole), wide)]
+    apart, read = _columns(b, 64), replace(schedule, warps=4, stages=3)  # a chain of loads: the next are on their way
     steps.append(Step(asked.lower_reads(apart), read))
     steps += [Step(asked.lower_passes(apart), read)] * b.matrices
+    products = of_blocks(b.rungs, schedule)
     for level in range(b.rungs.outer - 1, b.rungs.lowest - 1, -1):
-        steps.append(Step(descend.lower_states(b, level), schedule))
-        steps += [Step(descend.lower_moves(b, level), schedule)] * b.matrices
+        steps.append(Step(descend.lower_states(b, level), products))
+        steps += [Step(descend.lower_moves(b, level), products)] * b.matrices
     return steps

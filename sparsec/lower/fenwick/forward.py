@@ -40,17 +40,16 @@ def blocks(rungs: Rungs, schedule: Schedule, apart: bool = False) -> list[Step]:
     if not rungs.outer:
         return steps
     if own.delta:
-        few = narrow(rungs, 64)
-        steps += [Step(leaf.lower_states(few), schedule), Step(leaf.lower_moves(few, apart), schedule)]
+        steps += [Step(leaf.lower_states(rungs), schedule), Step(leaf.lower_moves(rungs, apart), schedule)]
     else:
         steps.append(Step(group.lower(rungs), schedule))
+    products = of_blocks(rungs, schedule)
     for level in range(rungs.first, rungs.outer - 1):
-        steps.append(Step(climb.lower_states(rungs, level), schedule))
-        steps += [Step(climb.lower_moves(rungs, level), schedule)] * own.delta
+        steps.append(Step(climb.lower_states(rungs, level), products))
+        steps += [Step(climb.lower_moves(rungs, level), products)] * own.delta
     return steps
 
 
-def narrow(rungs: Rungs, columns: int) -> Rungs:
-    """The same with fewer value columns per program."""
-    own = rungs.own
-    return replace(rungs, own=replace(own, schedule=replace(own.schedule, value_block=min(own.columns, columns))))
+def of_blocks(rungs: Rungs, schedule: Schedule) -> Schedule:
+    """How programs on pairs of blocks run, which hold two matrices where they multiply them."""
+    return replace(schedule, warps=8) if rungs.own.delta else schedule

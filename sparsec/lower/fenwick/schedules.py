@@ -28,8 +28,6 @@ def default(spec: Ladder | LadderGrad, target: str) -> Schedule:
     if isinstance(spec, Ladder) and unchunked(spec) is not None:
         return _tokens(spec, target)
     columns = min(64, padded(w.cols))
-    if target.startswith("triton") and w.rule == "delta":  # whose queries are walked anew by every tile of columns
-        return Schedule(order="chunk", rows=64, value_block=min(128, padded(w.cols)), warps=8, stages=1)
     if target.startswith("triton"):
         return Schedule(order="chunk", rows=64, value_block=columns, warps=4, stages=2)
     return Schedule(order="chunk", rows=32, value_block=columns, lanes=("e", "d", "n", "s"))
