@@ -44,7 +44,7 @@ def _tokens(b: Back, schedule: Schedule) -> list[Step]:
     steps = [Step(tokens_delta.lower_values(_columns(b, 64)), replace(wide, stages=3))]
     if b.rungs.outer:
         steps.append(Step(tokens_delta.lower_parts(_columns(b, 32)), replace(wide, warps=4)))
-    return [*steps, Step(tokens_delta.lower(_columns(b, 64)), wide)]
+    return [*steps, Step(tokens_delta.lower(_columns(b, 32)), replace(wide, warps=4))]
 
 
 def _columns(b: Back, columns: int) -> Back:

@@ -72,18 +72,19 @@ class Reader:
         """Of products in fp32."""
         return self.rungs.own.schedule.precision
 
-    def queries(self) -> Node:
-        """Q ``[c,d]``."""
-        return self.chunk.rows(
-            self.rungs.queries, self.chunk.head, self.axes.queries, tile.iota(self.axes.dims), self.row_limit
-        )
+    def queries(self, column: Node | None = None) -> Node:
+        """Q ``[c,d]``, or some of its columns."""
+        return self._rows(self.rungs.queries, self.axes.queries, column)
 
     def keys(self, column: Node | None = None) -> Node:
         """K ``[n,d]``, or some of its columns."""
+        return self._rows(self.rungs.keys, self.axes.keys, column)
+
+    def _rows(self, tensor: Tensor, tokens: Axis, column: Node | None) -> Node:
         column = tile.iota(self.axes.dims) if column is None else column
         limit = self.rungs.own.writes.rows
         limit = limit if limit % column.axes[0].size else 0
-        return self.chunk.rows(self.rungs.keys, self.chunk.head, self.axes.keys, column, limit)
+        return self.chunk.rows(tensor, self.chunk.head, tokens, column, limit)
 
     def lifted(self, column: Node | None = None) -> Node:
         """e^Γ K ``[n,d]``, or some of its columns."""

@@ -13,13 +13,11 @@ from sparsec.tile.language import Axis, Node, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Gradients in fp32: of F ``[c,n]`` and T ``[t,n]``; of K' and K" ``[n,d]``, of X_0 ``[c,d]``, and of e^{Γ_C}."""
+    """Gradients in fp32: of F ``[c,n]`` and T ``[t,n]``; of K" ``[n,d]``, and of e^{Γ_C}."""
 
     effective: Node
     solved: Node
-    lifted: Node | None = None
     ending: Node | None = None
-    first: Node | None = None
     whole: Node | None = None
 
 
@@ -57,15 +55,20 @@ def left(f: Frame) -> tuple[Node, Node, Node]:
 
 
 def load(f: Frame) -> Parts:
-    """Read them again."""
-    b, a, row = f.b, f.axes, tile.iota(f.axes.dims)
+    """Read them again, but for those that are read some columns at a time."""
+    b, a = f.b, f.axes
     effective = _kept(f, b.of_effective, a.queries, tile.iota(a.keys))
     solved = _kept(f, b.of_solved, f.at.middle, tile.iota(a.keys))
     if not b.rungs.outer:
         return Parts(effective, solved)
-    lifted, ending = (_kept(f, tensor, a.keys, row) for tensor in (b.of_lifted, b.of_ending))
-    whole = tile.load(b.of_whole, f.chunk.batch, f.chunk.head, f.chunk.number)
-    return Parts(effective, solved, lifted, ending, _kept(f, b.pull, a.queries, row), whole)
+    return Parts(effective, solved, whole=tile.load(b.of_whole, f.chunk.batch, f.chunk.head, f.chunk.number))
+
+
+def columns(f: Frame, column: Node) -> tuple[Node, Node, Node]:
+    """Some columns of the gradients of X_0 ``[c,e]``, K' and K" ``[n,e]``."""
+    b, a = f.b, f.axes
+    lifted, ending = (_kept(f, tensor, a.keys, column) for tensor in (b.of_lifted, b.of_ending))
+    return _kept(f, b.pull, a.queries, column), lifted, ending
 
 
 def tensors(b: Back) -> list[Tensor]:

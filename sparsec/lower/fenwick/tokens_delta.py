@@ -25,10 +25,10 @@ from sparsec.lower.fenwick.rungs import column_of, edges
 from sparsec.lower.fenwick.walk import frame
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk_outputs import visible
-from sparsec.lower.scan.chunk_parts import CHUNKS, power_of_two, times
+from sparsec.lower.scan.chunk_parts import CHUNKS, column_limit, power_of_two, times
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, Program
+from sparsec.tile.language import Axis, Node, Program
 
 
 def lower_values(b: Back) -> Program:
@@ -194,42 +194,62 @@ class _Rule:
     def finish(self, p: Parts) -> None:
         """Everything that is no sum over value columns."""
         f, a, b, chunk = self.f, self.f.axes, self.f.b, self.f.chunk
-        own, spec, beta = b.own, b.spec, chunk.beta(a.keys)
-        q, k = f.at.queries(), f.at.keys()
+        q, k, beta = f.at.queries(), f.at.keys(), chunk.beta(a.keys)
         other = tile.rename(k, a.keys, a.queries)
-        of_seen = visible(own, chunk, a, self.after(p.effective), "after")
-        of_keys = visible(own, chunk, a, self.of_keys(p.solved), "before")
+        of_seen = visible(b.own, chunk, a, self.after(p.effective), "after")
+        of_keys = visible(b.own, chunk, a, self.of_keys(p.solved), "before")
         passed = add(mul(of_seen, f.dot(q, k, a.dims)), mul(of_keys, f.dot(other, k, a.dims)))
-        of_seen, of_keys = times(of_seen, beta) or of_seen, times(of_keys, beta) or of_keys
-        grad_q, grad_k = f.dot(of_seen, k, a.keys), f.dot(of_seen, q, a.queries)
-        grad_k = f.dot(of_keys, other, a.queries, grad_k)
-        grad_k = add(grad_k, tile.rename(f.dot(of_keys, k, a.keys), a.queries, a.keys))
+        sums = self.of_rows(times(of_seen, beta) or of_seen, times(of_keys, beta) or of_keys)
         grad_beta = tile.reduce("sum", passed, a.queries)
         rows = tile.reduce("sum", times(passed, beta) or passed, a.keys)
         change = sub(tile.rename(rows, a.queries, a.keys), times(grad_beta, beta) or grad_beta)
         through: Node | None = None
-        if p.first is not None and p.lifted is not None and p.ending is not None and p.whole is not None:
-            since = [power_of_two(chunk.sums(axis)) if own.decays else None for axis in (a.queries, a.keys)]
-            first, lifted = times(p.first, since[0]) or p.first, times(p.lifted, since[1]) or p.lifted
-            left = chunk.left(a.keys)
-            ending = times(p.ending, left) or p.ending
-            grad_q, grad_k = add(grad_q, first), add(add(grad_k, lifted), times(ending, beta) or ending)
-            gains = tile.rename(_along(q, first, a.dims), a.queries, a.keys)
-            ends = _along(k, ending, a.dims)
-            grad_beta = add(grad_beta, ends)
-            ends = times(ends, beta) or ends
-            change = add(change, sub(add(gains, _along(k, lifted, a.dims)), ends))
+        if p.whole is not None:
+            gains, lifted, ends = sums
+            grad_beta, ends = add(grad_beta, ends), times(ends, beta) or ends
+            change = add(change, sub(add(tile.rename(gains, a.queries, a.keys), lifted), ends))
             through = tile.reduce("sum", ends, a.keys)
-            through = add(through, mul(p.whole, power_of_two(chunk.total()))) if own.decays else None
-        row, limit = tile.iota(a.dims), f.at.row_limit
-        f.wide(spec.grad_q, grad_q, row, own.writes.rows, limit)
-        f.wide(spec.grad_k, grad_k, row, own.writes.rows, limit)
-        f.narrow(spec.grad_beta, grad_beta)
-        if own.decays:
+            through = add(through, mul(p.whole, power_of_two(chunk.total()))) if b.own.decays else None
+        f.narrow(b.spec.grad_beta, grad_beta)
+        if b.own.decays:
             after = sub(tile.reduce("sum", change, a.keys), sub(tile.scan(change, a.keys), change))
-            f.narrow(spec.grad_decay, after if through is None else add(after, through))
+            f.narrow(b.spec.grad_decay, after if through is None else add(after, through))
+
+    def of_rows(self, of_seen: Node, of_keys: Node) -> list[Node]:
+        """Gradients of queries ``[c,d]`` and keys ``[n,d]``, stored some columns at a time.
+
+        Returns, summed over d, e^Γ q dX ``[c]``, k e^Γ dK' and k e^{Γ_C − Γ} dK" ``[n]``: what decays gain by them.
+        """
+        f, a, b, chunk = self.f, self.f.axes, self.f.b, self.f.chunk
+        beta, left, size = chunk.beta(a.keys), chunk.left(a.keys), b.own.writes.rows
+        since = [power_of_two(chunk.sums(axis)) if b.own.decays else None for axis in (a.queries, a.keys)]
+        tiles = -(-a.dims.size // a.columns.size)
+        limit = column_limit(size, tiles * a.columns.size)
+
+        def visit(number: Node, *sums: Node) -> Sequence[Node]:
+            column = column_of(number, a.columns)
+            q, k = f.at.queries(column), f.at.keys(column)
+            other = tile.rename(k, a.keys, a.queries)
+            grad_q, grad_k = f.dot(of_seen, k, a.keys), f.dot(of_seen, q, a.queries)
+            grad_k = f.dot(of_keys, other, a.queries, grad_k)
+            grad_k = add(grad_k, tile.rename(f.dot(of_keys, k, a.keys), a.queries, a.keys))
+            found = list(sums)
+            if b.rungs.outer:
+                first, lifted, ending = parts.columns(f, column)
+                first, lifted = times(first, since[0]) or first, times(lifted, since[1]) or lifted
+                ending = times(ending, left) or ending
+                grad_q = add(grad_q, first)
+                grad_k = add(add(grad_k, lifted), times(ending, beta) or ending)
+                pairs = ((q, first), (k, lifted), (k, ending))
+                found = [add(old, _along(*pair, a.columns)) for old, pair in zip(sums, pairs, strict=True)]
+            f.wide(b.spec.grad_q, grad_q, column, size, limit)
+            f.wide(b.spec.grad_k, grad_k, column, size, limit)
+            return found
+
+        zeros = [tile.full(0.0, axis) for axis in (a.queries, a.keys, a.keys)] if b.rungs.outer else []
+        return tile.loop(0, tiles, 1, zeros, visit)
 
 
-def _along(x: Node, grad: Node, dims: object) -> Node:
+def _along(x: Node, grad: Node, dims: Axis) -> Node:
     """Σ_d x · grad."""
-    return tile.reduce("sum", mul(tile.cast(x, "float32"), grad), dims)  # type: ignore[arg-type]
+    return tile.reduce("sum", mul(tile.cast(x, "float32"), grad), dims)
