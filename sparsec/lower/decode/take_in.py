@@ -6,190 +6,119 @@ stay, and writes the others to the state, some columns at a time. Else it only c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from sparsec.lower.decode.held import Held, columns, row_of, version, within
+from sparsec.lower.decode.held import Held, columns, row_of, within
+from sparsec.lower.decode.held_chunk import Chunk
 from sparsec.lower.decode.pages import ENDS, LENGTHS
 from sparsec.lower.scalars import add, both, most, mul, sub
 from sparsec.lower.scan.cell import padded
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import EMPTY_KEY, Axis, Node, Program, Tensor
+from sparsec.tile.language import EMPTY_KEY, Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
 
 LAST = 2**24
 """Added to the number of a candidate that is none, so that it comes after those that are."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Some candidates m, slots k and j of the cache, features d and columns e; ``base`` is the chunk's first entry."""
+def _staying(chunk: Chunk) -> Node:
+    """The numbers [k] of the candidates that the state recalls worst; room stays where pairs are too few."""
+    mass = chunk.mass()
 
-    held: Held
-    m: Axis
-    k: Axis
-    j: Axis
-    d: Axis
-    e: Axis
-    taken: Node
-    base: Node
+    def rank(number: Node, best: Node) -> Sequence[Node]:
+        there = chunk.pair(number)
+        row = chunk.row(number, there)
+        fk = chunk.load("fk", row, chunk.d)
+        weight = tile.reduce("sum", mul(fk, mass), chunk.d)
+        some = tile.apply(Fn.NE, weight, 0.0)
+        safe = tile.apply(Fn.WHERE, some, weight, 1.0)
 
-    @property
-    def at(self) -> tuple[Node, Node, Node]:
-        """Batch, version and head of what was."""
-        return tile.program_id(1), version(self.taken), tile.program_id(0)
+        def block(column: Node, error: Node) -> Sequence[Node]:
+            known = tile.apply(Fn.DIV, tile.dot(fk, chunk.state(column), chunk.d), safe)
+            missing = sub(tile.apply(Fn.WHERE, some, known, 0.0), chunk.load("v", row, chunk.e, column))
+            return [add(error, tile.reduce("sum", mul(missing, missing), chunk.e))]
 
-    @property
-    def after(self) -> tuple[Node, Node, Node]:
-        """Batch, version and head of what is then."""
-        return tile.program_id(1), version(add(self.taken, 1)), tile.program_id(0)
+        (error,) = chunk.blocks([tile.full(0.0, chunk.m)], block)
+        key = tile.apply(Fn.RANK, tile.apply(Fn.WHERE, there, error, -1.0), number)
+        key = tile.apply(Fn.WHERE, tile.apply(Fn.LT, number, chunk.count), key, EMPTY_KEY)
+        return [tile.top_insert(best, key, chunk.k, chunk.m)]
 
-    @property
-    def count(self) -> int:
-        """Entries that may be candidates."""
-        return self.held.keep + self.held.size
+    (best,) = chunk.over([tile.full(EMPTY_KEY, chunk.k, dtype="int64")], rank)
+    best = tile.apply(Fn.WHERE, tile.apply(Fn.LT, tile.iota(chunk.k), chunk.held.keep), best, EMPTY_KEY)
+    return tile.apply(Fn.RANK_ID, best)
 
-    def candidates(self, number: Node) -> Node:
-        """Numbers of some: entries of the cache, then tokens of the chunk."""
-        return add(mul(number, self.m.size), tile.iota(self.m))
 
-    def pair(self, number: Node) -> Node:
-        """Whether candidates are pairs, and not room for them."""
-        cached = tile.apply(Fn.LT, number, self.held.cached(self.taken))
-        own = both(tile.apply(Fn.LE, self.held.keep, number), tile.apply(Fn.LT, number, self.count))
-        return tile.apply(Fn.OR, cached, own)
+def _name_cached(chunk: Chunk, staying: Node) -> None:
+    """Entries of those that stay, by token, room last."""
+    some = tile.apply(Fn.LE, 0, staying)
+    order = add(staying, tile.apply(Fn.WHERE, chunk.pair(staying), 0, LAST))
+    order = tile.apply(Fn.WHERE, some, order, add(mul(2, LAST), tile.iota(chunk.k)))
+    less = tile.apply(Fn.LT, tile.rename(order, chunk.k, chunk.j), order)
+    place = tile.reduce("sum", tile.apply(Fn.WHERE, less, 1, 0), chunk.j)
+    row = chunk.row(tile.apply(Fn.WHERE, some, staying, 0), some)
+    _name(chunk, tile.apply(Fn.WHERE, some, place, chunk.held.rows), row)
 
-    def row(self, number: Node, there: Node) -> Node:
-        """The rows of candidates."""
-        entry = add(number, tile.apply(Fn.WHERE, tile.apply(Fn.LT, number, self.held.keep), 0, self.base))
-        return row_of(self.held, self.at, entry, there)
 
-    def load(self, part: str, row: Node, axis: Axis, column: Node | int = 0) -> Node:
-        """Rows in fp32, zeros of those that are not there."""
-        tensor = self.held.memory(part)
-        bounds: dict[int, tile.Value] = {1: self.held.rows, **within(self.held.width(part), axis)}
-        place = (tile.program_id(1), row, tile.program_id(0), add(column, tile.iota(axis)))
-        return tile.cast(tile.load(tensor, *place, bounds=bounds), "float32")
+def _name(chunk: Chunk, entry: Node, row: Node) -> None:
+    """Which rows entries are; none of an entry past the last."""
+    table = chunk.held.table("next_table")
+    tile.store(table, *chunk.after, entry, value=sub(row, entry), bounds={3: chunk.held.rows})
 
-    def state(self, column: Node) -> Node:
-        """Some columns of M [d, e]."""
-        bounds = {**within(self.held.features, self.d), **within(self.held.cols, self.e, 4)}
-        place = (*self.at, tile.iota(self.d), add(column, tile.iota(self.e)))
-        return tile.load(self.held.state(), *place, bounds=bounds)
 
-    def mass(self) -> Node:
-        """z [d]."""
-        bounds = within(self.held.features, self.d)
-        return tile.load(self.held.mass(), *self.at, tile.iota(self.d), bounds=bounds)
+def _gone(chunk: Chunk, number: Node, staying: Node) -> Node:
+    """Whether candidates stay no longer."""
+    same = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, number, staying), 1, 0)
+    left = tile.apply(Fn.EQ, tile.reduce("max", same, chunk.k), 0)
+    return both(left, tile.apply(Fn.LT, number, chunk.count))
 
-    def blocks(self, carried: Sequence[Node], visit: Callable[..., Sequence[Node]]) -> list[Node]:
-        """Over columns, some at a time: ``visit(first column, *carried)``."""
 
-        def block(number: Node, *now: Node) -> Sequence[Node]:
-            return visit(mul(number, self.e.size), *now)
+def _give(chunk: Chunk, staying: Node) -> None:
+    """Write pairs that do not stay to M, some columns at a time."""
 
-        return list(tile.loop(0, -(-self.held.cols // self.e.size), 1, list(carried), block))
+    def block(column: Node) -> Sequence[Node]:
+        def visit(number: Node, state: Node) -> Sequence[Node]:
+            row = chunk.row(number, both(_gone(chunk, number, staying), chunk.pair(number)))
+            return [tile.dot(chunk.load("fk", row, chunk.d), chunk.load("v", row, chunk.e, column), chunk.m, state)]
 
-    def over(self, carried: Sequence[Node], visit: Callable[..., Sequence[Node]]) -> list[Node]:
-        """Over candidates, some at a time: ``visit(numbers [m], *carried)``."""
+        (state,) = chunk.over([chunk.state(column)], visit)
+        bounds = {**within(chunk.held.features, chunk.d), **within(chunk.held.cols, chunk.e, 4)}
+        place = (*chunk.after, tile.iota(chunk.d), add(column, tile.iota(chunk.e)))
+        tile.store(chunk.held.state("next_m"), *place, value=state, bounds=bounds)
+        return []
 
-        def some(number: Node, *now: Node) -> Sequence[Node]:
-            return visit(self.candidates(number), *now)
+    chunk.blocks([], block)
 
-        return list(tile.loop(0, -(-self.count // self.m.size), 1, list(carried), some))
 
-    def staying(self) -> Node:
-        """The numbers [k] of the candidates that the state recalls worst; room stays where pairs are too few."""
-        mass = self.mass()
+def _free(chunk: Chunk, staying: Node) -> None:
+    """Write pairs that do not stay to z; their rows are room for the tokens that come."""
 
-        def rank(number: Node, best: Node) -> Sequence[Node]:
-            there = self.pair(number)
-            row = self.row(number, there)
-            fk = self.load("fk", row, self.d)
-            weight = tile.reduce("sum", mul(fk, mass), self.d)
-            some = tile.apply(Fn.NE, weight, 0.0)
-            safe = tile.apply(Fn.WHERE, some, weight, 1.0)
+    def visit(number: Node, mass: Node) -> Sequence[Node]:
+        gone, there = _gone(chunk, number, staying), chunk.pair(number)
+        some = both(tile.apply(Fn.LE, 0, staying), tile.apply(Fn.LT, staying, number))
+        before = tile.reduce("sum", tile.apply(Fn.WHERE, some, 1, 0), chunk.k)
+        entry = add(chunk.held.keep, add(chunk.base, sub(number, before)))
+        _name(chunk, tile.apply(Fn.WHERE, gone, entry, chunk.held.rows), chunk.row(number, gone))
+        fk = chunk.load("fk", chunk.row(number, both(gone, there)), chunk.d)
+        return [add(mass, tile.reduce("sum", fk, chunk.m))]
 
-            def block(column: Node, error: Node) -> Sequence[Node]:
-                known = tile.apply(Fn.DIV, tile.dot(fk, self.state(column), self.d), safe)
-                missing = sub(tile.apply(Fn.WHERE, some, known, 0.0), self.load("v", row, self.e, column))
-                return [add(error, tile.reduce("sum", mul(missing, missing), self.e))]
+    (mass,) = chunk.over([chunk.mass()], visit)
+    bounds = within(chunk.held.features, chunk.d)
+    tile.store(chunk.held.mass("next_z"), *chunk.after, tile.iota(chunk.d), value=mass, bounds=bounds)
 
-            (error,) = self.blocks([tile.full(0.0, self.m)], block)
-            key = tile.apply(Fn.RANK, tile.apply(Fn.WHERE, there, error, -1.0), number)
-            key = tile.apply(Fn.WHERE, tile.apply(Fn.LT, number, self.count), key, EMPTY_KEY)
-            return [tile.top_insert(best, key, self.k, self.m)]
 
-        (best,) = self.over([tile.full(EMPTY_KEY, self.k, dtype="int64")], rank)
-        best = tile.apply(Fn.WHERE, tile.apply(Fn.LT, tile.iota(self.k), self.held.keep), best, EMPTY_KEY)
-        return tile.apply(Fn.RANK_ID, best)
+def _others(chunk: Chunk) -> None:
+    """Entries of the ring's other chunks are what they were."""
 
-    def name_cached(self, staying: Node) -> None:
-        """Entries of those that stay, by token, room last."""
-        some = tile.apply(Fn.LE, 0, staying)
-        order = add(staying, tile.apply(Fn.WHERE, self.pair(staying), 0, LAST))
-        order = tile.apply(Fn.WHERE, some, order, add(mul(2, LAST), tile.iota(self.k)))
-        less = tile.apply(Fn.LT, tile.rename(order, self.k, self.j), order)
-        place = tile.reduce("sum", tile.apply(Fn.WHERE, less, 1, 0), self.j)
-        row = self.row(tile.apply(Fn.WHERE, some, staying, 0), some)
-        self.name(tile.apply(Fn.WHERE, some, place, self.held.rows), row)
+    def visit(number: Node) -> Sequence[Node]:
+        entry = add(chunk.held.keep, chunk.candidates(number))
+        first = add(chunk.held.keep, chunk.base)
+        own = both(tile.apply(Fn.LE, first, entry), tile.apply(Fn.LT, entry, add(first, chunk.held.size)))
+        there = both(tile.apply(Fn.LT, entry, chunk.held.rows), tile.apply(Fn.NOT, own))
+        _name(chunk, tile.apply(Fn.WHERE, there, entry, chunk.held.rows), row_of(chunk.held, chunk.at, entry, there))
+        return []
 
-    def name(self, entry: Node, row: Node) -> None:
-        """Which rows entries are; none of an entry past the last."""
-        table = self.held.table("next_table")
-        tile.store(table, *self.after, entry, value=sub(row, entry), bounds={3: self.held.rows})
-
-    def gone(self, number: Node, staying: Node) -> Node:
-        """Whether candidates stay no longer."""
-        same = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, number, staying), 1, 0)
-        left = tile.apply(Fn.EQ, tile.reduce("max", same, self.k), 0)
-        return both(left, tile.apply(Fn.LT, number, self.count))
-
-    def give(self, staying: Node) -> None:
-        """Write pairs that do not stay to M, some columns at a time."""
-
-        def block(column: Node) -> Sequence[Node]:
-            def visit(number: Node, state: Node) -> Sequence[Node]:
-                row = self.row(number, both(self.gone(number, staying), self.pair(number)))
-                return [tile.dot(self.load("fk", row, self.d), self.load("v", row, self.e, column), self.m, state)]
-
-            (state,) = self.over([self.state(column)], visit)
-            bounds = {**within(self.held.features, self.d), **within(self.held.cols, self.e, 4)}
-            place = (*self.after, tile.iota(self.d), add(column, tile.iota(self.e)))
-            tile.store(self.held.state("next_m"), *place, value=state, bounds=bounds)
-            return []
-
-        self.blocks([], block)
-
-    def free(self, staying: Node) -> None:
-        """Write pairs that do not stay to z; their rows are room for the tokens that come."""
-
-        def visit(number: Node, mass: Node) -> Sequence[Node]:
-            gone, there = self.gone(number, staying), self.pair(number)
-            some = both(tile.apply(Fn.LE, 0, staying), tile.apply(Fn.LT, staying, number))
-            before = tile.reduce("sum", tile.apply(Fn.WHERE, some, 1, 0), self.k)
-            entry = add(self.held.keep, add(self.base, sub(number, before)))
-            self.name(tile.apply(Fn.WHERE, gone, entry, self.held.rows), self.row(number, gone))
-            fk = self.load("fk", self.row(number, both(gone, there)), self.d)
-            return [add(mass, tile.reduce("sum", fk, self.m))]
-
-        (mass,) = self.over([self.mass()], visit)
-        bounds = within(self.held.features, self.d)
-        tile.store(self.held.mass("next_z"), *self.after, tile.iota(self.d), value=mass, bounds=bounds)
-
-    def others(self) -> None:
-        """Entries of the ring's other chunks are what they were."""
-
-        def visit(number: Node) -> Sequence[Node]:
-            entry = add(self.held.keep, self.candidates(number))
-            first = add(self.held.keep, self.base)
-            own = both(tile.apply(Fn.LE, first, entry), tile.apply(Fn.LT, entry, add(first, self.held.size)))
-            there = both(tile.apply(Fn.LT, entry, self.held.rows), tile.apply(Fn.NOT, own))
-            self.name(tile.apply(Fn.WHERE, there, entry, self.held.rows), row_of(self.held, self.at, entry, there))
-            return []
-
-        tile.loop(0, -(-self.held.ring // self.m.size), 1, [], visit)
+    tile.loop(0, -(-chunk.held.ring // chunk.m.size), 1, [], visit)
 
 
 def lower(held: Held, schedule: Schedule) -> Program:
@@ -205,16 +134,16 @@ def lower(held: Held, schedule: Schedule) -> Program:
         narrow = columns(builder, "e", held.cols, schedule, schedule.value_block)
         taken = most(sub(held.taken(length), 1), 0)
         base = tile.apply(Fn.TRUNCMOD, length, held.ring)
-        chunk = _Chunk(held, builder.axis("m", schedule.rows), one, other, wide, narrow, taken, base)
+        chunk = Chunk(held, builder.axis("m", schedule.rows), one, other, wide, narrow, taken, base)
         begins = tile.apply(Fn.EQ, tile.apply(Fn.TRUNCMOD, length, held.size), 0)
         due = both(begins, tile.apply(Fn.LE, held.ring, length))
 
         def take_in(_: Node) -> Sequence[Node]:
-            staying = chunk.staying()
-            chunk.name_cached(staying)
-            chunk.give(staying)
-            chunk.free(staying)
-            chunk.others()
+            staying = _staying(chunk)
+            _name_cached(chunk, staying)
+            _give(chunk, staying)
+            _free(chunk, staying)
+            _others(chunk)
             return []
 
         tile.loop(0, tile.apply(Fn.WHERE, due, 1, 0), 1, [], take_in)

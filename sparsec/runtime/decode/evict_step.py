@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import prod
 
 from sparsec.ir import build
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant
-from sparsec.lower.decode.held import Held
+from sparsec.lower.decode import read_held
+from sparsec.lower.decode.held import VERSIONS, Held
 from sparsec.plan.evict import given_up, lag
+from sparsec.runtime.decode.cache_layout import Bank
+from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +100,40 @@ def features_of(graph: Variant, form: Form) -> Variant | None:
     return graph.with_outputs(nodes, [n for n in graph.parameters if n in used], named)
 
 
-def held_of(form: Form, given: Mapping[str, Tensor]) -> Held:
-    """The sizes of a step on these tokens, ``[B,N,H,·]`` by part."""
-    q, k, v, fk = (given[part] for part in ("q", "k", "v", "fk"))
+def held_of(form: Form, shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str]) -> Held:
+    """The sizes of a step on tokens of these shapes ``[B,N,H,·]`` and dtypes, by part."""
+    q, k, v, fk = (shapes[part] for part in ("q", "k", "v", "fk"))
     scale = form.exact.expr("scale")
     assert scale is not None
-    kinds = tuple((part, str(given[part].dtype).removeprefix("torch.")) for part in form.parts)
-    sizes = q.shape[2], k.shape[2], q.shape[3], v.shape[3], fk.shape[3]
+    dims = {str(d): n for d, n in zip(form.exact.src[0].shape, q, strict=True)}
     keep, size = form.node.integer("keep"), form.node.integer("size")
-    dims = {str(d): n for d, n in zip(form.exact.src[0].shape, q.shape, strict=True)}
-    return Held(*sizes, keep, size, form.lag, float(evaluate(scale, dims)), kinds)
+    kinds = tuple((part, dtypes[part]) for part in form.parts)
+    return Held(q[2], k[2], q[3], v[3], fk[3], keep, size, form.lag, float(evaluate(scale, dims)), kinds)
+
+
+def held_at(form: Form, dims: Mapping[str, int], dtype: str) -> Held:
+    """The sizes of a step at these dims."""
+    shapes = {part: [int(evaluate(d, dims)) for d in node.shape] for part, node in form.parts.items()}
+    return held_of(form, shapes, {part: dtype for part in form.parts})
+
+
+def banks(held: Held) -> tuple[Bank, ...]:
+    """What a sequence holds."""
+    lead, kinds = (VERSIONS, held.groups), dict(held.dtypes)
+    rows = [Bank(part, (held.rows, held.groups, held.width(part)), None, kinds[part]) for part in ("k", "v", "fk")]
+    named = Bank("table", (*lead, held.rows), None, "int32")
+    state = Bank("m", (*lead, held.features, held.cols), None)
+    return *rows, named, state, Bank("z", (*lead, held.features), None)
+
+
+def describe(form: Form, target: Target, dims: Mapping[str, int], dtype: str) -> str:
+    """Lines for ``sparsec show --level stream``: one new token of every sequence."""
+    held, batch = held_at(form, dims, dtype), dims.get("B", 1)
+    lines = [f"  {b.name}: {b.dtype} {list(b.shape)} per sequence, whatever its length" for b in banks(held)]
+    size = sum(prod(b.shape) * (2 if "16" in b.dtype else 4) for b in banks(held))
+    lines.append(f"  bytes of a sequence: {size}")
+    lines.append(f"step for {batch} x 1 new token on {target.processors} processors")
+    lines.append(f"  take_in: programs {held.groups * batch}, where a sequence begins a chunk of {held.size} tokens")
+    lines += [f"  {' and '.join(form.made)}: of the new tokens, before they join the cache"] * bool(form.made)
+    tiles = -(-held.heads // held.groups // read_held.default(held, target.name, 1).rows)
+    return "\n".join([*lines, f"  read_held: programs {tiles * held.groups * batch}"]) + "\n"

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
 from sparsec.lower.decode import read_held, take_in
-from sparsec.lower.decode.held import VERSIONS, Held
+from sparsec.lower.decode.held import Held
 from sparsec.lower.decode.pages import ENDS, LENGTHS
 from sparsec.lower.lowered import Step
 from sparsec.runtime import bind
 from sparsec.runtime.decode import check
-from sparsec.runtime.decode.cache_layout import Bank
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.decode.declared import check_own, declared
-from sparsec.runtime.decode.evict_step import features_of, form_of, held_of
+from sparsec.runtime.decode.evict_step import banks, describe, features_of, form_of, held_of
 from sparsec.runtime.decode.pages import Pool
 from sparsec.runtime.launch import Bind, build
 from sparsec.runtime.target import available
@@ -82,6 +81,10 @@ class EvictingDecoder:
         """New tokens of a step. Raises InputError for missing or unknown ones."""
         return self._named(tokens)[self.form.name("q")].shape[1]
 
+    def describe(self, dims: Mapping[str, int], dtype: str) -> str:
+        """What a cache holds and what a step launches, in lines."""
+        return describe(self.form, self.target, dims, dtype)
+
     def _named(self, tokens: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         found = {name: x for name, x in tokens.items() if x is not None}
         bind.check_names(self.compiled.variant, found)
@@ -111,11 +114,12 @@ class EvictingDecoder:
     def _passes(self, cache: Cache, given: Mapping[str, Tensor], takes: list[int]) -> list[Tensor]:
         import torch
 
-        held = held_of(self.form, given)
+        kinds = {part: str(x.dtype).removeprefix("torch.") for part, x in given.items()}
+        held = held_of(self.form, {part: x.shape for part, x in given.items()}, kinds)
         if cache.lengths is None:
             available(self.target)
-            self._allocate(cache, held, given)
-        check.same_states(cache, self._banks(held), given["q"].device)
+            cache.allocate({}, given["q"].device, banks(held))
+        check.same_states(cache, banks(held), given["q"].device)
         cache.reserve(sum(takes))
         out = given["q"].new_empty(*given["q"].shape[:3], held.cols)
         done = 0
@@ -126,20 +130,6 @@ class EvictingDecoder:
         cache.replayed(done)
         assert isinstance(out, torch.Tensor)
         return [out]
-
-    def _banks(self, held: Held) -> tuple[Bank, ...]:
-        kinds = dict(held.dtypes)
-        rows = [Bank(part, (held.rows, held.groups, held.width(part)), None, kinds[part]) for part in ("k", "v", "fk")]
-        lead = VERSIONS, held.groups
-        return (
-            *rows,
-            Bank("table", (*lead, held.rows), None, "int32"),
-            Bank("m", (*lead, held.features, held.cols), None),
-            Bank("z", (*lead, held.features), None),
-        )
-
-    def _allocate(self, cache: Cache, held: Held, given: Mapping[str, Tensor]) -> None:
-        cache.allocate({}, given["q"].device, self._banks(held))
 
     def _pass(self, cache: Cache, held: Held, new: Mapping[str, Tensor], out: Tensor) -> None:
         """Tokens of one chunk of each sequence."""

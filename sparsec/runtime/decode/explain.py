@@ -9,6 +9,7 @@ from sparsec.lower.decode.company import ALONE, Company, company
 from sparsec.lower.decode.schedules import lower
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import Summarise
+from sparsec.runtime.decode.evicting import EvictingDecoder
 from sparsec.runtime.decode.kernels import worked_out
 from sparsec.runtime.decode.space import by_tokens, for_steps
 from sparsec.scalar.evaluate import evaluate
@@ -17,11 +18,14 @@ from sparsec.tile.schedule import Schedule
 
 if TYPE_CHECKING:
     from sparsec.runtime.compiled import Compiled
+    from sparsec.runtime.decode.decoder import Decoder
 
 
 def describe(compiled: Compiled, dims: Mapping[str, int], dtype: str) -> str:
     """Lines for ``sparsec show --level stream``: one new token of every sequence, after as many as ``dims`` say."""
-    decoder = compiled.decoder
+    decoder: Decoder | EvictingDecoder = compiled.decoder
+    if isinstance(decoder, EvictingDecoder):
+        return f"cache of {compiled.variant.name}\n{decoder.describe(dims, dtype)}"
     one = {decoder.streamed.keys: compiled.lengths.key_count(dims), **dims, decoder.streamed.queries: 1}
     one["q_offset"] = one.get(decoder.streamed.keys, 1) - 1
     lines = [f"cache of {compiled.variant.name}", decoder.spec.text().rstrip("\n")]
