@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower.fenwick import asked, descend, far, sharing, through, tokens, tokens_delta, walk
+from sparsec.lower.fenwick import (
+    asked,
+    descend,
+    far,
+    parts_delta,
+    sharing,
+    through,
+    tokens,
+    tokens_delta,
+    values_delta,
+    walk,
+)
 from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.forward import blocks, of_blocks, rungs_of
 from sparsec.lower.inverse.index import as_scratch
@@ -41,9 +52,9 @@ def _tokens(b: Back, schedule: Schedule) -> list[Step]:
     wide = replace(schedule, warps=8, stages=2)
     if not b.own.delta:
         return [Step(tokens.lower(_columns(b, 32)), wide)]
-    steps = [Step(tokens_delta.lower_values(_columns(b, 64)), replace(wide, stages=3))]
+    steps = [Step(values_delta.lower(_columns(b, 64)), replace(wide, stages=3))]
     if b.rungs.outer:
-        steps.append(Step(tokens_delta.lower_parts(_columns(b, 32)), replace(wide, warps=4)))
+        steps.append(Step(parts_delta.lower(_columns(b, 32)), replace(wide, warps=4)))
     return [*steps, Step(tokens_delta.lower(_columns(b, 32)), replace(wide, warps=4))]
 
 
