@@ -67,11 +67,11 @@ def _columns(b: Back, columns: int) -> Back:
 
 def _down(b: Back, schedule: Schedule) -> list[Step]:
     """The gradients of all blocks, the smallest last."""
-    whole, wide = _columns(b, 128), replace(schedule, warps=8, stages=2)
+    whole, small = _columns(b, 128), replace(schedule, warps=4, stages=2)  # two programs on a processor
     if b.matrices:
-        steps = [Step(walk.lower_out(whole), replace(wide, warps=4)), Step(walk.lower_back(whole), wide)]
+        steps = [Step(walk.lower_out(whole), small), Step(walk.lower_back(whole), replace(small, stages=1))]
     else:
-        steps = [Step(far.lower(whole), wide)]
+        steps = [Step(far.lower(whole), small)]
     apart, read = _columns(b, 64), replace(schedule, warps=4, stages=3)  # a chain of loads: the next are on their way
     steps.append(Step(asked.lower_reads(apart), read))
     steps += [Step(asked.lower_passes(apart), read)] * b.matrices
