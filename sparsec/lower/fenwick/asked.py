@@ -13,7 +13,7 @@ from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.leaf import store
 from sparsec.lower.fenwick.rungs import column_of, edges, tile_number
 from sparsec.lower.scalars import add, least, mul
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, power, power_of_two, scaled
+from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two, scaled
 from sparsec.lower.scan.chunk_state import Axes, axes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -21,16 +21,16 @@ from sparsec.tile.language import Node, Program
 
 
 def lower_reads(b: Back) -> Program:
-    """The states' part; one (end of a block and tile of columns, head, batch) per grid point."""
+    """The states' part; one (end of a block, head and tile of columns, 1, batch) per grid point."""
     own, w, rungs = b.own, b.own.writes, b.rungs
     with tile.Builder() as builder:
-        number, part = tile_number(own, own.tiles)
+        number, head, part = _spread(own, own.tiles)
         a = axes(builder, own, "dcne")
         column, limit = column_of(part, a.columns), column_limit(w.cols, own.tiles * own.columns)
         level, first, last = _readers(b, number)
 
         def visit(at: Node, total: Node, fade: Node) -> Sequence[Node]:
-            chunk = Chunk(own, tile.program_id(2), tile.program_id(1), at)
+            chunk = Chunk(own, tile.program_id(2), head, at)
             asked = _asked(b, chunk, a, level)
             do = chunk.rows(b.grad_out, chunk.head, a.queries, column, limit)
             weight = mul(rungs.weight(chunk, a.queries, add(level, rungs.inner)), b.scale)
@@ -42,11 +42,11 @@ def lower_reads(b: Back) -> Program:
 
         zero = tile.full(0.0, a.dims, a.columns)
         total, _ = tile.loop(first, last, 1, [zero, tile.const(0.0)], visit)
-        place = (tile.program_id(2), tile.program_id(1), number, tile.iota(a.dims), column)
+        place = (tile.program_id(2), head, number, tile.iota(a.dims), column)
         store(b.reads, place, total)
         tensors = [b.walks if own.delta else rungs.queries, b.grad_out, rungs.gate, b.reads]
         tensors += [own.sums] * rungs.fading
-        grid = (mul(tile.param(CHUNKS), own.tiles), w.heads, tile.param("B"))
+        grid = (mul(tile.param(CHUNKS), own.tiles * w.heads), 1, tile.param("B"))
         return own.program(builder, "reads", tensors, grid)
 
 
@@ -56,21 +56,27 @@ def lower_passes(b: Back) -> Program:
     with tile.Builder() as builder:
         a = axes(builder, own, "dcne")
         tiles = -(-power(w.rows) // own.columns)
-        number, part = tile_number(own, tiles)
+        number, head, part = _spread(own, tiles)
         column = column_of(part, a.columns)
         level, first, last = _readers(b, number)
 
         def visit(at: Node, total: Node) -> Sequence[Node]:
-            chunk = Chunk(own, tile.program_id(2), tile.program_id(1), at)
+            chunk = Chunk(own, tile.program_id(2), head, at)
             place = (chunk.batch, chunk.head, level, chunk.token(a.queries), column)
             pull = tile.load(b.pulls, *place, bounds=edges(b.pulls, [column], 4))
             return [tile.dot(_asked(b, chunk, a, level), pull, a.queries, total, own.schedule.precision)]
 
         (total,) = tile.loop(first, last, 1, [tile.full(0.0, a.dims, a.columns)], visit)
-        place = (tile.program_id(2), tile.program_id(1), number, tile.iota(a.dims), column)
+        place = (tile.program_id(2), head, number, tile.iota(a.dims), column)
         store(b.passes, place, total)
-        grid = (mul(tile.param(CHUNKS), tiles), w.heads, tile.param("B"))
+        grid = (mul(tile.param(CHUNKS), tiles * w.heads), 1, tile.param("B"))
         return own.program(builder, "passes", [b.walks, b.pulls, b.passes], grid)
+
+
+def _spread(own: Chunked, tiles: int) -> tuple[Node, Node, Node]:
+    """The end of a block, the head and the tile of columns: heads side by side, so that none ends with a long chain."""
+    number, rest = tile_number(own, own.writes.heads * tiles)
+    return number, tile.apply(Fn.TRUNCDIV, rest, tiles), tile.apply(Fn.TRUNCMOD, rest, tiles)
 
 
 def _readers(b: Back, number: Node) -> tuple[Node, Node, Node]:
