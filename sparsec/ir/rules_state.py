@@ -28,7 +28,7 @@ def _decay(node: Node) -> Problem | None:
         said, rule = f"decay_kind = {node['decay_kind']}", "a decay, and it alone, takes log-decays <= 0 as `decay`"
         if decay is None:
             return Problem(f"{said} without decay", rule, "decay=<log-decays>, or leave decay_kind out")
-        return Problem(said, rule, "drop decay=, or leave decay_kind out")
+        return Problem(said, rule, "decay_kind = scalar, key or value, or drop decay=")
     return rank(decay, _DECAY_RANK[str(node["decay_kind"])]) if decay is not None else None
 
 

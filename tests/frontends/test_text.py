@@ -126,3 +126,10 @@ def test_errors_have_a_place_and_a_fix(name: str) -> None:
 
 def test_parse_is_public() -> None:
     assert sparsec.parse(LOCAL) == parse(LOCAL)
+
+
+def test_a_decay_without_its_kind_is_told_the_kinds() -> None:
+    """Texts say which kind it is; the fix says what to write."""
+    text = "variant x(k: [B,T,H,D], v: [B,T,H,DV], g: [B,T,H]) { return write(state() {heads = H}, k, v, decay = g) }"
+    with pytest.raises(DeclarationError, match="Fix: decay_kind = scalar, key or value, or drop decay="):
+        parse(text)
