@@ -141,7 +141,7 @@ def flat(tensor: Tensor) -> Tensor:
 
     if tensor.numel() == 0:
         dtype = torch.int16 if tensor.dtype is torch.bfloat16 else tensor.dtype
-        return torch.zeros(2 * SLACK, dtype=dtype)[SLACK:]
+        return torch.zeros(2 * SLACK, dtype=dtype, device="cpu")[SLACK:]
     x = tensor.detach()
     extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     x = x.as_strided((extent,), (1,))

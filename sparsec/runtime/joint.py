@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 from sparsec.ir.error import DeclarationError
@@ -28,6 +30,7 @@ class Joint:
         outputs: positions of the variant's outputs among the forward half's results; the rest is saved.
         kept_inputs, kept_results: positions of what the backward half reads among the inputs and the forward results.
         cotangents: positions of the outputs whose gradients it reads; ``differentiable`` of those it depends on.
+        places: per cotangent all positions of its output, which may be given more than once.
         names: of what the backward half reads, in the order kept inputs, kept results, cotangents.
         gradients: per input of ``wrt`` the gradient's buffer; None is exactly zero.
         wanted: whether any gradient is not zero; ``direct`` where the backward half returns just these, in order.
@@ -39,6 +42,7 @@ class Joint:
     kept_inputs: tuple[int, ...]
     kept_results: tuple[int, ...]
     cotangents: tuple[int, ...]
+    places: tuple[tuple[int, ...], ...]
     differentiable: frozenset[int]
     names: tuple[str, ...]
     gradients: Mapping[str, str | None]
@@ -49,6 +53,23 @@ class Joint:
     def buffers(self) -> list[str]:
         """The buffers of the gradients that are not zero, in order."""
         return [name for name in self.gradients.values() if name is not None]
+
+    def given(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """The variant's outputs; copied where one is given twice, since autograd tells outputs apart as objects."""
+        found = [results[n] for n in self.outputs]
+        if len({*self.outputs}) == len(found):
+            return found
+        return [
+            x.clone() if n in self.outputs[:place] else x
+            for place, (n, x) in enumerate(zip(self.outputs, found, strict=True))
+        ]
+
+    def pulled(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """What the backward half reads of the gradients of the outputs: sums where an output is given twice."""
+        return [
+            grads[first] if not more else reduce(add, [grads[n] for n in more], grads[first])
+            for first, *more in self.places
+        ]
 
     def by_input(self, found: Sequence[Tensor]) -> dict[str, Tensor | None]:
         """The gradients that are not zero, in order, as those of ``wrt``."""
@@ -84,14 +105,16 @@ def joint(graph: Variant, wrt: Sequence[str], static: Mapping[str, int], dtype: 
     gradients = {name: None if node is None else next(left) for name, node in found.gradients.items()}
     kept_inputs = tuple(n for n, name in enumerate(inputs) if name in reads)
     kept_results = tuple(n for n, name in enumerate(results) if name in cut.saved)
-    cotangents = tuple(n for n, name in enumerate(seeds) if name in reads and name not in seeds[:n])
+    read = [name for name in dict.fromkeys(seeds) if name in reads and name is not None]
+    places = tuple(tuple(n for n, seed in enumerate(seeds) if seed == name) for name in read)
+    cotangents = tuple(first for first, *_ in places)
     names = [inputs[n] for n in kept_inputs] + [results[n] for n in kept_results]
-    names += [name for name in (seeds[n] for n in cotangents) if name is not None]
+    names += read
     differentiable = frozenset(n for n, name in enumerate(seeds) if name is not None)
     made = [name for name in gradients.values() if name is not None]
     direct = made == list(dict.fromkeys(cut.backward.outputs))
     return Joint(
-        cut, dtype, outputs, kept_inputs, kept_results, cotangents, differentiable, tuple(names), gradients,
+        cut, dtype, outputs, kept_inputs, kept_results, cotangents, places, differentiable, tuple(names), gradients,
         bool(made), direct,
     )  # fmt: skip
 

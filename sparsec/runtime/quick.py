@@ -183,14 +183,14 @@ def on_cpu(ready: Ready, learned: Learned, inputs: Sequence[Tensor]) -> Quick:
     sizes = [(size, getattr(torch, dtype)) for size, dtype in ready.outputs.values()]
     made = [(prod(size), torch.int16 if dtype == "bfloat16" else getattr(torch, dtype)) for size, dtype in own.values()]
     extents = [(1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)),) for x in inputs]
-    half, empty, bits = torch.bfloat16, torch.empty, torch.int16
+    half, empty, bits, cpu = torch.bfloat16, torch.empty, torch.int16, torch.device("cpu")
 
     def place(tensors: Sequence[Tensor]) -> Placed:
-        outputs = [empty(size, dtype=dtype) for size, dtype in sizes]
+        outputs = [empty(size, dtype=dtype, device=cpu) for size, dtype in sizes]
         flat = [x.detach().as_strided(n, (1,)) for x, n in zip(tensors, extents, strict=True)]
         flat += [x.view(-1) for x in outputs]
         flat = [x.view(bits) if x.dtype is half else x for x in flat]
-        flat += [empty(n, dtype=dtype) for n, dtype in made]
+        flat += [empty(n, dtype=dtype, device=cpu) for n, dtype in made]
         return outputs, flat, None
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor] | None:

@@ -100,7 +100,7 @@ class _Attention(torch.autograd.Function):
         assert halves is not None
         ctx.training, ctx.halves = training, halves
         ctx.save_for_backward(*[tensors[n] for n in halves.kept_inputs], *[results[n] for n in halves.kept_results])
-        outputs = [results[n] for n in halves.outputs]
+        outputs = halves.given(results)
         if len(halves.differentiable) < len(outputs):
             ctx.mark_non_differentiable(*[x for n, x in enumerate(outputs) if n not in halves.differentiable])
         return tuple(outputs)
@@ -110,7 +110,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, kept: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Any]:
         """The gradients of everything that ``forward`` was given."""
         training, halves = ctx.training, ctx.halves
-        cotangents = [grads[n] for n in halves.cotangents]
+        cotangents = halves.pulled(grads)
         found: Sequence[Tensor] = []
         if halves.wanted and route.traced([*kept, *cotangents]):
             dims = [ctx.dims[name] for name in training.dims]

@@ -75,6 +75,16 @@ def test_addresses_in_one_block_of_the_halves(name: str) -> None:
     same_bits(compiled, compiled.backward(halves, [*kept, *seeds], forward.dims), [*kept, *seeds])
 
 
+def test_torchs_default_device_is_not_asked() -> None:
+    """Of the first call, of the next, and of one without keys."""
+    compiled, x = on("streaming", "cpu"), WholeCase("streaming", (21, 21, None)).inputs()
+    with torch.device("meta"):
+        found = [compiled(None, **x) for _ in range(3)]
+        none = compiled(None, **{**x, "k": x["k"][:, :0], "v": x["v"][:, :0]})
+    torch.testing.assert_close(found, [compiled(None, **x)] * 3, rtol=0, atol=0)
+    assert isinstance(none, Tensor) and none.device.type == "cpu" and not none.any()
+
+
 def test_an_odd_address_goes_the_slow_way() -> None:
     compiled, given_ = on("streaming", "interpreter"), WholeCase("streaming").inputs()
     tensors = [given_[n] for n in compiled.variant.inputs]

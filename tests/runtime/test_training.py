@@ -15,6 +15,7 @@ from sparsec.ir.error import InputError
 from sparsec.oracle import oracle
 from sparsec.plan.plan import PlanError
 from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.inputs import inputs as sparsec_inputs
 from sparsec.testing.trained import wrong_gradients
 from sparsec.testing.variants import small
 from sparsec.testing.whole_case import WholeCase, on
@@ -141,6 +142,28 @@ def test_gradients_of_gradients_are_refused() -> None:
         for wrt in ("q", "k"):
             with pytest.raises(RuntimeError, match="gradients of gradients have no kernels"):
                 torch.autograd.grad(grad.sum(), [inputs[wrt]], retain_graph=True)
+
+
+TWICE = """variant twice(q: [B,T,H,D], k: [B,T,H,D], v: [B,T,H,D]) {
+  m = tokens(k, v)
+  o = attend(q, m, mask(m) {where = j <= i})
+  return o, lse(o), o
+}"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 1), (1, 2, 3)])
+def test_an_output_given_twice_has_the_gradients_of_both(weights: tuple[int, ...], packed: bool) -> None:
+    compiled = compile(parse(TWICE), "interpreter")
+    x = {n: t.requires_grad_() for n, t in sparsec_inputs(compiled.variant, T=5, H=1, D=16).items()}
+    ends = {"cu_seqlens": torch.tensor([0, 5], dtype=torch.int32)} if packed else {}
+    outputs = compiled(None, **{n: t[0] for n, t in x.items()} if packed else x, **ends)
+    right = oracle(compiled.variant, x, form="vector")
+    found, wanted = (
+        torch.autograd.grad(sum(w * o.square().sum() for w, o in zip(weights, os, strict=True)), list(x.values()))
+        for os in (outputs, right)
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_new_lengths_and_batches_build_no_kernel() -> None:

@@ -74,7 +74,7 @@ def load(path: Path) -> Any:
         raise BuildError(f"{path} is no library of this Python")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    probe = torch.empty(3)
+    probe = torch.empty(3, device="cpu")
     if module.pointer(probe) != probe.data_ptr():
         raise BuildError("torch holds tensors otherwise than its header says")
     return module

@@ -69,7 +69,7 @@ class _Packed(torch.autograd.Function):
         ctx.training, ctx.halves = training, halves
         kept = [tensors[n] for n in halves.kept_inputs]
         ctx.save_for_backward(*kept, *[results[n] for n in halves.kept_results], table)
-        outputs = [unbatched(results[n], at) for n, at in zip(halves.outputs, calls.results, strict=True)]
+        outputs = [unbatched(x, at) for x, at in zip(halves.given(results), calls.results, strict=True)]
         if len(halves.differentiable) < len(outputs):
             ctx.mark_non_differentiable(*[x for n, x in enumerate(outputs) if n not in halves.differentiable])
         return tuple(outputs)
@@ -80,7 +80,8 @@ class _Packed(torch.autograd.Function):
         training, halves, (*kept, table) = ctx.training, ctx.halves, saved
         calls, count = training.calls, len(halves.kept_inputs)
         inputs = [batched(x, calls.layouts[n]) for n, x in zip(halves.kept_inputs, kept[:count], strict=True)]
-        cotangents = [batched(grads[n].contiguous(), calls.results[n]) for n in halves.cotangents]
+        pairs = zip(halves.pulled(grads), halves.cotangents, strict=True)
+        cotangents = [batched(x.contiguous(), calls.results[n]) for x, n in pairs]
         tensors = [*inputs, *kept[count:], *cotangents, table]
         found: Sequence[Tensor] = []
         if halves.wanted and route.traced(tensors):
