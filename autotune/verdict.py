@@ -16,7 +16,7 @@ from sparsec.oracle.form import FORMS
 from sparsec.oracle.gap import same_selection, ulp
 from sparsec.oracle.values import Chosen
 from sparsec.oracle.weights import WeightFn
-from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ, RowDot, SelectorGradQ
+from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ, RowDot, SelectorGradQ, TiledGradQ
 from sparsec.plan.index_specs import IndexGradQ, ListSum
 from sparsec.plan.map_specs import Map
 from sparsec.plan.plan import Kernel
@@ -101,7 +101,7 @@ def _delta(truth: Truth, node: Node) -> Tensor:
         number = next(k for k, name in enumerate(spec.deltas) if name is not None and nodes[name] is node)
         branch = truth.at(truth.buffers[spec.forward.branches[number]], node)
         return (branch.double() * truth.tensor(nodes[str(spec.branch_grads[number])], "tensor")).sum(-1)
-    if isinstance(spec, GatheredGradQ):
+    if isinstance(spec, GatheredGradQ | TiledGradQ):
         return (truth.buffers[spec.forward.out].double() * truth.buffers[spec.grad].double()).sum(-1)
     assert isinstance(spec, RowDot)
     found = (truth.buffers[spec.out].double() * truth.buffers[spec.grad].double()).sum(-1)

@@ -102,7 +102,7 @@ def tiled(planner: Planner, attends: list[Node], owner: Node, wants_lse: bool, o
         out_dtype=None if out_dtype == sizes.dtype else out_dtype,
     )
     reads = [spec.q, *(b for p in pieces for b in (p.k, p.v, *(c.name for c in p.captures)))]
-    reads += [b for p in pieces if p.listed for b in (p.listed.ids, p.listed.counts)]
+    reads += [b for p in pieces if p.listed for b in p.listed.buffers]
     reads += [spec.sink] if spec.sink not in (None, "zero") and spec.sink else []
     planner.specs[owner] = spec
     covers = dict.fromkeys([*attends, owner])
@@ -138,9 +138,11 @@ def _given(planner: Planner, attend: Node, given: Node, piece: Piece, params: di
     name = planner.name(attend)
     ids = planner.temporary(attend, "tiles", [b, heads, blocks, slots], "int32")
     found = planner.temporary(attend, "tile_counts", [b, heads, blocks], "int32")
+    known = piece.where is None or set(variables(piece.where)) <= {"i", "j", "TQ", "TK", "q_offset", piece.length}
+    plain = known and (piece.where is None or not tensors(piece.where))
     spec = BlockList(
         name=f"blocks_{name}",
-        where=None,
+        where=piece.where if plain else None,
         captures=(),
         ids=ids,
         counts=found,
@@ -152,9 +154,10 @@ def _given(planner: Planner, attend: Node, given: Node, piece: Piece, params: di
         given=planner.input(given.src[0]),
         given_counts=planner.input(counts) if counts is not None else None,
         slots=planner.sizes.value(slots),
+        whole=planner.temporary(attend, "whole_tiles", [b, heads, blocks], "int32") if plain else None,
     )
     dims = {name: value for name, value in params.items() if name in ("TQ", "TK", piece.length)}
-    planner.add(spec, [x for x in (spec.given, spec.given_counts) if x], [ids, found], [given], dims)
+    planner.add(spec, [x for x in (spec.given, spec.given_counts) if x], list(spec.buffers), [given], dims)
     return replace(piece, listed=spec)
 
 

@@ -41,6 +41,8 @@ def _tiled_q(spec: TiledGradQ) -> Cost:
     f = spec.forward
     pairs = total([tiled_pairs(p) for p in f.pieces])
     moved = _read(f, spec.grad_dtype) + B * TQ * H * D * item(spec.out_dtype)
+    if spec.dots:
+        moved = moved + B * TQ * H * DV * item(f.out_dtype or f.dtype)
     return Cost(2 * pairs * (2 * D + DV), moved, pairs, sizes(f))
 
 

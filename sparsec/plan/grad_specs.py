@@ -52,7 +52,11 @@ class RowDot:
 
 @dataclass(frozen=True, slots=True)
 class TiledGradQ:
-    """grad_q ``[B,TQ,H,D]`` = scale * sum over the keys of all pieces of dr * k; ``out_dtype`` rounds it once."""
+    """grad_q ``[B,TQ,H,D]`` = scale * sum over the keys of all pieces of dr * k; ``out_dtype`` rounds it once.
+
+    Attributes:
+        dots: whether delta is computed here, from forward's output and ``grad``, and written for others.
+    """
 
     name: str
     forward: TiledAttention
@@ -61,6 +65,7 @@ class TiledGradQ:
     grad_q: str
     grad_dtype: str
     out_dtype: str
+    dots: bool = False
 
 
 @dataclass(frozen=True, slots=True)

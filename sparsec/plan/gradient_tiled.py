@@ -40,7 +40,7 @@ def reads(forward: TiledAttention, grad: str, delta: str) -> list[str]:
     """What a backward kernel reads beside its lists: the forward's inputs, its log-sum-exp, grad and delta."""
     assert forward.lse is not None
     pieces = [b for p in forward.pieces for b in (p.k, p.v, *(c.name for c in p.captures))]
-    listed = [b for p in forward.pieces if p.listed for b in (p.listed.ids, p.listed.counts)]
+    listed = [b for p in forward.pieces if p.listed for b in p.listed.buffers]
     return [forward.q, *pieces, *listed, forward.lse, grad, delta]
 
 
@@ -65,7 +65,7 @@ def _keys_values(
         out_dtype=out_dtype,
         listed=listed,
     )
-    more = [listed.ids, listed.counts] if listed else []
+    more = listed.buffers if listed else ()
     planner.follow(at.owner, spec, [*reads(forward, grad, delta), *more], list(found.values()), [vjp])
 
 
@@ -79,9 +79,10 @@ def _transposed(planner: Planner, vjp: Node, at: Pull, forward: TiledAttention, 
     lead = [q.shape[0] if spec.per_batch else constant(1), constant(spec.heads)]
     ids = planner.fresh(f"{spec.ids}_of_keys", [*lead, *tiles], "int32")
     counts = planner.fresh(f"{spec.counts}_of_keys", [*lead, tiles[0]], "int32")
-    found = replace(spec, name=f"{spec.name}_of_keys", ids=ids, counts=counts, transposed=True)
+    whole = planner.fresh(f"{spec.whole}_of_keys", [*lead, tiles[0]], "int32") if spec.whole else None
+    found = replace(spec, name=f"{spec.name}_of_keys", ids=ids, counts=counts, whole=whole, transposed=True)
     read = [*(c.name for c in spec.captures), *(x for x in (spec.given, spec.given_counts) if x)]
-    planner.follow(at.owner, found, read, [ids, counts], [])
+    planner.follow(at.owner, found, read, list(found.buffers), [])
     return found
 
 

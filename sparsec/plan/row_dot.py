@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sparsec.ir.node import Node
 from sparsec.plan.adjoint import pull
-from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ, RowDot
+from sparsec.plan.grad_specs import AnySpec, CombineGrad, GatheredGradQ, RowDot, TiledGradQ
 from sparsec.plan.plan import Kernel
 from sparsec.plan.planner import Planner
 from sparsec.plan.pull import Pull
@@ -76,14 +76,20 @@ def folded(kernels: Sequence[Kernel]) -> list[Kernel]:
         dot = kernel.spec
         if not isinstance(dot, RowDot) or dot.lse_grad is not None or dot.sink_grad is not None:
             continue
-        taker = next((k for k in found if isinstance(k.spec, GatheredGradQ) and k.spec.delta == dot.delta), None)
-        if taker is not None and isinstance(taker.spec, GatheredGradQ) and taker.spec.grad_q is not None:
+        taker = next((k for k in found if _has_rows(k.spec, dot)), None)
+        if taker is not None:
+            assert isinstance(taker.spec, GatheredGradQ | TiledGradQ)
             found[found.index(taker)] = _with_dots(taker, taker.spec, kernel)
             found.remove(kernel)
     return found
 
 
-def _with_dots(taker: Kernel, spec: GatheredGradQ, kernel: Kernel) -> Kernel:
+def _has_rows(spec: AnySpec, dot: RowDot) -> bool:
+    """Whether a kernel makes the gradient of the queries whose rowdots ``dot`` finds."""
+    return isinstance(spec, GatheredGradQ | TiledGradQ) and spec.delta == dot.delta and spec.grad_q is not None
+
+
+def _with_dots(taker: Kernel, spec: GatheredGradQ | TiledGradQ, kernel: Kernel) -> Kernel:
     """A kernel that does what another did too."""
     made = set(kernel.writes)
     return replace(

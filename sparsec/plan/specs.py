@@ -267,8 +267,10 @@ class BlockList:
     query_tiles]``; B' and H' are 1 where the predicate does not read b or h. Query head h reads list h // (H / H').
 
     Attributes:
-        given: lists that the declaration gives, int32 ``[B, query_tiles, H', slots]`` with -1 pads, in place of
-            ``where``; ids are then ``[B, H', query_tiles, slots]``, in the list's order.
+        given: lists that the declaration gives, int32 ``[B, query_tiles, H', slots]`` with -1 pads, in place of what
+            ``where`` shows; ids are then ``[B, H', query_tiles, slots]``, in the list's order.
+        whole: of given lists: how many tiles ``where`` hides nothing of, shaped like counts; they come first. None
+            where nothing says so, and all tiles may need their mask.
         given_counts: int32 ``[B, query_tiles, H']``: how many slots count; None: all.
         transposed: list, per key tile (``block_k``), the query tiles (``block_q``) with any visible pair instead:
             ids ``[B', H', key_tiles, query_tiles]``.
@@ -288,6 +290,12 @@ class BlockList:
     given: str | None = None
     given_counts: str | None = None
     slots: int = 0
+    whole: str | None = None
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """What it writes."""
+        return (self.ids, self.counts) if self.whole is None else (self.ids, self.counts, self.whole)
 
 
 Spec = TiledAttention | GatheredAttention | Selector | Summarise | Combine | BlockList

@@ -107,6 +107,7 @@ def guesses(kernel: Kernel, schedule: Schedule, params: Mapping[str, int]) -> Gu
         for piece in spec.pieces:
             if piece.listed is not None:
                 known[piece.listed.counts] = listed_tiles(piece.listed, params)
+                known[piece.listed.whole or ""] = max(known[piece.listed.counts] - 1, 0.0)
 
     def guess(node: Node) -> float:
         if node.op is TileOp.CARRY:

@@ -120,11 +120,13 @@ def backward(
             dtype = real or (torch.float32 if name in (s.sink, *case.captures) else getattr(torch, s.dtype))
             x[f"grad_{name}"] = torch.full(x[name].shape, math.nan, dtype=dtype)
     x["delta"] = torch.full_like(x["lse"], math.nan)
-    run(lower_kernel(row_dot(case), schedule), x, case.params)
+    dots = not case.lse_grad and s.sink in (None, "zero")
+    if not dots:
+        run(lower_kernel(row_dot(case), schedule), x, case.params)
     for listed in (p.listed for p in s.pieces if p.listed is not None):
         make_list(listed, schedule, x, case.params, run)
         make_list(transposed(listed), schedule, x, case.params, run)
-    run(change(lower_kernel(grad_q(case), schedule)), x, case.params)
+    run(change(lower_kernel(replace(grad_q(case), dots=dots), schedule)), x, case.params)
     for number in range(len(s.pieces)):
         run(change(lower_kernel(grad_kv(case, number), schedule)), x, case.params)
     for name in case.captures:

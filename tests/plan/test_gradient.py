@@ -33,7 +33,7 @@ def backward(plan: Plan) -> Counter[str]:
     return Counter(n for n in names if "Grad" in n or n in ("RowDot", "Total"))
 
 
-TILED = {"RowDot": 1, "TiledGradQ": 1, "TiledGradKV": 1}
+TILED = {"TiledGradQ": 1, "TiledGradKV": 1}
 GATHERED = {"GatheredGradQ": 1, "GatheredGradKV": 1}
 NSA = {"CombineGrad": 1, "TiledGradQ": 2, "TiledGradKV": 2, "GatheredGradQ": 1, "GatheredGradKV": 1}
 

@@ -12,6 +12,7 @@ from sparsec.lower.ranges import TileRange, nth, outside_interior, tile_ranges, 
 from sparsec.lower.scalars import add, captured, ceil_div, least, mul, sub
 from sparsec.lower.tiled import visits
 from sparsec.lower.tiled.score import modified, pair_env, seen
+from sparsec.lower.tiled.visits import Visits
 from sparsec.plan.specs import Piece, TiledAttention
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -84,7 +85,7 @@ def _tensors(spec: TiledAttention) -> dict[str, Tensor]:
         found |= captured(p.captures)
         if p.listed is not None:
             found[p.listed.ids] = Tensor(p.listed.ids, "int32", ("LB", "LH", "LQ", "LK"))
-            found[p.listed.counts] = Tensor(p.listed.counts, "int32", ("LB", "LH", "LQ"))
+            found |= {n: Tensor(n, "int32", ("LB", "LH", "LQ")) for n in p.listed.buffers[1:]}
     if spec.sink not in (None, "zero"):
         assert spec.sink is not None
         found.setdefault(spec.sink, Tensor(spec.sink, "float32", (spec.heads,)))
@@ -160,13 +161,14 @@ def _read_list(frame: Frame, piece: Piece, state: list[Node]) -> list[Node]:
     def ranges() -> list[TileRange]:
         return tile_ranges(piece, schedule.block, tile.param(piece.length), frame.env, frame.tensors)
 
-    found = visits.of_list(listed, frame.tensors, row, listed.block_k // schedule.block, ranges)
+    for found in visits.of_list(listed, frame.tensors, row, listed.block_k // schedule.block, ranges):
 
-    def visit(n: Node, *carried: Node) -> Sequence[Node]:
-        at = found.at(n)
-        return _step(frame, piece, at, found.masked(at), carried)
+        def visit(n: Node, *carried: Node, found: Visits = found) -> Sequence[Node]:
+            at = found.at(n)
+            return _step(frame, piece, at, found.masked(at), carried)
 
-    return tile.loop(0, found.count, 1, state, visit, schedule.stages)
+        state = tile.loop(0, found.count, 1, state, visit, schedule.stages)
+    return state
 
 
 def _step(frame: Frame, piece: Piece, at: Node, masked: Node | bool | None, state: Sequence[Node]) -> Sequence[Node]:

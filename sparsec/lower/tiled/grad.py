@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from sparsec.lower.pieces import Span
 from sparsec.lower.scalars import add, captured, least, most, mul, sub
@@ -101,7 +102,7 @@ def tensors(
     for listed in lists:
         tiles = ("LK", "LQ") if listed.transposed else ("LQ", "LK")
         found[listed.ids] = Tensor(listed.ids, "int32", ("LB", "LH", *tiles))
-        found[listed.counts] = Tensor(listed.counts, "int32", ("LB", "LH", tiles[0]))
+        found |= {n: Tensor(n, "int32", ("LB", "LH", tiles[0])) for n in listed.buffers[1:]}
     found[forward.lse] = Tensor(forward.lse, "float32", lead)
     found[grad[0]] = Tensor(grad[0], grad[1], (*lead, forward.value_dim))
     found[delta] = Tensor(delta, "float32", lead)
@@ -127,8 +128,13 @@ def check_list(listed: BlockList | None, schedule: Schedule) -> None:
         )
 
 
-def load_queries(w: Backward, batch: Node, head: Node, first: Node, env: dict[str, Node], whole: bool) -> Queries:
-    """Rows from ``first`` on; ``whole`` where all of them are known to exist."""
+def load_queries(
+    w: Backward, batch: Node, head: Node, first: Node, env: dict[str, Node], whole: bool, out: Tensor | None = None
+) -> Queries:
+    """Rows from ``first`` on; ``whole`` where all of them are known to exist.
+
+    Where ``out`` is given deltas are its rowdots with the gradients as they arrive, and are stored.
+    """
     place = (batch, add(first, tile.iota(w.rows)), head)
     bounds: dict[int, tile.Value] = {} if whole else {1: tile.param("TQ")}
 
@@ -139,9 +145,17 @@ def load_queries(w: Backward, batch: Node, head: Node, first: Node, env: dict[st
     lse = read(w.forward.lse, other=BEYOND)
     lse = tile.apply(Fn.WHERE, tile.apply(Fn.LE, lse, NOTHING), BEYOND, mul(lse, LOG2E))
     q = [read(w.forward.q, d.index()) for d in w.dims]
-    do = [tile.cast(read(w.grad, e.index()), w.forward.dtype) for e in w.values]
+    arrived = [read(w.grad, e.index()) for e in w.values]
+    do = [tile.cast(x, w.forward.dtype) for x in arrived]
+    if out is None:
+        delta = read(w.delta)
+    else:
+        outs = [tile.cast(read(out.name, e.index()), "float32") for e in w.values]
+        products = (mul(o, tile.cast(g, "float32")) for o, g in zip(outs, arrived, strict=True))
+        delta = reduce(add, [tile.reduce("sum", x, e.axis) for x, e in zip(products, w.values, strict=True)])
+        tile.store(w.tensors[w.delta], *place, value=delta, bounds=bounds)
     position = add(add(first, tile.iota(w.rows)), tile.param("q_offset"))
-    return Queries(q, do, lse, read(w.delta), {**env, "b": batch, "h": head, "i": position})
+    return Queries(q, do, lse, delta, {**env, "b": batch, "h": head, "i": position})
 
 
 def pairs(

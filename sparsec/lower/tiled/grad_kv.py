@@ -70,8 +70,9 @@ def _main(spec: TiledGradKV, schedule: Schedule, wide: int | str) -> Program:
     piece = spec.forward.pieces[spec.piece]
     with tile.Builder() as builder:
         tiles = ceil_div(tile.param(piece.length), schedule.block)
-        share = shares(wide, schedule.splits, tiles)
-        at = key_walk.begin(builder, spec, schedule, share.tile)
+        number, head = key_walk.turn(spec, tiles) if not wide else (tile.program_id(0), tile.program_id(1))
+        share = shares(wide, schedule.splits, tiles, number)
+        at = key_walk.begin(builder, spec, schedule, share.tile, head)
         targets = _targets(spec, schedule, wide, at)
         totals: list[Node] = [tile.full(0.0, at.w.keys, s.axis) for t in targets for s in t.spans]
 

@@ -16,7 +16,7 @@ from sparsec.plan.grad_specs import TiledGradCapture, TiledGradQ
 from sparsec.plan.specs import Piece
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node
+from sparsec.tile.language import Node, Tensor
 from sparsec.tile.schedule import Schedule
 
 
@@ -54,13 +54,17 @@ def begin(
     rows, keys = builder.axis("m", schedule.rows), builder.axis("n", schedule.block)
     dims, values = spans(builder, "d", forward.head_dim, schedule), spans(builder, "e", forward.value_dim, schedule)
     tensors = tiled_grad.tensors(forward, (spec.grad, spec.grad_dtype), spec.delta, pieces, lists)
+    out = None
+    if isinstance(spec, TiledGradQ) and spec.dots:
+        shape: tuple[str | int, ...] = ("B", "TQ", forward.heads, forward.value_dim)
+        out = tensors[forward.out] = Tensor(forward.out, forward.out_dtype or forward.dtype, shape)
     w = Backward(forward, spec.grad, spec.delta, schedule, rows, keys, dims, values, tensors)
     first, head, batch = mul(tile.program_id(0), schedule.rows), tile.program_id(1), tile.program_id(2)
     offset = tile.param("q_offset")
     last = tiled_grad.last_of(first, schedule.rows, tile.param("TQ"))
     env = {name: tile.param(name) for name, _ in tiled_grad.params(forward)}
     env |= {"i_lo": add(first, offset), "i_hi": add(last, offset)}
-    return Walk(w, tiled_grad.load_queries(w, batch, head, first, env, whole=False), first, batch, head)
+    return Walk(w, tiled_grad.load_queries(w, batch, head, first, env, False, out), first, batch, head)
 
 
 def grid(spec: TiledGradQ | TiledGradCapture, schedule: Schedule) -> tuple[Node, Node, Node]:
@@ -90,7 +94,7 @@ def _visits(at: Walk, piece: Piece) -> list[Visits]:
         return visits.of_ranges(ranges(), schedule.phases)
     number = tile.apply(Fn.TRUNCDIV, at.first, listed.block_q)
     row = visits.row_of(listed, at.batch, at.head, at.w.forward.heads, number)
-    return [visits.of_list(listed, tensors, row, listed.block_k // schedule.block, ranges)]
+    return visits.of_list(listed, tensors, row, listed.block_k // schedule.block, ranges)
 
 
 def _meet(at: Walk, piece: Piece, key_tile: Node, masked: Node | bool | None) -> Meeting:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from sparsec.lower.ranges import TileRange, nth, outside_interior, total
-from sparsec.lower.scalars import add, mul
+from sparsec.lower.scalars import add, mul, sub
 from sparsec.plan.specs import BlockList
+from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
+from sparsec.scalar.walk import substitute
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
 
@@ -57,21 +59,33 @@ def of_list(
     row: tuple[Node | int, ...],
     parts: int,
     ranges: Callable[[], list[TileRange]],
-) -> Visits:
-    """The entries of one row of a block list, each of ``parts`` tiles.
+) -> list[Visits]:
+    """The entries of one row of a block list, each of ``parts`` tiles: whole ones in a loop of their own.
 
-    All of them are masked, but for given lists: there a tile is where it lies outside the interior of all ``ranges``.
+    Where the list does not know them all are masked, those of given lists where they lie outside the interior of all
+    ``ranges``.
     """
-    count = mul(tile.load(tensors[listed.counts], *row), parts)
 
     def at(n: Node) -> Node:
         entry = tile.load(tensors[listed.ids], *row, tile.apply(Fn.TRUNCDIV, n, parts))
         return add(mul(entry, parts), tile.apply(Fn.TRUNCMOD, n, parts))
 
+    count = mul(tile.load(tensors[listed.counts], *row), parts)
+    if listed.whole is not None:
+        first = mul(tile.load(tensors[listed.whole], *row), parts)
+        rest = Visits(sub(count, first), lambda n: at(add(first, n)), lambda _: None)
+        return [Visits(first, at, lambda _: False), rest]
     if listed.given is None:
-        return Visits(count, at, lambda _: None)
+        return [Visits(count, at, lambda _: None)]
     known = ranges()
-    return Visits(count, at, lambda n: outside_interior(known, n))
+    return [Visits(count, at, lambda n: outside_interior(known, n))]
+
+
+def turned(where: Expr | None) -> Expr | None:
+    """A mask with rows of queries as ``j`` and keys as ``i``, so that its ranges are those of rows."""
+    if where is None:
+        return None
+    return substitute(where, {"i": var("j") + var("q_offset"), "j": var("i")})
 
 
 def row_of(listed: BlockList, batch: Node, head: Node, heads: int, number: Node) -> tuple[Node | int, ...]:

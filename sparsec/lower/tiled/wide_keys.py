@@ -64,9 +64,9 @@ class Shares:
         return start, least(tile.apply(Fn.ADD, start, each), visits)
 
 
-def shares(wide: int | str, splits: int, tiles: Node) -> Shares:
-    """The share of the program at ``program_id(0)``; wide tiles (so many, or all) come first: they take longest."""
-    pid = tile.program_id(0)
+def shares(wide: int | str, splits: int, tiles: Node, pid: Node | None = None) -> Shares:
+    """The share of program ``pid``; wide tiles (so many, or all) come first: they take longest."""
+    pid = tile.program_id(0) if pid is None else pid
     if not wide:
         return Shares(pid, tile.const(0), None, tiles, 1)
     shared = tiles if isinstance(wide, str) else least(tiles, wide)
