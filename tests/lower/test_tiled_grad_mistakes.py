@@ -33,8 +33,9 @@ def loads(node: Node, name: str) -> bool:
 
 
 def delta_left_out(node: Node, args: Args) -> Node | None:
-    """ds = p * dp."""
-    return args[0] if is_map(node, Fn.SUB) and loads(node.args[1], "delta") else None
+    """ds = p * dp, delta read or found in passing."""
+    found = is_map(node, Fn.SUB) and (loads(node.args[1], "delta") or node.args[1].op is TileOp.REDUCE)
+    return args[0] if found else None
 
 
 def scale_missing(node: Node, args: Args) -> Node | None:
