@@ -52,11 +52,7 @@ class RowDot:
 
 @dataclass(frozen=True, slots=True)
 class TiledGradQ:
-    """grad_q ``[B,TQ,H,D]`` = scale * sum over the keys of all pieces of dr * k; ``out_dtype`` rounds it once.
-
-    Attributes:
-        dots: whether delta is computed here, from forward's output and ``grad``, and written for others.
-    """
+    """grad_q ``[B,TQ,H,D]`` = scale * sum of dr * k over all keys, rounded once; ``dots`` as in ``GatheredGradQ``."""
 
     name: str
     forward: TiledAttention

@@ -269,8 +269,7 @@ class BlockList:
     Attributes:
         given: lists that the declaration gives, int32 ``[B, query_tiles, H', slots]`` with -1 pads, in place of what
             ``where`` shows; ids are then ``[B, H', query_tiles, slots]``, in the list's order.
-        whole: of given lists: how many tiles ``where`` hides nothing of, shaped like counts; they come first. None
-            where nothing says so, and all tiles may need their mask.
+        whole: of given lists: how many tiles ``where`` hides nothing of, shaped like counts; they come first.
         given_counts: int32 ``[B, query_tiles, H']``: how many slots count; None: all.
         transposed: list, per key tile (``block_k``), the query tiles (``block_q``) with any visible pair instead:
             ids ``[B', H', key_tiles, query_tiles]``.
