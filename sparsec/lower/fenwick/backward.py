@@ -55,7 +55,7 @@ def _tokens(b: Back, schedule: Schedule) -> list[Step]:
     steps = [Step(values_delta.lower(_columns(b, 64)), replace(wide, stages=3))]
     if b.rungs.outer:
         steps.append(Step(parts_delta.lower(_columns(b, 32)), replace(wide, warps=4)))
-    return [*steps, Step(tokens_delta.lower(_columns(b, 32)), replace(wide, warps=4))]
+    return [*steps, Step(tokens_delta.lower(_columns(b, 64)), replace(wide, stages=1))]
 
 
 def _columns(b: Back, columns: int) -> Back:

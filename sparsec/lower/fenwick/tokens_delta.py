@@ -105,8 +105,10 @@ def _of_rows(at: Rule, of_seen: Node, of_keys: Node) -> list[Node]:
         f.wide(b.spec.grad_k, grad_k, column, size, limit)
         return found
 
-    zeros = [tile.full(0.0, axis) for axis in (a.queries, a.keys, a.keys)] if b.rungs.outer else []
-    return tile.loop(0, tiles, 1, zeros, visit)
+    sums = [tile.full(0.0, axis) for axis in (a.queries, a.keys, a.keys)] if b.rungs.outer else []
+    for number in range(tiles):
+        sums = list(visit(tile.const(number), *sums))
+    return sums
 
 
 def _along(x: Node, grad: Node, dims: Axis) -> Node:
