@@ -54,7 +54,7 @@ def _tokens(b: Back, schedule: Schedule) -> list[Step]:
         return [Step(tokens.lower(_columns(b, 32)), wide)]
     steps = [Step(values_delta.lower(_columns(b, 64)), replace(wide, stages=3))]
     if b.rungs.outer:
-        steps.append(Step(parts_delta.lower(_columns(b, 32)), replace(wide, warps=4)))
+        steps.append(Step(parts_delta.lower(_columns(b, 64)), replace(wide, stages=1)))
     return [*steps, Step(tokens_delta.lower(_columns(b, 64)), replace(wide, stages=1))]
 
 
@@ -67,11 +67,11 @@ def _columns(b: Back, columns: int) -> Back:
 
 def _down(b: Back, schedule: Schedule) -> list[Step]:
     """The gradients of all blocks, the smallest last."""
-    whole, small = _columns(b, 128), replace(schedule, warps=4, stages=2)  # two programs on a processor
+    whole, wide = _columns(b, 128), replace(schedule, warps=8, stages=2)
     if b.matrices:
-        steps = [Step(walk.lower_out(whole), small), Step(walk.lower_back(whole), replace(small, stages=1))]
+        steps = [Step(walk.lower_out(whole), replace(wide, warps=4)), Step(walk.lower_back(whole), wide)]
     else:
-        steps = [Step(far.lower(whole), small)]
+        steps = [Step(far.lower(whole), wide)]
     apart, read = _columns(b, 64), replace(schedule, warps=4, stages=3)  # a chain of loads: the next are on their way
     steps.append(Step(asked.lower_reads(apart), read))
     steps += [Step(asked.lower_passes(apart), read)] * b.matrices
