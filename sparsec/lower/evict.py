@@ -191,9 +191,9 @@ def _chunks(head: _Head, count: Node) -> Node:
 
 
 def default(spec: Evict, target: str) -> Schedule:
-    """As many candidates at a time as have room in registers beside the state; a CPU takes four."""
+    """Sixteen candidates at a time, and warps that have room for the state; a CPU takes four candidates."""
     if target.startswith("triton"):
-        return Schedule(rows=32 if spec.dim * spec.cols <= 64 * 64 else 16, warps=8, stages=1)
+        return Schedule(rows=16, warps=8, stages=1)
     return Schedule(rows=4, lanes=("e", "d", "k"), split_dims=False)
 
 
