@@ -14,7 +14,7 @@ from sparsec.scalar.expr import Expr
 
 
 def added(kernels: Sequence[Kernel], kept: Iterable[str]) -> list[Kernel]:
-    """Kernels whose sums in fp32 are left to the one that makes the last term; buffers that are ``kept`` stay."""
+    """Kernels whose sums are left to the one that makes a term in fp32 last; buffers that are ``kept`` stay."""
     found, outputs = list(kernels), set(kept)
     for kernel in kernels:
         taker = _taker(found, kernel, outputs)
@@ -27,11 +27,15 @@ def added(kernels: Sequence[Kernel], kept: Iterable[str]) -> list[Kernel]:
 def _taker(kernels: Sequence[Kernel], kernel: Kernel, outputs: set[str]) -> Kernel | None:
     """The kernel that may add a sum's other terms to its own, which nothing else reads."""
     spec = kernel.spec
-    if not isinstance(spec, Total) or not spec.batched or set(spec.term_dtypes) != {"float32"}:
+    if not isinstance(spec, Total) or not spec.batched:
         return None
+    exact = set(spec.term_dtypes) == {"float32"}
+    dtypes = dict(zip(spec.terms, spec.term_dtypes, strict=True))
     for other in kernels:
         own = _term(other.spec)
-        if own is None or own not in spec.terms or own in outputs:
+        if own is None or dtypes.get(own) != "float32" or own in outputs:
+            continue
+        if isinstance(other.spec, GatheredGradQ) and not exact:
             continue
         readers = [k for k in kernels if own in k.reads]
         waits = _before(kernels, set(spec.terms) - {own})
@@ -63,11 +67,11 @@ def _with_terms(taker: Kernel, kernel: Kernel) -> Kernel:
     total = kernel.spec
     assert isinstance(total, Total)
     own = _term(taker.spec)
-    others = tuple(name for name in total.terms if name != own)
+    others = tuple(t for t in zip(total.terms, total.term_dtypes, strict=True) if t[0] != own)
     return replace(
         taker,
         spec=_summing(taker.spec, total, others),
-        reads=tuple(dict.fromkeys((*taker.reads, *others))),
+        reads=tuple(dict.fromkeys((*taker.reads, *(name for name, _ in others)))),
         writes=tuple(total.out if name == own else name for name in taker.writes),
         covers=(*taker.covers, *kernel.covers),
         sources=tuple(dict.fromkeys((*taker.sources, *(s for s in kernel.sources if s[0] != own)))),
@@ -75,14 +79,14 @@ def _with_terms(taker: Kernel, kernel: Kernel) -> Kernel:
     )
 
 
-def _summing(spec: AnySpec, total: Total, others: tuple[str, ...]) -> AnySpec:
+def _summing(spec: AnySpec, total: Total, others: tuple[tuple[str, str], ...]) -> AnySpec:
     """The spec of the kernel that makes the sum."""
     if isinstance(spec, GatheredGradQ):
-        return replace(spec, grad_q=total.out, out_dtype=total.out_dtype, terms=others)
+        return replace(spec, grad_q=total.out, out_dtype=total.out_dtype, terms=tuple(name for name, _ in others))
     if isinstance(spec, MixtureGrad):
         return replace(spec, grad_q=(total.out, total.out_dtype), terms=others)
     assert isinstance(spec, Map)
-    more = tuple(MapSource(name, "float32", spec.shape) for name in others)
+    more = tuple(MapSource(name, dtype, spec.shape) for name, dtype in others)
     names = [symbol(len(spec.sources) + n) for n in range(len(more))]
     fn: Expr = reduce(lambda a, b: a + b, names, spec.fn)
     return replace(spec, sources=(*spec.sources, *more), out=total.out, dtype=total.out_dtype, fn=fn)

@@ -23,7 +23,7 @@ from sparsec.plan.merge import merge
 from sparsec.plan.mixture import mixture
 from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
-from sparsec.plan.precision import OUTPUTS, exact, handed, merged
+from sparsec.plan.precision import OUTPUTS, exact, handed, merged, rounded
 from sparsec.plan.prefix import prefix
 from sparsec.plan.route import balance, listed, shares
 from sparsec.plan.row_dot import folded
@@ -52,7 +52,7 @@ def build_plan(
     targets = frozenset(n.operands["target"] for n in nodes if n.op is Op.AUX and "target" in n.operands)
     with_lse = frozenset(n.src[0] for n in nodes if n.op is Op.LSE) | {v.src[0] for v in vjps if has_lse(v.src[0])}
     with_lse |= targets
-    inner = frozenset(vjps) - frozenset(outputs) - handed(nodes)
+    inner = frozenset(vjps) - frozenset(outputs) - handed(nodes) - rounded(nodes)
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
     planner.recalls, planner.finals = readers_of(nodes), frozenset(n for n in outputs if n.op is Op.WRITE)
     planner.linear = linear_reads(nodes)

@@ -27,7 +27,7 @@ def _mixture(spec: Mixture) -> Cost:
 
 def _mixture_grad(spec: MixtureGrad) -> Cost:
     f, own = spec.forward, _mixture(spec.forward)
-    wide = 4 * len(spec.terms) + (item(spec.grad_q[1]) if spec.grad_q is not None else 0)
+    wide = sum(item(dtype) for _, dtype in spec.terms) + (item(spec.grad_q[1]) if spec.grad_q is not None else 0)
     made = sum(item(z[1]) for z in spec.grad_z if z is not None)
     few = len(f.z) * sum(item(x[1]) for x in (spec.grad_bias, spec.grad_gain) if x is not None)
     moved = _rows(f, H) * (D * wide + few) + _rows(f, HKV) * D * made

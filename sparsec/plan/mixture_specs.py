@@ -45,7 +45,7 @@ class MixtureGrad:
 
     Attributes:
         grad: of the weights, fp32 ``[B,N,H,C]``.
-        terms: fp32, shaped as the queries and added to their gradient.
+        terms: shaped as the queries and added to their gradient.
     """
 
     name: str
@@ -55,4 +55,4 @@ class MixtureGrad:
     grad_z: tuple[tuple[str, str] | None, ...]
     grad_bias: tuple[str, str] | None = None
     grad_gain: tuple[str, str] | None = None
-    terms: tuple[str, ...] = ()
+    terms: tuple[tuple[str, str], ...] = ()

@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rules_read import branches
+from sparsec.plan.adjoint import is_total, terms
 
 OUTPUTS = (Op.ATTEND, Op.MERGE, Op.RECALL)
 TOLERANT = (Op.MAP, Op.PREFIX, Op.WRITE, Op.RECALL, Op.NORM2, Op.ROW_LSE, Op.MASS, Op.MIXTURE)
 """Ops whose kernels read any float dtype."""
 EXACT = (Op.MAP, Op.MIXTURE, Op.ROW_LSE)
 """Of those, the ones that nothing but fp32 is kept for where they alone read it."""
+TERMS = {Op.WRITE: "k", Op.RECALL: "q", Op.MASS: "k"}
+"""What of which op is a term that stays in the dtype of the inputs."""
+OF_STATES = (*TERMS, Op.MIXTURE, Op.NORM2)
+"""Ops of states that queries and keys get gradients from."""
 
 
 def exact(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
@@ -74,3 +79,18 @@ def handed(nodes: Sequence[Node]) -> frozenset[Node]:
         through = reader.op is Op.VJP and reader.src[0].op is Op.MAP
         found -= {s for s in reader.src if not through or s is not reader.positional[1]}
     return frozenset(found)
+
+
+def rounded(nodes: Sequence[Node]) -> frozenset[Node]:
+    """Gradients of queries and keys through single banks that sums alone read: in the dtype of the inputs.
+
+    Each bank rounds its own, once, as it would where it is alone: by less than the bounds of these gradients allow.
+    """
+    sums = {n: terms(n) for n in nodes if is_total(n) and len(n.shape) == 4}
+    found = {t for of in sums.values() for t in of if t.op is Op.VJP and TERMS.get(t.src[0].op) == t["of"]}
+    found -= {t for of in sums.values() if not all(map(_of_states, of)) for t in of}
+    return frozenset(found - {s for n in nodes if n not in sums for s in n.src})
+
+
+def _of_states(term: Node) -> bool:
+    return term.op is Op.VJP and term.src[0].op in OF_STATES

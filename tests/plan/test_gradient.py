@@ -79,6 +79,18 @@ def test_gradients_of_mixtures_and_of_squared_lengths_take_the_other_terms() -> 
     assert {b.name for b in plan.buffers} == {n for k in plan.kernels for n in k.reads} | {*written}
 
 
+def test_terms_of_banks_are_rounded_where_nothing_but_banks_makes_them() -> None:
+    """Queries' and keys' gradients of a bank go into a sum in the dtype of the inputs, beside attention in fp32."""
+    plan = joint("rsa", {"levels": 3, "parts": 1, "branching": 1, "raw": True})
+    (mixed,) = [k.spec for k in plan.kernels if isinstance(k.spec, MixtureGrad)]
+    assert [dtype for _, dtype in mixed.terms] == ["bfloat16"] * 3
+    squared = next(k for k in plan.kernels if isinstance(k.spec, Map) and k.spec.out == plan.outputs[2])
+    dtypes = {n: plan.buffer(n).dtype for n in squared.reads if n != "k"}
+    assert Counter(dtypes.values()) == {"bfloat16": 6, "float32": 1}, "the gradient of |k|² is a number per token"
+    masses = {t for k in plan.kernels for t in k.reads if k.spec.name.startswith("grad_grad_k_mass")}
+    assert {plan.buffer(n).dtype for n in masses if n.startswith("grad_mass")} == {"float32"}, "they cancel"
+
+
 def test_gradients_come_in_the_dtype_of_the_call_and_sums_in_fp32() -> None:
     plan = joint("nsa")
     gradients = plan.outputs[1:]

@@ -63,6 +63,14 @@ def test_gated_slots(raw: bool) -> None:
     torch.testing.assert_close(oracle(expand_slots(variant), x), oracle(variant, x))
 
 
+def test_levels_in_half_precision() -> None:
+    """What several banks pass back to the queries and keys they share is rounded once per bank."""
+    variant = sparsec.preset("rsa", levels=3, parts=1, branching=1, left="none", raw=True)
+    x = sparsec.inputs(variant, dtype="bfloat16", **SIZES)
+    x |= {name: torch.nn.functional.normalize(x[name].float(), dim=-1).bfloat16() for name in ("q", "k")}
+    assert wrong_on(sparsec.compile(variant, target="interpreter"), x, "bfloat16") == []
+
+
 OWN = """variant own(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], beta: [B,T,HKV], g: [B,T,HKV] float32) {
   s = write(state(), k, v, beta=beta, decay=g) {rule = delta, decay_kind = scalar}
   return surprise(s), norm2(k), recall(q, s), s

@@ -43,7 +43,7 @@ def _head(spec: MixtureGrad, at: Rows, number: int, found: Sequence[Candidate]) 
             reduce(add, (mul(s, c.unit[k]) for s, c in zip(scaled, found, strict=True))) for k in range(len(query))
         ]
         for term in spec.terms:
-            parts = [add(x, y) for x, y in zip(parts, at.row(term, "float32", forward.heads, head), strict=True)]
+            parts = [add(x, y) for x, y in zip(parts, at.row(*term, forward.heads, head), strict=True)]
         at.keep_row(spec.grad_q, forward.heads, head, parts)
     return [_across(at, query, c, mul(s, c.inverse)) for s, c in zip(scaled, found, strict=True)]
 
