@@ -54,7 +54,7 @@ def _tokens(b: Back, schedule: Schedule) -> list[Step]:
         return [Step(tokens.lower(_columns(b, 32)), wide)]
     steps = [Step(values_delta.lower(_columns(b, 64)), replace(wide, stages=3))]
     if b.rungs.outer:
-        steps.append(Step(parts_delta.lower(_columns(b, 64)), replace(wide, stages=1)))
+        steps.append(Step(parts_delta.lower(_columns(b, 32)), replace(wide, warps=4)))
     return [*steps, Step(tokens_delta.lower(_columns(b, 64)), replace(wide, stages=1))]
 
 
@@ -69,7 +69,8 @@ def _down(b: Back, schedule: Schedule) -> list[Step]:
     """The gradients of all blocks, the smallest last."""
     whole, wide = _columns(b, 128), replace(schedule, warps=8, stages=2)
     if b.matrices:
-        steps = [Step(walk.lower_out(whole), replace(wide, warps=4)), Step(walk.lower_back(whole), wide)]
+        small = replace(wide, warps=4)  # two fit a processor; the second's loads leave room for one stage
+        steps = [Step(walk.lower_out(whole), small), Step(walk.lower_back(whole), replace(small, stages=1))]
     else:
         steps = [Step(far.lower(whole), wide)]
     apart, read = _columns(b, 64), replace(schedule, warps=4, stages=3)  # a chain of loads: the next are on their way
