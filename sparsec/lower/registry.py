@@ -98,7 +98,7 @@ def _fixed(spec: object, target: str) -> Choices:
 
 
 CLASSES: dict[type, ScheduleClass] = {
-    TiledAttention: ScheduleClass(_single(tiled.lower), tiled_space.default, tiled_space.space),
+    TiledAttention: ScheduleClass(_single(tiled.lower), tiled_space.default, tiled_space.space, tiled_space.known),
     GatheredAttention: ScheduleClass(
         gathered_class.lower, gathered_class.default, gathered_class.space, gathered_known.forward
     ),

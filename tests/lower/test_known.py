@@ -1,4 +1,4 @@
-"""What the tuner tries first for gathered attention: schedules of its space, that lower and compile without spills."""
+"""What the tuner tries first of attention: schedules of its space, that lower; gathered ones without spills."""
 
 from __future__ import annotations
 
@@ -53,6 +53,16 @@ def test_a_maximum_is_tried_where_the_default_has_none(
     assert other.maximum and not first.maximum and other.order == first.order == order
     Space(first, space(spec, "triton:sm_90")).params(other)
     assert lower_kernel(spec, other).steps
+
+
+def test_a_window_is_tried_with_fewer_registers() -> None:
+    made = compile(preset("streaming"), target="interpreter")
+    (kernel,) = made.plan({"H": 32, "HKV": 8, "D": 128, "DV": 128}, "bfloat16").kernels
+    first = default(kernel.spec, "triton:sm_90")
+    (other,) = known(kernel.spec, "triton:sm_90")
+    assert (first.registers, other.registers) == (0, 128) and other.descriptors
+    assert known(kernel.spec, "triton:sm_80") == known(kernel.spec, "tvm:llvm") == ()
+    Space(first, space(kernel.spec, "triton:sm_90")).params(other)
 
 
 @pytest.mark.slow
