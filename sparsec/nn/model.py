@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from sparsec.ir.error import DeclarationError
+from sparsec.ir.error import DeclarationError, InputError
 from sparsec.nn.layer import Layer, LayerCache
 
 
@@ -83,7 +83,14 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, ids: Tensor, max_new_tokens: int, temperature: float = 0.0) -> Tensor:
-        """``ids`` ``[B,T]`` and ``max_new_tokens`` further tokens, the likeliest or drawn at a temperature."""
+        """``ids`` ``[B,T]`` and ``max_new_tokens`` further tokens, the likeliest or drawn at a temperature.
+
+        Raises InputError for a prompt without tokens and a temperature below 0.
+        """
+        if ids.dim() != 2 or not ids.shape[1]:
+            raise InputError("ids", f"shape {tuple(ids.shape)}", "a prompt is [B, T] with a token or more", "give one")
+        if temperature < 0:
+            raise InputError("temperature", f"{temperature}", "it is 0 or more", "0 for the likeliest tokens")
         caches = self.init_caches(ids.shape[0], ids.shape[1] + max_new_tokens)
         new = ids
         for _ in range(max_new_tokens):

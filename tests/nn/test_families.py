@@ -167,5 +167,9 @@ def test_what_no_layer_takes_is_named() -> None:
     for x in (hidden()[0], hidden()[..., 1:]):
         with pytest.raises(InputError, match=r"input x: shape \(.*hidden states are \[B, T, 24\]"):
             layer("gdn")(x)
+    model = nn.LanguageModel(7, DIM, [layer("gdn")])
+    for ids, temperature, said in ((torch.zeros(1, 0), 0.0, "a token or more"), (torch.zeros(1, 1), -1.0, "0 or more")):
+        with pytest.raises(InputError, match=said):
+            model.generate(ids.long(), 1, temperature)
     with pytest.raises(DeclarationError, match=r"layer of dsa: the dim HI of .*a layer has the dims H, HKV"):
         nn.Attention(DIM, HEADS, "dsa")
