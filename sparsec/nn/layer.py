@@ -190,6 +190,8 @@ class Layer(nn.Module):
         if x.dim() != 3 or x.shape[2] != self.dim:
             rule = f"hidden states are [B, T, {self.dim}]"
             raise InputError("x", f"shape {tuple(x.shape)}", rule, "x[None] where the batch is missing")
+        if cache is not None:
+            cache.op.reserve(x.shape[1])  # what has no room is refused before convolutions' tails change
         named = self.inputs(x, cache)
         o, *losses = self.outputs(named, x, cache)
         self.losses = tuple(losses)

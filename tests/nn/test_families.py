@@ -173,3 +173,18 @@ def test_what_no_layer_takes_is_named() -> None:
             model.generate(ids.long(), 1, temperature)
     with pytest.raises(DeclarationError, match=r"layer of dsa: the dim HI of .*a layer has the dims H, HKV"):
         nn.Attention(DIM, HEADS, "dsa")
+
+
+def test_a_step_that_has_no_room_changes_nothing() -> None:
+    """Neither the tails of convolutions nor the states of layers before the one that refuses."""
+    torch.manual_seed(0)
+    model = nn.LanguageModel(7, DIM, [layer("gdn"), nn.Attention(DIM, HEADS, head_dim=HEAD, width=4)])
+    ids = torch.randint(7, (1, 8))
+    with torch.no_grad():
+        caches = model.init_caches(1, 8)
+        model(ids[:, :5], caches)
+        with pytest.raises(InputError, match="the cache was made for 8 tokens"):
+            model(ids[:, :4], caches)
+        with pytest.raises(InputError, match="the cache was made for 8 tokens"):
+            model.blocks[1].layer(hidden()[:1, :4], caches[1])  # type: ignore[operator]
+        torch.testing.assert_close(model(ids[:, 5:], caches), model(ids)[:, 5:])
