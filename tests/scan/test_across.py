@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,6 +111,17 @@ def test_what_kernels_share_has_a_place_in_the_memory_of_a_call() -> None:
     outputs = on_gpu(ready, learned(made, ready, x), tensors, gpu).run(tensors)
     assert outputs is not None
     torch.testing.assert_close(outputs[0], ready.run(x)[ready.plan.outputs[0]], rtol=0, atol=0)
+
+
+def test_sums_of_decays_are_shared_whatever_segments_there_are() -> None:
+    """A program is another one's also where launch parameters differ that neither reads."""
+    made, x = chunked("rsa", LEVELS, SIZES)
+    dims, _ = made.bind(x, None)
+    plan = plans(made, x)[0]
+    made.schedules |= {k.name: replace(CHUNKS, splits=2) for k in plan.kernels if k.name.startswith("mass")}
+    steps = [s.program.name for lowered in programs(made, plan, dims)[1].values() for s in lowered.steps]
+    assert sum(name.endswith("_sums") for name in steps) == LEVELS["levels"]
+    assert sum(name.endswith("_ends") for name in steps) == LEVELS["levels"]
 
 
 def test_only_rows_are_worked_out_where_they_are_read() -> None:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from sparsec.lower.across.piece import Piece, loads, renamed, stores
 from sparsec.lower.lowered import Step
 from sparsec.scalar.expr import Expr
+from sparsec.tile import build as tile
+from sparsec.tile.language import Program, TileOp
 from sparsec.tile.printer import to_text
 from sparsec.tile.schedule import Schedule
 
@@ -58,8 +60,15 @@ def _key(step: Step, made: Sequence[str], known: dict[str, Expr]) -> Key:
     alike = renamed(step.program, {name: f"made_{n}" for n, name in enumerate(made)})
     tensors = tuple(sorted(alike.tensors, key=lambda t: t.name))
     text = to_text(replace(alike, name="step", tensors=tensors))
-    sizes = tuple(known.get(name) for name, _ in alike.params)
+    used = _used(alike)
+    sizes = tuple(known.get(name) for name, _ in alike.params if name in used)
     return text, sizes, _printed(step.schedule), step.flat, step.chain
+
+
+def _used(program: Program) -> set[str]:
+    """The launch parameters that a program reads, and those that its grid and its tensors' extents are made of."""
+    read = {str(n.attrs[0]) for n in tile.reachable([*program.effects, *program.grid]) if n.op is TileOp.PARAM}
+    return read | {size for t in program.tensors for size in t.shape if isinstance(size, str)}
 
 
 def _printed(schedule: Schedule) -> Schedule:
