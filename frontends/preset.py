@@ -106,7 +106,16 @@ def _declared(name: str, knobs: dict[str, object]) -> Variant:
             raise DeclarationError(f"preset {name}", key, "it has no such knob", did_you_mean(key, known))
         _check(found, known[key], value)
     settings = {key: knob.default for key, knob in known.items()} | knobs
-    return variant(name, found.declare(**settings), knobs=settings)
+    try:
+        outputs = found.declare(**settings)
+    except ZeroDivisionError as error:
+        nothing = [key for key, value in knobs.items() if value == 0]
+        said = ", ".join(f"{key} = 0" for key in nothing)
+        fix = ", ".join(f"{key} = {known[key].default}" for key in nothing)
+        raise DeclarationError(
+            f"preset {name}", said, "sizes that others are divided by are at least 1", fix
+        ) from error
+    return variant(name, outputs, knobs=settings)
 
 
 def _check(preset: Preset, knob: Knob, value: object) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from keyword import iskeyword
 
+from sparsec.ir.blind import check_seen
 from sparsec.ir.coerce import INDEX
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node, Shape, topological
@@ -100,8 +101,8 @@ def variant(
     """A checked variant; without ``parameters`` its inputs are taken in the order in which the graph reaches them.
 
     Raises:
-        DeclarationError: an unused or doubled input, a memory as output, a dim that no input has. A ``write`` as output
-            is the states after the last token, fp32 ``[B,N,HKV,D,DV]``.
+        DeclarationError: an unused or doubled input, a memory as output, a dim that no input has, a read that is proved
+            to see nothing. A ``write`` as output is the states after the last token, fp32 ``[B,N,HKV,D,DV]``.
     """
     roots = tuple(outputs) if isinstance(outputs, Sequence) else () if outputs is None else (outputs,)
     _check_outputs(name, roots)
@@ -111,6 +112,7 @@ def variant(
     )
     _check_inputs(done, found)
     _check_dims(done)
+    check_seen(done.nodes)
     return replace(done, names=_names(done))
 
 

@@ -99,14 +99,14 @@ def _chunk(state: Tensor, pieces: Sequence[Tensor], when: str, erases: bool, und
     end, size = decay.cumsum(-2), decay.shape[-2]
     past = torch.ones(size, size, dtype=torch.bool, device=q.device).tril(-1)
     seen = past if when == "before" else past | torch.eye(size, dtype=torch.bool, device=q.device)
-    written, last = [(p, v)], end[..., -1:, :]
+    written, last, lags = [(p, v)], end[..., -1:, :], _lags(decay)
     if erases:
+        left = _fading(lags.roll(1, -3) if undecayed else lags, past)
         at = end - decay if undecayed else end
-        left = _fading(at, end, past)
         y = _product(a, p, left) @ v + (a * at.exp()) @ state
         system = torch.eye(size, dtype=q.dtype, device=q.device) - _product(a, b, left)
         written.append((b, torch.linalg.solve_triangular(system, y, upper=False, unitriangular=True)))
-    fading = _fading(end, end, seen)
+    fading = _fading(lags, seen)
     read = (q * end.exp()[..., None, :, :]) @ state[..., None, :, :]
     for key, value in written:
         read = read + _product(q, key[..., None, :, :], fading[..., None, :, :, :]) @ value[..., None, :, :]
@@ -117,11 +117,20 @@ def _chunk(state: Tensor, pieces: Sequence[Tensor], when: str, erases: bool, und
     return read, kept
 
 
-def _fading(at: Tensor, since: Tensor, seen: Tensor) -> Tensor:
-    """exp(at_t − since_s) ``[…,t,s,1 or D]`` where s is seen from t, else 0; a token's own is 1, without a slope."""
-    own = torch.eye(seen.shape[0], dtype=torch.bool, device=seen.device)
-    lag = (at[..., :, None, :] - since[..., None, :, :]).masked_fill(own[..., None], 0.0)
-    return lag.masked_fill(~seen[..., None], -torch.inf).exp()
+def _lags(decay: Tensor) -> Tensor:
+    """What fades from token s to a later t, the sum of decays after s: ``[…,C,1 or D]`` -> ``[…,t,s,1 or D]``.
+
+    Sums of their own, not differences of sums from the start: a decay has a gradient from what it fades alone, so that
+    where it fades nothing the gradient is 0 and no rest of terms that cancel.
+    """
+    size = decay.shape[-2]
+    after = torch.ones(size, size, dtype=torch.bool, device=decay.device).tril(-1)[..., None]
+    return torch.where(after, decay[..., :, None, :], 0.0).cumsum(-3)
+
+
+def _fading(lags: Tensor, seen: Tensor) -> Tensor:
+    """exp of the lags ``[…,t,s,1 or D]`` where s is seen from t, else 0."""
+    return lags.masked_fill(~seen[..., None], -torch.inf).exp()
 
 
 def _product(x: Tensor, key: Tensor, fading: Tensor) -> Tensor:

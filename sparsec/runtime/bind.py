@@ -65,6 +65,14 @@ def check_names(variant: Variant, tensors: Mapping[str, object]) -> None:
             raise InputError(name, f"a {type(tensors[name]).__name__}", "inputs are tensors", "torch.as_tensor(…)")
 
 
+def refuse_nameless(variant: Variant, given: Sequence[object], named: Mapping[str, object]) -> None:
+    """Inputs go by name: what was given by place is shown with the names that are left."""
+    left = [name for name in variant.inputs if name not in named]
+    rule = f"{variant.name} takes {', '.join(variant.inputs)} by name"
+    fix = f"layer({', '.join(f'{name}=…' for name in variant.inputs)})"
+    raise InputError(left[0] if left else "q_offset", f"{len(given)} arguments without names", rule, fix)
+
+
 def check_devices(tensors: Mapping[str, Tensor], device: str) -> None:
     """All inputs live on one device, that of the target, and their last dim is dense."""
     first_name, first = next(iter(tensors.items()))

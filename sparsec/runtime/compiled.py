@@ -71,8 +71,8 @@ class Compiled(Decoding):
         self.packed_operator, self.packed_rows = packed_operator(self), packed_rows(self)
 
     def __call__(
-        self, q_offset: Any = None, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-        max_seqlen_q: Any = None, max_seqlen_k: Any = None, **inputs: Tensor,
+        self, q_offset: Any = None, *nameless: Tensor, cu_seqlens: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None, max_seqlen_q: Any = None, max_seqlen_k: Any = None, **inputs: Tensor,
     ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
         """Run forward on tensors by input name; one output, or a tuple where the variant returns several.
 
@@ -81,6 +81,8 @@ class Compiled(Decoding):
         a tensor of one position per document; see "Packed sequences" in docs/reference.md.
         Raises InputError where a name, shape, dtype, device, stride or given index does not fit.
         """
+        if nameless:
+            bind.refuse_nameless(self.variant, (q_offset, *nameless), inputs)
         self._route.refuse_tangents(inputs)
         if not self._route.compiling() and cu_seqlens is None and cu_seqlens_k is None:
             if q_offset is not None and type(q_offset) is not int:

@@ -18,9 +18,10 @@ from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.extreme import Extreme, extreme
 from sparsec.scalar.functions import maximum, minimum, where
 from sparsec.scalar.guards import Guard, guard
+from sparsec.scalar.interval import Range, Truth, decide
 from sparsec.scalar.isolate import Limit, isolate
 from sparsec.scalar.prove import NO_LIMIT, at_most
-from sparsec.scalar.walk import depends_on, tensors, variables
+from sparsec.scalar.walk import depends_on, substitute, tensors, variables
 
 ENDS = (var("i_lo"), var("i_hi"))
 ZERO, OPEN = constant(0), constant(NO_LIMIT)
@@ -85,6 +86,25 @@ def key_ranges(predicate: Expr) -> Bounded | Unbounded:
     ranges = _sorted(_distinct([r for r in found if isinstance(r, KeyRange)]))
     ordered = all(at_most(a.lo, b.lo) and at_most(a.hi, b.hi) for a, b in pairwise(ranges))
     return Bounded(tuple(ranges), ordered)
+
+
+def never(predicate: Expr) -> bool:
+    """Whether a predicate is proved false for every query i >= 0 and key j >= 0; False promises nothing."""
+    try:
+        return all(_hopeless(term) for term in terms(predicate, "j"))
+    except TooLong:
+        return False
+
+
+def _hopeless(term: Term) -> bool:
+    known = {"i": Range(0), "j": Range(0)}
+    if any(decide(atom.predicate, known) is Truth.NONE for atom in term):
+        return True
+    keys = _key_range(term)
+    if isinstance(keys, Unbounded):
+        return False
+    lo, hi = (substitute(x, {"i_hi": ENDS[0]}) for x in (keys.lo, keys.hi))
+    return at_most(hi, lo)
 
 
 @dataclass(frozen=True, slots=True)

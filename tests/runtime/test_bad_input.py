@@ -243,3 +243,11 @@ def test_broadcast_inputs_are_legal() -> None:
     given = sparsec.inputs(variant, B=2, T=9, H=4, HKV=2, D=16, DV=16)
     given["k"] = given["k"][:1].expand(2, -1, -1, -1)
     torch.testing.assert_close(computed(variant, given).double(), exact(variant, given), rtol=1e-5, atol=1e-6)
+
+
+def test_inputs_without_names_are_refused() -> None:
+    """As other libraries call them, q, k, v by place."""
+    layer = sparsec.compile(sparsec.preset("full"), target="interpreter")
+    q, k, v = sparsec.inputs(layer.variant, T=4).values()
+    with pytest.raises(sparsec.InputError, match=r"3 arguments without names.*Fix: layer\(q=…, k=…, v=…\)"):
+        layer(q, k, v)

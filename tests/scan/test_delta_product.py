@@ -100,3 +100,9 @@ def test_refusals() -> None:
     written = "s = write(state(), k, v, decay=g) {decay_kind = scalar, rule = delta, steps = 2}"
     with pytest.raises(DeclarationError, match=r"steps = 2.*no one prediction"):
         parse(f"{head} {{ {written}\n return surprise(s) }}")
+
+
+def test_a_first_decay_fades_nothing() -> None:
+    """Its gradient is 0 in the kernels and in the quick form of the oracle, not the rest of terms that cancel."""
+    made = sparsec.compile(sparsec.preset("delta_product", steps=4), target="interpreter")
+    assert not wrong_on(made, sparsec.inputs(made.variant, T=1, B=2, H=2, HKV=1, D=16, DV=16), "float32")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from sparsec.runtime.bind import refuse_nameless
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -35,13 +37,15 @@ class Decoding:
         """
         return self.decoder.new(batch, max_length, **options)
 
-    def decode(self, cache: Cache, **tokens: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+    def decode(self, cache: Cache, *nameless: Tensor, **tokens: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         """The outputs of the next tokens of every sequence, whose keys and values join the cache.
 
         Inputs are those of a call, with rows for the new tokens only; what has a row per chunk is given the rows of
         the chunks that these tokens complete. Outputs have no gradients, whatever inputs require: a call has them.
         Raises InputError where something does not fit, and for a cache of another declaration.
         """
+        if nameless:
+            refuse_nameless(cast("Compiled", self).variant, nameless, tokens)
         outputs = self.decoder(cache, tokens)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
