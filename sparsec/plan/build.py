@@ -61,7 +61,8 @@ def build_plan(
     planner.producers = PRODUCERS
     if not any(depends_on(dim, "B") for n in nodes if n.op is Op.INPUT for dim in n.shape):
         planner.batch = constant(1)
-    planner.exact, planner.merged = exact(nodes, outputs), merged(nodes, outputs)
+    planner.exact = exact(nodes, outputs, lambda node: planner.sizes.value(node.shape[-1]))
+    planner.merged = merged(nodes, outputs)
     planner.readers = Counter([*outputs, *(s for n in nodes if n.op is not Op.VJP for s in n.src)])
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)
     kinds = {b: replace(planner.buffers[b], role="output") for b in buffers if planner.buffers[b].role != "input"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
@@ -20,18 +20,23 @@ OF_STATES = (*TERMS, Op.MIXTURE, Op.NORM2)
 """Ops of states that queries and keys get gradients from."""
 
 
-def exact(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
+NARROW = 64
+"""Head dims below this are scanned token by token unless tuned; chunks read queries and keys in one dtype."""
+
+
+def exact(nodes: Sequence[Node], outputs: Sequence[Node], width: Callable[[Node], int]) -> frozenset[Node]:
     """Values in fp32 that are no results.
 
     Maps that a kernel adds up, multiplies or takes exponents of, one number per token and head (or a decay): gates,
     write strengths, terms of running sums. Branches of merges that maps make. What one level leaves to the next, which
     may be a small difference. Outputs of attention and of states that maps alone read, or mixtures: masses, as a step
-    holds them.
+    holds them. Unit queries that weigh states and ask them, where their ``width``, the last dim, is narrow: the rounding
+    of queries, keys, values of the next level and outputs, of 1.65e-3 each, would be more than the 3e-3 of bf16.
     """
     readers = _readers(nodes, outputs)
     maps = {n for n in nodes if n.op is Op.MAP and any(_gains(r, n) for r in readers[n])}
     maps = {n for n in maps if all(r.op in TOLERANT or _gains(r, n) for r in readers[n])}
-    maps |= left(nodes, Op.RECALL)
+    maps |= left(nodes, Op.RECALL) | {n for n in nodes if _asks(n, readers[n]) and width(n) < NARROW}
     read = {n for n in nodes if n.op in OUTPUTS and readers[n] and all(r.op in EXACT for r in readers[n])}
     return frozenset(maps | read) - frozenset(outputs)
 
@@ -48,6 +53,12 @@ def left(nodes: Sequence[Node], *made_of: Op) -> frozenset[Node]:
     """
     stored = {n.src[2] for n in nodes if n.op is Op.WRITE}
     return frozenset(n for n in stored if n.op is Op.MAP and any(s.op in made_of for s in n.src))
+
+
+def _asks(node: Node, readers: Sequence[Node]) -> bool:
+    """Whether unit vectors are queries of a softmax over states, and nothing else."""
+    ops = {reader.op for reader in readers}
+    return node.op is Op.MAP and node["row"] == "l2norm" and Op.MIXTURE in ops and ops <= {Op.MIXTURE, Op.RECALL}
 
 
 def _readers(nodes: Sequence[Node], outputs: Sequence[Node]) -> Mapping[Node, list[Node]]:

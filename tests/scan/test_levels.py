@@ -11,7 +11,7 @@ import sparsec
 from sparsec.frontends.text import parse
 from sparsec.ir.op import Op
 from sparsec.lower.registry import default, lower_kernel
-from sparsec.oracle import oracle
+from sparsec.oracle import check, oracle
 from sparsec.passes.expand_readout import expand_readout
 from sparsec.passes.expand_residual import expand_residual
 from sparsec.passes.expand_slots import expand_slots
@@ -52,6 +52,14 @@ def test_levels_of_parts(which: str) -> None:
     made = sparsec.compile(variant, target="interpreter")
     sizes = SIZES | ({"DX": 4} if "x" in variant.inputs else {})
     assert wrong_on(made, sparsec.inputs(variant, **sizes), "float32") == []
+
+
+def test_narrow_heads_ask_by_queries_that_are_not_rounded() -> None:
+    """Else the roundings of unit queries, unit keys, what is left and outputs, 1.65e-3 each, are more than 3e-3."""
+    made = sparsec.compile(sparsec.preset("rsa", levels=2), target="interpreter")
+    x = sparsec.inputs(made.variant, B=1, T=83, H=2, HKV=1, D=16, DV=16, DX=16, dtype="bfloat16")
+    found = check(made(**x), oracle(made.variant, x, form="vector"), "bfloat16")
+    assert found, found.sentence
 
 
 @pytest.mark.parametrize("raw", [False, True])
