@@ -30,8 +30,8 @@ def exact(nodes: Sequence[Node], outputs: Sequence[Node], width: Callable[[Node]
     Maps that a kernel adds up, multiplies or takes exponents of, one number per token and head (or a decay): gates,
     write strengths, terms of running sums. Branches of merges that maps make. What one level leaves to the next, which
     may be a small difference. Outputs of attention and of states that maps alone read, or mixtures: masses, as a step
-    holds them. Unit queries that weigh states and ask them, where their ``width``, the last dim, is narrow: the rounding
-    of queries, keys, values of the next level and outputs, of 1.65e-3 each, would be more than the 3e-3 of bf16.
+    holds them. Unit queries that weigh states and ask them, where their ``width``, the last dim, is narrow: queries,
+    keys, values of the next level and outputs rounded, 1.65e-3 each, would be more than the 3e-3 of bf16.
     """
     readers = _readers(nodes, outputs)
     maps = {n for n in nodes if n.op is Op.MAP and any(_gains(r, n) for r in readers[n])}
@@ -58,7 +58,7 @@ def left(nodes: Sequence[Node], *made_of: Op) -> frozenset[Node]:
 def _asks(node: Node, readers: Sequence[Node]) -> bool:
     """Whether unit vectors are queries of a softmax over states, and nothing else."""
     ops = {reader.op for reader in readers}
-    return node.op is Op.MAP and node["row"] == "l2norm" and Op.MIXTURE in ops and ops <= {Op.MIXTURE, Op.RECALL}
+    return node.op is Op.MAP and node.word("row") == "l2norm" and Op.MIXTURE in ops and ops <= {Op.MIXTURE, Op.RECALL}
 
 
 def _readers(nodes: Sequence[Node], outputs: Sequence[Node]) -> Mapping[Node, list[Node]]:
