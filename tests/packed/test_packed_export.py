@@ -89,3 +89,35 @@ def test_a_gpus_file_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFi
     assert {*names[:5]} == {*"qkvrl"}
     assert names[5:] == ["cu_seqlens", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"]
     assert "computes it for any documents." in text and "TMA descriptors" not in text
+
+
+COUNTED = """
+variant counted(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,D], ids: [B,T,HKV,3] int32, held: [B,T,HKV] int32) {
+  memory = tokens(k, v) {chunk = 16}
+  chosen = given(ids, counts=held) {unit = chunk, size = 16}
+  return attend(q, memory, chosen, mask(memory) {where = j <= i})
+}
+"""
+
+
+def test_lists_with_counts(tmp_path: Path) -> None:
+    """Only what is counted is read, and a file holds counts to the slots that there are, as a call does."""
+    (tmp_path / "counted.sparsec").write_text(COUNTED)
+    path = tmp_path / "exported.py"
+    words = [str(tmp_path / "counted.sparsec"), "H=2", "HKV=1", "D=16", "--packed", "--target", "cpu"]
+    assert main(["compile", *words, "--dtype", "float32", "--out", str(path)]) == 0
+    names = {"__name__": "exported"}
+    exec(compile_text(path.read_text(), str(path), "exec"), names)
+    run: Any = names["run"]
+    compiled = compile(sparsec.parse(COUNTED), "cpu")
+    x = packed_inputs(compiled, (35, 4), {"H": 2, "HKV": 1, "D": 16}, "float32")
+    x["held"] = torch.arange(39, dtype=torch.int32)[:, None] % 4
+    behind = torch.arange(3) >= x["held"][..., None]
+    found = run(**x)
+    torch.testing.assert_close(found, compiled(None, **x), rtol=0, atol=0)
+    torch.testing.assert_close(found, run(**x | {"ids": x["ids"].masked_fill(behind, -1)}), rtol=0, atol=0)
+    for wrong in (4, -1):
+        held = x["held"].clone()
+        held[7] = wrong
+        with pytest.raises(ValueError, match="the counts of `ids` are .* of 3 slots"):
+            run(**x | {"held": held})
