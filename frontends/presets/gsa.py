@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsec.frontends.recurrent import keys, queries, values
 from sparsec.ir import build as lang
 from sparsec.ir.build_state import recall, state, write
+from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node
 
 
@@ -17,6 +18,10 @@ def gsa(*, raw: bool = False, normaliser: float = 8.0) -> Node:
         raw: slots' shares s and log-decays g <= 0 fp32 ``[B,T,HKV,M]`` are given in place of f.
         normaliser: what the logarithms of gates are divided by.
     """
+    if not normaliser:
+        raise DeclarationError(
+            "gsa", f"normaliser = {normaliser}", "logarithms of gates are divided by it", "such as 8.0"
+        )
     if raw:
         s, g = lang.input("s", "B T HKV M"), lang.input("g", "B T HKV M float32")
     else:

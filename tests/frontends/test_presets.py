@@ -40,7 +40,7 @@ def values(preset: str, knob: Knob) -> st.SearchStrategy[object]:
     if isinstance(knob.default, bool):
         return st.booleans()
     if isinstance(knob.default, float):
-        return st.sampled_from([0.0, 0.25] if knob.name == "lower" else [0.0, 30.0])
+        return st.sampled_from({"lower": [0.0, 0.25], "normaliser": [1.0, 30.0]}.get(knob.name, [0.0, 30.0]))
     if knob.name in ("chunk", "block", "size", "stride", "document", "pool"):
         return st.just(knob.default)
     if (preset, knob.name) == ("lola", "window"):

@@ -61,6 +61,8 @@ def test_a_knob_of_no_size_is_named() -> None:
     """No bare ZeroDivisionError."""
     with pytest.raises(sparsec.DeclarationError, match=r"block = 0: .* at least 1\. Fix: block = 64"):
         sparsec.preset("infllm2", block=0)
+    with pytest.raises(sparsec.DeclarationError, match=r"normaliser = 0\.0: logarithms of gates are divided by it"):
+        sparsec.preset("gsa", normaliser=0.0)
 
 
 def test_chunks_that_none_may_choose() -> None:

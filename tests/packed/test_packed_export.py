@@ -119,5 +119,5 @@ def test_lists_with_counts(tmp_path: Path) -> None:
     for wrong in (4, -1):
         held = x["held"].clone()
         held[7] = wrong
-        with pytest.raises(ValueError, match="the counts of `ids` are .* of 3 slots"):
+        with pytest.raises(ValueError, match=r"the counts of `ids` are .* of 3 slots"):
             run(**x | {"held": held})
