@@ -9,6 +9,7 @@ import torch
 
 from sparsec.autotune.rows import sampled_rows
 from sparsec.ir.dims import value
+from sparsec.ir.lengths import lengths
 from sparsec.passes.differentiate import differentiate
 from sparsec.plan.grad_specs import GradSpec
 from sparsec.plan.plan import Kernel
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SHARED = ("target", "together", "records", "cache_dir", "_schedules", "_route")
+"""What a joint variant has from the compiled one; the rest follows from its own graph or belongs to calls by name."""
+
+
 class Joint(Compiled):
-    """The joint variant of a compiled one, which shares its target, records and schedules.
+    """The joint variant of a compiled one, which shares its target, records and schedules; it is planned, not called.
 
     Attributes:
         own: the inputs of the variant itself; the joint variant's others are gradients of outputs.
@@ -32,9 +37,10 @@ class Joint(Compiled):
         """The outputs, and the gradients of the inputs ``wrt``, or of all. Raises as ``differentiate`` does."""
         made = differentiate(compiled.graph, wrt)
         joint = cls.__new__(cls)
-        joint.__dict__.update(compiled.__dict__)
+        joint.__dict__.update({name: getattr(compiled, name) for name in SHARED})
         joint.variant = joint.graph = made.variant
         joint.own, joint.names = frozenset(compiled.variant.inputs), tuple(made.variant.inputs)
+        joint.lengths, joint.builds = lengths(made.variant), 0
         joint._plans, joint._built, joint._calls = {}, {}, {}
         return joint
 

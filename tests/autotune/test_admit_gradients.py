@@ -181,3 +181,12 @@ def test_at_full_length_sampled_rows_are_judged_and_all_are_compared(kind: str) 
     assert long.judge(kind) is None
     verdict = long.judge(kind, scaled)
     assert verdict is not None and "TQ = 401" in verdict.reason
+
+
+def test_a_joint_variant_has_nothing_that_the_compiled_one_worked_out_for_itself() -> None:
+    compiled = compile(sparsec.preset("streaming", **KNOBS["streaming"]), "interpreter")
+    assert compiled.training is compiled.training
+    compiled.builds = 7
+    joint = Joint.of(compiled, None)
+    assert "training" not in vars(joint) and "tables" not in vars(joint) and joint.builds == 0
+    assert joint.schedules is compiled.schedules and joint.records is compiled.records
