@@ -56,8 +56,7 @@ class Compiled(Decoding):
 
         self.variant, self.target, self.together = variant, target, Together()
         folder = cache_dir or Env().cache_dir
-        self.records = Records(folder)
-        self.cache_dir = usable(folder)
+        self.records, self.cache_dir = Records(folder), usable(folder)
         self.graph = run(variant, PIPELINE)
         self.lengths, self.builds = lengths(variant), 0
         self._schedules: dict[str, Schedule] = {}
@@ -209,9 +208,8 @@ class Compiled(Decoding):
         self, key: tuple[object, ...], plan: Plan, dims: Mapping[str, int], names: Sequence[str],
         rules: tuple[tuple[bind.IndexRule, tuple[int, ...]], ...] = (),
     ) -> Call:  # fmt: skip
-        ready = Ready(*whole(self, plan, dims), names)
         room(self._calls, MOST_CALLS)
-        self._calls[key] = call = Call(ready, dict(self.schedules), rules)
+        self._calls[key] = call = Call(Ready(*whole(self, plan, dims), names), dict(self.schedules), rules)
         return call
 
     def bind(self, inputs: Mapping[str, Tensor], q_offset: int | None = None) -> tuple[dict[str, int], str]:
