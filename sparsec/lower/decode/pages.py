@@ -111,6 +111,8 @@ class _Moved:
         """The node that takes a node's place; None keeps it."""
         if node.op is TileOp.PARAM and node.attrs[0] in self.changing:
             return self._param(str(node.attrs[0]))
+        if node.op is TileOp.PARAM and node.attrs[0] == "TK" and self.growing.params["TK"].head == "const":
+            return tile.const(int(self.growing.params["TK"].value or 0))  # slots, which no token adds to
         if node.op is TileOp.PROGRAM_ID and node.attrs[0] == 0 and self.windows is not None:
             return add(tile.program_id(0), self._first())
         if node.op not in (TileOp.LOAD, TileOp.STORE) or access_of(node).tensor.name not in self.paged:
