@@ -11,6 +11,7 @@ from dataclasses import replace
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan import chunk, chunk_back, chunk_back_states, chunk_back_tokens
+from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.keyed import gradient
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.scan_specs import ScanGrad
@@ -31,6 +32,19 @@ def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Lower
         steps.append(Step(chunk_back_states.lower_grad_ends(b), further))
         steps.append(Step(chunk_back_states.lower_grad_starts(b), chunk.combined(own)))
     steps.append(Step(chunk_back_states.lower_grad_states(b), schedule))
-    last = replace(schedule, warps=8, stages=2, descriptors=schedule.descriptors and own.delta)
-    steps.append(Step(chunk_back_tokens.lower(b), last))
+    steps.append(_per_token(b, schedule))
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in (*chunk.scratch(own), *b.scratch())), own.params())
+
+
+def _per_token(b: chunk_back.Back, schedule: Schedule) -> Step:
+    """Every gradient of a token, chunk by chunk.
+
+    Products of halves take all value columns at once and no stages: their loop over columns, pipelined, gave wrong
+    gradients of values on Hopper (Triton 3.6).
+    """
+    last = replace(schedule, warps=8, stages=2, descriptors=schedule.descriptors and b.own.delta)
+    w = b.own.writes
+    if w.split:
+        last = replace(last, value_block=padded(w.cols), stages=1)
+        b = chunk_back.back(b.spec, last, b.own.runs)
+    return Step(chunk_back_tokens.lower(b), last)

@@ -64,16 +64,13 @@ def _check(spec: Scan, schedule: Schedule) -> None:
 
 
 def in_chunks(spec: Scan, target: str) -> Schedule | None:
-    """The schedule of the chunk form on a GPU: some 256 programs side by side for one sequence; None without a form.
-
-    Twice as many, and as narrow, of masses of keys: with 64 columns their adjoint spills, and two fill a processor.
-    """
+    """The schedule of the chunk form on a GPU: some 256 programs side by side for one sequence; None without a form."""
     w = spec.writes
     if w.sharers > 1 or (w.route is not None and not w.route.freeze):
         return None
     rows, cols = padded(w.rows), padded(w.cols)
     wide, delta = rows > _TALLEST, w.rule == "delta" or w.erase is not None
-    columns = min(32 if wide or w.split else 64, cols, rows if delta else 64)
+    columns = min(32 if wide else 64, cols, rows if delta else 64)
     splits = 1 if wide and delta else _splits(w, columns)
     tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and not needs_keyed(w) and w.steps == 1
     stages = 1 if w.erase is not None else 2  # two do not fit with what erases
@@ -92,7 +89,7 @@ def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
 
 def _splits(w: Writes, columns: int) -> int:
     """Segments of one sequence; of a batch the launch takes fewer."""
-    wanted = max(1, (512 if w.split else 256) // (w.heads * -(-w.cols // columns)))
+    wanted = max(1, 256 // (w.heads * -(-w.cols // columns)))
     return min(16, 1 << (wanted.bit_length() - 1))
 
 

@@ -209,14 +209,3 @@ def test_states_outgrow_fp16_and_narrow_keys_make_narrow_transitions() -> None:
     assert found is not None and found.value_block == 16
     with pytest.raises(ScheduleError, match="32 columns per program and 16 rows"):
         chunk.lower(spec("bfloat16", 16), Schedule(order="chunk", rows=16, value_block=32, splits=2))
-
-
-def test_masses_take_fewer_columns_and_more_segments() -> None:
-    """With 64 columns their adjoint spills; a lone row of a state leaves room for more programs."""
-    keys, ones = Operand("k", "bfloat16"), Operand("ones", "bfloat16")
-    read = (Read(ones, Operand("mass", "float32"), 16, 1.0),)
-    found = [
-        schedules.in_chunks(Scan("mass", Writes(ones, keys, 16, 1, 128, split=split), read, "bfloat16"), "triton:sm_90")
-        for split in (True, False)
-    ]
-    assert [(s.value_block, s.splits) for s in found if s is not None] == [(32, 8), (64, 8)]
