@@ -17,6 +17,9 @@ from sparsec.lower.scan.runs import Runs
 from sparsec.plan.scan_specs import ScanGrad
 from sparsec.tile.schedule import Schedule
 
+WHOLE = 128
+"""Value columns that the last program of products of halves takes at once: more do not fit a processor."""
+
 
 def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Lowered:
     """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for."""
@@ -39,12 +42,12 @@ def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Lower
 def _per_token(b: chunk_back.Back, schedule: Schedule) -> Step:
     """Every gradient of a token, chunk by chunk.
 
-    Products of halves take all value columns at once and no stages: their loop over columns, pipelined, gave wrong
+    Products of halves take up to ``WHOLE`` value columns at once and no stages: their loop, pipelined, gave wrong
     gradients of values on Hopper (Triton 3.6).
     """
     last = replace(schedule, warps=8, stages=2, descriptors=schedule.descriptors and b.own.delta)
     w = b.own.writes
     if w.split:
-        last = replace(last, value_block=padded(w.cols), stages=1)
+        last = replace(last, value_block=min(WHOLE, padded(w.cols)), stages=1)
         b = chunk_back.back(b.spec, last, b.own.runs)
     return Step(chunk_back_tokens.lower(b), last)
