@@ -35,6 +35,12 @@ class PackedCase:
     layouts: dict[str, Layout | None]
     ends: dict[str, Tensor]
 
+    def moved(self, move: Callable[[str, Tensor], Tensor]) -> PackedCase:
+        """The same with inputs and ends as ``move`` makes them of their names and tensors."""
+        documents, (packed, ends) = self.documents, (self.packed, self.ends)
+        every = [{name: move(name, x) for name, x in tensors.items()} for tensors in (*documents, packed, ends)]
+        return PackedCase(every[:-2], every[-2], self.layouts, every[-1])
+
 
 def packed_case(variant: Variant, queries: Sequence[int], keys: Sequence[int], **sizes: int) -> PackedCase:
     """Random documents of these lengths; ``keys`` is not read where a variant has one length for both."""
@@ -109,6 +115,17 @@ def looped_gradients(
     return {name: _summed(parts, case.layouts[name]) for name, parts in found.items()}
 
 
+def off_the_loop(call: Call, case: PackedCase, wrt: Sequence[str], **longest: int) -> tuple[float, float]:
+    """How far outputs, and gradients of ``wrt``, of a packed call are from the loop over its documents."""
+    outputs = results(call, **case.packed, **case.ends, **longest)
+    apart = largest_difference(outputs, looped(call, case))
+    if not wrt:
+        return apart, 0.0
+    cotangents = cotangents_like(outputs)
+    wanted = looped_gradients(call, case, wrt, cotangents)
+    return apart, largest_error(gradients(call, case, wrt, cotangents), wanted)
+
+
 def _pull(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> None:
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if pairs:
@@ -130,7 +147,7 @@ def _summed(parts: Sequence[Tensor | None], at: Layout | None) -> Tensor | None:
 def cotangents_like(outputs: Sequence[Tensor], seed: int = 7) -> list[Tensor]:
     """Random gradients of outputs, 0 where an output is infinite."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outputs]
+    drawn = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
     return [
         torch.where(o.isfinite(), c, 0.0) if o.is_floating_point() else c for o, c in zip(outputs, drawn, strict=True)
     ]
