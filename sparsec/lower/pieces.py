@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node
@@ -39,6 +40,15 @@ def spans(builder: tile.Builder, name: str, size: int, schedule: Schedule) -> li
         Span(start, builder.axis(f"{name}_{k}" if k else name, part))
         for k, (start, part) in enumerate(zip(starts, sizes, strict=True))
     ]
+
+
+def row_dots(outs: Iterable[Node], grads: Iterable[Node], parts: Sequence[Span]) -> Node:
+    """Products in fp32, summed over all spans of a split head dim, row by row."""
+    from sparsec.lower.scalars import add, mul
+
+    pairs = ((tile.cast(out, "float32"), tile.cast(grad, "float32")) for out, grad in zip(outs, grads, strict=True))
+    sums = [tile.reduce("sum", mul(*pair), part.axis) for pair, part in zip(pairs, parts, strict=True)]
+    return reduce(add, sums)
 
 
 def dot_over(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 from sparsec.lower.lowered import Lowered, Scratch, Step
-from sparsec.lower.pieces import spans
+from sparsec.lower.pieces import row_dots, spans
 from sparsec.lower.scalars import add, ceil_div, mul, sub
 from sparsec.lower.softmax import LOG2E, NOTHING
 from sparsec.plan.grad_specs import RowDot
@@ -47,11 +45,10 @@ def _rows(spec: RowDot, schedule: Schedule) -> Program:
         def read(name: str, *rest: Node) -> Node:
             return tile.cast(tile.load(tensors[name], *place, *rest, bounds={1: length}), "float32")
 
-        products = [
-            tile.reduce("sum", mul(read(spec.out, e.index()), read(spec.grad, e.index())), e.axis)
-            for e in spans(builder, "e", spec.value_dim, schedule)
-        ]
-        delta = reduce(add, products)
+        columns = spans(builder, "e", spec.value_dim, schedule)
+        outs = (read(spec.out, e.index()) for e in columns)
+        grads = (read(spec.grad, e.index()) for e in columns)
+        delta = row_dots(outs, grads, columns)
         if spec.lse_grad is not None:
             delta = sub(delta, read(spec.lse_grad))
         tile.store(tensors[spec.delta], *place, value=delta, bounds={1: length})

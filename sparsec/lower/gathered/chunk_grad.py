@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 from sparsec.lower import softmax
 from sparsec.lower.gathered import chunks
 from sparsec.lower.gathered.chunks import Frame
-from sparsec.lower.pieces import dot_over
+from sparsec.lower.pieces import dot_over, row_dots
 from sparsec.lower.scalars import add, emit, least, most, mul, sub
 from sparsec.scalar.derivative import derivative
 from sparsec.scalar.expr import var
@@ -65,9 +64,8 @@ def arrived(f: Frame, grad: Tensor, delta: Tensor | None, out: Tensor | None = N
 def _dots(f: Frame, grads: Sequence[Node], out: Tensor) -> Node:
     """Rowdots of outputs as they were stored, and their gradients."""
     place, bounds = f.rows.place(f.batch), f.rows.bounds
-    outs = (tile.cast(tile.load(out, *place, e.index(f.value_base), bounds=dict(bounds)), "float32") for e in f.values)
-    products = (mul(o, tile.cast(g, "float32")) for o, g in zip(outs, grads, strict=True))
-    return reduce(add, [tile.reduce("sum", x, e.axis) for x, e in zip(products, f.values, strict=True)])
+    outs = (tile.load(out, *place, e.index(f.value_base), bounds=dict(bounds)) for e in f.values)
+    return row_dots(outs, grads, f.values)
 
 
 def weight_grads(f: Frame, a: Arrived, key: Node) -> Node:

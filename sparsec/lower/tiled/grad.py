@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
-from sparsec.lower.pieces import Span
+from sparsec.lower.pieces import Span, row_dots
 from sparsec.lower.scalars import add, captured, least, most, mul, sub
 from sparsec.lower.softmax import HIDDEN, LOG2E, NOTHING
 from sparsec.lower.tiled.score import modified, pair_env, seen, slope
@@ -150,9 +149,7 @@ def load_queries(
     if out is None:
         delta = read(w.delta)
     else:
-        outs = [tile.cast(read(out.name, e.index()), "float32") for e in w.values]
-        products = (mul(o, tile.cast(g, "float32")) for o, g in zip(outs, arrived, strict=True))
-        delta = reduce(add, [tile.reduce("sum", x, e.axis) for x, e in zip(products, w.values, strict=True)])
+        delta = row_dots([tile.cast(read(out.name, e.index()), "float32") for e in w.values], arrived, w.values)
         tile.store(w.tensors[w.delta], *place, value=delta, bounds=bounds)
     position = add(add(first, tile.iota(w.rows)), tile.param("q_offset"))
     return Queries(q, do, lse, delta, {**env, "b": batch, "h": head, "i": position})
