@@ -158,16 +158,8 @@ class Back:
         for level in range(self.rungs.lowest, self.rungs.outer):
             found += [self.grad_states(level)] + [self.grad_moves(level)] * self.matrices
         if self.matrices:
-            found += [
-                *self.sums,
-                self.passes,
-                self.walks,
-                self.pulls,
-                self.pull,
-                self.of_lifted,
-                self.of_ending,
-                self.of_whole,
-            ]
+            found += [*self.sums, self.passes, self.walks, self.pulls]
+            found += [self.of_lifted, self.of_ending, self.of_whole]
         return found + [self.kept, self.gains, self.gained, self.among] * self.learns_decay
 
     def gate_bounds(self) -> dict[int, tile.Value]:
