@@ -57,9 +57,6 @@ def truth(case: Case, inputs: Inputs, rows: Tensor) -> Truth:
         x = {name: x.double() for name, x in inputs.items()}
         output = _states(case, x)[:, rows]
         return Truth(rows, output, torch.full(output.shape[:-1], math.inf, device=output.device))
-    if isinstance(case, LolaCase):
-        found = [lola_output(case, {name: x[b] for name, x in inputs.items()}, rows) for b in range(case.B)]
-        return Truth(rows, *(torch.stack(part) for part in zip(*found, strict=True)))
     parts = [_batch(case, {name: x[b] for name, x in inputs.items()}, rows) for b in range(case.B)]
     return Truth(rows, torch.stack([o for o, _ in parts]), torch.stack([g for _, g in parts]))
 
@@ -72,6 +69,8 @@ def _states(case: ScanCase | SseCase | RsaCase, x: Inputs) -> Tensor:
 
 def _batch(case: Case, inputs: Inputs, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Output and gaps of one batch entry, head by head so that dense scores stay small."""
+    if isinstance(case, LolaCase):
+        return lola_output(case, inputs, rows)
     step = case.group if isinstance(case, SelectorCase) else 1
     heads = [head_output(case, head_inputs(case, inputs, h), rows) for h in range(0, case.H, step)]
     return torch.stack([o for o, _ in heads], 1), torch.stack([g for _, g in heads], 1)

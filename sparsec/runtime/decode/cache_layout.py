@@ -33,6 +33,10 @@ class Place:
     cold: bool = False
 
 
+UNBOUNDED = 2**30
+"""Tokens of a sequence of which nothing is kept that grows with them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bank:
     """The states of a written bank.

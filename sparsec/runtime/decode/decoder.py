@@ -15,7 +15,7 @@ from sparsec.passes.stream_ahead import before_memory
 from sparsec.runtime import bind
 from sparsec.runtime.decode import check as decode_check
 from sparsec.runtime.decode.built import Built, bound, copy, make, temporaries
-from sparsec.runtime.decode.cache_layout import banks, page_size, places
+from sparsec.runtime.decode.cache_layout import UNBOUNDED, banks, page_size, places
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.decode.declared import check_own, declared
 from sparsec.runtime.decode.pages import PAGE, Pool
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 STEP = 1024
 """Tokens of one pass over the kernels where a cache has rings, whose pages grow with it."""
-UNBOUNDED = 2**30
-"""Tokens of a sequence of which nothing is kept but states."""
 
 
 class Decoder:

@@ -13,6 +13,7 @@ from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant
 from sparsec.lower.decode import read_held
 from sparsec.lower.decode.held import VERSIONS, Held
+from sparsec.plan.cost_terms import item
 from sparsec.plan.evict import given_up, lag
 from sparsec.runtime.decode.cache_layout import Bank
 from sparsec.runtime.target import Target
@@ -38,10 +39,6 @@ class Form:
     def names(self) -> dict[str, str]:
         """The parts that are inputs, by name."""
         return {part: str(node["name"]) for part, node in self.parts.items() if node.op is Op.INPUT}
-
-    def name(self, part: str) -> str:
-        """The name of an input."""
-        return self.names[part]
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -130,7 +127,7 @@ def describe(form: Form, target: Target, dims: Mapping[str, int], dtype: str) ->
     """Lines for ``sparsec show --level stream``: one new token of every sequence."""
     held, batch = held_at(form, dims, dtype), dims.get("B", 1)
     lines = [f"  {b.name}: {b.dtype} {list(b.shape)} per sequence, whatever its length" for b in banks(held)]
-    size = sum(prod(b.shape) * (2 if "16" in b.dtype else 4) for b in banks(held))
+    size = sum(prod(b.shape) * item(b.dtype) for b in banks(held))
     lines.append(f"  bytes of a sequence: {size}")
     lines.append(f"step for {batch} x 1 new token on {target.processors} processors")
     lines.append(f"  take_in: programs {held.groups * batch}, where a sequence begins a chunk of {held.size} tokens")

@@ -16,6 +16,7 @@ from sparsec.lower.decode.pages import ENDS, LENGTHS
 from sparsec.lower.lowered import Step
 from sparsec.runtime import bind
 from sparsec.runtime.decode import check
+from sparsec.runtime.decode.cache_layout import UNBOUNDED
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.decode.declared import check_own, declared
 from sparsec.runtime.decode.evict_step import banks, describe, features_of, form_of, held_of
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsec.runtime.compiled import Compiled
-
-UNBOUNDED = 2**30
-"""Tokens of a sequence: memory does not grow with them."""
 
 
 class EvictingDecoder:
@@ -79,7 +77,7 @@ class EvictingDecoder:
 
     def count(self, tokens: Mapping[str, Tensor | None]) -> int:
         """New tokens of a step. Raises InputError for missing or unknown ones."""
-        return self._named(tokens)[self.form.name("q")].shape[1]
+        return self._named(tokens)[self.form.names["q"]].shape[1]
 
     def describe(self, dims: Mapping[str, int], dtype: str) -> str:
         """What a cache holds and what a step launches, in lines."""
@@ -95,7 +93,7 @@ class EvictingDecoder:
         import torch
 
         named = self._named(tokens)
-        count = named[self.form.name("q")].shape[1]
+        count = named[self.form.names["q"]].shape[1]
         if sizes := {tuple(x.shape[:2]) for x in named.values()} - {(cache.batch, count)}:
             rule = f"{cache.batch} sequences have as many new tokens each, one at least"
             raise InputError("tokens", f"rows {sorted(sizes)}", rule, "give every sequence its tokens")
