@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from sparsec.benchmarks.spans import walked
 
 _SPAN = 64
 """Tokens between states that a backward keeps."""
@@ -24,17 +25,13 @@ def level_of(parts: int, chosen: Tensor, x: Mapping[str, Tensor]) -> tuple[Tenso
     names = ("q", "k", "v", "rate", "g")
     given = [x[name][at.clamp(min=0)] for name in names]
     heads, dim = x["k"].shape[1:]
-    state = (x["k"].new_zeros(parts, heads, dim, dim), x["k"].new_zeros(parts, heads, dim))
-    found = []
-    for first in range(0, longest, _SPAN):
-        some = [t[:, first : first + _SPAN] for t in given]
-        *state, out = checkpoint(_walk, *state, *some, use_reentrant=False)
-        found.append(out)
+    zeros = x["k"].new_zeros(parts, heads, dim)
+    *_, found = walked(_walk, (zeros[..., None].repeat(1, 1, 1, dim), zeros), given, _SPAN, 2)
     order = torch.empty_like(chosen)
     order[torch.cat(runs)] = torch.cat(
         [n * longest + torch.arange(len(r), device=at.device) for n, r in enumerate(runs)]
     )
-    o, surprise, z = torch.cat(found, 2)
+    o, surprise, z = found
     return tuple(t.flatten(0, 1)[order] for t in (o, surprise, z))
 
 

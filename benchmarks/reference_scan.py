@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from sparsec.benchmarks.cases import Inputs
 from sparsec.benchmarks.cases_scan import LevelsCase, ProductCase, ScanCase
+from sparsec.benchmarks.spans import walked
 
 _SPAN = 128
 """Tokens between states that a backward keeps."""
@@ -15,24 +15,16 @@ _SPAN = 128
 
 def scan_output(case: ScanCase, x: Inputs) -> Tensor:
     """The output ``[B,T,H,D]`` of fp64 inputs; differentiable in memory that grows slowly with T."""
-    cols = case.D * (case.levels if isinstance(case, LevelsCase) else 1)
-    state = torch.zeros(case.B, case.HKV, case.D, cols, dtype=torch.float64, device=case.device)
-    parts, names = [], sorted(x)
+    levels = case.levels if isinstance(case, LevelsCase) else 1
+    state = torch.zeros(case.B, case.HKV, case.D, case.D * levels, dtype=torch.float64, device=case.device)
+    x = x | {"carried": _carried(case, levels)} if isinstance(case, LevelsCase) else x
+    names = sorted(x)
 
-    def walk(first: int, state: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+    def walk(state: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         some = dict(zip(names, given, strict=True))
-        return _climb(case, first, state, some) if isinstance(case, LevelsCase) else _walk(case, state, some)
+        return _climb(case, state, some) if isinstance(case, LevelsCase) else _walk(case, state, some)
 
-    for first in range(0, case.T, _SPAN):
-        some = [x[name][:, first : first + _SPAN] for name in names]
-        kept = checkpoint(walk, first, state, *some, use_reentrant=False) if _recorded(x) else None
-        state, out = walk(first, state, *some) if kept is None else kept
-        parts.append(out)
-    return torch.cat(parts, 1)
-
-
-def _recorded(x: Inputs) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in x.values())
+    return walked(walk, (state,), [x[name] for name in names], _SPAN, 1)[-1]
 
 
 def _walk(case: ScanCase, state: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
@@ -46,26 +38,29 @@ def _walk(case: ScanCase, state: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
     return state, torch.stack(found, 1)
 
 
-def _climb(case: LevelsCase, first: int, state: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
+def _climb(case: LevelsCase, state: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
     """Levels side by side as columns, of which tokens write the first; after each the full ones move up."""
     found, nothing = [], x["v"].new_zeros(*x["v"].shape[:1], case.HKV, case.D * (case.levels - 1))
     for t in range(x["q"].shape[1]):
         now = {name: tensor[:, t] for name, tensor in x.items()}
         state = _write(case, state, now | {"v": torch.cat([now["v"], nothing], -1)})
-        seen = torch.einsum("bhde,bhd->bhe", state, now["q"]).unflatten(-1, (case.levels, case.D))
+        levels = state.unflatten(-1, (case.levels, case.D))
+        seen = torch.einsum("bhdle,bhd->bhle", levels, now["q"])
         found.append(case.scale * (now["lam"][..., None] * seen).sum(-2))
-        state = _carried(case, first + t, state)
+        state = torch.einsum("bhdle,blm->bhdme", levels, now["carried"]).flatten(-2)
     return state, torch.stack(found, 1)
 
 
-def _carried(case: LevelsCase, t: int, state: Tensor) -> Tensor:
-    """Levels 0 to m become level m + 1, m the trailing zeros of t + 1; nothing is above the highest."""
-    full = ((t + 1) & -(t + 1)).bit_length()
-    if full >= case.levels:
-        return state
-    levels = list(state.split(case.D, -1))
-    merged = torch.stack(levels[:full]).sum(0)
-    return torch.cat([torch.zeros_like(state[..., : full * case.D]), merged, *levels[full + 1 :]], -1)
+def _carried(case: LevelsCase, levels: int) -> Tensor:
+    """Where each level goes after each token ``[B,T,levels,levels]``, as ones.
+
+    Levels 0 to m become level m + 1, m the trailing zeros of t + 1; nothing is above the highest.
+    """
+    ends = torch.arange(1, case.T + 1, device=case.device)
+    full = (ends & -ends).double().log2().round().long()[:, None] + 1
+    level = torch.arange(levels, device=case.device).expand(case.T, levels)
+    target = torch.where((level < full) & (full < levels), full, level)
+    return torch.nn.functional.one_hot(target, levels).double().expand(case.B, -1, -1, -1)
 
 
 def _steps(case: ScanCase, now: Inputs) -> list[Inputs]:
