@@ -13,7 +13,7 @@ from sparsec.autotune.joint import is_backward
 from sparsec.autotune.space import Space
 from sparsec.ir.lengths import lengths
 from sparsec.oracle.values import OracleError
-from sparsec.plan.packing import FIELDS, TABLE, TOTAL, Layout, Packing, layout, total
+from sparsec.plan.packed.layout import FIELDS, TABLE, TOTAL, Layout, Packing, layout, total
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.compiled import Compiled
 from sparsec.runtime.packed.documents import Documents, Given

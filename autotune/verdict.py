@@ -17,11 +17,11 @@ from sparsec.oracle.gap import same_selection, ulp
 from sparsec.oracle.values import Chosen
 from sparsec.oracle.weights import WeightFn
 from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ, RowDot, SelectorGradQ, TiledGradQ
-from sparsec.plan.index_specs import IndexGradQ, ListSum
-from sparsec.plan.map_specs import Map
+from sparsec.plan.maps.map_specs import Map
 from sparsec.plan.plan import Kernel
-from sparsec.plan.route_specs import Balance
+from sparsec.plan.selection.signal_specs import IndexGradQ, ListSum
 from sparsec.plan.specs import Selector
+from sparsec.plan.states.route_specs import Balance
 from sparsec.scalar.evaluate import evaluate
 
 ULPS = 4.0

@@ -30,7 +30,7 @@ from sparsec.ir.variant import Variant, dim_names
 from sparsec.lower.scan.schedules import COLUMNS, WARPS, fills, one_token_form
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
-from sparsec.plan.scan_specs import Scan
+from sparsec.plan.states.scan_specs import Scan
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.inputs import inputs

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, both, ceil_div, most, mul, sub
 from sparsec.lower.scan.cell import padded
-from sparsec.plan.evict_specs import NEVER, Evict, LinearRead
+from sparsec.plan.states.evict_specs import NEVER, Evict, LinearRead
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import EMPTY_KEY, Axis, Node, Program, Tensor

@@ -30,8 +30,6 @@ from sparsec.lower.tiled import grad_kv as tiled_grad_kv
 from sparsec.lower.tiled import grad_q as tiled_grad_q
 from sparsec.lower.tiled import grad_space as tiled_grad_space
 from sparsec.lower.tiled import space as tiled_space
-from sparsec.plan.evict_specs import Evict
-from sparsec.plan.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.grad_specs import (
     AnySpec,
     CombineGrad,
@@ -46,14 +44,11 @@ from sparsec.plan.grad_specs import (
     TiledGradQ,
     Total,
 )
-from sparsec.plan.index_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
-from sparsec.plan.map_specs import Map, MapGrad
-from sparsec.plan.mixture_specs import Mixture, MixtureGrad
-from sparsec.plan.route_specs import Balance, Router, RouterGrad
-from sparsec.plan.row_specs import RowLse
-from sparsec.plan.running_specs import Prefix, PrefixGrad
-from sparsec.plan.scan_specs import Scan, ScanGrad, StatesSum
-from sparsec.plan.set_specs import Members, SetSelector
+from sparsec.plan.maps.map_specs import Map, MapGrad
+from sparsec.plan.maps.prefix_specs import Prefix, PrefixGrad
+from sparsec.plan.maps.row_specs import RowLse
+from sparsec.plan.selection.shared_specs import Members, SetSelector
+from sparsec.plan.selection.signal_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.specs import (
     BlockList,
     Combine,
@@ -62,6 +57,11 @@ from sparsec.plan.specs import (
     Summarise,
     TiledAttention,
 )
+from sparsec.plan.states.evict_specs import Evict
+from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
+from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad
+from sparsec.plan.states.route_specs import Balance, Router, RouterGrad
+from sparsec.plan.states.scan_specs import Scan, ScanGrad, StatesSum
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 

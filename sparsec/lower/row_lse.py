@@ -5,8 +5,8 @@ from __future__ import annotations
 from sparsec.lower.pointwise.choice import over
 from sparsec.lower.pointwise.frame import layout, params
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.plan.map_specs import MapSource
-from sparsec.plan.row_specs import RowLse
+from sparsec.plan.maps.map_specs import MapSource
+from sparsec.plan.maps.row_specs import RowLse
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Program, Tensor

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import add, emit, mul, sub
-from sparsec.plan.running_specs import Prefix, PrefixGrad
+from sparsec.plan.maps.prefix_specs import Prefix, PrefixGrad
 from sparsec.scalar.derivative import derivative
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn

@@ -15,7 +15,7 @@ from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.scalars import add, both, emit
 from sparsec.lower.scan.schedules import token_form
 from sparsec.plan.grad_specs import AnySpec, TiledGradKV
-from sparsec.plan.packing import (
+from sparsec.plan.packed.layout import (
     ALL,
     FIELDS,
     LENGTHS,
@@ -32,8 +32,8 @@ from sparsec.plan.packing import (
     total,
 )
 from sparsec.plan.plan import Kernel, PlanError
-from sparsec.plan.scan_specs import Scan, ScanGrad
 from sparsec.plan.specs import DIM
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import substitute

@@ -1,13 +1,11 @@
 """The plan: a graph cut into kernels and the buffers between them.
 
-By subject, matchers first, then specs and costs (``*_specs``, ``*_cost``) and adjoints (``gradient_*``):
+Matchers of a subject lie in its folder with their specs and costs (``*_specs``, ``*_cost``) and adjoints
+(``*_gradient``): ``attention``, ``selection``, ``states``, ``maps``, and ``packed`` for packed calls. Here is what they
+share:
 
-- the frame: ``build`` ``planner`` ``plan`` ``memory`` ``sizes`` ``precision`` ``honours`` ``pull`` ``gradient``
-  ``adjoint`` ``added``; costs of all: ``cost`` ``cost_terms`` ``grad_cost`` ``reach``; specs of attention: ``specs``
-  ``grad_specs``;
-- attention: ``attend`` ``memories`` ``merge`` ``row_dot``, ``gradient_tiled`` ``_gathered`` ``_merge``;
-- selection: ``select`` ``select_set`` ``set_specs`` ``signal`` ``index_*``, ``gradient_select`` ``_signal``;
-- states: ``scan*`` ``fenwick*`` ``evict*`` ``mass`` ``mixture*`` ``route*``, ``gradient_scan`` ``_route``;
-- rows and maps: ``map*`` ``row_numbers`` ``row_specs`` ``prefix`` ``running_specs``, ``gradient_map`` ``_prefix``;
-- packed calls: ``packing`` ``packed_plan``.
+- the frame: ``build`` ``planner`` ``plan`` ``memory`` ``sizes`` ``precision`` ``honours``;
+- gradients: ``gradient`` ``adjoint`` ``pull`` ``added``, and of every softmax ``row_dot``;
+- specs of attention, which the others build on: ``specs`` ``grad_specs``;
+- costs of all: ``cost`` ``cost_terms`` ``grad_cost`` ``reach``.
 """

@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import reduce
 
 from sparsec.plan.grad_specs import AnySpec, GatheredGradQ, Total
-from sparsec.plan.map_specs import Map, MapSource, symbol
-from sparsec.plan.mixture_specs import MixtureGrad
+from sparsec.plan.maps.map_specs import Map, MapSource, symbol
 from sparsec.plan.plan import Kernel
+from sparsec.plan.states.mixture_specs import MixtureGrad
 from sparsec.scalar.expr import Expr
 
 

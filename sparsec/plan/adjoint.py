@@ -6,8 +6,8 @@ from functools import reduce as fold
 
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
-from sparsec.plan.attend import joinable, lists
-from sparsec.plan.merge import branches_of
+from sparsec.plan.attention.attend import joinable, lists
+from sparsec.plan.attention.merge import branches_of
 from sparsec.plan.pull import Pull, own_pull
 from sparsec.scalar.expr import Expr, var
 

@@ -12,27 +12,27 @@ from sparsec.ir.rules_state import is_ladder
 from sparsec.ir.scores import has_lse
 from sparsec.plan.added import added
 from sparsec.plan.adjoint import is_total
-from sparsec.plan.attend import gathered, lists, tiled
-from sparsec.plan.evict import evict, linear_reads, read_given_up
-from sparsec.plan.fenwick import ladder
+from sparsec.plan.attention.attend import gathered, lists, tiled
+from sparsec.plan.attention.merge import merge
 from sparsec.plan.gradient import gradient
-from sparsec.plan.map import mapped
-from sparsec.plan.mass import mass
+from sparsec.plan.maps.map import mapped
+from sparsec.plan.maps.prefix import prefix
+from sparsec.plan.maps.row_numbers import norm2, row_lse
 from sparsec.plan.memory import ordered
-from sparsec.plan.merge import merge
-from sparsec.plan.mixture import mixture
 from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
 from sparsec.plan.precision import OUTPUTS, exact, handed, merged, rounded
-from sparsec.plan.prefix import prefix
-from sparsec.plan.route import balance, listed, shares
 from sparsec.plan.row_dot import folded
-from sparsec.plan.row_numbers import norm2, row_lse
-from sparsec.plan.scan import readers_of, scan, surprise
-from sparsec.plan.select import select
-from sparsec.plan.select_set import select_set
-from sparsec.plan.signal import signal
+from sparsec.plan.selection.select import select
+from sparsec.plan.selection.shared import select_set
+from sparsec.plan.selection.signal import signal
 from sparsec.plan.sizes import Sizes
+from sparsec.plan.states.evict import evict, linear_reads, read_given_up
+from sparsec.plan.states.fenwick import ladder
+from sparsec.plan.states.mass import mass
+from sparsec.plan.states.mixture import mixture
+from sparsec.plan.states.route import balance, listed, shares
+from sparsec.plan.states.scan import readers_of, scan, surprise
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.walk import depends_on
 

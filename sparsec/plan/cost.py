@@ -10,17 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, held, item, sizes, tiled_pairs, total
-from sparsec.plan.evict_specs import Evict
 from sparsec.plan.grad_cost import GRAD_COSTS
 from sparsec.plan.grad_specs import AnySpec
-from sparsec.plan.index_cost import INDEX_COSTS
-from sparsec.plan.map_cost import MAP_COSTS
-from sparsec.plan.mixture_cost import MIXTURE_COSTS
+from sparsec.plan.maps.map_cost import MAP_COSTS
+from sparsec.plan.maps.prefix_specs import Prefix
 from sparsec.plan.reach import keys_seen
-from sparsec.plan.route_cost import ROUTE_COSTS
-from sparsec.plan.running_specs import Prefix
-from sparsec.plan.scan_cost import SCAN_COSTS
-from sparsec.plan.set_specs import Members, SetSelector
+from sparsec.plan.selection.shared_specs import Members, SetSelector
+from sparsec.plan.selection.signal_cost import INDEX_COSTS
 from sparsec.plan.specs import (
     BlockList,
     Combine,
@@ -29,6 +25,10 @@ from sparsec.plan.specs import (
     Summarise,
     TiledAttention,
 )
+from sparsec.plan.states.evict_specs import Evict
+from sparsec.plan.states.mixture_cost import MIXTURE_COSTS
+from sparsec.plan.states.route_cost import ROUTE_COSTS
+from sparsec.plan.states.scan_cost import SCAN_COSTS
 from sparsec.scalar.expr import constant, var
 from sparsec.scalar.functions import minimum
 

@@ -18,7 +18,7 @@ from sparsec.plan.grad_specs import (
     TiledGradQ,
     Total,
 )
-from sparsec.plan.running_specs import PrefixGrad
+from sparsec.plan.maps.prefix_specs import PrefixGrad
 from sparsec.plan.specs import GatheredAttention, Selector, TiledAttention
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.functions import minimum

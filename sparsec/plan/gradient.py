@@ -9,24 +9,24 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rules_state import is_ladder
 from sparsec.plan.adjoint import alike, branches, is_total, pull, shared, terms, through_lists
-from sparsec.plan.fenwick import ladder_gradient
+from sparsec.plan.attention.gathered_gradient import gathered_gradient
+from sparsec.plan.attention.merge_gradient import gate_gradient, merge_gradient
+from sparsec.plan.attention.tiled_gradient import tiled_gradient
 from sparsec.plan.grad_specs import Total
-from sparsec.plan.gradient_gathered import gathered_gradient
-from sparsec.plan.gradient_map import map_gradient
-from sparsec.plan.gradient_merge import gate_gradient, merge_gradient
-from sparsec.plan.gradient_prefix import prefix_gradient
-from sparsec.plan.gradient_route import route_gradient
-from sparsec.plan.gradient_scan import scan_gradient, states_sum
-from sparsec.plan.gradient_select import score_gradient, summary_gradient
-from sparsec.plan.gradient_signal import list_gradient
-from sparsec.plan.gradient_tiled import tiled_gradient
-from sparsec.plan.map import plan_map
-from sparsec.plan.map_specs import Row, symbol
-from sparsec.plan.mass import mass_gradient
-from sparsec.plan.mixture import mixture_gradient
+from sparsec.plan.maps.map import plan_map
+from sparsec.plan.maps.map_gradient import map_gradient
+from sparsec.plan.maps.map_specs import Row, symbol
+from sparsec.plan.maps.prefix_gradient import prefix_gradient
+from sparsec.plan.maps.row_numbers import row_gradient
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
-from sparsec.plan.row_numbers import row_gradient
+from sparsec.plan.selection.select_gradient import score_gradient, summary_gradient
+from sparsec.plan.selection.signal_gradient import list_gradient
+from sparsec.plan.states.fenwick import ladder_gradient
+from sparsec.plan.states.mass import mass_gradient
+from sparsec.plan.states.mixture import mixture_gradient
+from sparsec.plan.states.route_gradient import route_gradient
+from sparsec.plan.states.scan_gradient import scan_gradient, states_sum
 from sparsec.scalar.expr import Expr, var
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparsec.ir.node import Node
 from sparsec.plan.grad_specs import AnySpec
-from sparsec.plan.packing import Packed
+from sparsec.plan.packed.layout import Packed
 from sparsec.scalar.expr import Expr
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8}

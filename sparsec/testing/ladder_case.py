@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sparsec.frontends.preset import preset
 from sparsec.oracle import oracle
-from sparsec.plan.fenwick_specs import Ladder, LadderGrad
-from sparsec.plan.scan_specs import Operand, Read, Writes
+from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
+from sparsec.plan.states.scan_specs import Operand, Read, Writes
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from sparsec.ir.dims import fixed, value
 from sparsec.ir.lengths import lengths
 from sparsec.ir.variant import Variant, dim_names
-from sparsec.plan.packed_plan import packing_of
-from sparsec.plan.packing import Layout, layout
+from sparsec.plan.packed.layout import Layout, layout
+from sparsec.plan.packed.plan import packing_of
 from sparsec.runtime.inputs import inputs
 
 SIZES = {"B": 1, "H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16}

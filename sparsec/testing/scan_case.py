@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparsec.plan.scan_specs import Operand, Read, Scan, ScanGrad, Writes
+from sparsec.plan.states.scan_specs import Operand, Read, Scan, ScanGrad, Writes
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from sparsec.passes.differentiate import Differentiated, differentiate
 from sparsec.passes.pipeline import run
 from sparsec.plan.build import build_plan
 from sparsec.plan.grad_specs import AnySpec, GradSpec
-from sparsec.plan.index_specs import Divergence
 from sparsec.plan.plan import Plan
+from sparsec.plan.selection.signal_specs import Divergence
 from sparsec.plan.sizes import static_names
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER

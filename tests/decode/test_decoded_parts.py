@@ -16,7 +16,7 @@ from sparsec.lower.scan import one_token
 from sparsec.lower.scan.schedules import lower, one_token_form
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
-from sparsec.plan.scan_specs import Scan
+from sparsec.plan.states.scan_specs import Scan
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode import space
 from sparsec.runtime.decode.cache_state import Cache

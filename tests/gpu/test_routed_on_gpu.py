@@ -10,7 +10,7 @@ from sparsec.frontends.text import parse
 from sparsec.lower.registry import default
 from sparsec.lower.scan.schedules import in_chunks, in_chunks_back, token_form
 from sparsec.plan.plan import Kernel
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.testing.recurrent import ROUTES, draw
 from sparsec.testing.trained import wrong_on

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsec.backends.triton.compile import Compiled, compile_all
 from sparsec.backends.tvm.build import compile
 from sparsec.lower.registry import default, lower_kernel
-from sparsec.plan.map_specs import Map, MapGrad, MapSource, Shape, needed
+from sparsec.plan.maps.map_specs import Map, MapGrad, MapSource, Shape, needed
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.functions import exp, log, maximum, sigmoid

@@ -12,10 +12,10 @@ from sparsec.passes.differentiate import differentiate
 from sparsec.passes.pipeline import run
 from sparsec.plan.build import build_plan
 from sparsec.plan.grad_specs import GatheredGradQ, Total
-from sparsec.plan.map_specs import Map
-from sparsec.plan.mixture_specs import MixtureGrad
+from sparsec.plan.maps.map_specs import Map
 from sparsec.plan.plan import Plan, PlanError
 from sparsec.plan.sizes import static_names
+from sparsec.plan.states.mixture_specs import MixtureGrad
 
 HEADS = {"H": 4, "HKV": 2}
 

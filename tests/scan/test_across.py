@@ -14,7 +14,7 @@ import sparsec
 from sparsec.lower.across.taken import made_by, only_load
 from sparsec.lower.lowered import Lowered
 from sparsec.plan.plan import Plan
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.across import apart, programs
 from sparsec.runtime.compiled import Compiled
 from sparsec.runtime.quick import Device, on_gpu

@@ -16,7 +16,7 @@ from sparsec.passes.expand_readout import expand_readout
 from sparsec.passes.expand_residual import expand_residual
 from sparsec.passes.expand_slots import expand_slots
 from sparsec.passes.pipeline import training
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.testing.trained import wrong_on
 
 SIZES: dict[str, Any] = {"B": 2, "T": 9, "H": 2, "HKV": 1, "D": 16, "DV": 8}

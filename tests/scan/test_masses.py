@@ -12,7 +12,7 @@ import sparsec
 from sparsec.lower.registry import default, lower_kernel
 from sparsec.oracle import check, oracle
 from sparsec.passes.pipeline import training
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER

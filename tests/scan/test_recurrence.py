@@ -16,7 +16,7 @@ import torch
 from sparsec.frontends.text import parse
 from sparsec.passes.differentiate import differentiate
 from sparsec.plan.plan import Kernel, PlanError
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER

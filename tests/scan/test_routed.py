@@ -14,8 +14,8 @@ from sparsec.frontends.text import parse
 from sparsec.lower.route import router
 from sparsec.passes.differentiate import differentiate
 from sparsec.plan.plan import Kernel, PlanError
-from sparsec.plan.route_specs import Router
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.states.route_specs import Router
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER

@@ -9,9 +9,9 @@ from sparsec.lower.across.piece import Piece, lifted, names, touching
 from sparsec.lower.across.same import without_repeats
 from sparsec.lower.across.taken import made_by, placed, taken
 from sparsec.lower.lowered import Lowered
-from sparsec.plan.map_specs import Map
+from sparsec.plan.maps.map_specs import Map
 from sparsec.plan.plan import Kernel, Plan
-from sparsec.plan.scan_specs import Scan, ScanGrad
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.tile.schedule import Schedule
 
 

@@ -12,9 +12,9 @@ from functools import reduce
 from sparsec.lower.pieces import Span
 from sparsec.lower.pointwise.rows import through
 from sparsec.lower.scalars import both, emit_scores
-from sparsec.plan.map_specs import Map, MapSource
+from sparsec.plan.maps.map_specs import Map, MapSource
 from sparsec.plan.plan import Kernel
-from sparsec.plan.scan_specs import Scan
+from sparsec.plan.states.scan_specs import Scan
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Access, Node, Program, Tensor, TileOp, access_of

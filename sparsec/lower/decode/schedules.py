@@ -17,8 +17,8 @@ from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
 from sparsec.lower.scan import one_token
 from sparsec.plan.grad_specs import AnySpec
-from sparsec.plan.scan_specs import Scan
 from sparsec.plan.specs import Combine, GatheredAttention, Selector, TiledAttention
+from sparsec.plan.states.scan_specs import Scan
 from sparsec.tile.schedule import Schedule
 
 MOST = 32

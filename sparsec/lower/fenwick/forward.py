@@ -10,8 +10,8 @@ from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan import chunk
 from sparsec.lower.scan.chunk_form import checked
-from sparsec.plan.fenwick import unchunked
-from sparsec.plan.fenwick_specs import Ladder
+from sparsec.plan.states.fenwick import unchunked
+from sparsec.plan.states.fenwick_specs import Ladder
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 

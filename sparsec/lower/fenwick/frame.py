@@ -7,7 +7,7 @@ from sparsec.lower.fenwick.outputs import Reader
 from sparsec.lower.fenwick.rungs import column_of, distance, edges
 from sparsec.lower.scan.chunk_parts import Chunk, column_limit
 from sparsec.lower.scan.chunk_state import Axes
-from sparsec.plan.scan_specs import Operand
+from sparsec.plan.states.scan_specs import Operand
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sparsec.lower.fenwick import backward, forward, token
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan.cell import padded
-from sparsec.plan.fenwick import unchunked
-from sparsec.plan.fenwick_specs import Ladder, LadderGrad
+from sparsec.plan.states.fenwick import unchunked
+from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
 from sparsec.tile.schedule import Schedule
 
 Choices = dict[str, tuple[object, ...]]

@@ -10,8 +10,8 @@ from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.lower.scan.cell import padded
-from sparsec.plan.fenwick_specs import Ladder, LadderGrad
-from sparsec.plan.scan_specs import Operand
+from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
+from sparsec.plan.states.scan_specs import Operand
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

@@ -13,7 +13,7 @@ from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.cell import Cell, cell, grid, parameters, place_of, vector
 from sparsec.lower.scan.token import readers
 from sparsec.lower.scan.visit import Token, token
-from sparsec.plan.fenwick_specs import Ladder
+from sparsec.plan.states.fenwick_specs import Ladder
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

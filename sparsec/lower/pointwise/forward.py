@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sparsec.lower.pointwise.frame import Frame, layout, params
 from sparsec.lower.pointwise.rows import through
 from sparsec.lower.scalars import emit_scores, mul
-from sparsec.plan.map_specs import Map, MapSource
+from sparsec.plan.maps.map_specs import Map, MapSource
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sparsec.lower.pieces import Span
 from sparsec.lower.scalars import add, ceil_div
-from sparsec.plan.map_specs import MapSource, Shape
+from sparsec.plan.maps.map_specs import MapSource, Shape
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
 from sparsec.tile.schedule import Schedule

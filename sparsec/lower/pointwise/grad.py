@@ -16,7 +16,7 @@ from sparsec.lower.pointwise.forward import applied, columns_of
 from sparsec.lower.pointwise.frame import Frame, Layout, layout, length, params, zeros
 from sparsec.lower.pointwise.rows import back
 from sparsec.lower.scalars import add, emit, mul
-from sparsec.plan.map_specs import MapGrad, MapSource, needed, summed, symbol
+from sparsec.plan.maps.map_specs import MapGrad, MapSource, needed, summed, symbol
 from sparsec.scalar.derivative import derivative
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sparsec.lower.pointwise.choice import HIDDEN, Parts, best, over
 from sparsec.lower.pointwise.frame import Column
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.plan.map_specs import MapSource
+from sparsec.plan.maps.map_specs import MapSource
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node

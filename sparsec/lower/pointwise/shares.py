@@ -9,7 +9,7 @@ from sparsec.lower.lowered import Scratch
 from sparsec.lower.pointwise.frame import Column, columns, cut, length, params, zeros
 from sparsec.lower.pointwise.rows import back
 from sparsec.lower.scalars import add, ceil_div, mul
-from sparsec.plan.map_specs import MapGrad, MapSource, Shape, summed
+from sparsec.plan.maps.map_specs import MapGrad, MapSource, Shape, summed
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor

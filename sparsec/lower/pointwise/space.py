@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sparsec.lower.pointwise.frame import cut
-from sparsec.plan.map_specs import Map, MapGrad, Shape, summed
-from sparsec.plan.row_specs import RowLse
+from sparsec.plan.maps.map_specs import Map, MapGrad, Shape, summed
+from sparsec.plan.maps.row_specs import RowLse
 from sparsec.tile.schedule import Schedule
 
 TILES = 8

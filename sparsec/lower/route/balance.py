@@ -8,7 +8,7 @@ from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.route import parts
 from sparsec.lower.scalars import add, mul
-from sparsec.plan.route_specs import Balance
+from sparsec.plan.states.route_specs import Balance
 from sparsec.scalar.expr import constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.functions import maximum

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 from sparsec.lower.scalars import add, both, ceil_div, mul
-from sparsec.plan.route_specs import Router
+from sparsec.plan.states.route_specs import Router
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor

@@ -9,7 +9,7 @@ from functools import reduce
 from sparsec.lower.route import parts
 from sparsec.lower.route.parts import BLOCK, Tokens
 from sparsec.lower.scalars import both, mul, sub
-from sparsec.plan.route_specs import Router
+from sparsec.plan.states.route_specs import Router
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

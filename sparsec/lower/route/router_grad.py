@@ -11,7 +11,7 @@ from sparsec.lower.route import parts
 from sparsec.lower.route.balance import LONG, STRETCHES
 from sparsec.lower.route.parts import BLOCK, Tokens
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.plan.route_specs import RouterGrad
+from sparsec.plan.states.route_specs import RouterGrad
 from sparsec.scalar.expr import constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.functions import maximum

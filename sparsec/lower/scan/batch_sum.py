@@ -7,7 +7,7 @@ from functools import reduce
 
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.cell import padded
-from sparsec.plan.scan_specs import StatesSum
+from sparsec.plan.states.scan_specs import StatesSum
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.runs import ROOM, SEGMENTS, Runs
-from sparsec.plan.scan_specs import Operand, Writes
+from sparsec.plan.states.scan_specs import Operand, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor

@@ -15,7 +15,7 @@ from sparsec.lower.scan import chunk_form, chunk_gates, chunk_outputs, chunk_par
 from sparsec.lower.scan.chunk_parts import Chunked
 from sparsec.lower.scan.keyed import forward
 from sparsec.lower.scan.runs import Runs
-from sparsec.plan.scan_specs import Scan
+from sparsec.plan.states.scan_specs import Scan
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 

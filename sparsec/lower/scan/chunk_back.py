@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sparsec.lower.scan.chunk_form import checked
 from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, SEGMENTS, Chunked, needs_keyed
 from sparsec.lower.scan.runs import Runs
-from sparsec.plan.scan_specs import Operand, Read, ScanGrad
+from sparsec.plan.states.scan_specs import Operand, Read, ScanGrad
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 

@@ -23,7 +23,7 @@ from sparsec.lower.scan.chunk_outputs import visible
 from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, power_of_two, times
 from sparsec.lower.scan.chunk_state import Axes, axes
 from sparsec.lower.scan.operands import operands, product
-from sparsec.plan.scan_specs import Operand
+from sparsec.plan.states.scan_specs import Operand
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 

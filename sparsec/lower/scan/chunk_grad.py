@@ -14,7 +14,7 @@ from sparsec.lower.scan import chunk, chunk_back, chunk_back_states, chunk_back_
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.keyed import gradient
 from sparsec.lower.scan.runs import Runs
-from sparsec.plan.scan_specs import ScanGrad
+from sparsec.plan.states.scan_specs import ScanGrad
 from sparsec.tile.schedule import Schedule
 
 WHOLE = 128

@@ -17,7 +17,7 @@ from sparsec.lower.scan.chunk_place import Place
 from sparsec.lower.scan.chunk_segments import initial_state, store_final
 from sparsec.lower.scan.chunk_state import Axes, Walk, walk
 from sparsec.lower.scan.operands import operands, product
-from sparsec.plan.scan_specs import Operand, Read
+from sparsec.plan.states.scan_specs import Operand, Read
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

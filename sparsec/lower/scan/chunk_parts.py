@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import add, least, mul
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.runs import CUT, Runs
-from sparsec.plan.scan_specs import Operand, Writes
+from sparsec.plan.states.scan_specs import Operand, Writes
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.functions import maximum, minimum

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.scalars import add, both, mul
-from sparsec.plan.scan_specs import Operand, Scan, ScanGrad, Writes
+from sparsec.plan.states.scan_specs import Operand, Scan, ScanGrad, Writes
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import substitute

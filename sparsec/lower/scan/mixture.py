@@ -9,7 +9,7 @@ from functools import reduce
 from sparsec.lower.pieces import Span
 from sparsec.lower.pointwise.frame import columns
 from sparsec.lower.scalars import add, ceil_div, most, mul, sub
-from sparsec.plan.mixture_specs import Mixture, MixtureGrad
+from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor

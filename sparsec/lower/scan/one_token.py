@@ -14,7 +14,7 @@ from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, cell, parameters, states_shape
 from sparsec.lower.scan.step import after
 from sparsec.lower.scan.visit import Place, Visit, listed, token, token_of, weight_of
-from sparsec.plan.scan_specs import Route, Scan
+from sparsec.plan.states.scan_specs import Route, Scan
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import product as cross
 
 from sparsec.lower.scan.chunk_parts import halves
-from sparsec.plan.scan_specs import Writes
+from sparsec.plan.states.scan_specs import Writes
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node
 

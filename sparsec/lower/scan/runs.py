@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sparsec.lower.inverse.index import as_scratch, exclusive
 from sparsec.lower.lowered import Scratch, Step
 from sparsec.lower.scalars import add, both, ceil_div, mul, sub
-from sparsec.plan.scan_specs import Route
+from sparsec.plan.states.scan_specs import Route
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.functions import maximum

@@ -11,7 +11,7 @@ from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.chunk_parts import needs_keyed
 from sparsec.lower.scan.sorted import lower as lower_sorted
 from sparsec.lower.scan.sorted import spec as sort
-from sparsec.plan.scan_specs import Scan, ScanGrad, Writes
+from sparsec.plan.states.scan_specs import Scan, ScanGrad, Writes
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 HELD_BYTES = 2**19

@@ -13,7 +13,7 @@ from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape
 from sparsec.lower.scan.token import answers, query, readers, surprise
 from sparsec.lower.scan.visit import Token, token
-from sparsec.plan.scan_specs import Scan
+from sparsec.plan.states.scan_specs import Scan
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule

@@ -14,7 +14,7 @@ from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape, vector
 from sparsec.lower.scan.runs import Runs
 from sparsec.lower.scan.visit import Token, steps, token
-from sparsec.plan.scan_specs import Read, Scan, Writes
+from sparsec.plan.states.scan_specs import Read, Scan, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

@@ -27,7 +27,7 @@ from sparsec.lower.scan.runs import Runs
 from sparsec.lower.scan.token import query, readers, turned
 from sparsec.lower.scan.token_sum import Found, Target
 from sparsec.lower.scan.visit import Token, listed, steps, token
-from sparsec.plan.scan_specs import ScanGrad
+from sparsec.plan.states.scan_specs import ScanGrad
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -8,7 +8,7 @@ from functools import reduce
 
 from sparsec.lower.scalars import add, both, most, mul
 from sparsec.lower.scan.cell import Cell, vector
-from sparsec.plan.scan_specs import Operand, Route
+from sparsec.plan.states.scan_specs import Operand, Route
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor

@@ -13,7 +13,7 @@ from sparsec.lower.pieces import spans
 from sparsec.lower.scalars import add, ceil_div, least, mul
 from sparsec.lower.select import dense_walk, divergence, index_rows
 from sparsec.lower.select.dense_walk import Keys
-from sparsec.plan.index_specs import DenseGradKeys
+from sparsec.plan.selection.signal_specs import DenseGradKeys
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

@@ -11,7 +11,7 @@ from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.lower.select import index_rows, list_sum
 from sparsec.lower.select.index_rows import Index
 from sparsec.lower.select.list_sum import Sum
-from sparsec.plan.index_specs import ListSum
+from sparsec.plan.selection.signal_specs import ListSum
 from sparsec.plan.specs import GatheredAttention, Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

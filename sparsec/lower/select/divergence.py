@@ -10,7 +10,7 @@ from sparsec.lower.scalars import add, most, mul, sub
 from sparsec.lower.select import dense_walk, index_rows
 from sparsec.lower.select.dense_walk import Keys
 from sparsec.lower.select.index_rows import Index
-from sparsec.plan.index_specs import Divergence
+from sparsec.plan.selection.signal_specs import Divergence
 from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -20,7 +20,7 @@ from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
 from sparsec.lower.select import index_rows
 from sparsec.lower.select.candidates import split
 from sparsec.lower.select.frame import sharing
-from sparsec.plan.index_specs import IndexGradKeys
+from sparsec.plan.selection.signal_specs import IndexGradKeys
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn

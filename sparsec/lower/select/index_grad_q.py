@@ -9,7 +9,7 @@ from sparsec.lower.scalars import add, mul
 from sparsec.lower.select import divergence, index_rows
 from sparsec.lower.select.dense_walk import Keys
 from sparsec.lower.select.divergence import Columns
-from sparsec.plan.index_specs import IndexGradQ
+from sparsec.plan.selection.signal_specs import IndexGradQ
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

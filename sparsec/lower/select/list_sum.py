@@ -14,7 +14,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pieces import dot_over
 from sparsec.lower.rows import one_token
 from sparsec.lower.scalars import add, both, most, mul, sub
-from sparsec.plan.index_specs import ListSum
+from sparsec.plan.selection.signal_specs import ListSum
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

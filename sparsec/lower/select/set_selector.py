@@ -12,7 +12,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pieces import Span, dot_over, spans
 from sparsec.lower.scalars import add, both, ceil_div, most, mul
 from sparsec.lower.select.candidates import split
-from sparsec.plan.set_specs import Members, SetSelector
+from sparsec.plan.selection.shared_specs import Members, SetSelector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import EMPTY_KEY, Axis, Node, Program, Tensor

@@ -11,7 +11,7 @@ from sparsec.lower.decode.in_place import in_place
 from sparsec.lower.decode.pages import LENGTHS
 from sparsec.passes.stream import Streamed
 from sparsec.passes.stream_spec import CacheSpec
-from sparsec.plan.map_specs import Map
+from sparsec.plan.maps.map_specs import Map
 from sparsec.plan.plan import Plan
 from sparsec.plan.specs import BlockList
 from sparsec.runtime.decode.cache_layout import Place

@@ -14,7 +14,7 @@ from sparsec.ir.variant import Variant
 from sparsec.lower.decode import read_held
 from sparsec.lower.decode.held import VERSIONS, Held
 from sparsec.plan.cost_terms import item
-from sparsec.plan.evict import given_up, lag
+from sparsec.plan.states.evict import given_up, lag
 from sparsec.runtime.decode.cache_layout import Bank
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate

@@ -16,10 +16,10 @@ from sparsec.lower.decode.schedules import lower
 from sparsec.lower.decode.together import agree, apart, counted, fit, joined
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.grad_specs import AnySpec
-from sparsec.plan.map_specs import Map
+from sparsec.plan.maps.map_specs import Map
 from sparsec.plan.plan import Kernel
-from sparsec.plan.scan_specs import Scan
 from sparsec.plan.specs import BlockList, Summarise, TiledAttention
+from sparsec.plan.states.scan_specs import Scan
 from sparsec.runtime.decode.cache_layout import Place
 from sparsec.runtime.launch import Bind, build
 from sparsec.runtime.target import Target

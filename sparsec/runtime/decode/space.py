@@ -12,9 +12,9 @@ from sparsec.lower.route import router
 from sparsec.lower.scan import one_token
 from sparsec.lower.scan.schedules import one_token_form, step_form, token_form
 from sparsec.plan.grad_specs import AnySpec
-from sparsec.plan.route_specs import Router
-from sparsec.plan.scan_specs import Scan
 from sparsec.plan.specs import GatheredAttention
+from sparsec.plan.states.route_specs import Router
+from sparsec.plan.states.scan_specs import Scan
 from sparsec.runtime.target import Target
 from sparsec.tile.schedule import Schedule
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from sparsec.ir.variant import Variant
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.registry import lower_kernel
-from sparsec.plan.packing import TOTAL
+from sparsec.plan.packed.layout import TOTAL
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.sizes import static_names
 from sparsec.runtime.compiled import Compiled

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sparsec.lower.lowered import Lowered
-from sparsec.plan.packing import LENGTHS, TABLE, TOTAL
+from sparsec.plan.packed.layout import LENGTHS, TABLE, TOTAL
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.runtime.exported.module import Exported, named
 from sparsec.runtime.exported.run import checked_lists, expected, launched, no_gradients

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sparsec.ir.dims import bind as bind_dims
-from sparsec.plan.packed_plan import packed_plan, packing_of
-from sparsec.plan.packing import TABLE, TOTAL, Layout, layout
+from sparsec.plan.packed.layout import TABLE, TOTAL, Layout, layout
+from sparsec.plan.packed.plan import packed_plan, packing_of
 from sparsec.plan.plan import Plan
 from sparsec.runtime import bind
 from sparsec.runtime.joint import Joint

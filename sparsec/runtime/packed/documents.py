@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec.ir.error import InputError
 from sparsec.ir.lengths import position
-from sparsec.plan.packing import Layout, Packing
+from sparsec.plan.packed.layout import Layout, Packing
 from sparsec.runtime.env import Env
 from sparsec.runtime.packed import segments
 from sparsec.scalar.expr import Expr, var

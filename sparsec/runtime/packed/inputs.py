@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from sparsec.ir.error import InputError
-from sparsec.plan.packing import Packing, layout
+from sparsec.plan.packed.layout import Packing, layout
 from sparsec.runtime.inputs import inputs
 from sparsec.runtime.packed.calls import unbatched
 from sparsec.scalar.expr import Expr

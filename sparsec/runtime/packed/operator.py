@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from sparsec.plan.packing import TOTAL, layout
+from sparsec.plan.packed.layout import TOTAL, layout
 from sparsec.runtime import bind, route
 from sparsec.runtime.packed.documents import Given
 from sparsec.runtime.shapes import dims_of, empties, sizes

@@ -12,7 +12,7 @@ import torch
 from sparsec.backends.triton.resources import Resources
 from sparsec.lower.fenwick import backward, forward, schedules
 from sparsec.lower.lowered import Lowered
-from sparsec.plan.fenwick_specs import LadderGrad
+from sparsec.plan.states.fenwick_specs import LadderGrad
 from sparsec.testing.ahead import job, misfits, wide_dots
 from sparsec.testing.ladder_case import Setting
 from sparsec.testing.scratch import with_scratch

@@ -17,7 +17,7 @@ from sparsec.backends.triton.build import MOST_PROGRAMS
 from sparsec.backends.triton.compile import Compiled, compile_all
 from sparsec.backends.triton.resources import Resources
 from sparsec.lower.scan import chunk, chunk_grad, schedules
-from sparsec.plan.scan_specs import Operand, Read, Scan, Writes
+from sparsec.plan.states.scan_specs import Operand, Read, Scan, Writes
 from sparsec.scalar.evaluate import evaluate
 from sparsec.testing.ahead import job, misfits, wide_dots
 from sparsec.testing.scan_case import Setting, truth

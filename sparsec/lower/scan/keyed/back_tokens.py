@@ -22,7 +22,7 @@ from sparsec.lower.scan.keyed.backward import KeyedBack
 from sparsec.lower.scan.keyed.fades import Fades, Space, dims_of, over_dims, where_deep
 from sparsec.lower.scan.keyed.prepare import chunk_of, grid, inputs
 from sparsec.lower.scan.keyed.sides import Side
-from sparsec.plan.scan_specs import Operand
+from sparsec.plan.states.scan_specs import Operand
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 

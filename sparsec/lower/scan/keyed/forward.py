@@ -10,7 +10,7 @@ from sparsec.lower.scan import chunk_segments
 from sparsec.lower.scan.chunk_parts import Chunked
 from sparsec.lower.scan.keyed import outputs, prepare, solve
 from sparsec.lower.scan.keyed.sides import Keyed
-from sparsec.plan.scan_specs import Scan
+from sparsec.plan.states.scan_specs import Scan
 from sparsec.tile.language import Tensor
 
 

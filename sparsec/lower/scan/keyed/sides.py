@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, Chunked, power
-from sparsec.plan.scan_specs import Operand, Read
+from sparsec.plan.states.scan_specs import Operand, Read
 from sparsec.tile.language import Tensor
 
 

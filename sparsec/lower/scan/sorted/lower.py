@@ -12,7 +12,7 @@ from sparsec.lower.scan.sorted import gather, scatter
 from sparsec.lower.scan.sorted import spec as sort
 from sparsec.lower.scan.sorted.spec import Moved
 from sparsec.lower.scan.token_sum import Target
-from sparsec.plan.scan_specs import Operand, Scan, ScanGrad, Writes
+from sparsec.plan.states.scan_specs import Operand, Scan, ScanGrad, Writes
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import substitute
 from sparsec.tile.language import Tensor

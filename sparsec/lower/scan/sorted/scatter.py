@@ -10,7 +10,7 @@ from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.lower.scan.runs import CUT, ROOM, SEGMENTS, Runs
 from sparsec.lower.scan.sorted.gather import last
 from sparsec.lower.scan.sorted.spec import Moved
-from sparsec.plan.scan_specs import Operand, Writes
+from sparsec.plan.states.scan_specs import Operand, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sparsec.lower.scan.runs import ROOM, Runs
-from sparsec.plan.scan_specs import Operand, Read, Scan, ScanGrad, Writes
+from sparsec.plan.states.scan_specs import Operand, Read, Scan, ScanGrad, Writes
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule
 

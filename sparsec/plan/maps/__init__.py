@@ -1,0 +1,1 @@
+"""Rows and maps: functions of tensors row by row, numbers that rows come to, and running sums over tokens."""
