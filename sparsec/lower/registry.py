@@ -16,8 +16,10 @@ from sparsec.lower.pointwise import forward as pointwise
 from sparsec.lower.pointwise import grad as pointwise_grad
 from sparsec.lower.pointwise import space as pointwise_space
 from sparsec.lower.route import balance, router, router_grad
-from sparsec.lower.scan import batch_sum, mixture, mixture_grad
+from sparsec.lower.scan import batch_sum
 from sparsec.lower.scan import schedules as scan_class
+from sparsec.lower.scan.mixture import gradient as mixture_grad
+from sparsec.lower.scan.mixture import weights as mixture
 from sparsec.lower.select import dense_grad_keys, divergence, index_grad_keys, index_grad_q, list_sum, set_selector
 from sparsec.lower.select import grad_keys as selector_grad_keys
 from sparsec.lower.select import grad_q as selector_grad_q

@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsec.backends.triton.build import arguments, launch, load
 from sparsec.backends.triton.emit import emit
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.scan import chunk
+from sparsec.lower.scan.chunk import forward as chunk
 from sparsec.testing.interpreter_pace import keep_pace
 from sparsec.testing.scan_case import Setting, truth
 from sparsec.testing.scratch import with_scratch

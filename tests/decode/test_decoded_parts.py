@@ -12,8 +12,8 @@ from torch import Tensor
 import sparsec
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant, dim_names
-from sparsec.lower.scan import one_token
 from sparsec.lower.scan.schedules import lower, one_token_form
+from sparsec.lower.scan.token import one_token
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
 from sparsec.plan.states.scan_specs import Scan

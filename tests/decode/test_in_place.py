@@ -8,7 +8,8 @@ import pytest
 
 from sparsec.lower.decode.in_place import in_place
 from sparsec.lower.lowered import Step
-from sparsec.lower.scan import step, token
+from sparsec.lower.scan.token import forward as token
+from sparsec.lower.scan.token import step
 from sparsec.scalar.fn import Fn
 from sparsec.testing.scan_case import Setting
 from sparsec.tile import build as tile

@@ -15,7 +15,7 @@ from sparsec.lower.gathered import chunks
 from sparsec.lower.gathered.gpu import row_tile
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
-from sparsec.lower.scan import one_token
+from sparsec.lower.scan.token import one_token
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.specs import Combine, GatheredAttention, Selector, TiledAttention
 from sparsec.plan.states.scan_specs import Scan

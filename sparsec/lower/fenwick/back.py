@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sparsec.lower.fenwick.climb import COLUMNS
 from sparsec.lower.fenwick.rungs import BLOCKS, Rungs
-from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, Chunked, power
+from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, Chunked, power
 from sparsec.plan.states.fenwick_specs import LadderGrad
 from sparsec.tile import build as tile
 from sparsec.tile.language import Tensor

@@ -20,7 +20,7 @@ from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.forward import blocks, of_blocks, rungs_of
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan.chunk_parts import power
+from sparsec.lower.scan.chunk.parts import power
 from sparsec.plan.states.fenwick_specs import LadderGrad
 from sparsec.tile.schedule import Schedule
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sparsec.lower.fenwick.leaf import store
 from sparsec.lower.fenwick.rungs import Rungs, column_of, edges, tile_number, when
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import CHUNKS, power, power_of_two
+from sparsec.lower.scan.chunk.parts import CHUNKS, power, power_of_two
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor

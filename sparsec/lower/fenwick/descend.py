@@ -12,7 +12,7 @@ from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.climb import Pair, grid, pair
 from sparsec.lower.fenwick.leaf import store
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import power, power_of_two
+from sparsec.lower.scan.chunk.parts import power, power_of_two
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor

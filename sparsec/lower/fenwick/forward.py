@@ -8,8 +8,8 @@ from sparsec.lower.fenwick import climb, group, leaf, outputs
 from sparsec.lower.fenwick.rungs import Rungs
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk
-from sparsec.lower.scan.chunk_form import checked
+from sparsec.lower.scan.chunk import forward as chunk
+from sparsec.lower.scan.chunk.form import checked
 from sparsec.plan.states.fenwick import unchunked
 from sparsec.plan.states.fenwick_specs import Ladder
 from sparsec.tile.schedule import Schedule, ScheduleError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.outputs import Reader
 from sparsec.lower.fenwick.rungs import column_of, distance, edges
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit
-from sparsec.lower.scan.chunk_state import Axes
+from sparsec.lower.scan.chunk.parts import Chunk, column_limit
+from sparsec.lower.scan.chunk.state import Axes
 from sparsec.plan.states.scan_specs import Operand
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

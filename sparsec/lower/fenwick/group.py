@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sparsec.lower.fenwick.leaf import made, of_writes, store
 from sparsec.lower.fenwick.rungs import Rungs, column_of, tile_number, when
 from sparsec.lower.scalars import add, least, mul, sub
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, power_of_two
-from sparsec.lower.scan.chunk_state import Axes, axes
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, column_limit, power_of_two
+from sparsec.lower.scan.chunk.state import Axes, axes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from sparsec.lower.fenwick.rungs import Rungs, bit, column_of, edges, tile_number, when
 from sparsec.lower.scalars import add, least, mul, sub
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, halves, power, power_of_two, scaled, times
-from sparsec.lower.scan.chunk_state import Axes, axes
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, column_limit, halves, power, power_of_two, scaled, times
+from sparsec.lower.scan.chunk.state import Axes, axes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

@@ -10,7 +10,7 @@ from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.frame import Frame
 from sparsec.lower.fenwick.rungs import bit, edges, shifted
 from sparsec.lower.scalars import add, least, mul, sub
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power_of_two
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, power_of_two
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor

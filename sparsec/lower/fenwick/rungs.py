@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, SEGMENTS, SPAN, Chunk, Chunked
+from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, SEGMENTS, SPAN, Chunk, Chunked
 from sparsec.plan.states.fenwick_specs import Ladder
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.rungs import bit, end, shifted, when
 from sparsec.lower.scalars import add, least
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program

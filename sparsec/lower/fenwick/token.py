@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.cell import Cell, cell, grid, parameters, place_of, vector
-from sparsec.lower.scan.token import readers
-from sparsec.lower.scan.visit import Token, token
+from sparsec.lower.scan.token.forward import readers
+from sparsec.lower.scan.token.visit import Token, token
 from sparsec.plan.states.fenwick_specs import Ladder
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from sparsec.lower.fenwick.rungs import Rungs, bit
 from sparsec.lower.scalars import add, sub
-from sparsec.lower.scan.chunk_parts import Chunk
+from sparsec.lower.scan.chunk.parts import Chunk
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node

@@ -15,8 +15,8 @@ from sparsec.lower.fenwick.outputs import Reader
 from sparsec.lower.fenwick.rungs import edges
 from sparsec.lower.fenwick.visits import farthest_first, nearest_first, unread
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk
-from sparsec.lower.scan.chunk_state import axes
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk
+from sparsec.lower.scan.chunk.state import axes
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 

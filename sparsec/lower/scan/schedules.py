@@ -6,11 +6,17 @@ from dataclasses import replace
 
 from sparsec.lower import descriptors
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.scan import chunk, chunk_back, chunk_grad, interleaved, one_token, step, token, token_grad
+from sparsec.lower.scan import interleaved
 from sparsec.lower.scan.cell import padded
-from sparsec.lower.scan.chunk_parts import needs_keyed
+from sparsec.lower.scan.chunk import back as chunk_back
+from sparsec.lower.scan.chunk import forward as chunk
+from sparsec.lower.scan.chunk import gradient as chunk_grad
+from sparsec.lower.scan.chunk.parts import needs_keyed
 from sparsec.lower.scan.sorted import lower as lower_sorted
 from sparsec.lower.scan.sorted import spec as sort
+from sparsec.lower.scan.token import forward as token
+from sparsec.lower.scan.token import gradient as token_grad
+from sparsec.lower.scan.token import one_token, step
 from sparsec.plan.states.scan_specs import Scan, ScanGrad, Writes
 from sparsec.tile.schedule import Schedule, ScheduleError
 

@@ -9,8 +9,8 @@ from sparsec.lower.decode.schedules import FEW, schedule
 from sparsec.lower.gathered.chunks import sharing
 from sparsec.lower.gathered.gpu import row_tile
 from sparsec.lower.route import router
-from sparsec.lower.scan import one_token
 from sparsec.lower.scan.schedules import one_token_form, step_form, token_form
+from sparsec.lower.scan.token import one_token
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.specs import GatheredAttention
 from sparsec.plan.states.route_specs import Router

@@ -16,7 +16,9 @@ import torch
 from sparsec.backends.triton.build import MOST_PROGRAMS
 from sparsec.backends.triton.compile import Compiled, compile_all
 from sparsec.backends.triton.resources import Resources
-from sparsec.lower.scan import chunk, chunk_grad, schedules
+from sparsec.lower.scan import schedules
+from sparsec.lower.scan.chunk import forward as chunk
+from sparsec.lower.scan.chunk import gradient as chunk_grad
 from sparsec.plan.states.scan_specs import Operand, Read, Scan, Writes
 from sparsec.scalar.evaluate import evaluate
 from sparsec.testing.ahead import job, misfits, wide_dots

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from sparsec.lower.scan import chunk_grad
+from sparsec.lower.scan.chunk import gradient as chunk_grad
 from sparsec.testing.scan_case import Setting, truth
 from sparsec.testing.scratch import with_scratch
 from sparsec.tile.interpreter import interpret

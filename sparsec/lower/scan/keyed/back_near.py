@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import power_of_two
+from sparsec.lower.scan.chunk.parts import power_of_two
 from sparsec.lower.scan.keyed.back_sums import Squares
 from sparsec.lower.scan.keyed.fades import Fades
 from sparsec.lower.scan.keyed.sides import Side

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import mul, sub
-from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_back_states import final_gradient
-from sparsec.lower.scan.chunk_parts import Chunk, halves, power_of_two
-from sparsec.lower.scan.chunk_segments import store_final
+from sparsec.lower.scan.chunk import resets
+from sparsec.lower.scan.chunk.back_states import final_gradient
+from sparsec.lower.scan.chunk.parts import Chunk, halves, power_of_two
+from sparsec.lower.scan.chunk.segments import store_final
 from sparsec.lower.scan.keyed.backward import KeyedBack
 from sparsec.lower.scan.keyed.outputs import first_state
 from sparsec.lower.scan.keyed.sides import Side

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit, power
-from sparsec.lower.scan.chunk_state import Axes
+from sparsec.lower.scan.chunk.parts import Chunk, column_limit, power
+from sparsec.lower.scan.chunk.state import Axes
 from sparsec.lower.scan.keyed.backward import KeyedBack
 from sparsec.lower.scan.keyed.sides import Side
 from sparsec.scalar.fn import Fn

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit, power, power_of_two
-from sparsec.lower.scan.chunk_state import Axes
+from sparsec.lower.scan.chunk.parts import Chunk, column_limit, power, power_of_two
+from sparsec.lower.scan.chunk.state import Axes
 from sparsec.lower.scan.keyed.back_near import Near
 from sparsec.lower.scan.keyed.back_sums import Sums, summed
 from sparsec.lower.scan.keyed.backward import KeyedBack

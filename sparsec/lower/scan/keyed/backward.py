@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.lower.scan.chunk_back import Back
-from sparsec.lower.scan.chunk_parts import PADDED
+from sparsec.lower.scan.chunk.back import Back
+from sparsec.lower.scan.chunk.parts import PADDED
 from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.tile.language import Tensor
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_gates import log2_decay
-from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power, power_of_two
+from sparsec.lower.scan.chunk.gates import log2_decay
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk_segments
-from sparsec.lower.scan.chunk_parts import Chunked
+from sparsec.lower.scan.chunk import segments as chunk_segments
+from sparsec.lower.scan.chunk.parts import Chunked
 from sparsec.lower.scan.keyed import outputs, prepare, solve
 from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.plan.states.scan_specs import Scan

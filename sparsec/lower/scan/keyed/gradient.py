@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk_back_states
-from sparsec.lower.scan.chunk_back import Back
+from sparsec.lower.scan.chunk import back_states as chunk_back_states
+from sparsec.lower.scan.chunk.back import Back
 from sparsec.lower.scan.keyed import back_states, back_tokens, forward
 from sparsec.lower.scan.keyed.backward import KeyedBack
 from sparsec.lower.scan.keyed.sides import Keyed

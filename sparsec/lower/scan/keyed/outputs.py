@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import sub
-from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit, power
-from sparsec.lower.scan.chunk_segments import initial_state, store_final
+from sparsec.lower.scan.chunk import resets
+from sparsec.lower.scan.chunk.parts import Chunk, column_limit, power
+from sparsec.lower.scan.chunk.segments import initial_state, store_final
 from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.lower.scan.keyed.walk import Walk, walk
 from sparsec.scalar.fn import Fn

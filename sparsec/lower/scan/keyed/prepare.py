@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, power_of_two
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, power_of_two
 from sparsec.lower.scan.keyed.fades import Fades, Space, dims_of, over_dims, where_deep
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.scalar.fn import Fn

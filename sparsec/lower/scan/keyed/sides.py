@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, Chunked, power
+from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, Chunked, power
 from sparsec.plan.states.scan_specs import Operand, Read
 from sparsec.tile.language import Tensor
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan import chunk_blocks
-from sparsec.lower.scan.chunk_blocks import BLOCK
-from sparsec.lower.scan.chunk_parts import Chunk, power
+from sparsec.lower.scan.chunk import blocks as chunk_blocks
+from sparsec.lower.scan.chunk.blocks import BLOCK
+from sparsec.lower.scan.chunk.parts import Chunk, power
 from sparsec.lower.scan.keyed.prepare import chunk_of, grid
 from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.tile import build as tile

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk_parts import Chunk, column_limit, halves, power_of_two, segment_bounds
-from sparsec.lower.scan.chunk_place import Place
-from sparsec.lower.scan.chunk_state import Axes, axes
+from sparsec.lower.scan.chunk.parts import Chunk, column_limit, halves, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk.place import Place
+from sparsec.lower.scan.chunk.state import Axes, axes
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk, chunk_grad, token_sum
+from sparsec.lower.scan.chunk import forward as chunk
+from sparsec.lower.scan.chunk import gradient as chunk_grad
 from sparsec.lower.scan.runs import ROOM, Runs
 from sparsec.lower.scan.sorted import gather, scatter
 from sparsec.lower.scan.sorted import spec as sort
 from sparsec.lower.scan.sorted.spec import Moved
-from sparsec.lower.scan.token_sum import Target
+from sparsec.lower.scan.token import sums as token_sum
+from sparsec.lower.scan.token.sums import Target
 from sparsec.plan.states.scan_specs import Operand, Scan, ScanGrad, Writes
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import substitute

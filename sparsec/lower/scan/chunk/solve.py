@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan import chunk_blocks
-from sparsec.lower.scan.chunk_blocks import BLOCK, Blocks, Space
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two
+from sparsec.lower.scan.chunk import blocks
+from sparsec.lower.scan.chunk.blocks import BLOCK, Blocks, Space
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program
@@ -24,10 +24,10 @@ def lower(own: Chunked) -> Program:
     """One (chunk, head, batch) per grid point."""
     w = own.writes
     with tile.Builder() as builder:
-        at = chunk_blocks.space(builder, own, power(w.rows) if power(w.rows) <= _HELD else _HELD // 2)
+        at = blocks.space(builder, own, power(w.rows) if power(w.rows) <= _HELD else _HELD // 2)
         chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
-        solved = chunk_blocks.inverse(_Entries(own, chunk, at).all(), at, w.k.dtype)
-        chunk_blocks.store(own.solved, chunk, at, solved, unit=True)
+        solved = blocks.inverse(_Entries(own, chunk, at).all(), at, w.k.dtype)
+        blocks.store(own.solved, chunk, at, solved, unit=True)
         tensors = [own.tensor(w.k, w.heads, w.rows), own.solved] + [own.sums] * own.decays
         return own.program(builder, "solve", tensors + own.betas(), (tile.param(CHUNKS), w.heads, tile.param("B")))
 
@@ -63,7 +63,7 @@ class _Entries:
         if limit := column_limit(w.rows, power(w.rows)):
             bounds[3] = limit
         dims = add(start, tile.iota(at.dims))
-        place = (self.chunk.batch, chunk_blocks.token(self.chunk, block, at.rows), self.chunk.head, dims)
+        place = (self.chunk.batch, blocks.token(self.chunk, block, at.rows), self.chunk.head, dims)
         return tile.load(self.own.tensor(w.k, w.heads, w.rows), *place, bounds=bounds)
 
     def _products(self, keys: list[Node], place: tuple[int, int], acc: Node | None) -> Node:
@@ -72,13 +72,13 @@ class _Entries:
         return tile.dot(keys[i], other, at.dims, acc, self.own.schedule.precision)
 
     def _sums(self, block: int, axis: Axis) -> Node:
-        place = (self.chunk.batch, self.chunk.head, chunk_blocks.token(self.chunk, block, axis))
+        place = (self.chunk.batch, self.chunk.head, blocks.token(self.chunk, block, axis))
         return tile.load(self.own.sums, *place)
 
     def _entries(self, i: int, j: int, found: Node) -> Node:
         own, at = self.own, self.at
         if own.decays:
             found = mul(found, power_of_two(sub(self._sums(i, at.rows), self._sums(j, at.columns))))
-        beta = self.chunk.beta_at(chunk_blocks.token(self.chunk, j, at.columns))
+        beta = self.chunk.beta_at(blocks.token(self.chunk, j, at.columns))
         found = found if beta is None else mul(found, beta)
         return tile.apply(Fn.WHERE, at.below(), found, 0.0) if i == j else found

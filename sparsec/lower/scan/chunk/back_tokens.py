@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_back import Back
-from sparsec.lower.scan.chunk_outputs import visible
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, column_limit, power_of_two, times
-from sparsec.lower.scan.chunk_state import Axes, axes
-from sparsec.lower.scan.operands import operands, product
+from sparsec.lower.scan.chunk.back import Back
+from sparsec.lower.scan.chunk.operands import operands, product
+from sparsec.lower.scan.chunk.outputs import visible
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, column_limit, power_of_two, times
+from sparsec.lower.scan.chunk.state import Axes, axes
 from sparsec.plan.states.scan_specs import Operand
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor

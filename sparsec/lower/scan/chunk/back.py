@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.lower.scan.chunk_form import checked
-from sparsec.lower.scan.chunk_parts import CHUNKS, PADDED, SEGMENTS, Chunked, needs_keyed
+from sparsec.lower.scan.chunk.form import checked
+from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, SEGMENTS, Chunked, needs_keyed
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.states.scan_specs import Operand, Read, ScanGrad
 from sparsec.tile.language import Tensor

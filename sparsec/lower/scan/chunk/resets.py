@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sparsec.lower.scalars import mul
-from sparsec.lower.scan.chunk_parts import SPAN, Chunk, Chunked
+from sparsec.lower.scan.chunk.parts import SPAN, Chunk, Chunked
 from sparsec.lower.scan.runs import CUT
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

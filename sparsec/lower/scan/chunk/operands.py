@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product as cross
 
-from sparsec.lower.scan.chunk_parts import halves
+from sparsec.lower.scan.chunk.parts import halves
 from sparsec.plan.states.scan_specs import Writes
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsec.lower.scan.chunk_parts import Chunked, power
+from sparsec.lower.scan.chunk.parts import Chunked, power
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.states.scan_specs import Writes
 from sparsec.tile.schedule import Schedule, ScheduleError

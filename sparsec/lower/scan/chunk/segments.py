@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_blocks import product_of_halves
-from sparsec.lower.scan.chunk_parts import (
+from sparsec.lower.scan.chunk import resets
+from sparsec.lower.scan.chunk.blocks import product_of_halves
+from sparsec.lower.scan.chunk.parts import (
     SEGMENTS,
     Chunk,
     Chunked,
@@ -22,8 +22,8 @@ from sparsec.lower.scan.chunk_parts import (
     power_of_two,
     segment_bounds,
 )
-from sparsec.lower.scan.chunk_place import Place
-from sparsec.lower.scan.chunk_state import Walk, walk
+from sparsec.lower.scan.chunk.place import Place
+from sparsec.lower.scan.chunk.state import Walk, walk
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import mul
-from sparsec.lower.scan.chunk_parts import SEGMENTS, Chunked
+from sparsec.lower.scan.chunk.parts import SEGMENTS, Chunked
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node

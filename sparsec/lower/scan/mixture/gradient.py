@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import reduce
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.mixture import Candidate, Parts, Rows, finished, rows_of, shares
+from sparsec.lower.scan.mixture.weights import Candidate, Parts, Rows, finished, rows_of, shares
 from sparsec.plan.states.mixture_specs import MixtureGrad
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program

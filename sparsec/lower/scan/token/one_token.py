@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import mul
-from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, cell, parameters, states_shape
-from sparsec.lower.scan.step import after
-from sparsec.lower.scan.visit import Place, Visit, listed, token, token_of, weight_of
+from sparsec.lower.scan.token import sums
+from sparsec.lower.scan.token.step import after
+from sparsec.lower.scan.token.visit import Place, Visit, listed, token, token_of, weight_of
 from sparsec.plan.states.scan_specs import Route, Scan
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -57,7 +57,7 @@ def fits(spec: Scan) -> bool:
 
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """As the token recurrence, of one token: a caller that may have more must not take it."""
-    added, scratch = token_sum.sums(spec.name, spec.writes, [token_sum.answered(r) for r in spec.reads], schedule)
+    added, scratch = sums.sums(spec.name, spec.writes, [sums.answered(r) for r in spec.reads], schedule)
     return Lowered((Step(_program(spec, schedule), schedule), *added), tuple(scratch))
 
 

@@ -11,12 +11,12 @@ import math
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import mul, sub
-from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
-from sparsec.lower.scan.chunk_place import Place
-from sparsec.lower.scan.chunk_segments import initial_state, store_final
-from sparsec.lower.scan.chunk_state import Axes, Walk, walk
-from sparsec.lower.scan.operands import operands, product
+from sparsec.lower.scan.chunk import resets
+from sparsec.lower.scan.chunk.operands import operands, product
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk.place import Place
+from sparsec.lower.scan.chunk.segments import initial_state, store_final
+from sparsec.lower.scan.chunk.state import Axes, Walk, walk
 from sparsec.plan.states.scan_specs import Operand, Read
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk_parts import Chunk, Chunked, column_limit, halves, power, power_of_two, scaled, times
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, halves, power, power_of_two, scaled, times
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
 

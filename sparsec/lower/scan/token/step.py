@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape
-from sparsec.lower.scan.token import answers, query, readers, surprise
-from sparsec.lower.scan.visit import Token, token
+from sparsec.lower.scan.token import sums
+from sparsec.lower.scan.token.forward import answers, query, readers, surprise
+from sparsec.lower.scan.token.visit import Token, token
 from sparsec.plan.states.scan_specs import Scan
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
@@ -24,7 +24,7 @@ ORDER = "step"
 
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """As the token recurrence, of any number of tokens; parts of a bank meet all of them."""
-    added, scratch = token_sum.sums(spec.name, spec.writes, [token_sum.answered(r) for r in spec.reads], schedule)
+    added, scratch = sums.sums(spec.name, spec.writes, [sums.answered(r) for r in spec.reads], schedule)
     return Lowered((Step(_program(spec, schedule), schedule), *added), tuple(scratch))
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk, chunk_back, chunk_back_states, chunk_back_tokens
 from sparsec.lower.scan.cell import padded
+from sparsec.lower.scan.chunk import back, back_states, back_tokens, forward
 from sparsec.lower.scan.keyed import gradient
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.states.scan_specs import ScanGrad
@@ -23,24 +23,24 @@ WHOLE = 128
 
 def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Lowered:
     """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for."""
-    b = chunk_back.back(spec, schedule, runs)
+    b = back.back(spec, schedule, runs)
     own = b.own
     if own.keyed:
         return gradient.lower(b)
     within, given = runs is not None, spec.forward.writes.initial is not None or spec.grad_initial is not None
-    steps = chunk.prepared(own) + chunk.states(own, None, within or given, within or spec.grad_final is not None)
-    steps.append(Step(chunk_back_states.lower_states(b), schedule))
+    steps = forward.prepared(own) + forward.states(own, None, within or given, within or spec.grad_final is not None)
+    steps.append(Step(back_states.lower_states(b), schedule))
     if own.splits > 1:
-        further = schedule if own.delta else chunk.ahead(schedule)
-        steps.append(Step(chunk_back_states.lower_grad_ends(b), further))
-        steps.append(Step(chunk_back_states.lower_grad_starts(b), chunk.combined(own)))
-    steps.append(Step(chunk_back_states.lower_grad_states(b), schedule))
+        further = schedule if own.delta else forward.ahead(schedule)
+        steps.append(Step(back_states.lower_grad_ends(b), further))
+        steps.append(Step(back_states.lower_grad_starts(b), forward.combined(own)))
+    steps.append(Step(back_states.lower_grad_states(b), schedule))
     steps.append(_per_token(b, schedule))
-    return Lowered(tuple(steps), tuple(as_scratch(t) for t in (*chunk.scratch(own), *b.scratch())), own.params())
+    return Lowered(tuple(steps), tuple(as_scratch(t) for t in (*forward.scratch(own), *b.scratch())), own.params())
 
 
-def _per_token(b: chunk_back.Back, schedule: Schedule) -> Step:
-    """Every gradient of a token, chunk by chunk.
+def _per_token(b: back.Back, schedule: Schedule) -> Step:
+    """Every gradient of a token, chunk by forward.
 
     Products of halves take up to ``WHOLE`` value columns at once and no stages: their loop, pipelined, gave wrong
     gradients of values on Hopper (Triton 3.6).
@@ -49,5 +49,5 @@ def _per_token(b: chunk_back.Back, schedule: Schedule) -> Step:
     w = b.own.writes
     if w.split:
         last = replace(last, value_block=min(WHOLE, padded(w.cols)), stages=1)
-        b = chunk_back.back(b.spec, last, b.own.runs)
-    return Step(chunk_back_tokens.lower(b), last)
+        b = back.back(b.spec, last, b.own.runs)
+    return Step(back_tokens.lower(b), last)

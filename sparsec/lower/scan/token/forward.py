@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape, vector
 from sparsec.lower.scan.runs import Runs
-from sparsec.lower.scan.visit import Token, steps, token
+from sparsec.lower.scan.token import sums
+from sparsec.lower.scan.token.visit import Token, steps, token
 from sparsec.plan.states.scan_specs import Read, Scan, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -24,9 +24,9 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """q, k ``[B,N,·,D]``, v ``[B,N,HKV,DV]``, beta, log-decays -> outputs ``[B,N,H,DV]`` and final states."""
     runs = turned(spec.name, spec.writes, schedule)
-    found = [token_sum.answered(r) for r in spec.reads]
-    found += [token_sum.surprised(spec)] if spec.surprise is not None else []
-    added, scratch = token_sum.sums(spec.name, spec.writes, found, schedule)
+    found = [sums.answered(r) for r in spec.reads]
+    found += [sums.surprised(spec)] if spec.surprise is not None else []
+    added, scratch = sums.sums(spec.name, spec.writes, found, schedule)
     ahead = runs.steps(schedule) if runs is not None else []
     held = runs.scratch() if runs is not None else []
     return Lowered(
@@ -81,17 +81,17 @@ def surprise(now: Token, spec: Scan, answer: Node | None, schedule: Schedule) ->
         assert answer is not None
         value, live = add(now.v, answer), now.visit.live
         value = value if live is None else mul(live, value)  # a token without parts surprises nobody
-        token_sum.put(now, token_sum.surprised(spec), now.cell.head, value, schedule)
+        sums.put(now, sums.surprised(spec), now.cell.head, value, schedule)
 
 
 def _answer(now: Token, read: Read, state: Node, schedule: Schedule) -> None:
     """o = scale · Mᵀq of every head that reads the state, times e where that is asked for."""
-    own, target = now.cell, token_sum.answered(read)
+    own, target = now.cell, sums.answered(read)
     for head in readers(own, read):
         out = mul(read.scale, tile.reduce("sum", mul(query(now, read, head), state), own.rows))
         if read.weighed and now.visit.share is not None:
             out = mul(now.visit.share, out)
-        token_sum.put(now, target, head, out, schedule)
+        sums.put(now, target, head, out, schedule)
 
 
 def query(now: Token, read: Read, head: Node) -> Node:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk_parts import CHUNKS, Chunk, Chunked
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked
 from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -21,12 +21,12 @@ from functools import reduce
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.scalars import add, ceil_div, mul, sub
-from sparsec.lower.scan import token_sum
 from sparsec.lower.scan.cell import Cell, cell, grid, parameters, states_shape, vector
 from sparsec.lower.scan.runs import Runs
-from sparsec.lower.scan.token import query, readers, turned
-from sparsec.lower.scan.token_sum import Found, Target
-from sparsec.lower.scan.visit import Token, listed, steps, token
+from sparsec.lower.scan.token import sums
+from sparsec.lower.scan.token.forward import query, readers, turned
+from sparsec.lower.scan.token.sums import Found, Target
+from sparsec.lower.scan.token.visit import Token, listed, steps, token
 from sparsec.plan.states.scan_specs import ScanGrad
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
@@ -49,7 +49,7 @@ def lower(spec: ScanGrad, schedule: Schedule) -> Lowered:
     steps = runs.steps(schedule) if runs is not None else []
     steps += [Step(_states(spec, schedule, runs), schedule), Step(_back(spec, schedule, runs), schedule)]
     scratch: list[Scratch] = [*(runs.scratch() if runs is not None else []), as_scratch(_kept(spec))]
-    added, shares = token_sum.sums(spec.name, writes, token_sum.targets(spec), schedule)
+    added, shares = sums.sums(spec.name, writes, sums.targets(spec), schedule)
     params = runs.params() if runs is not None else ()
     kept = (KEPT, runs.tiles() if runs is not None else _blocks(spec, schedule) * _walks(spec))
     return Lowered((*steps, *added), (*scratch, *shares), (*params, kept))
@@ -107,7 +107,7 @@ def _back(spec: ScanGrad, schedule: Schedule, runs: Runs | None) -> Program:
     with tile.Builder() as builder:
         writes, few = spec.forward.writes, schedule.rows
         own = cell(builder, writes, schedule, runs)
-        sink = Sink(spec, own, schedule, token_sum.found(spec))
+        sink = Sink(spec, own, schedule, sums.found(spec))
         groups, first = ceil_div(steps(own), few), _first(own, schedule)
 
         def visit(number: Node, grad: Node) -> Sequence[Node]:
@@ -152,7 +152,7 @@ class Sink:
     def put(self, target: Target | None, now: Token, head: Node, value: Node) -> None:
         """A gradient of a scalar, [d] or [e]; ``head`` is the state's, or that of what is read."""
         if target is not None:
-            token_sum.put(now, target, head, value, self.schedule)
+            sums.put(now, target, head, value, self.schedule)
 
 
 def _token(spec: ScanGrad, sink: Sink, now: Token, old: Node, grad: Node) -> Node:

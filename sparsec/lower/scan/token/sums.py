@@ -13,7 +13,7 @@ from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Scratch, Step
 from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.lower.scan.cell import padded, parameters, place_of, tiles
-from sparsec.lower.scan.visit import Place, Token
+from sparsec.lower.scan.token.visit import Place, Token
 from sparsec.plan.states.scan_specs import Operand, Read, Scan, ScanGrad, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

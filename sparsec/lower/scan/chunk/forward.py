@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan import chunk_form, chunk_gates, chunk_outputs, chunk_parts, chunk_segments, chunk_solve
-from sparsec.lower.scan.chunk_parts import Chunked
+from sparsec.lower.scan.chunk import form, gates, outputs, parts, segments, solve
+from sparsec.lower.scan.chunk.parts import Chunked
 from sparsec.lower.scan.keyed import forward
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.states.scan_specs import Scan
@@ -29,11 +29,11 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
         return "heads that share keys or queries have no chunk form; use order 'token'"
     if odd := [read.q for read in spec.reads if read.q.dtype != w.k.dtype]:
         return f"{odd[0].name} is {odd[0].dtype}, keys are {w.k.dtype}; use order 'token'"
-    if spec.surprise is not None and chunk_parts.needs_keyed(w):
+    if spec.surprise is not None and parts.needs_keyed(w):
         return "what channels that fade by themselves are surprised by has no chunk form; use order 'token'"
-    if chunk_parts.needs_keyed(w) and (len(spec.reads) != 1 or spec.reads[0].heads != w.heads):
+    if parts.needs_keyed(w) and (len(spec.reads) != 1 or spec.reads[0].heads != w.heads):
         return "decays per key channel and erase vectors have a chunk form with one read per state; use order 'token'"
-    return chunk_form.refusal(w, schedule)
+    return form.refusal(w, schedule)
 
 
 def lower(spec: Scan, schedule: Schedule, runs: Runs | None = None) -> Lowered:
@@ -54,7 +54,7 @@ def lower(spec: Scan, schedule: Schedule, runs: Runs | None = None) -> Lowered:
     final = spec.final if own.splits == 1 or within else None
     surprise = spec.surprise
     for number, read in enumerate(spec.reads):
-        program = chunk_outputs.lower(own, read, f"out{number}" if number else "", final, surprise)
+        program = outputs.lower(own, read, f"out{number}" if number else "", final, surprise)
         steps.append(Step(program, schedule))
         final = surprise = None
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch(own)), own.params())
@@ -63,8 +63,8 @@ def lower(spec: Scan, schedule: Schedule, runs: Runs | None = None) -> Lowered:
 def prepared(own: Chunked) -> list[Step]:
     """Decay sums and triangular solves."""
     small = replace(own.schedule, warps=1, stages=1, descriptors=False, registers=0)
-    steps = [Step(chunk_gates.lower(own), small)] if own.decays or own.rated else []
-    return steps + ([Step(chunk_solve.lower(own), small)] if own.delta else [])
+    steps = [Step(gates.lower(own), small)] if own.decays or own.rated else []
+    return steps + ([Step(solve.lower(own), small)] if own.delta else [])
 
 
 def states(own: Chunked, final: str | None, before: bool, after: bool) -> list[Step]:
@@ -75,8 +75,8 @@ def states(own: Chunked, final: str | None, before: bool, after: bool) -> list[S
     if own.splits == 1:
         return []
     return [
-        Step(chunk_segments.lower_ends(own, before, after), ahead(own.schedule)),
-        Step(chunk_segments.lower_starts(own, final), combined(own)),
+        Step(segments.lower_ends(own, before, after), ahead(own.schedule)),
+        Step(segments.lower_starts(own, final), combined(own)),
     ]
 
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan import chunk_resets as resets
-from sparsec.lower.scan.chunk_back import Back
-from sparsec.lower.scan.chunk_outputs import visible
-from sparsec.lower.scan.chunk_parts import (
+from sparsec.lower.scan.chunk import resets
+from sparsec.lower.scan.chunk.back import Back
+from sparsec.lower.scan.chunk.outputs import visible
+from sparsec.lower.scan.chunk.parts import (
     SEGMENTS,
     Chunk,
     column_limit,
@@ -24,9 +24,9 @@ from sparsec.lower.scan.chunk_parts import (
     segment_bounds,
     times,
 )
-from sparsec.lower.scan.chunk_place import Place
-from sparsec.lower.scan.chunk_segments import combining, initial_state, store_final, whole_states
-from sparsec.lower.scan.chunk_state import Walk, walk
+from sparsec.lower.scan.chunk.place import Place
+from sparsec.lower.scan.chunk.segments import combining, initial_state, store_final, whole_states
+from sparsec.lower.scan.chunk.state import Walk, walk
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor

@@ -1,0 +1,1 @@
+"""Mixtures of memories: how much each candidate weighs for a query, and the gradients of that."""
