@@ -167,7 +167,7 @@ def _seconds(step: Run, device: str) -> float:
 
 def _check(compiled: Compiled, here: Setting) -> None:
     """Raises where the output or a gradient is not the oracle's."""
-    from sparsec.testing.trained import wrong_on
+    from sparsec.testing.whole.trained import wrong_on
 
     states = any(node.op is Op.STATE for node in compiled.graph.nodes)
     length = min(CHECKED_STATES if states else CHECKED, here.lengths[0])

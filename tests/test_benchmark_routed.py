@@ -7,7 +7,7 @@ import torch
 
 from sparsec.benchmarks.cases_sse import MARGIN, SseCase, SseGdnCase
 from sparsec.benchmarks.registry import CASES
-from sparsec.testing.benchmark_case import hold_kernels_to_referees, hold_reference_to_oracle
+from sparsec.testing.whole.benchmark import hold_kernels_to_referees, hold_reference_to_oracle
 
 KINDS = (SseCase, SseGdnCase)
 

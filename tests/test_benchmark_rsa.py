@@ -6,7 +6,7 @@ import torch
 
 from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.levels import CLEAR, left_of, level_of
-from sparsec.testing.benchmark_case import hold_kernels_to_referees, hold_reference_to_oracle
+from sparsec.testing.whole.benchmark import hold_kernels_to_referees, hold_reference_to_oracle
 
 
 def small(length: int) -> RsaCase:

@@ -20,7 +20,7 @@ from sparsec.benchmarks.cases_scan import (
 )
 from sparsec.benchmarks.peers.table import forms_for
 from sparsec.benchmarks.registry import CASES
-from sparsec.testing.benchmark_case import hold_kernels_to_referees, hold_reference_to_oracle
+from sparsec.testing.whole.benchmark import hold_kernels_to_referees, hold_reference_to_oracle
 
 KINDS = (ScanCase, GlaCase, DeltaCase, GdnCase, KdaCase, Rwkv7Case, LevelsCase, GdnLevelsCase, ProductCase)
 

@@ -12,7 +12,7 @@ from sparsec.cli.output import print_json, say
 
 if TYPE_CHECKING:
     from sparsec.cli.setting import Setting
-    from sparsec.testing.chain import Link
+    from sparsec.testing.whole.chain import Link
 
 SMALL = {"T": 67, "B": 1, "H": 4, "HKV": 2, "D": 32, "DV": 32, "DR": 32}
 """Small, and a prime number of tokens, so that every kind of ragged tile occurs."""
@@ -32,8 +32,8 @@ def check(
     """
     from sparsec.cli.setting import setting
     from sparsec.runtime.target import available
-    from sparsec.testing.chain import links
-    from sparsec.testing.idle import idle
+    from sparsec.testing.inputs.idle import idle
+    from sparsec.testing.whole.chain import links
 
     chosen = setting(words, target, dtype, SMALL)
     available(chosen.compiled.target)

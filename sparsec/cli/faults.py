@@ -65,7 +65,7 @@ def judged(answer: Mapping[str, object]) -> Fault | None:
 
 def on_gpu(wanted: Sequence[str]) -> tuple[list[Mapping[str, object]], str]:
     """A process that runs settings on the GPU one after the other."""
-    command = [sys.executable, "-m", "sparsec.testing.triton_faults", "cuda", *wanted]
+    command = [sys.executable, "-m", "sparsec.testing.mistakes.triton_faults", "cuda", *wanted]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         text, ended = done.stdout, f"its process ended with {done.returncode}" if done.returncode else ""

@@ -27,9 +27,9 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.launch import Bind
 from sparsec.scalar.expr import Expr, var
-from sparsec.testing.mistakes import boundary_column_unmasked
-from sparsec.testing.mutants import mutated
-from sparsec.testing.variants import small as small_variant
+from sparsec.testing.inputs.variants import small as small_variant
+from sparsec.testing.mistakes.mutants import mutated
+from sparsec.testing.mistakes.named import boundary_column_unmasked
 from sparsec.tile.schedule import Schedule
 
 Mutant = Callable[[Any], Any]

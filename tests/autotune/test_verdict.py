@@ -8,7 +8,7 @@ import sparsec
 from sparsec.autotune.truth import Truth
 from sparsec.autotune.verdict import unjudged, wrong
 from sparsec.plan.plan import Kernel
-from sparsec.testing.chain import Buffers, poisoned
+from sparsec.testing.whole.chain import Buffers, poisoned
 
 SMALL = {"B": 2, "T": 9, "H": 2, "HKV": 1, "D": 16, "DV": 16, "DX": 8}
 Ran = tuple[dict[str, Kernel], Buffers, dict[str, int]]

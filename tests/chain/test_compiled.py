@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparsec.testing.chain_worker import run_apart
-from sparsec.testing.whole_case import WholeCase
+from sparsec.testing.whole.case import WholeCase
+from sparsec.testing.whole.worker import run_apart
 
 LENGTHS: list[tuple[int, int, int | None]] = [(1, 1, None), (17, 17, None), (67, 67, None), (23, 97, None)]
 HEADS = [(3, 1), (4, 2), (5, 1), (16, 1)]

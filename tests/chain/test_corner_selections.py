@@ -11,7 +11,7 @@ from torch import Tensor
 import sparsec
 from sparsec.oracle import oracle
 from sparsec.plan.plan import PlanError
-from sparsec.testing.agreement import HEAD, agree
+from sparsec.testing.whole.agreement import HEAD, agree
 
 LANDMARKS = ", l: [B, (TK + 15) // 16, HKV, D]"
 ORDERED = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsec.testing.agreement import HEAD, agree
+from sparsec.testing.whole.agreement import HEAD, agree
 
 LANDMARKS = ", l: [B, (TK + 15) // 16, HKV, D]"
 OTHER = ", k2: [B, TM, HKV, D], v2: [B, TM, HKV, DV]"

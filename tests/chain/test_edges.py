@@ -10,9 +10,9 @@ import torch
 from sparsec.ir.op import Op
 from sparsec.oracle import Chosen, evaluate_node
 from sparsec.runtime.compiled import compile
-from sparsec.testing.styles import set_style
-from sparsec.testing.variants import small
-from sparsec.testing.whole_case import WholeCase, on
+from sparsec.testing.inputs.styles import set_style
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.whole.case import WholeCase, on
 
 STYLES = ["gpu", "cpu", "flipped"]
 

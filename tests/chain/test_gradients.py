@@ -26,11 +26,11 @@ from sparsec.plan.sizes import static_names
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER
 from sparsec.scalar.fn import Fn
-from sparsec.testing.chain import poisoned
-from sparsec.testing.mutants import Args, mutated
-from sparsec.testing.styles import STYLES
-from sparsec.testing.variants import NAMES, small
-from sparsec.testing.whole_case import WholeCase
+from sparsec.testing.inputs.styles import STYLES
+from sparsec.testing.inputs.variants import NAMES, small
+from sparsec.testing.mistakes.mutants import Args, mutated
+from sparsec.testing.whole.case import WholeCase
+from sparsec.testing.whole.chain import poisoned
 from sparsec.tile import build as tile
 from sparsec.tile.build import FLOATS
 from sparsec.tile.language import Node, TileOp

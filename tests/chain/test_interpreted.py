@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sparsec.testing.covering import pairwise
-from sparsec.testing.variants import CHUNK, EVERY
-from sparsec.testing.whole_case import WholeCase
+from sparsec.testing.inputs.covering import pairwise
+from sparsec.testing.inputs.variants import CHUNK, EVERY
+from sparsec.testing.whole.case import WholeCase
 
 C = CHUNK
 FACTORS: dict[str, list[Any]] = {

@@ -19,8 +19,8 @@ from sparsec.plan.build import build_plan
 from sparsec.plan.plan import Plan, PlanError
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.inputs import inputs
-from sparsec.testing.chain import links
-from sparsec.testing.packed_case import (
+from sparsec.testing.whole.chain import links
+from sparsec.testing.whole.packed import (
     cotangents_like,
     floats,
     gradients,
@@ -31,7 +31,7 @@ from sparsec.testing.packed_case import (
     packed_case,
     results,
 )
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 
 SIZES = {"B": 2, "T": 37, "H": 4, "HKV": 2, "D": 32, "DV": 48, "M": 5}
 

@@ -24,11 +24,11 @@ from sparsec.plan.specs import Combine, GatheredAttention, Selector, Summarise, 
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER
-from sparsec.testing.mistakes import MISTAKES, accumulator_in_half_precision, last_tile_skipped
-from sparsec.testing.mutants import Change, mutated
-from sparsec.testing.styles import STYLES
-from sparsec.testing.variants import small
-from sparsec.testing.whole_case import WholeCase
+from sparsec.testing.inputs.styles import STYLES
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.mistakes.mutants import Change, mutated
+from sparsec.testing.mistakes.named import MISTAKES, accumulator_in_half_precision, last_tile_skipped
+from sparsec.testing.whole.case import WholeCase
 from sparsec.tile.printer import to_text
 from sparsec.tile.schedule import Schedule
 from sparsec.tile.verify import verify

@@ -16,8 +16,8 @@ from sparsec.passes.stream import stream
 from sparsec.plan.specs import Selector, Summarise
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.inputs import inputs
-from sparsec.testing.chain import links
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.chain import links
+from sparsec.testing.whole.trained import wrong_on
 
 SIZES: dict[str, Any] = {"B": 1, "TQ": 131, "TK": 131, "H": 4, "HKV": 2, "D": 32, "DV": 32}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparsec.testing.trained import wrong_gradients
-from sparsec.testing.whole_case import WholeCase
+from sparsec.testing.whole.case import WholeCase
+from sparsec.testing.whole.trained import wrong_gradients
 
 CASES = [
     WholeCase("full-softcap-sink", (67, 67, None), (6, 2)),

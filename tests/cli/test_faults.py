@@ -13,7 +13,7 @@ import torch
 
 from sparsec.cli import faults, machine
 
-WORKER = [sys.executable, "-m", "sparsec.testing.triton_faults"]
+WORKER = [sys.executable, "-m", "sparsec.testing.mistakes.triton_faults"]
 
 
 def test_every_pattern_is_right_where_the_compiler_is() -> None:

@@ -162,7 +162,7 @@ def test_crossover_knobs_are_ones_that_presets_take() -> None:
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsec.testing.trained.wrong_on", lambda *_: ["gradient of k is off"])
+    monkeypatch.setattr("sparsec.testing.whole.trained.wrong_on", lambda *_: ["gradient of k is off"])
     (found,) = crossover.crossovers(["streaming"], TINY, rounds=1, report=lambda text: None)
     assert found.length is None and found.points == () and "gradient of k is off" in found.refused
 

@@ -11,8 +11,8 @@ from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle_rows
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode.pages import Pool, ring_table
-from sparsec.testing.decoding import LENGTH, STEPS, at, decoded, draw
-from sparsec.testing.variants import small
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.whole.decoding import LENGTH, STEPS, at, decoded, draw
 
 
 @pytest.mark.parametrize("name", ["streaming", "hsa", "nsa", "msa-random"])

@@ -18,8 +18,8 @@ from sparsec.oracle.truth import oracle
 from sparsec.oracle.values import Chosen
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.decode.pages import Pool
-from sparsec.testing.decoding import LENGTH, STEPS, at, decoded, draw, forward
-from sparsec.testing.variants import EVERY, small
+from sparsec.testing.inputs.variants import EVERY, small
+from sparsec.testing.whole.decoding import LENGTH, STEPS, at, decoded, draw, forward
 
 REFUSED = (
     "full-everywhere", "longformer-dilated", "bigbird-everywhere", "open", "open-chunks", "head-weights", "mixed",

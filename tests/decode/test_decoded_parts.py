@@ -20,7 +20,7 @@ from sparsec.plan.states.scan_specs import Scan
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode import space
 from sparsec.runtime.decode.cache_state import Cache
-from sparsec.testing.recurrent import ROUTES, draw
+from sparsec.testing.inputs.recurrent import ROUTES, draw
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 SIZES = {"B": 2, "H": 4, "HKV": 2, "D": 16, "DV": 16, "DX": 24}

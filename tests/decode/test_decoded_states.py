@@ -21,7 +21,7 @@ from sparsec.passes.pipeline import run
 from sparsec.passes.stream import stream
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode.cache_state import Cache
-from sparsec.testing.recurrent import RECURRENT, draw
+from sparsec.testing.inputs.recurrent import RECURRENT, draw
 
 NAMES = ["linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "kda", "gdn2", "rwkv7", "row_sparse"]
 SIZES = {"B": 2, "H": 4, "HKV": 2, "D": 16, "DV": 16}

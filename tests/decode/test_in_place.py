@@ -11,7 +11,7 @@ from sparsec.lower.lowered import Step
 from sparsec.lower.scan.token import forward as token
 from sparsec.lower.scan.token import step
 from sparsec.scalar.fn import Fn
-from sparsec.testing.scan_case import Setting
+from sparsec.testing.kernels.scan import Setting
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
 from sparsec.tile.schedule import Schedule

@@ -15,9 +15,9 @@ from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode import kernels as decode_kernels
-from sparsec.testing.decode_interpreter import gpu_schedule
-from sparsec.testing.decoding import Tensors, decoded, draw
-from sparsec.testing.variants import small
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.triton.decode import gpu_schedule
+from sparsec.testing.whole.decoding import Tensors, decoded, draw
 
 LENGTH, STEPS = 41, (30, 1, 1, 2, 1, 6)
 

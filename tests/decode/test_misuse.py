@@ -10,8 +10,8 @@ from sparsec.ir.error import DeclarationError, InputError
 from sparsec.passes.stream import stream
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode.cache_state import Cache
-from sparsec.testing.decoding import LENGTH, at, decoded, draw, forward
-from sparsec.testing.variants import small
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.whole.decoding import LENGTH, at, decoded, draw, forward
 
 PEEKS = """
 variant peeks(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV], ids: [B, T] int32) {

@@ -15,7 +15,7 @@ from sparsec.oracle.replay import replay
 from sparsec.oracle.truth import oracle
 from sparsec.passes.pipeline import run
 from sparsec.passes.stream import Streamed, stream
-from sparsec.testing.variants import EVERY, small
+from sparsec.testing.inputs.variants import EVERY, small
 
 REFUSED = {
     "full-everywhere": "keys after the query's own",

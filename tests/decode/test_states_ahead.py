@@ -15,7 +15,7 @@ from sparsec.runtime import launch
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.decode import kernels as decode_kernels
 from sparsec.runtime.target import Target
-from sparsec.testing.ahead import job, misfits
+from sparsec.testing.triton.ahead import job, misfits
 
 SIZES: dict[str, int] = {"B": 64, "TQ": 1, "TK": 1, "q_offset": 0, "H": 16, "HKV": 16, "DX": 2048}
 CASES: list[tuple[str, dict[str, Any], int, int]] = [

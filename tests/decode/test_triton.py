@@ -16,7 +16,7 @@ from sparsec.runtime import launch
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.decode import kernels as decode_kernels
 from sparsec.runtime.target import Target
-from sparsec.testing.ahead import job, misfits
+from sparsec.testing.triton.ahead import job, misfits
 
 
 class Noted(launch.Bind):
@@ -63,7 +63,7 @@ def test_steps_compile_for_hopper(
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 2e-6), ("float16", 4e-3)])
 def test_printed_steps_agree_with_the_tile_interpreter(dtype: str, bound: float, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sparsec.testing.decode_interpreter", str(tmp_path), dtype, "streaming", "hsa"]
+    command = [sys.executable, "-m", "sparsec.testing.triton.decode", str(tmp_path), dtype, "streaming", "hsa"]
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}

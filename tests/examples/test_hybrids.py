@@ -12,7 +12,7 @@ import torch
 
 import sparsec
 from sparsec.oracle import oracle
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "hybrids.py"
 MOST_LINES = 20

@@ -13,9 +13,9 @@ import torch
 
 from sparsec.frontends.preset import preset
 from sparsec.runtime.compiled import compile
-from sparsec.testing.chain import links
-from sparsec.testing.variants import NAMES, small
-from sparsec.testing.whole_case import WholeCase
+from sparsec.testing.inputs.variants import NAMES, small
+from sparsec.testing.whole.case import WholeCase
+from sparsec.testing.whole.chain import links
 
 pytestmark = pytest.mark.gpu
 

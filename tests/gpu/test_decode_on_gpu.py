@@ -14,8 +14,8 @@ from sparsec.oracle.truth import oracle
 from sparsec.passes.pipeline import run
 from sparsec.passes.stream import stream
 from sparsec.runtime.compiled import compile
-from sparsec.testing.decoding import Tensors, at, decoded
-from sparsec.testing.variants import EVERY, small
+from sparsec.testing.inputs.variants import EVERY, small
+from sparsec.testing.whole.decoding import Tensors, at, decoded
 
 pytestmark = pytest.mark.gpu
 

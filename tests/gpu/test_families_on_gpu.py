@@ -10,8 +10,8 @@ import torch
 import sparsec
 from sparsec.frontends.preset import find
 from sparsec.ir.variant import Variant, dim_names
-from sparsec.testing.packed_case import floats, off_the_loop, packed_case
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.packed import floats, off_the_loop, packed_case
+from sparsec.testing.whole.trained import wrong_on
 
 pytestmark = pytest.mark.gpu
 

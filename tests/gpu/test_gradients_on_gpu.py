@@ -10,9 +10,9 @@ import torch
 
 from sparsec.frontends.preset import preset
 from sparsec.runtime.compiled import compile
-from sparsec.testing.trained import wrong_gradients, wrong_on
-from sparsec.testing.variants import SMALL, small
-from sparsec.testing.whole_case import WholeCase
+from sparsec.testing.inputs.variants import SMALL, small
+from sparsec.testing.whole.case import WholeCase
+from sparsec.testing.whole.trained import wrong_gradients, wrong_on
 
 pytestmark = pytest.mark.gpu
 

@@ -7,7 +7,7 @@ import torch
 
 import sparsec
 from sparsec.oracle import check, oracle
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 
 pytestmark = pytest.mark.gpu
 

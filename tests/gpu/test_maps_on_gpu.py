@@ -9,7 +9,7 @@ import pytest
 from sparsec.frontends.text import parse
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.inputs import inputs
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 
 pytestmark = pytest.mark.gpu
 

@@ -12,8 +12,8 @@ from sparsec.lower.scan.schedules import in_chunks, in_chunks_back, token_form
 from sparsec.plan.plan import Kernel
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
-from sparsec.testing.recurrent import ROUTES, draw
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.inputs.recurrent import ROUTES, draw
+from sparsec.testing.whole.trained import wrong_on
 from sparsec.tile.schedule import Schedule
 
 pytestmark = pytest.mark.gpu

@@ -13,8 +13,8 @@ from sparsec.lower.scan.schedules import token_form
 from sparsec.plan.plan import Kernel
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
-from sparsec.testing.recurrent import RECURRENT, draw
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.inputs.recurrent import RECURRENT, draw
+from sparsec.testing.whole.trained import wrong_on
 from sparsec.tile.schedule import Schedule
 
 pytestmark = pytest.mark.gpu

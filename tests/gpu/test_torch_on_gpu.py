@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparsec.runtime.compiled import Compiled, compile
-from sparsec.testing.variants import small
-from sparsec.testing.whole_case import WholeCase, on
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.whole.case import WholeCase, on
 
 pytestmark = pytest.mark.gpu
 

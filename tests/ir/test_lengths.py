@@ -13,7 +13,7 @@ from sparsec.ir.lengths import lengths
 from sparsec.oracle import oracle
 from sparsec.plan.specs import BlockList
 from sparsec.runtime.compiled import compile
-from sparsec.testing.chain import links
+from sparsec.testing.whole.chain import links
 
 BODY = """{{
   memory = tokens(k, v)

@@ -9,7 +9,7 @@ import pytest
 
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
-from sparsec.testing.ahead import ARCHITECTURES, Layer, shared_out, unfit
+from sparsec.testing.triton.ahead import ARCHITECTURES, Layer, shared_out, unfit
 
 LAYERS: dict[str, tuple[Layer, tuple[type[Spec], ...]]] = {
     "window 128": (Layer("msa", {"window": 1024, "slots": 64}), (TiledAttention,)),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsec.lower.lowered import Lowered
-from sparsec.testing.scratch import with_scratch
+from sparsec.testing.kernels.scratch import with_scratch
 from sparsec.tile.interpreter import interpret
 
 Run = Callable[..., None]

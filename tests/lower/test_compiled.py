@@ -10,7 +10,7 @@ import pytest
 from sparsec.backends.triton.compile import Compiled, CompileError, compile_all
 from sparsec.plan.specs import Combine, GatheredAttention, Pool, Selector, Spec, Summarise
 from sparsec.scalar.expr import var
-from sparsec.testing.ahead import jobs
+from sparsec.testing.triton.ahead import jobs
 
 ROW, KEY, CHUNK = var("i"), var("j"), var("c")
 

@@ -11,8 +11,8 @@ from torch import Tensor
 import sparsec
 from sparsec.ir.error import DeclarationError
 from sparsec.oracle import check, oracle
-from sparsec.testing.packed_case import packed_case, results
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.packed import packed_case, results
+from sparsec.testing.whole.trained import wrong_on
 
 WINDOW, KEEP, CHUNK = 8, 3, 4
 KNOBS: dict[str, Any] = {"window": WINDOW, "keep": KEEP, "chunk": CHUNK}

@@ -15,7 +15,7 @@ from sparsec.lower.gathered import schedules as gathered_class
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import Expr, element, var
 from sparsec.scalar.functions import tanh
-from sparsec.testing.gathered_case import Rule, Sizes, attention, draw, forward
+from sparsec.testing.kernels.gathered import Rule, Sizes, attention, draw, forward
 from sparsec.tile.schedule import Schedule
 
 Run = Callable[..., None]

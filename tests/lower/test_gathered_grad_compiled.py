@@ -21,9 +21,9 @@ from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import element, var
 from sparsec.scalar.functions import tanh
-from sparsec.testing.ahead import ARCHITECTURES, shared_out, unfit
-from sparsec.testing.gathered_case import Sizes, attention, draw, grad_kv, grad_q, truth
-from sparsec.testing.scratch import with_scratch
+from sparsec.testing.kernels.gathered import Sizes, attention, draw, grad_kv, grad_q, truth
+from sparsec.testing.kernels.scratch import with_scratch
+from sparsec.testing.triton.ahead import ARCHITECTURES, shared_out, unfit
 
 H, ROW, KEY, SCORE = var("h"), var("i"), var("j"), var("score", "float")
 BIAS = SCORE + tanh(SCORE) - element("slopes", H) * (ROW - KEY)
@@ -77,7 +77,7 @@ def test_the_cpu_agrees_with_autograd(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("per", ["joint", "chunk"])
 def test_triton_agrees_with_autograd(per: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sparsec.testing.gathered_grad_interpreter", str(tmp_path), per]
+    command = [sys.executable, "-m", "sparsec.testing.triton.gathered", str(tmp_path), per]
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)

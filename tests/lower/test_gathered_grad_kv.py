@@ -20,7 +20,7 @@ from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, element, var
 from sparsec.scalar.functions import tanh
-from sparsec.testing.gathered_case import Rule, Sizes, attention, draw, grad_kv, truth
+from sparsec.testing.kernels.gathered import Rule, Sizes, attention, draw, grad_kv, truth
 from sparsec.tile.language import TileOp
 from sparsec.tile.schedule import Schedule, ScheduleError
 

@@ -17,7 +17,7 @@ from sparsec.lower.scalars import sub
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import element, var
 from sparsec.scalar.functions import tanh
-from sparsec.testing.gathered_case import Rule, Sizes, attention, draw, grad_q, truth
+from sparsec.testing.kernels.gathered import Rule, Sizes, attention, draw, grad_q, truth
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 H, ROW, KEY, SCORE = var("h"), var("i"), var("j"), var("score", "float")

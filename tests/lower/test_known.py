@@ -12,7 +12,7 @@ from sparsec.lower.registry import default, known, lower_kernel, space
 from sparsec.plan.grad_specs import AnySpec, GatheredGradQ
 from sparsec.plan.specs import GatheredAttention
 from sparsec.runtime.compiled import compile
-from sparsec.testing.ahead import job, misfits
+from sparsec.testing.triton.ahead import job, misfits
 
 LAYERS = [
     ("nsa", {"k": 16, "block": 64}, (64, 4), 128),

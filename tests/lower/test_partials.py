@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsec.lower.gathered import schedules as gathered_class
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import var
-from sparsec.testing.gathered_case import Sizes, attention, draw, forward
+from sparsec.testing.kernels.gathered import Sizes, attention, draw, forward
 from sparsec.tile.schedule import Schedule
 
 Run = Callable[..., None]

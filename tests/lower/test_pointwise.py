@@ -17,8 +17,8 @@ from sparsec.plan.maps.map_specs import Map, MapGrad, MapSource, Shape, needed
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.functions import exp, log, maximum, sigmoid
-from sparsec.testing.ahead import jobs
-from sparsec.testing.scratch import with_scratch
+from sparsec.testing.kernels.scratch import with_scratch
+from sparsec.testing.triton.ahead import jobs
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 Run = Callable[..., None]

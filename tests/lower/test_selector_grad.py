@@ -13,9 +13,9 @@ from sparsec.lower.registry import default, lower_kernel
 from sparsec.oracle.error import ratio
 from sparsec.plan.specs import Pool, Selector
 from sparsec.scalar.fn import Fn
-from sparsec.testing.mistakes import is_map
-from sparsec.testing.mutants import Args, Change, mutated
-from sparsec.testing.selector_case import OUTPUTS, Sizes, draw, grads, selector, truth
+from sparsec.testing.kernels.selector import OUTPUTS, Sizes, draw, grads, selector, truth
+from sparsec.testing.mistakes.mutants import Args, Change, mutated
+from sparsec.testing.mistakes.named import is_map
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, TileOp, access_of
 from sparsec.tile.schedule import Schedule, ScheduleError

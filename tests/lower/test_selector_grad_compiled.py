@@ -19,9 +19,9 @@ from sparsec.lower.registry import default, lower_kernel
 from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import AnySpec, SummariseGrad
 from sparsec.plan.specs import Selector, Summarise
-from sparsec.testing.ahead import ARCHITECTURES, shared_out, unfit
-from sparsec.testing.scratch import with_scratch
-from sparsec.testing.selector_case import OUTPUTS, Sizes, draw, grads, selector, truth
+from sparsec.testing.kernels.scratch import with_scratch
+from sparsec.testing.kernels.selector import OUTPUTS, Sizes, draw, grads, selector, truth
+from sparsec.testing.triton.ahead import ARCHITECTURES, shared_out, unfit
 
 CASES: dict[str, Selector] = {
     "mean of a group": selector(6, 2, dim=48),
@@ -82,7 +82,7 @@ def test_the_cpu_spreads_summaries(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_triton_agrees_with_autograd(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sparsec.testing.selector_grad_interpreter", str(tmp_path)]
+    command = [sys.executable, "-m", "sparsec.testing.triton.selector", str(tmp_path)]
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)

@@ -16,7 +16,7 @@ from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import SummariseGrad
 from sparsec.plan.specs import Summarise
 from sparsec.scalar.fn import Fn
-from sparsec.testing.mutants import Args, Change, mutated
+from sparsec.testing.mistakes.mutants import Args, Change, mutated
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, TileOp
 from sparsec.tile.schedule import Schedule, ScheduleError

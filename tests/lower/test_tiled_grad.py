@@ -13,7 +13,7 @@ from sparsec.lower.registry import lower_kernel
 from sparsec.oracle.error import Quantity, check
 from sparsec.plan.specs import Piece, TiledAttention
 from sparsec.scalar.expr import var
-from sparsec.testing.tiled_case import TiledCase, backward, grad_kv, truth
+from sparsec.testing.kernels.tiled import TiledCase, backward, grad_kv, truth
 from sparsec.tile.schedule import Schedule
 
 Run = Callable[..., None]

@@ -12,7 +12,7 @@ import torch
 from sparsec.plan.specs import BlockList, Capture, Piece, TiledAttention
 from sparsec.scalar.expr import Expr, element, var
 from sparsec.scalar.functions import maximum, minimum, tanh, where
-from sparsec.testing.tiled_case import TiledCase, backward, truth
+from sparsec.testing.kernels.tiled import TiledCase, backward, truth
 from sparsec.tile.schedule import Schedule
 
 Run = Callable[..., None]

@@ -12,7 +12,7 @@ from sparsec.lower.registry import default, lower_kernel, space
 from sparsec.plan.grad_specs import TiledGradCapture, TiledGradKV, TiledGradQ
 from sparsec.plan.specs import BlockList, Capture, Piece, TiledAttention
 from sparsec.scalar.expr import element, var
-from sparsec.testing.ahead import jobs
+from sparsec.testing.triton.ahead import jobs
 from sparsec.tile.schedule import Schedule
 
 ROW, KEY = var("i"), var("j")

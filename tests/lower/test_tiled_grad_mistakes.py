@@ -12,9 +12,9 @@ import torch
 from sparsec.plan.specs import Piece, TiledAttention
 from sparsec.scalar.expr import var
 from sparsec.scalar.fn import Fn
-from sparsec.testing.mistakes import first_tile_skipped, future_column_unmasked, is_map, last_tile_skipped
-from sparsec.testing.mutants import Args, Change, mutated
-from sparsec.testing.tiled_case import TiledCase, backward, truth
+from sparsec.testing.kernels.tiled import TiledCase, backward, truth
+from sparsec.testing.mistakes.mutants import Args, Change, mutated
+from sparsec.testing.mistakes.named import first_tile_skipped, future_column_unmasked, is_map, last_tile_skipped
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, TileOp, access_of
 from sparsec.tile.schedule import Schedule

@@ -17,8 +17,8 @@ from sparsec.backends.tvm.build import compile
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import default
 from sparsec.scalar.evaluate import evaluate
-from sparsec.testing.tiled_case import backward, grad_kv
-from sparsec.testing.tiled_worker import cases, errors
+from sparsec.testing.kernels.tiled import backward, grad_kv
+from sparsec.testing.triton.tiled import cases, errors
 from sparsec.tile.schedule import Schedule
 
 Run = dict[str, dict[str, float]]
@@ -43,7 +43,7 @@ def test_the_cpu_agrees(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The errors of all cases, from one process."""
-    command = [sys.executable, "-m", "sparsec.testing.tiled_worker", str(tmp_path_factory.mktemp("interpreted"))]
+    command = [sys.executable, "-m", "sparsec.testing.triton.tiled", str(tmp_path_factory.mktemp("interpreted"))]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)

@@ -11,8 +11,8 @@ from sparsec.ir.variant import Variant
 from sparsec.oracle import oracle
 from sparsec.oracle.form import FormName
 from sparsec.passes.differentiate import differentiate
-from sparsec.testing.recurrent import RECURRENT, ROUTES
-from sparsec.testing.recurrent import draw as drawn
+from sparsec.testing.inputs.recurrent import RECURRENT, ROUTES
+from sparsec.testing.inputs.recurrent import draw as drawn
 
 FORMS: tuple[FormName, ...] = ("loop", "vector")
 SIZES = {"B": 2, "T": 37, "H": 4, "HKV": 2, "D": 3, "DV": 5, "DX": 4}

@@ -12,7 +12,8 @@ from sparsec.oracle.packed import packed_oracle
 from sparsec.runtime.compiled import Compiled
 from sparsec.runtime.packed.documents import Given
 from sparsec.runtime.ready import Ready
-from sparsec.testing.packed_case import (
+from sparsec.testing.inputs.variants import EVERY, NAMES, small
+from sparsec.testing.whole.packed import (
     PackedCase,
     floats,
     largest_difference,
@@ -21,7 +22,6 @@ from sparsec.testing.packed_case import (
     packed_case,
     results,
 )
-from sparsec.testing.variants import EVERY, NAMES, small
 
 LENGTHS = (3, 0, 1, 20)
 """Empty and one-token documents, one that ends within a chunk, one of several chunks."""

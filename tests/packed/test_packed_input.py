@@ -13,8 +13,8 @@ from sparsec.ir.error import InputError
 from sparsec.plan.plan import PlanError
 from sparsec.runtime.compiled import Compiled
 from sparsec.runtime.packed.segments import check_count
-from sparsec.testing.packed_case import PackedCase, cotangents_like, largest_difference, looped, packed_case, results
-from sparsec.testing.variants import small
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.whole.packed import PackedCase, cotangents_like, largest_difference, looped, packed_case, results
 
 
 @pytest.fixture(scope="module")

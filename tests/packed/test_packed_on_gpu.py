@@ -9,7 +9,8 @@ import sparsec
 from sparsec.oracle.error import check
 from sparsec.oracle.packed import packed_oracle
 from sparsec.runtime.compiled import Compiled
-from sparsec.testing.packed_case import (
+from sparsec.testing.inputs.variants import NAMES, small
+from sparsec.testing.whole.packed import (
     PackedCase,
     cotangents_like,
     floats,
@@ -18,7 +19,6 @@ from sparsec.testing.packed_case import (
     packed_case,
     results,
 )
-from sparsec.testing.variants import NAMES, small
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import sparsec
 from sparsec.ir.error import InputError
 from sparsec.runtime.compiled import Compiled
-from sparsec.testing.packed_case import (
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.whole.packed import (
     cotangents_like,
     floats,
     gradients,
@@ -21,7 +22,6 @@ from sparsec.testing.packed_case import (
     packed_case,
     results,
 )
-from sparsec.testing.variants import small
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from sparsec.lower.registry import default, lower_kernel
 from sparsec.lower.segments import packed, schedule
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.target import GPUS
-from sparsec.testing.ahead import job
-from sparsec.testing.packed_case import floats
+from sparsec.testing.triton.ahead import job
+from sparsec.testing.whole.packed import floats
 
 DIMS = {"H": 16, "HKV": 4, "D": 64, "DV": 64, "DR": 64}
 
@@ -42,7 +42,7 @@ def test_both_halves_compile_for_hopper(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_printed_programs_agree_with_the_tile_interpreter(tmp_path: Path) -> None:
     names = ["msa-window", "hsa-mean", "full-softcap-sink"]
-    command = [sys.executable, "-m", "sparsec.testing.packed_interpreter", str(tmp_path), *names]
+    command = [sys.executable, "-m", "sparsec.testing.triton.packed", str(tmp_path), *names]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)

@@ -16,7 +16,7 @@ from sparsec.oracle.form import FormName
 from sparsec.passes.differentiate import differentiate
 from sparsec.passes.pipeline import training
 from sparsec.passes.vjp_rules import FLOWS, Flow
-from sparsec.testing.variants import NAMES, small
+from sparsec.testing.inputs.variants import NAMES, small
 
 Gradients = Callable[..., dict[str, Tensor | None]]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant
 from sparsec.ir.variant import variant as declare
-from sparsec.testing.variants import NAMES, small
+from sparsec.testing.inputs.variants import NAMES, small
 
 Gradients = Callable[..., dict[str, Tensor | None]]
 Draw = st.DrawFn

@@ -15,7 +15,7 @@ from sparsec.passes import pipeline
 from sparsec.passes.differentiate import Differentiated, differentiate
 from sparsec.passes.observers import Diffs
 from sparsec.passes.pipeline import PIPELINE, training
-from sparsec.testing.variants import small
+from sparsec.testing.inputs.variants import small
 
 PLAIN = """variant plain(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]) {
   m = tokens(k, v)

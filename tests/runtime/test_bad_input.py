@@ -16,7 +16,7 @@ from sparsec.ir.variant import Variant
 from sparsec.oracle import oracle
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.target import TargetError
-from sparsec.testing.declared import DECLARED
+from sparsec.testing.inputs.declared import DECLARED
 
 HERE = Path(__file__).name
 QKV = "q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]"

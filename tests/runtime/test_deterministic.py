@@ -14,8 +14,8 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.deterministic import OrderError, ordered
 from sparsec.runtime.order_price import OrderPrice, order_prices
 from sparsec.runtime.records import Record, Records, bucket, record_key
-from sparsec.testing.variants import small
-from sparsec.testing.whole_case import WholeCase
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.whole.case import WholeCase
 from sparsec.tile.schedule import Schedule
 
 DIMS = {"H": 4, "HKV": 2, "D": 32, "DV": 32}

@@ -23,8 +23,8 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.env import Env
 from sparsec.runtime.native.build import BuildError, built, compiler, load, native
 from sparsec.runtime.records import Records
-from sparsec.testing.stub_driver import Stub, hooks, quick_of
-from sparsec.testing.whole_case import WholeCase, on
+from sparsec.testing.triton.stub_driver import Stub, hooks, quick_of
+from sparsec.testing.whole.case import WholeCase, on
 
 try:
     compiler()

@@ -15,8 +15,8 @@ from torch._dynamo.utils import counters
 from sparsec.ir.error import InputError
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.operator import fake_outputs
-from sparsec.testing.variants import NAMES, small
-from sparsec.testing.whole_case import WholeCase, on
+from sparsec.testing.inputs.variants import NAMES, small
+from sparsec.testing.whole.case import WholeCase, on
 
 
 @pytest.fixture(autouse=True)

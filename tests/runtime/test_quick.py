@@ -23,8 +23,8 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.inputs import inputs
 from sparsec.runtime.quick import Device, _shape, on_gpu
 from sparsec.runtime.ready import Ready
-from sparsec.testing.stub_driver import learned
-from sparsec.testing.whole_case import WholeCase, on
+from sparsec.testing.triton.stub_driver import learned
+from sparsec.testing.whole.case import WholeCase, on
 from sparsec.tile.schedule import Schedule
 
 NAMES = ["streaming", "msa-random-alone", "hsa-window", "nsa", "moba", "alibi-lse"]

@@ -10,7 +10,7 @@ from sparsec.plan.specs import Combine
 from sparsec.runtime.joint import joint
 from sparsec.runtime.split import split
 from sparsec.scalar.expr import var
-from sparsec.testing.whole_case import on
+from sparsec.testing.whole.case import on
 
 
 def kernel(name: str, reads: str, writes: str) -> Kernel:

@@ -16,9 +16,9 @@ from sparsec.oracle import oracle
 from sparsec.plan.plan import PlanError
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.inputs import inputs as sparsec_inputs
-from sparsec.testing.trained import wrong_gradients
-from sparsec.testing.variants import small
-from sparsec.testing.whole_case import WholeCase, on
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.whole.case import WholeCase, on
+from sparsec.testing.whole.trained import wrong_gradients
 
 Inputs = dict[str, Tensor]
 

@@ -18,7 +18,7 @@ from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.across import apart, programs
 from sparsec.runtime.compiled import Compiled
 from sparsec.runtime.quick import Device, on_gpu
-from sparsec.testing.stub_driver import learned
+from sparsec.testing.triton.stub_driver import learned
 from sparsec.tile.schedule import Schedule
 
 SIZES: dict[str, Any] = {"B": 1, "T": 21, "H": 2, "HKV": 2, "D": 16, "DV": 16, "DX": 4}

@@ -15,7 +15,7 @@ from sparsec.passes.pipeline import run
 from sparsec.passes.stream import stream
 from sparsec.plan.plan import PlanError
 from sparsec.runtime.compiled import compile
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 
 HEAD = "q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], beta: [B,T,HKV] float32"
 SIZES = {"B": 2, "T": 9, "H": 2, "HKV": 1, "D": 16, "DV": 8}

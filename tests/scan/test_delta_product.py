@@ -13,7 +13,7 @@ from sparsec.frontends.text import parse
 from sparsec.ir.error import DeclarationError, InputError
 from sparsec.ir.variant import dim_names
 from sparsec.oracle import oracle
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 from sparsec.tile.schedule import Schedule
 
 SIZES: dict[str, Any] = {"B": 2, "H": 2, "HKV": 1, "D": 16, "DV": 8}

@@ -17,7 +17,7 @@ from sparsec.passes.expand_residual import expand_residual
 from sparsec.passes.expand_slots import expand_slots
 from sparsec.passes.pipeline import training
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 
 SIZES: dict[str, Any] = {"B": 2, "T": 9, "H": 2, "HKV": 1, "D": 16, "DV": 8}
 ONE: dict[str, Any] = {"parts": 1, "branching": 1, "readout": "sum"}

@@ -13,7 +13,7 @@ from sparsec.ir.error import InputError
 from sparsec.ir.variant import variant
 from sparsec.oracle import check, oracle
 from sparsec.plan.plan import PlanError
-from sparsec.testing.packed_case import (
+from sparsec.testing.whole.packed import (
     cotangents_like,
     floats,
     gradients,
@@ -22,7 +22,7 @@ from sparsec.testing.packed_case import (
     packed_case,
     results,
 )
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 
 RULES = ["additive", "delta"]
 LENGTHS = (70, 0, 5, 104)

@@ -11,8 +11,8 @@ from torch import Tensor
 import sparsec
 from sparsec.backends.triton.compile import Compiled, compile_all
 from sparsec.oracle import oracle
-from sparsec.testing.ahead import jobs
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.triton.ahead import jobs
+from sparsec.testing.whole.trained import wrong_on
 
 SIZES = {"B": 2, "H": 1, "HV": 6, "D": 16, "DV": 1}
 

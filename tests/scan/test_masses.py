@@ -16,7 +16,7 @@ from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER
-from sparsec.testing.chain import poisoned
+from sparsec.testing.whole.chain import poisoned
 from sparsec.tile.schedule import Schedule
 
 HEAD = "k: [B,T,HKV,D], beta: [B,T,HKV] float32, g: [B,T,HKV] float32"

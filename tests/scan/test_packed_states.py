@@ -12,7 +12,7 @@ from sparsec.ir import build as lang
 from sparsec.ir.build_state import recall, state, write
 from sparsec.ir.variant import variant
 from sparsec.plan.plan import PlanError
-from sparsec.testing.packed_case import PackedCase, cotangents_like, floats, gradients, packed_case, results
+from sparsec.testing.whole.packed import PackedCase, cotangents_like, floats, gradients, packed_case, results
 
 LENGTHS = (3, 0, 1, 20)
 CASES: dict[str, tuple[str, dict[str, object]]] = {

@@ -10,7 +10,7 @@ from sparsec.frontends.preset import find, preset
 from sparsec.ir.error import DeclarationError, InputError
 from sparsec.oracle import oracle
 from sparsec.runtime.compiled import compile
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 
 NAMES = ["linear", "retnet", "mamba2", "gla", "hgrn2", "deltanet", "gdn", "kda", "gdn2", "rwkv7", "row_sparse"]
 KNOBS: dict[str, dict[str, object]] = {

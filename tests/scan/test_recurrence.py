@@ -20,9 +20,9 @@ from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER
-from sparsec.testing.chain import links, poisoned
-from sparsec.testing.recurrent import RECURRENT, draw
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.inputs.recurrent import RECURRENT, draw
+from sparsec.testing.whole.chain import links, poisoned
+from sparsec.testing.whole.trained import wrong_on
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 SIZES = {"B": 2, "T": 23, "H": 4, "HKV": 2, "D": 16, "DV": 32}
@@ -63,8 +63,8 @@ import json, sys, torch
 from sparsec.frontends.text import parse
 from sparsec.passes.differentiate import differentiate
 from sparsec.runtime.compiled import compile
-from sparsec.testing.chain import links
-from sparsec.testing.recurrent import RECURRENT, draw
+from sparsec.testing.whole.chain import links
+from sparsec.testing.inputs.recurrent import RECURRENT, draw
 made = compile(differentiate(parse(RECURRENT[sys.argv[1]])).variant, target="triton:sm_90")
 x = draw(made.variant, {"B": 2, "T": 7, "H": 2, "HKV": 1, "D": 24, "DV": 48})
 print(json.dumps([link.sentence for link in links(made, x) if not link.ok]))

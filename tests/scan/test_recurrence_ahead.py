@@ -11,7 +11,7 @@ from sparsec.lower.registry import default, lower_kernel
 from sparsec.lower.scan.schedules import token_form
 from sparsec.passes.differentiate import differentiate
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
-from sparsec.testing.ahead import job, misfits
+from sparsec.testing.triton.ahead import job, misfits
 
 DIMS = {"64": (64, 64), "128": (128, 128), "256": (256, 512)}
 

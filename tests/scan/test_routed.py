@@ -19,9 +19,9 @@ from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.target import INTERPRETER
-from sparsec.testing.chain import links, poisoned
-from sparsec.testing.recurrent import ROUTES, draw
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.inputs.recurrent import ROUTES, draw
+from sparsec.testing.whole.chain import links, poisoned
+from sparsec.testing.whole.trained import wrong_on
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.schedule import Schedule, ScheduleError
 

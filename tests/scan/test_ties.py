@@ -11,7 +11,7 @@ from sparsec.ir.build_state import TIE
 from sparsec.oracle import oracle
 from sparsec.oracle.states import best
 from sparsec.passes.expand_readout import expand_readout
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.trained import wrong_on
 
 SIZES: dict[str, Any] = {"B": 2, "T": 9, "H": 2, "HKV": 1, "D": 16, "DV": 8, "DX": 4}
 

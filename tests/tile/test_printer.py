@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.cases import CASES
 from sparsec.tile.printer import to_text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsec.scalar.fn import Fn
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.cases import CASES
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor, TileOp
 from sparsec.tile.printer import to_text

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparsec.scalar.fn import Fn
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.cases import CASES
 from sparsec.tile import build as tile
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.language import Node, Program, Tensor, TileOp

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sparsec.scalar.fn import Fn
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.cases import CASES
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor, TileOp
 from sparsec.tile.verify import RULES, verify

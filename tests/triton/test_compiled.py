@@ -16,8 +16,8 @@ from sparsec.backends.triton.box import Box
 from sparsec.backends.triton.compile import Compiled, CompileError, Job, compile_all
 from sparsec.backends.triton.emit import emit
 from sparsec.backends.triton.packed import packed
-from sparsec.testing.tile_attention import window_program
-from sparsec.testing.tile_selection import top
+from sparsec.testing.tile.attention import window_program
+from sparsec.testing.tile.selection import top
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 

@@ -9,8 +9,8 @@ from sparsec.backends.triton.address import stride_limits
 from sparsec.backends.triton.arguments import descriptor_arguments, signature
 from sparsec.backends.triton.build import LaunchError, arguments, launch
 from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
-from sparsec.testing.tile_attention import chunks, window, window_program
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.attention import chunks, window, window_program
+from sparsec.testing.tile.cases import CASES
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule
 

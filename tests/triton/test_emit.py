@@ -12,9 +12,9 @@ from sparsec.backends.triton.emit import emit
 from sparsec.backends.triton.names import merge
 from sparsec.backends.triton.text import wrapped
 from sparsec.scalar.fn import Fn
-from sparsec.testing.tile_attention import window, window_program
-from sparsec.testing.tile_cases import CASES
-from sparsec.testing.tile_selection import top
+from sparsec.testing.tile.attention import window, window_program
+from sparsec.testing.tile.cases import CASES
+from sparsec.testing.tile.selection import top
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.cases import CASES
 
 # bf16 is left out: the interpreter multiplies its bit patterns.
 NAMES = [name for name in CASES if "bfloat16" not in name]
@@ -23,7 +23,7 @@ SINGLE = 2e-6
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """The error of every case, from one run."""
     folder = tmp_path_factory.mktemp("interpreted")
-    command = [sys.executable, "-m", "sparsec.testing.triton_interpreter", str(folder), *NAMES, *DESCRIPTORS]
+    command = [sys.executable, "-m", "sparsec.testing.triton.tiles", str(folder), *NAMES, *DESCRIPTORS]
     root = Path(__file__).parents[2]
     env = {
         **os.environ,

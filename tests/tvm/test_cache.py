@@ -14,8 +14,8 @@ import torch
 from sparsec.backends.tvm import build as building
 from sparsec.backends.tvm import pipeline
 from sparsec.backends.tvm.build import CacheError, compile, is_whole
-from sparsec.testing.tile_case import Case
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.case import Case
+from sparsec.testing.tile.cases import CASES
 from sparsec.tile.schedule import Schedule
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_loading_tvm_leaves_the_process_as_it_was(tmp_path: Path) -> None:
         "import os, sys; before = os.sched_getaffinity(0)\n"
         "from pathlib import Path\n"
         "from sparsec.backends.tvm.build import compile\n"
-        "from sparsec.testing.tile_cases import CASES\n"
+        "from sparsec.testing.tile.cases import CASES\n"
         "from sparsec.tile.schedule import Schedule\n"
         "case = CASES['gather'](); tensors = case.tensors()\n"
         f"compile(case.program, Schedule(), Path({str(tmp_path)!r}))(\n"

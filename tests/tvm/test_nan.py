@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsec.backends.tvm.build import compile
-from sparsec.testing.tile_attention import window
+from sparsec.testing.tile.attention import window
 from sparsec.tile import build as tile
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.language import Tensor

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sparsec.backends.tvm.build import compile
-from sparsec.testing.tile_case import Case, Tensors
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.case import Case, Tensors
+from sparsec.testing.tile.cases import CASES
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.schedule import Schedule
 

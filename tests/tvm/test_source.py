@@ -13,7 +13,7 @@ from sparsec.backends.tvm.emit import emit
 from sparsec.backends.tvm.lanes import Lanes
 from sparsec.backends.tvm.reader import read
 from sparsec.backends.tvm.text import grouped, plus, times
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.cases import CASES
 from sparsec.tile import build as tile
 from sparsec.tile.build import TileError
 from sparsec.tile.language import Axis, Program, Tensor

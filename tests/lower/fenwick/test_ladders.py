@@ -13,9 +13,9 @@ from sparsec.backends.triton.resources import Resources
 from sparsec.lower.fenwick import backward, forward, schedules
 from sparsec.lower.lowered import Lowered
 from sparsec.plan.states.fenwick_specs import LadderGrad
-from sparsec.testing.ahead import job, misfits, wide_dots
-from sparsec.testing.ladder_case import Setting
-from sparsec.testing.scratch import with_scratch
+from sparsec.testing.kernels.ladder import Setting
+from sparsec.testing.kernels.scratch import with_scratch
+from sparsec.testing.triton.ahead import job, misfits, wide_dots
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.schedule import Schedule, ScheduleError
 from sparsec.tile.verify import verify

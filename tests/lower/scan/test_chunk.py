@@ -21,9 +21,9 @@ from sparsec.lower.scan.chunk import forward as chunk
 from sparsec.lower.scan.chunk import gradient as chunk_grad
 from sparsec.plan.states.scan_specs import Operand, Read, Scan, Writes
 from sparsec.scalar.evaluate import evaluate
-from sparsec.testing.ahead import job, misfits, wide_dots
-from sparsec.testing.scan_case import Setting, truth
-from sparsec.testing.scratch import with_scratch
+from sparsec.testing.kernels.scan import Setting, truth
+from sparsec.testing.kernels.scratch import with_scratch
+from sparsec.testing.triton.ahead import job, misfits, wide_dots
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule, ScheduleError
@@ -169,7 +169,7 @@ def test_what_has_no_chunk_form() -> None:
 
 
 def test_triton_interpreter(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sparsec.testing.scan_interpreter", str(tmp_path)]
+    command = [sys.executable, "-m", "sparsec.testing.triton.scan", str(tmp_path)]
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 
 from sparsec.lower.scan.chunk import gradient as chunk_grad
-from sparsec.testing.scan_case import Setting, truth
-from sparsec.testing.scratch import with_scratch
+from sparsec.testing.kernels.scan import Setting, truth
+from sparsec.testing.kernels.scratch import with_scratch
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.schedule import Schedule, ScheduleError
 from sparsec.tile.verify import verify

@@ -9,7 +9,7 @@ import pytest
 from sparsec.autotune.space import Space
 from sparsec.lower import segments
 from sparsec.lower.registry import default, known, lower_kernel, space
-from sparsec.testing.scan_case import Setting
+from sparsec.testing.kernels.scan import Setting
 from sparsec.tile.schedule import ScheduleError
 
 LAYER = Setting("delta", "scalar", True, heads=16, state_heads=16, rows=128, cols=128, dtype="bfloat16")

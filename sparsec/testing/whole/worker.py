@@ -1,4 +1,4 @@
-"""Runs whole cases in a process of its own: ``python -m sparsec.testing.chain_worker TARGET``, cases as JSON on stdin.
+"""Runs whole cases in a process of its own: ``python -m sparsec.testing.whole.worker TARGET``, cases as JSON on stdin.
 
 One line of JSON per case as it ends, so that a crash names its case: the first one without a line.
 """
@@ -14,14 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sparsec.testing.interpreter_pace import keep_pace
-from sparsec.testing.whole_case import WholeCase
+from sparsec.testing.triton.pace import keep_pace
+from sparsec.testing.whole.case import WholeCase
 
 
 def run_apart(cases: Sequence[WholeCase], target: str, env: Mapping[str, str], timeout: float) -> dict[str, list[str]]:
     """What is wrong, by case; a case at which the process ended says so, and those after it that they did not run."""
-    command = [sys.executable, "-m", "sparsec.testing.chain_worker", target]
-    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-m", "sparsec.testing.whole.worker", target]
+    root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     done = subprocess.run(
         command,

@@ -1,6 +1,6 @@
 """Runs the backward of one small selector and of a summary under Triton's interpreter, in fp32.
 
-Usage: ``python -m sparsec.testing.selector_grad_interpreter FOLDER`` with TRITON_INTERPRET=1 in the environment. Prints
+Usage: ``python -m sparsec.testing.triton.selector FOLDER`` with TRITON_INTERPRET=1 in the environment. Prints
 one JSON object: the largest error of each gradient, relative to its largest element.
 """
 
@@ -16,9 +16,9 @@ import torch
 from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import SummariseGrad
 from sparsec.plan.specs import Summarise
-from sparsec.testing.gathered_grad_interpreter import run
-from sparsec.testing.interpreter_pace import keep_pace
-from sparsec.testing.selector_case import OUTPUTS, Sizes, draw, grads, selector, truth
+from sparsec.testing.kernels.selector import OUTPUTS, Sizes, draw, grads, selector, truth
+from sparsec.testing.triton.gathered import run
+from sparsec.testing.triton.pace import keep_pace
 
 
 def of_selector(folder: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Packed calls in Triton's interpreter: ``python -m sparsec.testing.packed_interpreter FOLDER NAME…``.
+"""Packed calls in Triton's interpreter: ``python -m sparsec.testing.triton.packed FOLDER NAME…``.
 
 Needs TRITON_INTERPRET=1 in the environment. Prints one JSON object: per variant the errors of outputs and of gradients
 against the tile interpreter.
@@ -18,8 +18,9 @@ from torch import Tensor
 from sparsec.runtime import compiled, ready
 from sparsec.runtime.packed import calls as packed
 from sparsec.runtime.target import Target, find
-from sparsec.testing.interpreter_pace import keep_pace
-from sparsec.testing.packed_case import (
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.triton.pace import keep_pace
+from sparsec.testing.whole.packed import (
     cotangents_like,
     floats,
     gradients,
@@ -28,7 +29,6 @@ from sparsec.testing.packed_case import (
     packed_case,
     results,
 )
-from sparsec.testing.variants import small
 
 LENGTHS = (3, 0, 1, 20)
 

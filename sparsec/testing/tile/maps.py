@@ -8,7 +8,7 @@ import torch
 from torch import Tensor as Torch
 
 from sparsec.scalar.fn import ARITY, Fn
-from sparsec.testing.tile_case import Case, Tensors, randint, randn
+from sparsec.testing.tile.case import Case, Tensors, randint, randn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Tensor
 

@@ -1,4 +1,4 @@
-"""Decode steps under Triton's interpreter: ``python -m sparsec.testing.decode_interpreter FOLDER DTYPE NAME…``.
+"""Decode steps under Triton's interpreter: ``python -m sparsec.testing.triton.decode FOLDER DTYPE NAME…``.
 
 Needs TRITON_INTERPRET=1 in the environment. Prints one JSON object: per small variant, the largest difference between
 printed kernels and the tile interpreter, under the schedules of a GPU.
@@ -25,8 +25,8 @@ from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode import kernels as decode_kernels
 from sparsec.runtime.inputs import inputs
 from sparsec.runtime.target import Target
-from sparsec.testing.interpreter_pace import keep_pace
-from sparsec.testing.variants import small
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.triton.pace import keep_pace
 from sparsec.tile.schedule import Schedule
 
 SIZES = {"B": 2, "H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16}

@@ -12,11 +12,11 @@ from torch import Tensor
 from sparsec.ir.variant import Variant, dim_names
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.inputs import inputs
-from sparsec.testing.chain import Link, links
-from sparsec.testing.layouts import laid_out
-from sparsec.testing.numbers import turned
-from sparsec.testing.styles import set_style
-from sparsec.testing.variants import small
+from sparsec.testing.inputs.layouts import laid_out
+from sparsec.testing.inputs.numbers import turned
+from sparsec.testing.inputs.styles import set_style
+from sparsec.testing.inputs.variants import small
+from sparsec.testing.whole.chain import Link, links
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,13 @@ class WholeCase:
     """A case of the proof suite.
 
     Attributes:
-        variant: a name of ``sparsec.testing.variants.NAMES``.
+        variant: a name of ``sparsec.testing.inputs.variants.NAMES``.
         lengths: queries, keys, and the position of the first query; None puts the last query at the last key.
         heads: query heads and key/value heads.
         dims: of keys and of values.
-        layout: a name of ``sparsec.testing.layouts.LAYOUTS``.
-        style: a name of ``sparsec.testing.styles.STYLES``; empty for the target's own defaults.
-        numbers: a name of ``sparsec.testing.numbers.NUMBERS``.
+        layout: a name of ``sparsec.testing.inputs.layouts.LAYOUTS``.
+        style: a name of ``sparsec.testing.inputs.styles.STYLES``; empty for the target's own defaults.
+        numbers: a name of ``sparsec.testing.inputs.numbers.NUMBERS``.
     """
 
     variant: str

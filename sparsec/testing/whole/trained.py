@@ -10,8 +10,8 @@ from torch import Tensor
 from sparsec.ir.variant import Variant
 from sparsec.oracle import check, oracle
 from sparsec.runtime.compiled import Compiled
-from sparsec.testing.chain import as_tuple
-from sparsec.testing.whole_case import WholeCase, on
+from sparsec.testing.whole.case import WholeCase, on
+from sparsec.testing.whole.chain import as_tuple
 
 DIRECT = ("v",)
 """Inputs whose gradients are held to the bounds of outputs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sparsec.scalar.fn import Fn
-from sparsec.testing.tile_case import Case, Tensors, randint, randn
+from sparsec.testing.tile.case import Case, Tensors, randint, randn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
 

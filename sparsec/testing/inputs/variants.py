@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsec.frontends.preset import preset
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant
-from sparsec.testing.declared import DECLARED, FORWARD
+from sparsec.testing.inputs.declared import DECLARED, FORWARD
 
 CHUNK = 16
 

@@ -6,7 +6,7 @@ from sparsec.lower import softmax
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.plan.specs import Combine, GatheredAttention, Selector, Summarise, TiledAttention
 from sparsec.scalar.fn import Fn
-from sparsec.testing.mutants import Args, Change
+from sparsec.testing.mistakes.mutants import Args, Change
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, TileOp, access_of
 

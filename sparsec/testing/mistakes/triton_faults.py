@@ -1,8 +1,8 @@
 """Backward patterns that Triton is known to get wrong on Hopper, as small as they stay telling, each with its truth.
 
-``python -m sparsec.testing.triton_faults DEVICE PATTERN,DTYPE,WARPS,STAGES …`` prints a line of JSON per setting: the
-error relative to fp64 (a right kernel's is at most 0.003), or what was raised. A crash ends the process. All tiles are
-64 x 64, the size that the reports are about.
+``python -m sparsec.testing.mistakes.triton_faults DEVICE PATTERN,DTYPE,WARPS,STAGES …`` prints a line of JSON per
+setting: the error relative to fp64 (a right kernel's is at most 0.003), or what was raised. A crash ends the process.
+All tiles are 64 x 64, the size that the reports are about.
 
 Public reports: fla-org/flash-linear-attention issues 640 (Triton 3.4 to 3.7.0) and 984 (3.4 and later), and
 triton-lang/triton issue 6124 (3.2). The kernels here are sparsec's own.

@@ -1,4 +1,4 @@
-"""Runs small chunked scans under Triton's interpreter, in fp32: ``python -m sparsec.testing.scan_interpreter FOLDER``.
+"""Runs small chunked scans under Triton's interpreter, in fp32: ``python -m sparsec.testing.triton.scan FOLDER``.
 
 Needs TRITON_INTERPRET=1 in the environment. Prints one JSON object: the error of each output against the truth.
 """
@@ -15,9 +15,9 @@ from sparsec.backends.triton.build import arguments, launch, load
 from sparsec.backends.triton.emit import emit
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan.chunk import forward as chunk
-from sparsec.testing.interpreter_pace import keep_pace
-from sparsec.testing.scan_case import Setting, truth
-from sparsec.testing.scratch import with_scratch
+from sparsec.testing.kernels.scan import Setting, truth
+from sparsec.testing.kernels.scratch import with_scratch
+from sparsec.testing.triton.pace import keep_pace
 from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule
 

@@ -1,4 +1,4 @@
-"""Backward cases under Triton's interpreter: ``python -m sparsec.testing.tiled_worker FOLDER``, TRITON_INTERPRET=1.
+"""Backward cases under Triton's interpreter: ``python -m sparsec.testing.triton.tiled FOLDER``, TRITON_INTERPRET=1.
 
 Prints one JSON object: the largest error of each gradient of each case, relative to its largest element.
 """
@@ -17,8 +17,8 @@ from sparsec.lower.lowered import Lowered
 from sparsec.plan.specs import Capture, Piece, TiledAttention
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import element, var
-from sparsec.testing.interpreter_pace import keep_pace
-from sparsec.testing.tiled_case import TiledCase, backward, truth
+from sparsec.testing.kernels.tiled import TiledCase, backward, truth
+from sparsec.testing.triton.pace import keep_pace
 from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule
 

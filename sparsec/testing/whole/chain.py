@@ -24,7 +24,7 @@ from sparsec.oracle.values import Chosen, Value, plain
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.specs import BlockList
 from sparsec.runtime.compiled import Compiled
-from sparsec.testing.tiles_seen import tiles_agree
+from sparsec.testing.kernels.tiles_seen import tiles_agree
 
 Finding = tuple[bool, str, float | None]
 """Whether two sides agree, the finding as a sentence, and its relative error where it has one."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from sparsec.testing.tile_attention import chunks, window
-from sparsec.testing.tile_case import Case
-from sparsec.testing.tile_loops import nested, recurrence, vectors
-from sparsec.testing.tile_maps import axes, floats, integers
-from sparsec.testing.tile_memory import gather, prefix, scatter
-from sparsec.testing.tile_selection import top
+from sparsec.testing.tile.attention import chunks, window
+from sparsec.testing.tile.case import Case
+from sparsec.testing.tile.loops import nested, recurrence, vectors
+from sparsec.testing.tile.maps import axes, floats, integers
+from sparsec.testing.tile.memory import gather, prefix, scatter
+from sparsec.testing.tile.selection import top
 
 CASES: dict[str, Callable[[], Case]] = {
     "window": window,

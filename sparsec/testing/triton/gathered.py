@@ -1,6 +1,6 @@
 """Runs the backward of one small gathered attention under Triton's interpreter, in fp32.
 
-Usage: ``python -m sparsec.testing.gathered_grad_interpreter FOLDER joint|chunk`` with TRITON_INTERPRET=1 in the
+Usage: ``python -m sparsec.testing.triton.gathered FOLDER joint|chunk`` with TRITON_INTERPRET=1 in the
 environment. Prints one JSON object: the largest error of each gradient, relative to its largest element.
 """
 
@@ -18,9 +18,9 @@ from sparsec.backends.triton.emit import emit
 from sparsec.lower.registry import default, lower_kernel
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.scalar.expr import var
-from sparsec.testing.gathered_case import Sizes, attention, draw, grad_kv, grad_q, truth
-from sparsec.testing.interpreter_pace import keep_pace
-from sparsec.testing.scratch import with_scratch
+from sparsec.testing.kernels.gathered import Sizes, attention, draw, grad_kv, grad_q, truth
+from sparsec.testing.kernels.scratch import with_scratch
+from sparsec.testing.triton.pace import keep_pace
 from sparsec.tile.scalars import grid_of
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from sparsec.scalar.fn import Fn
-from sparsec.testing.tile_case import Case, Tensors, randint, randn
+from sparsec.testing.tile.case import Case, Tensors, randint, randn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 

@@ -1,4 +1,4 @@
-"""Runs tile cases under Triton's interpreter: ``python -m sparsec.testing.triton_interpreter FOLDER NAME…``.
+"""Runs tile cases under Triton's interpreter: ``python -m sparsec.testing.triton.tiles FOLDER NAME…``.
 
 Needs TRITON_INTERPRET=1 in the environment. Prints one JSON object: the error of each case against its reference.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sparsec.backends.triton.build import arguments, launch, load
 from sparsec.backends.triton.emit import emit
-from sparsec.testing.interpreter_pace import keep_pace
-from sparsec.testing.tile_cases import CASES
+from sparsec.testing.tile.cases import CASES
+from sparsec.testing.triton.pace import keep_pace
 from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule
 
