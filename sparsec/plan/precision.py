@@ -37,6 +37,7 @@ def exact(nodes: Sequence[Node], outputs: Sequence[Node], width: Callable[[Node]
     maps = {n for n in nodes if n.op is Op.MAP and any(_gains(r, n) for r in readers[n])}
     maps = {n for n in maps if all(r.op in TOLERANT or _gains(r, n) for r in readers[n])}
     maps |= left(nodes, Op.RECALL) | {n for n in nodes if _asks(n, readers[n]) and width(n) < NARROW}
+    maps |= _faded(nodes, readers)
     read = {n for n in nodes if n.op in OUTPUTS and readers[n] and all(r.op in EXACT for r in readers[n])}
     return frozenset(maps | read) - frozenset(outputs)
 
@@ -53,6 +54,21 @@ def left(nodes: Sequence[Node], *made_of: Op) -> frozenset[Node]:
     """
     stored = {n.src[2] for n in nodes if n.op is Op.WRITE}
     return frozenset(n for n in stored if n.op is Op.MAP and any(s.op in made_of for s in n.src))
+
+
+def _faded(nodes: Sequence[Node], readers: Mapping[Node, Sequence[Node]]) -> set[Node]:
+    """Maps that scans alone read as queries, keys or erase vectors of states whose key channels fade by themselves.
+
+    They are multiplied by decays in fp32 before any product, and rounded then.
+    """
+    banks = {n for n in nodes if n.op is Op.WRITE and n["decay_kind"] == "key"}
+
+    def vector(reader: Node, node: Node) -> bool:
+        if reader.op is Op.RECALL:
+            return reader.positional[0] is node and set(reader.positional[1:]) <= banks and not reader.operands
+        return reader in banks and node is not reader.src[2] and len(node.shape) == 4
+
+    return {n for n in nodes if n.op is Op.MAP and readers[n] and all(vector(r, n) for r in readers[n])}
 
 
 def _asks(node: Node, readers: Sequence[Node]) -> bool:

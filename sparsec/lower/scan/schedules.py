@@ -81,7 +81,7 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
     tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and not needs_keyed(w) and w.steps == 1
     stages = 1 if w.erase is not None else 2  # two do not fit with what erases
     found = Schedule("chunk", 64, value_block=columns, splits=splits, warps=4, stages=stages, descriptors=tma)
-    halves = target.startswith("triton") and w.k.dtype == "bfloat16"  # states outgrow fp16
+    halves = target.startswith("triton") and w.half == "bfloat16"  # states outgrow fp16
     one = spec if w.route is None else sort.scan(spec)
     return found if halves and chunk.refusal(one, found) is None else None
 

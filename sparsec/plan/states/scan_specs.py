@@ -89,6 +89,11 @@ class Writes:
     split: bool = False
 
     @property
+    def half(self) -> str:
+        """The dtype of operands of products: that of the keys, or of the values where keys are kept in fp32."""
+        return self.v.dtype if self.k.dtype == "float32" else self.k.dtype
+
+    @property
     def sharers(self) -> int:
         """States that share a key."""
         return self.heads // (self.key_heads or self.heads)

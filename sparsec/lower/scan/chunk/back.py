@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.lower.scan.chunk.form import checked
+from sparsec.lower.scan.chunk.form import checked, meets
 from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, SEGMENTS, Chunked, needs_keyed
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.states.scan_specs import Operand, Read, ScanGrad
@@ -50,14 +50,14 @@ class Back:
 
     def _per_chunk(self, name: str) -> Tensor:
         w = self.own.writes
-        dtype = "float32" if w.split else w.k.dtype
+        dtype = "float32" if w.split else w.half
         return Tensor(f"{self.own.name}_{name}", dtype, ("B", w.heads, CHUNKS, w.rows, w.cols))
 
     @property
     def surprises(self) -> Tensor:
         """What a delta rule writes, without beta ``[B,HKV,tokens,DV]``."""
         w = self.own.writes
-        return Tensor(f"{self.own.name}_surprises", w.k.dtype, ("B", w.heads, PADDED, w.cols))
+        return Tensor(f"{self.own.name}_surprises", w.half, ("B", w.heads, PADDED, w.cols))
 
     @property
     def grad_values(self) -> Tensor:
@@ -99,10 +99,8 @@ def refusal(spec: ScanGrad) -> str | None:
     if spec.surprise is not None and needs_keyed(w):
         return "what channels that fade by themselves are surprised by has no chunk form; use order 'token'"
     wide = spec.grads[0].dtype == "float32" and not needs_keyed(w)  # rounded, or split, as they are loaded
-    if (spec.grads[0].dtype != w.k.dtype and not wide) or reads[0].q.dtype != w.k.dtype:
-        return (
-            f"q, k and the outputs' gradients are {reads[0].q.dtype}, {w.k.dtype}, {spec.grads[0].dtype}; use 'token'"
-        )
+    if (spec.grads[0].dtype != w.half and not wide) or not meets(reads[0].q, w):
+        return f"q, k and the outputs' gradients are {reads[0].q.dtype}, {w.half}, {spec.grads[0].dtype}; use 'token'"
     return None
 
 

@@ -54,7 +54,7 @@ def lower_states(b: Back) -> Program:
             if own.delta:
                 bounds: dict[int, tile.Value] = {3: limits[4]} if 4 in limits else {}
                 here = (batch, head, chunk.token(at.axes.keys), at.column)
-                tile.store(b.surprises, *here, value=tile.cast(written, w.k.dtype), bounds=bounds)
+                tile.store(b.surprises, *here, value=tile.cast(written, w.half), bounds=bounds)
             return [at.after(chunk, keys, at.strong(chunk, written), state)]
 
         tile.loop(*segment_bounds(own, found.segment), 1, [state], visit)
@@ -99,7 +99,7 @@ class Reverse:
 
     def _shares(self, do: Node, since: Node | None) -> list[Node]:
         """scale e^Γ dO as operands."""
-        wide, dtype = mul(times(tile.cast(do, "float32"), since) or do, self.b.read.scale), self.b.own.writes.k.dtype
+        wide, dtype = mul(times(tile.cast(do, "float32"), since) or do, self.b.read.scale), self.b.own.writes.half
         return halves(wide, dtype) if self.b.own.split else [tile.cast(wide, dtype)]
 
     def _values(self, chunk: Chunk, keys: Node, q: Node, do: Node, grad: Node) -> Node:

@@ -27,7 +27,7 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
         return "nobody reads the states; use order 'token'"
     if w.sharers > 1 or any(read.sharers > 1 for read in spec.reads):
         return "heads that share keys or queries have no chunk form; use order 'token'"
-    if odd := [read.q for read in spec.reads if read.q.dtype != w.k.dtype]:
+    if odd := [read.q for read in spec.reads if not form.meets(read.q, w)]:
         return f"{odd[0].name} is {odd[0].dtype}, keys are {w.k.dtype}; use order 'token'"
     if spec.surprise is not None and parts.needs_keyed(w):
         return "what channels that fade by themselves are surprised by has no chunk form; use order 'token'"

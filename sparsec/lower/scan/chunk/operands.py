@@ -16,8 +16,8 @@ def operands(x: Node, writes: Writes, split: bool | None = None) -> list[Node]:
 
     ``split`` says whether it does; None asks what is written.
     """
-    whole = x.dtype == writes.k.dtype or not (writes.split if split is None else split)
-    return [tile.cast(x, writes.k.dtype)] if whole else halves(x, writes.k.dtype)
+    whole = x.dtype == writes.half or not (writes.split if split is None else split)
+    return [tile.cast(x, writes.half)] if whole else halves(x, writes.half)
 
 
 def product(a: Sequence[Node], b: Sequence[Node], over: Axis, total: Node | None, precision: str) -> Node:

@@ -139,7 +139,7 @@ class Chunked:
     @property
     def solved(self) -> Tensor:
         """(I + A)⁻¹ − I of each chunk in the dtype of the keys ``[B,HKV,tokens,chunk]``."""
-        return Tensor(f"{self.name}_solved", self.writes.k.dtype, ("B", self.writes.heads, PADDED, self.chunk))
+        return Tensor(f"{self.name}_solved", self.writes.half, ("B", self.writes.heads, PADDED, self.chunk))
 
     @property
     def ends(self) -> Tensor:

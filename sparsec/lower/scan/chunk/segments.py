@@ -128,8 +128,8 @@ class Combining:
         w, (left, right) = own.writes, (dims, rows) if backwards else (rows, dims)
         limits: dict[int, tile.Value] = {3: w.rows} if rows.size > w.rows else {}
         column = add(tile.iota(right), own.tiles * own.columns)
-        transition = halves(tile.load(own.ends, *at, tile.iota(left), column, bounds=limits), w.k.dtype)
-        return tile.rename(product_of_halves(transition, halves(state, w.k.dtype), dims), rows, dims)
+        transition = halves(tile.load(own.ends, *at, tile.iota(left), column, bounds=limits), w.half)
+        return tile.rename(product_of_halves(transition, halves(state, w.half), dims), rows, dims)
 
     def tensors(self) -> list[Tensor]:
         """What transitions are read from."""

@@ -26,7 +26,7 @@ def lower(own: Chunked) -> Program:
     with tile.Builder() as builder:
         at = blocks.space(builder, own, power(w.rows) if power(w.rows) <= _HELD else _HELD // 2)
         chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
-        solved = blocks.inverse(_Entries(own, chunk, at).all(), at, w.k.dtype)
+        solved = blocks.inverse(_Entries(own, chunk, at).all(), at, w.half)
         blocks.store(own.solved, chunk, at, solved, unit=True)
         tensors = [own.tensor(w.k, w.heads, w.rows), own.solved] + [own.sums] * own.decays
         return own.program(builder, "solve", tensors + own.betas(), (tile.param(CHUNKS), w.heads, tile.param("B")))

@@ -95,7 +95,7 @@ class Walk:
         """Written values times some factors as operands of a product: two where rounding once would cost too much."""
         if not self.own.split or (not self.own.delta and times(*factors) is None):
             return [scaled(written, *factors)]
-        return halves(times(tile.cast(written, "float32"), *factors) or written, self.own.writes.k.dtype)
+        return halves(times(tile.cast(written, "float32"), *factors) or written, self.own.writes.half)
 
     def tensors(self) -> list[Tensor]:
         """What the walk reads."""

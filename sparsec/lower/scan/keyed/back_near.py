@@ -62,7 +62,7 @@ class Near:
         return self._operand(mul(self.fades.vectors(side), self.fades.of_column()))
 
     def _operand(self, x: Node) -> Node:
-        return tile.cast(x, _OPERANDS.get(self.fades.keyed.own.writes.k.dtype, "bfloat16"))
+        return tile.cast(x, _OPERANDS.get(self.fades.keyed.own.writes.half, "bfloat16"))
 
     def _row_by_columns(self, side: Side) -> Node:
         """The same column by column."""

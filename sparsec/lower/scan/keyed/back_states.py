@@ -35,7 +35,7 @@ def lower_states(b: KeyedBack) -> Program:
         def visit(number: Node, state: Node) -> Sequence[Node]:
             chunk, place = Chunk(own, batch, head, number), (batch, head, number, tile.iota(at.axes.dims), at.column)
             state = resets.entered(chunk, state, place[3:], at.limits)
-            tile.store(b.back.states, *place, value=tile.cast(state, w.k.dtype), bounds=dict(at.limits))
+            tile.store(b.back.states, *place, value=tile.cast(state, w.half), bounds=dict(at.limits))
             answered = at.answered(chunk, state)
             if answered is not None:
                 _keep(at, b.back.surprises, chunk, tile.rename(answered, at.axes.queries, at.axes.keys))
@@ -73,7 +73,7 @@ class Reverse:
         erased = values if keyed.tied else self._carried(keyed.columns[1], chunk, do, grad)
         solved = self._through(keyed.solved, chunk, erased, erased)
         answers = at.wide(keyed.answers, chunk, a.keys)
-        for part in halves(erased, keyed.own.writes.k.dtype):
+        for part in halves(erased, keyed.own.writes.half):
             before = tile.dot(answers, part, a.keys, before, precision)
         return before, solved if keyed.tied else self._through(keyed.passed, chunk, erased, values), solved
 
@@ -138,7 +138,7 @@ def lower_grad_states(b: KeyedBack) -> Program:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))
             grad = resets.ended(chunk, b.back.spec.grad_final, grad, (row, at.column), at.limits)
             here = (batch, head, chunk.number, row, at.column)
-            tile.store(b.back.grad_states, *here, value=tile.cast(grad, w.k.dtype), bounds=dict(at.limits))
+            tile.store(b.back.grad_states, *here, value=tile.cast(grad, w.half), bounds=dict(at.limits))
             before, values, solved = found.step(chunk, grad)
             resets.keep_first(chunk, b.back.spec.grad_initial, before, (row, at.column), at.limits)
             if b.keeps_values:

@@ -48,7 +48,7 @@ class Sums:
             return chunk.rows(b.back.grad_out, chunk.head, tokens, column, limit)
         if b.keyed.erases:
             return self._scratch(b.grad_answers, tokens, column, limit)
-        return tile.cast(chunk.rows(b.back.grad_values, chunk.head, tokens, column, limit), b.keyed.own.writes.k.dtype)
+        return tile.cast(chunk.rows(b.back.grad_values, chunk.head, tokens, column, limit), b.keyed.own.writes.half)
 
     def _carried(self, side: Side, column: Node, limit: int) -> Node:
         """What a column carries ``[n,e]``."""

@@ -26,7 +26,7 @@ class KeyedBack:
     def grad_answers(self) -> Tensor:
         """The gradient of what answers solve ``[B,HKV,tokens,DV]``."""
         w = self.keyed.own.writes
-        return Tensor(f"{self.keyed.own.name}_grad_answers", w.k.dtype, ("B", w.heads, PADDED, w.cols))
+        return Tensor(f"{self.keyed.own.name}_grad_answers", w.half, ("B", w.heads, PADDED, w.cols))
 
     def scratch(self) -> list[Tensor]:
         """What is written beyond what the forward's programs write."""

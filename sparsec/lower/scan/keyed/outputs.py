@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from sparsec.lower.scalars import sub
 from sparsec.lower.scan.chunk import resets
+from sparsec.lower.scan.chunk.operands import operands, product
 from sparsec.lower.scan.chunk.parts import Chunk, column_limit, power
 from sparsec.lower.scan.chunk.segments import initial_state, store_final
 from sparsec.lower.scan.keyed.sides import Keyed
@@ -59,7 +60,7 @@ def _out(keyed: Keyed) -> Tensor:
 def _outputs(at: Walk, chunk: Chunk, answered: Node | None, state: Node) -> Node:
     keyed, a, precision = at.keyed, at.axes, at.keyed.own.schedule.precision
     asked = at.wide(keyed.faded(keyed.query), chunk, a.queries)
-    out = tile.dot(asked, tile.cast(state, asked.dtype), a.dims, precision=precision)
+    out = product([asked], operands(state, keyed.own.writes, not keyed.own.delta), a.dims, None, precision)
     for column in keyed.columns:
         seen = at.square(keyed.seen(column), chunk)
         for part in at.written(column, chunk, answered):

@@ -89,11 +89,11 @@ class Keyed:
 
     def faded(self, side: Side) -> Tensor:
         """Rows faded from the start of the chunk, columns to its end, in the dtype of the keys."""
-        return self._scratch(f"faded_{side.name}", self.own.writes.k.dtype, power(self.own.writes.rows))
+        return self._scratch(f"faded_{side.name}", self.own.writes.half, power(self.own.writes.rows))
 
     def seen(self, column: Side) -> Tensor:
         """What queries see of a column of their chunk."""
-        return self._scratch(f"seen_{column.name}", self.own.writes.k.dtype, self.own.chunk)
+        return self._scratch(f"seen_{column.name}", self.own.writes.half, self.own.chunk)
 
     def met(self, column: Side) -> Tensor:
         """What the rule's rows see of a column of their chunk; fp32."""
@@ -108,7 +108,7 @@ class Keyed:
     @property
     def answers(self) -> Tensor:
         """W."""
-        return self._scratch("answers", self.own.writes.k.dtype, power(self.own.writes.rows))
+        return self._scratch("answers", self.own.writes.half, power(self.own.writes.rows))
 
     @property
     def solved(self) -> Tensor:
@@ -118,7 +118,7 @@ class Keyed:
     @property
     def passed(self) -> Tensor:
         """V'."""
-        return self._scratch("passed", self.own.writes.k.dtype, self.own.chunk) if self.erases else self.own.solved
+        return self._scratch("passed", self.own.writes.half, self.own.chunk) if self.erases else self.own.solved
 
     def scratch(self) -> list[Tensor]:
         """All of them."""

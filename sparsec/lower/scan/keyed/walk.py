@@ -74,7 +74,7 @@ class Walk:
         if answered is None or (column.name == "k" and not self.keyed.tied):
             return [self.per_value(self.values, chunk, self.axes.keys)]
         found = tile.rename(answered, self.axes.queries, self.axes.keys)
-        return halves(found, self.keyed.own.writes.k.dtype)
+        return halves(found, self.keyed.own.writes.half)
 
     def after(self, chunk: Chunk, answered: Node | None, state: Node) -> Node:
         """The state after the chunk."""
