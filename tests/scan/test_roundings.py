@@ -16,8 +16,8 @@ from sparsec.oracle import check, oracle
 from sparsec.plan.plan import Kernel
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
-from sparsec.testing.chain import as_tuple
-from sparsec.testing.trained import wrong_on
+from sparsec.testing.whole.chain import as_tuple
+from sparsec.testing.whole.trained import wrong_on
 from sparsec.tile.schedule import Schedule
 
 ROUTED = {"T": 1037, "D": 128, "DV": 128, "DX": 256}
