@@ -21,7 +21,7 @@ from sparsec.plan.maps.row_numbers import norm2, row_lse
 from sparsec.plan.memory import ordered
 from sparsec.plan.plan import Plan
 from sparsec.plan.planner import Planner
-from sparsec.plan.precision import OUTPUTS, exact, handed, merged, rounded
+from sparsec.plan.precision import OUTPUTS, exact, handed, merged, rounded, unit_vectors
 from sparsec.plan.row_dot import folded
 from sparsec.plan.selection.select import select
 from sparsec.plan.selection.shared import select_set
@@ -62,6 +62,7 @@ def build_plan(
     if not any(depends_on(dim, "B") for n in nodes if n.op is Op.INPUT for dim in n.shape):
         planner.batch = constant(1)
     planner.exact = exact(nodes, outputs, lambda node: planner.sizes.value(node.shape[-1]))
+    planner.units = unit_vectors(nodes, outputs) if dtype != "float32" else frozenset()
     planner.merged = merged(nodes, outputs)
     planner.readers = Counter([*outputs, *(s for n in nodes if n.op is not Op.VJP for s in n.src)])
     buffers = tuple(_output(planner, node, _dtype(planner, node)) for node in outputs)

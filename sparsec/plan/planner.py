@@ -42,6 +42,7 @@ class Planner:
         inputs: the names that belong to inputs, planned or not.
         producers: by op, what plans a tensor that kernels read and gives its buffer.
         exact: the maps and outputs that are kept in fp32, whatever their sources are.
+        units: the unit vectors that scans make as they read what these are of.
         merged: what merges read, which is kept in fp32 too.
         absorbed: the gates' functions that a merge applies itself.
         inlined: the maps that one other map computes on the way, and that map.
@@ -69,6 +70,7 @@ class Planner:
     inputs: frozenset[str] = frozenset()
     producers: Mapping[Op, Callable[[Planner, Node], str]] = field(default_factory=dict)
     exact: frozenset[Node] = frozenset()
+    units: frozenset[Node] = frozenset()
     merged: frozenset[Node] = frozenset()
     batch: Expr = ALWAYS["B"]
     absorbed: set[Node] = field(default_factory=set)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rules_read import branches
+from sparsec.ir.rules_state import is_ladder
 from sparsec.plan.adjoint import is_total, terms
+from sparsec.scalar.expr import var
 
 OUTPUTS = (Op.ATTEND, Op.MERGE, Op.RECALL)
 TOLERANT = (Op.MAP, Op.PREFIX, Op.WRITE, Op.RECALL, Op.NORM2, Op.ROW_LSE, Op.MASS, Op.MIXTURE)
@@ -69,6 +71,24 @@ def _faded(nodes: Sequence[Node], readers: Mapping[Node, Sequence[Node]]) -> set
         return reader in banks and node is not reader.src[2] and len(node.shape) == 4
 
     return {n for n in nodes if n.op is Op.MAP and readers[n] and all(vector(r, n) for r in readers[n])}
+
+
+def unit_vectors(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:
+    """Vectors brought to length 1 that scans alone read, as keys of writes and queries of sums: no kernel stores them.
+
+    A factor per token stands for the length, in products of vectors as they are given.
+    """
+    readers = _readers(nodes, outputs)
+    scans = {n for n in nodes if n.op is Op.WRITE and not is_ladder(n)}
+
+    def vector(reader: Node, node: Node) -> bool:
+        if reader.op is Op.RECALL:
+            asked = reader.positional[0] is node and reader.word("mode") == "sum" and not reader.operands
+            return asked and set(reader.positional[1:]) <= scans
+        return reader in scans and node not in (*reader.src[:1], *reader.src[2:])
+
+    found = {n for n in nodes if n.op is Op.MAP and n.word("row") == "l2norm" and n.expr("fn") is var("x0", "float")}
+    return frozenset(n for n in found if readers[n] and all(vector(r, n) for r in readers[n])) - frozenset(outputs)
 
 
 def _asks(node: Node, readers: Sequence[Node]) -> bool:

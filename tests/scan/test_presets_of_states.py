@@ -9,6 +9,7 @@ import sparsec
 from sparsec.frontends.preset import find, preset
 from sparsec.ir.error import DeclarationError, InputError
 from sparsec.oracle import oracle
+from sparsec.plan.states.scan_specs import Operand
 from sparsec.runtime.compiled import compile
 from sparsec.testing.whole.trained import wrong_on
 
@@ -54,7 +55,7 @@ def test_log_decays_keep_their_precision() -> None:
     )
     scan = next(kernel.spec for kernel in plan.kernels if kernel.name.startswith("scan"))
     assert scan.writes.decay.dtype == scan.writes.beta.dtype == "float32"  # type: ignore[union-attr]
-    assert scan.writes.k.dtype == "float32" and scan.writes.v.dtype == "bfloat16"  # type: ignore[union-attr]
+    assert scan.writes.k == Operand("k", "bfloat16", unit=True) and scan.writes.v.dtype == "bfloat16"  # type: ignore[union-attr]
 
 
 STEPS = (4, 1, 1, 2, 1)

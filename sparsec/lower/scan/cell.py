@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sparsec.lower.pointwise.rows import L2_EPSILON
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.runs import ROOM, SEGMENTS, Runs
 from sparsec.plan.states.scan_specs import Operand, Writes
@@ -175,7 +176,13 @@ def vector(
     """One token's and head's part of an operand in fp32, of one ``slot`` if it has slots: a scalar, [d] or [e]."""
     tensor, index, limits = place_of(own, operand, heads, rows, cols, bounded, slot is not None)
     slots = (slot,) if slot is not None else ()
-    return tile.cast(tile.load(own.tensor(tensor), own.batch, at, *slots, head, *index, bounds=limits), "float32")
+    x = tile.cast(tile.load(own.tensor(tensor), own.batch, at, *slots, head, *index, bounds=limits), "float32")
+    return mul(x, inverse_length(x, own.rows)) if operand.unit else x
+
+
+def inverse_length(x: Node, over: Axis) -> Node:
+    """What brings rows to length 1."""
+    return tile.apply(Fn.RSQRT, add(tile.reduce("sum", mul(x, x), over), tile.const(L2_EPSILON)))
 
 
 def parameters(writes: Writes, runs: Runs | None = None, *more: str) -> list[tuple[str, str]]:

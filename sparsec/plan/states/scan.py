@@ -21,7 +21,7 @@ def scan(planner: Planner, written: Node) -> Scan:
     found = planner.specs.get(written)
     if isinstance(found, Scan):
         return found
-    writes, readers = writes_of(planner, written), planner.recalls.get(written, ())
+    writes, readers = writes_of(planner, written, units=True), planner.recalls.get(written, ())
     reads = tuple(_read(planner, written, reader) for reader in readers if reader.op is Op.RECALL)
     surprise = _surprise(planner, readers)
     final = None
@@ -31,10 +31,16 @@ def scan(planner: Planner, written: Node) -> Scan:
     spec = Scan(name, writes, reads, planner.sizes.dtype, final, surprise)
     planner.specs[written] = spec
     outs = [read.out.name for read in reads] + ([surprise.name] if surprise is not None else [])
-    covers = [*readers, written] if final is not None else [*readers]
+    covers = [*_made_here(planner, written, readers), *readers, *([written] if final is not None else [])]
     asked = [read.q.name for read in reads]
     planner.add(spec, [*buffers(writes), *asked], [*outs, *([final] if final else [])], covers, dims(written))
     return spec
+
+
+def _made_here(planner: Planner, written: Node, readers: Sequence[Node]) -> list[Node]:
+    """The unit vectors that the kernel makes as it reads."""
+    vectors = [written.src[1], *(reader.src[0] for reader in readers if reader.op is Op.RECALL)]
+    return [node for node in dict.fromkeys(vectors) if node in planner.units]
 
 
 def surprise(planner: Planner, node: Node) -> str:
@@ -66,8 +72,10 @@ def buffers(writes: Writes) -> list[str]:
     return names
 
 
-def writes_of(planner: Planner, written: Node, *carried: str) -> Writes:
+def writes_of(planner: Planner, written: Node, *carried: str, units: bool = False) -> Writes:
     """How a bank is written; ``carried`` are attributes of the bank that the caller carries out.
+
+    ``units``: whether the kernel may bring rows to length 1 as it reads them.
 
     Raises PlanError for what no kernel computes yet.
     """
@@ -78,7 +86,7 @@ def writes_of(planner: Planner, written: Node, *carried: str) -> Writes:
     erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
     initial = _initial(planner, bank)
     return Writes(
-        k=operand(planner, k),
+        k=operand(planner, k, units),
         v=operand(planner, v),
         heads=planner.sizes.value(bank.shape[2]),
         rows=planner.sizes.value(bank.shape[3]),
@@ -123,8 +131,10 @@ def _initial(planner: Planner, bank: Node) -> str | None:
     return name
 
 
-def operand(planner: Planner, node: Node) -> Operand:
-    """A tensor as a kernel reads it."""
+def operand(planner: Planner, node: Node, units: bool = False) -> Operand:
+    """A tensor as a kernel reads it; ``units``: unit vectors may be made of it on the way."""
+    if units and node in planner.units:
+        return replace(operand(planner, node.src[0]), unit=True)
     name = planner.input(node)
     return Operand(name, planner.buffers[name].dtype)
 
@@ -132,7 +142,7 @@ def operand(planner: Planner, node: Node) -> Operand:
 def _read(planner: Planner, written: Node, reader: Node) -> Read:
     """One recall as a read of the scan, its output a new buffer; fp32 for maps and merges."""
     dtype = "float32" if reader in planner.exact | planner.merged else planner.sizes.dtype
-    asked = question(planner, written, reader)
+    asked = question(planner, written, reader, units=True)
     out = planner.temporary(reader, "o", reader.shape, dtype)
     return replace(asked, out=Operand(out, dtype))
 
@@ -149,7 +159,7 @@ def _refuse_candidates(planner: Planner, reader: Node) -> None:
     )
 
 
-def question(planner: Planner, written: Node, reader: Node) -> Read:
+def question(planner: Planner, written: Node, reader: Node, units: bool = False) -> Read:
     """What a recall asks, its output yet without a name."""
     honours(planner, reader, "mode", "when", "scale", "renormalise", "read")
     _refuse_candidates(planner, reader)
@@ -168,7 +178,7 @@ def question(planner: Planner, written: Node, reader: Node) -> Read:
         raise planner.refuse(reader, f"{reason}; let a router choose them, or use renormalise = false")
     heads, query_heads = (planner.sizes.value(dim) for dim in (reader.shape[2], q.shape[2]))
     weighed = route is not None and not reader.flag("renormalise")
-    return Read(operand(planner, q), nothing, heads, number, reader.word("when"), query_heads, weighed)
+    return Read(operand(planner, q, units), nothing, heads, number, reader.word("when"), query_heads, weighed)
 
 
 def readers_of(nodes: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:

@@ -11,7 +11,7 @@ from sparsec.ir.scores import ONE
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
 from sparsec.plan.states.scan import buffers, dims, question, writes_of
-from sparsec.plan.states.scan_specs import Operand, Scan, ScanGrad, StatesSum
+from sparsec.plan.states.scan_specs import Operand, Read, Scan, ScanGrad, StatesSum
 
 
 def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
@@ -25,11 +25,11 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     grads, final = cotangents(planner, written, nodes)
     surprised = [grads.pop(reader) for reader in tuple(grads) if reader.op is Op.SURPRISE]
     surprise = [given(source(grad, "float32"), planner) for grad in surprised]
-    writes = writes_of(planner, written)
+    writes = writes_of(planner, written, units=True)
     done = {node: made(planner, node) for node in nodes}
     own = {node.word("of"): operand for node, operand in done.items() if node.src[0] is written}
     asked = {node.src[0]: operand for node, operand in done.items() if node.src[0] is not written}
-    reads = tuple(replace(question(planner, written, r), out=Operand(f"{r.op.value}", "float32")) for r in grads)
+    reads = tuple(replace(_asked(planner, written, r), out=Operand(f"{r.op.value}", "float32")) for r in grads)
     handed = tuple(given(source(grad, dtype_of(planner, r)), planner) for r, grad in grads.items())
     names = [operand.name for operand in done.values()]
     grad_final = source(final, "float32") if final is not None else None
@@ -56,6 +56,12 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
         *([grad_final] if grad_final else []),
     ]
     planner.add(spec, read, names, nodes, dims(written))
+
+
+def _asked(planner: Planner, written: Node, reader: Node) -> Read:
+    """What a reader asks; parts whose weights multiply sorted queries take unit vectors as they are stored."""
+    weighed = "route" in written.operands and not reader.flag("renormalise")
+    return question(planner, written, reader, units=not weighed)
 
 
 def _shared(planner: Planner, vjp: Node, source: Source) -> None:

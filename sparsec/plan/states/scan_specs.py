@@ -20,10 +20,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A tensor that a write or a read takes, as it lies in memory: ``[B,N,heads]`` or ``[B,N,heads,dim]``."""
+    """A tensor that a write or a read takes, as it lies in memory: ``[B,N,heads]`` or ``[B,N,heads,dim]``.
+
+    Attributes:
+        unit: whether its rows are brought to length 1 as they are read: x · rsqrt(Σ x² + 1e-6).
+    """
 
     name: str
     dtype: str
+    unit: bool = False
 
 
 @dataclass(frozen=True, slots=True)

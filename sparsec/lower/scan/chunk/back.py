@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.form import checked, meets
-from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, SEGMENTS, Chunked, needs_keyed
+from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, SEGMENTS, Chunk, Chunked, needs_keyed
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.states.scan_specs import Operand, Read, ScanGrad
-from sparsec.tile.language import Tensor
+from sparsec.tile.language import Node, Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 
@@ -37,6 +38,15 @@ class Back:
     def queries(self) -> Tensor:
         """``[B,N,H,D]``."""
         return self.own.tensor(self.read.q, self.read.heads, self.own.writes.rows)
+
+    def of_queries(self, chunk: Chunk, token: Node) -> Node | None:
+        """What brings queries of some tokens to length 1, if they are to have it."""
+        return units.factor(chunk, self.read.q, self.read.heads, chunk.head, token)
+
+    def lengths(self) -> list[Tensor]:
+        """Where that is read, of queries and of keys."""
+        w = self.own.writes
+        return [*units.tensors(self.own, self.read.q, self.read.heads), *units.tensors(self.own, w.k, w.heads)]
 
     @property
     def states(self) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk import resets
+from sparsec.lower.scan.chunk import resets, units
 from sparsec.lower.scan.chunk.back import Back
 from sparsec.lower.scan.chunk.outputs import visible
 from sparsec.lower.scan.chunk.parts import (
@@ -86,13 +86,14 @@ class Reverse:
         do = self.rows(chunk, self.b.grad_out, at.column, column_limit(own.writes.cols, at.reach))
         faded = mul(grad, power_of_two(chunk.total())) if own.decays else grad
         since = power_of_two(chunk.sums(a.queries)) if own.decays else None
-        shares = self._shares(do, since)
+        shares = self._shares(do, times(since, self.b.of_queries(chunk, chunk.token(a.queries))))
         for part in shares:
             faded = tile.dot(q, part, a.queries, faded, precision)
         if not own.delta:
             return faded, None
         values = self._values(chunk, keys, q, do, grad)
         since = power_of_two(chunk.sums(a.keys)) if own.decays else None
+        since = times(since, units.of_keys(chunk, chunk.token(a.keys)))
         for part in halves(mul(times(values, since) or values, -1.0), keys.dtype):
             faded = tile.dot(keys, part, a.keys, faded, precision)
         return faded, values
@@ -107,9 +108,12 @@ class Reverse:
         own, a = self.at.own, self.at.axes
         precision = own.schedule.precision
         known = tile.dot(keys, tile.cast(grad, keys.dtype), a.dims, precision=precision)
-        left = chunk.left(a.keys)
+        unit = units.of_keys(chunk, chunk.token(a.keys))
+        left = times(chunk.left(a.keys), unit)
         known = known if left is None else mul(known, left)
-        scores = mul(visible(own, chunk, a, tile.dot(keys, q, a.dims, precision=precision), "after"), self.b.read.scale)
+        factors = self.b.of_queries(chunk, chunk.token(a.queries)), unit
+        scores = visible(own, chunk, a, tile.dot(keys, q, a.dims, precision=precision), "after", factors=factors)
+        scores = mul(scores, self.b.read.scale)
         found = tile.dot(tile.cast(scores, keys.dtype), tile.cast(do, keys.dtype), a.queries, known, precision)
         found = times(found, chunk.given_beta(chunk.token(a.keys))) or found
         if self.b.spec.surprise is not None:
@@ -128,7 +132,7 @@ class Reverse:
     def tensors(self) -> list[Tensor]:
         """What the walk reads."""
         own, w = self.b.own, self.b.own.writes
-        found = [self.b.queries, self.b.grad_out] + [own.sums] * own.decays
+        found = [self.b.queries, self.b.grad_out, *self.b.lengths()] + [own.sums] * own.decays
         if own.delta:
             found += [own.tensor(w.k, w.heads, w.rows), own.solved]
             found += [own.tensor(w.beta, w.heads)] if w.beta is not None else []

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.back import Back
 from sparsec.lower.scan.chunk.operands import operands, product
 from sparsec.lower.scan.chunk.outputs import visible
@@ -105,7 +106,21 @@ class Tokens:
     def scores(self) -> Node:
         """S, faded and causal ``[c,n]``."""
         found = self._dot(self.queries(), self.keys(), self.axes.dims)
-        return visible(self.b.own, self.chunk, self.axes, found, "after")
+        factors = self._of_queries(self.axes.queries), self._of_keys(self.axes.keys)
+        return visible(self.b.own, self.chunk, self.axes, found, "after", factors=factors)
+
+    def _of_queries(self, axis: Axis) -> Node | None:
+        """What brings queries to length 1."""
+        return self.b.of_queries(self.chunk, self.chunk.token(axis))
+
+    def _of_keys(self, axis: Axis) -> Node | None:
+        """What brings keys to length 1."""
+        return units.of_keys(self.chunk, self.chunk.token(axis))
+
+    def _strengths(self) -> Node | None:
+        """beta, without the lengths of keys."""
+        chunk, token = self.chunk, self.chunk.token(self.axes.keys)
+        return chunk.given_beta(token) if self.b.own.writes.k.unit else chunk.beta_at(token)
 
     def written(self, column: Node, limit: int) -> Node:
         """U ``[n,e]``."""
@@ -149,9 +164,9 @@ class Tokens:
     def _store_values(self, column: Node, limit: int, scores: Node, do: Sequence[Node], grad: Sequence[Node]) -> None:
         a, w, chunk = self.axes, self.b.own.writes, self.chunk
         near = self._product([self.keys()], grad, a.dims)
-        near = times(near, chunk.left(a.keys)) or near
+        near = times(near, chunk.left(a.keys), self._of_keys(a.keys)) or near
         found = self._product(operands(scores, w), do, a.queries, near)
-        found = times(found, chunk.beta(a.keys)) or found
+        found = times(found, self._strengths()) or found
         bounds: dict[int, tile.Value] = {1: tile.param(w.length)} | ({3: limit} if limit else {})
         place = (chunk.batch, chunk.token(a.keys), chunk.head, column)
         tile.store(self.b.grad_values, *place, value=tile.cast(found, self.b.grad_values.dtype), bounds=bounds)
@@ -159,16 +174,17 @@ class Tokens:
     def finished(self, s: Sums) -> Found:
         """The gradients from what was summed."""
         a, own, chunk, scale = self.axes, self.b.own, self.chunk, self.b.read.scale
-        q, k, beta, left = self.queries(), self.keys(), chunk.beta(a.keys), chunk.left(a.keys)
+        q, k, beta, left = self.queries(), self.keys(), self._strengths(), chunk.left(a.keys)
+        of_q, of_k = self._of_queries(a.queries), self._of_keys(a.keys)
         since = power_of_two(chunk.sums(a.queries)) if own.decays else None
         x = visible(own, chunk, a, mul(s.x, scale), "after")
-        weighted = tile.cast(times(x, beta) or x, k.dtype)
+        weighted, asked = _weighted(x, beta, (of_k, of_q), k.dtype)
         far_q, far_k = mul(times(s.q, since) or s.q, scale), times(s.k, left) or s.k
         grad_q = self._dot(weighted, k, a.keys, far_q)
-        grad_k = self._dot(weighted, q, a.queries, times(far_k, beta) or far_k)
-        passed = mul(x, self._dot(q, k, a.dims))
-        ends = tile.reduce("sum", mul(tile.cast(k, "float32"), far_k), a.dims)
-        gains = tile.reduce("sum", mul(tile.cast(q, "float32"), far_q), a.dims)
+        grad_k = self._dot(asked, q, a.queries, times(far_k, beta) or far_k)
+        passed = mul(times(x, of_q, of_k) or x, self._dot(q, k, a.dims))
+        ends = units.scaled(tile.reduce("sum", mul(tile.cast(k, "float32"), far_k), a.dims), of_k)
+        gains = units.scaled(tile.reduce("sum", mul(tile.cast(q, "float32"), far_q), a.dims), of_q)
         if own.delta:
             grad_k, among, lost = self._of_the_rule(s, k, beta, since, grad_k)
             passed, gains = add(passed, among), sub(gains, lost)
@@ -189,21 +205,30 @@ class Tokens:
         a, own, chunk = self.axes, self.b.own, self.chunk
         assert s.c is not None and s.y is not None
         c = visible(own, chunk, a, mul(s.c, -1.0), "before")
-        other, weighted = tile.rename(k, a.keys, a.queries), tile.cast(times(c, beta) or c, k.dtype)
+        other, rows, columns = tile.rename(k, a.keys, a.queries), self._of_keys(a.queries), self._of_keys(a.keys)
+        weighted, asked = _weighted(c, beta, (columns, rows), k.dtype)
         known = times(s.y, since) or s.y
         grad_k = sub(tile.rename(grad_k, a.keys, a.queries), known)
         grad_k = tile.rename(self._dot(weighted, k, a.keys, grad_k), a.queries, a.keys)
-        grad_k = self._dot(weighted, other, a.queries, grad_k)
-        lost = tile.reduce("sum", mul(tile.cast(other, "float32"), known), a.dims)
-        return grad_k, mul(c, self._dot(other, k, a.dims)), lost
+        grad_k = self._dot(asked, other, a.queries, grad_k)
+        lost = units.scaled(tile.reduce("sum", mul(tile.cast(other, "float32"), known), a.dims), rows)
+        return grad_k, mul(times(c, rows, columns) or c, self._dot(other, k, a.dims)), lost
 
     def tensors(self) -> list[Tensor]:
         """What is read."""
         b, own, w = self.b, self.b.own, self.b.own.writes
-        found = [b.queries, own.tensor(w.k, w.heads, w.rows), b.grad_out, b.states, b.grad_states]
+        found = [b.queries, own.tensor(w.k, w.heads, w.rows), b.grad_out, b.states, b.grad_states, *b.lengths()]
         found += [b.surprises, b.grad_values] if own.delta else [own.tensor(w.v, w.heads, w.cols)]
-        found += own.betas()
+        given = [own.tensor(w.beta, w.heads)] if w.beta is not None else []
+        found += given if w.k.unit else own.betas()
         return found + [own.sums] * own.decays
+
+
+def _weighted(x: Node, beta: Node | None, lengths: tuple[Node | None, Node | None], dtype: str) -> list[Node]:
+    """x times beta as operands of products with the keys, and with what asks, each with its factor per token."""
+    if lengths == (None, None):
+        return [tile.cast(times(x, beta) or x, dtype)] * 2
+    return [tile.cast(times(x, beta, factor) or x, dtype) for factor in lengths]
 
 
 def _inner(a: Node, b: Node) -> Node:

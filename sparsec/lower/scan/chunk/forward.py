@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan.chunk import form, gates, outputs, parts, segments, solve
+from sparsec.lower.scan.chunk import form, gates, outputs, parts, segments, solve, units
 from sparsec.lower.scan.chunk.parts import Chunked
 from sparsec.lower.scan.keyed import forward
 from sparsec.lower.scan.runs import Runs
-from sparsec.plan.states.scan_specs import Scan
+from sparsec.plan.states.scan_specs import Read, Scan
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
@@ -49,7 +49,7 @@ def lower(spec: Scan, schedule: Schedule, runs: Runs | None = None) -> Lowered:
     if own.keyed:
         return forward.lower(spec, own)
     within = runs is not None
-    steps = prepared(own)
+    steps = lengths(own, spec.reads) + prepared(own)
     steps += states(own, spec.final, within or spec.writes.initial is not None, within or spec.final is not None)
     final = spec.final if own.splits == 1 or within else None
     surprise = spec.surprise
@@ -57,13 +57,21 @@ def lower(spec: Scan, schedule: Schedule, runs: Runs | None = None) -> Lowered:
         program = outputs.lower(own, read, f"out{number}" if number else "", final, surprise)
         steps.append(Step(program, schedule))
         final = surprise = None
-    return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch(own)), own.params())
+    return Lowered(
+        tuple(steps), tuple(as_scratch(t) for t in (*units.scratch(own, spec.reads), *scratch(own))), own.params()
+    )
+
+
+def lengths(own: Chunked, reads: tuple[Read, ...]) -> list[Step]:
+    """What brings rows to length 1 that are to have it."""
+    small = replace(own.schedule, warps=4, stages=1, descriptors=False, registers=0)
+    return [Step(units.lower(own, *each), small) for each in units.wanted(own, reads).values()]
 
 
 def prepared(own: Chunked) -> list[Step]:
     """Decay sums and triangular solves."""
     small = replace(own.schedule, warps=1, stages=1, descriptors=False, registers=0)
-    steps = [Step(gates.lower(own), small)] if own.decays or own.rated else []
+    steps = [Step(gates.lower(own), small)] if own.decays or own.writes.beta is not None else []
     return steps + ([Step(solve.lower(own), small)] if own.delta else [])
 
 
@@ -92,7 +100,8 @@ def combined(own: Chunked) -> Schedule:
 
 def scratch(own: Chunked) -> list[Tensor]:
     """The buffers between the programs."""
-    found = [own.sums] * own.decays + [own.rates] * own.rated + [own.solved] * own.delta
+    rated = own.rated and own.writes.beta is not None
+    found = [own.sums] * own.decays + [own.rates] * rated + [own.solved] * own.delta
     if own.splits > 1:
         found += [own.ends, own.starts] + [own.fades] * own.fading
     return found

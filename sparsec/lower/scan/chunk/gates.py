@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from sparsec.lower.scalars import add, mul
+from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked
 from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.scalar.fn import Fn
@@ -19,7 +20,10 @@ LEAST = -100.0
 
 
 def lower(own: Chunked) -> Program:
-    """decay ``[B,N,HKV]`` -> sums ``[B,HKV,tokens]`` of base-2 logarithms, per chunk; beta -> rates of that shape."""
+    """decay ``[B,N,HKV]`` -> sums ``[B,HKV,tokens]`` of base-2 logarithms, per chunk; beta -> rates of that shape.
+
+    Of unit keys rates are times r, which stands for their lengths.
+    """
     w = own.writes
     with tile.Builder() as builder:
         tokens, heads = builder.axis("n", own.chunk), builder.axis("h", 16)
@@ -35,6 +39,11 @@ def lower(own: Chunked) -> Program:
             if own.fades_out and own.runs is not None and operand is w.decay:
                 value = add(value, _beginning(own.runs, chunk, head))
                 tensors.append(own.runs.stretches)
+            if w.k.unit and operand is w.beta:
+                lengths = units.tensor(own, w.k, w.heads)
+                place = (chunk.batch, head, chunk.token(tokens))
+                value = mul(value, tile.load(lengths, *place, bounds={1: tile.lift(w.heads)}))
+                tensors.append(lengths)
             tile.store(made, chunk.batch, head, chunk.token(tokens), value=value, bounds={1: w.heads})
             tensors += [given, made]
         grid = (tile.param(CHUNKS), -(-w.heads // heads.size), tile.param("B"))

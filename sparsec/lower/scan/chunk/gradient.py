@@ -11,7 +11,7 @@ from dataclasses import replace
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan.cell import padded
-from sparsec.lower.scan.chunk import back, back_states, back_tokens, forward
+from sparsec.lower.scan.chunk import back, back_states, back_tokens, forward, units
 from sparsec.lower.scan.keyed import gradient
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.states.scan_specs import ScanGrad
@@ -28,7 +28,8 @@ def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Lower
     if own.keyed:
         return gradient.lower(b)
     within, given = runs is not None, spec.forward.writes.initial is not None or spec.grad_initial is not None
-    steps = forward.prepared(own) + forward.states(own, None, within or given, within or spec.grad_final is not None)
+    steps = forward.lengths(own, (b.read,)) + forward.prepared(own)
+    steps += forward.states(own, None, within or given, within or spec.grad_final is not None)
     steps.append(Step(back_states.lower_states(b), schedule))
     if own.splits > 1:
         further = schedule if own.delta else forward.ahead(schedule)
@@ -36,7 +37,8 @@ def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Lower
         steps.append(Step(back_states.lower_grad_starts(b), forward.combined(own)))
     steps.append(Step(back_states.lower_grad_states(b), schedule))
     steps.append(_per_token(b, schedule))
-    return Lowered(tuple(steps), tuple(as_scratch(t) for t in (*forward.scratch(own), *b.scratch())), own.params())
+    held = (*units.scratch(own, (b.read,)), *forward.scratch(own), *b.scratch())
+    return Lowered(tuple(steps), tuple(as_scratch(t) for t in held), own.params())
 
 
 def _per_token(b: back.Back, schedule: Schedule) -> Step:

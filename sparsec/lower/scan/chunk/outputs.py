@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import mul, sub
-from sparsec.lower.scan.chunk import resets
+from sparsec.lower.scan.chunk import resets, units
 from sparsec.lower.scan.chunk.operands import operands, product
-from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds, times
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.segments import initial_state, store_final
 from sparsec.lower.scan.chunk.state import Axes, Walk, walk
@@ -54,7 +54,7 @@ def lower(own: Chunked, read: Read, name: str, final: str | None, surprise: Oper
         tensors += resets.tensors(own, w.initial, final)
         if final is not None and own.runs is None:
             tensors.append(store_final(own, final, (batch, head, row, at.column), state, limits))
-        tensors += [*at.tensors(), _out(own, read), _queries(own, read)]
+        tensors += [*at.tensors(), _out(own, read), _queries(own, read), *units.tensors(own, read.q, read.heads)]
         tensors += [own.tensor(surprise, w.heads, w.cols)] if surprise is not None else []
         return own.program(builder, name, tensors, place.grid)
 
@@ -74,13 +74,15 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node, surpris
     keys = at.keys(chunk)
     q = chunk.rows(_queries(own, read), query, a.queries, tile.iota(a.dims), at.row_limit)
     scores = tile.dot(q, keys, a.dims, precision=precision)
-    scores = visible(own, chunk, a, scores, read.when, read.scale if inside else 1.0)
+    unit = units.factor(chunk, read.q, read.heads, query, chunk.token(a.queries))
+    scale, factors = (read.scale, (unit, None)) if inside else (1.0, (None, None))
+    scores = visible(own, chunk, a, scores, read.when, scale, factors)
     beta = None if own.folds else chunk.beta(a.keys)
     scores = scores if beta is None else mul(scores, beta)
     out = product([q], operands(state, own.writes), a.dims, None, precision)
     if own.decays:
         since = power_of_two(chunk.sums(a.queries))
-        out = mul(out, mul(since, read.scale) if inside else since)
+        out = mul(out, mul(units.scaled(since, unit), read.scale) if inside else since)
     written = at.written(chunk, keys, state)
     if surprise is not None:
         _keep(at, chunk, surprise, written)
@@ -90,7 +92,8 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node, surpris
     if limit := column_limit(own.writes.cols, at.reach):
         bounds[3] = limit
     place = (chunk.batch, chunk.token(a.queries), query, at.column)
-    out = tile.cast(out if inside else mul(out, read.scale), read.out.dtype)
+    out = out if inside else mul(out, read.scale if unit is None else mul(unit, read.scale))
+    out = tile.cast(out, read.out.dtype)
     tile.store(_out(own, read), *place, value=out, bounds=bounds)
     return at.after(chunk, keys, written, state)
 
@@ -106,15 +109,28 @@ def _keep(at: Walk, chunk: Chunk, surprise: Operand, written: Node) -> None:
     tile.store(tensor, *place, value=tile.cast(written, surprise.dtype), bounds=bounds)
 
 
-def visible(own: Chunked, chunk: Chunk, a: Axes, scores: Node, when: str, scale: float = 1.0) -> Node:
+def visible(
+    own: Chunked,
+    chunk: Chunk,
+    a: Axes,
+    scores: Node,
+    when: str,
+    scale: float = 1.0,
+    factors: tuple[Node | None, Node | None] = (None, None),
+) -> Node:
     """Scores of the tokens that a query sees, faded since they were written; 0 for the others.
 
-    A ``scale`` above 0 is a summand of the decays.
+    A ``scale`` above 0 is a summand of the decays; so are ``factors``, of queries and of keys.
     """
     c, n = tile.iota(a.queries), tile.iota(a.keys)
     seen = tile.apply(Fn.LE, n, c) if when == "after" else tile.apply(Fn.LT, n, c)
     if own.decays:
         sums = chunk.sums(a.queries)
         sums = sums if scale == 1.0 else tile.apply(Fn.ADD, sums, math.log2(scale))
-        scores = mul(scores, tile.apply(Fn.EXP2, sub(sums, chunk.sums(a.keys))))
+        gained, lost = (None if f is None else tile.apply(Fn.LOG2, f) for f in factors)
+        sums = sums if gained is None else tile.apply(Fn.ADD, sums, gained)
+        before = chunk.sums(a.keys) if lost is None else sub(chunk.sums(a.keys), lost)
+        scores = mul(scores, tile.apply(Fn.EXP2, sub(sums, before)))
+    else:
+        scores = times(scores, *factors) or scores
     return tile.apply(Fn.WHERE, seen, scores, 0.0)

@@ -33,7 +33,6 @@ SPAN = "SCAN_SPAN"
 PADDED = "SCAN_PADDED"
 """The launch parameter with the tokens of all chunks, those past the last one too."""
 
-
 _PROGRAMS = 256
 """How many programs side by side fill a device: two for each of an H100's 132 processors, nearly."""
 
@@ -123,13 +122,14 @@ class Chunked:
 
     @property
     def rates(self) -> Tensor:
-        """Write strengths as the walks read them, 0 past the last token; fp32 ``[B,HKV,tokens]``."""
-        return Tensor(f"{self.name}_rates", "float32", ("B", self.writes.heads, PADDED))
+        """Write strengths as the walks read them, times r of unit keys; fp32 ``[B,HKV,tokens]``."""
+        name = "rates" if self.writes.beta is not None else f"unit_{self.writes.k.name}"
+        return Tensor(f"{self.name}_{name}", "float32", ("B", self.writes.heads, PADDED))
 
     @property
     def rated(self) -> bool:
         """Whether there are such."""
-        return self.writes.beta is not None and not self.keyed
+        return (self.writes.beta is not None or self.writes.k.unit) and not self.keyed
 
     def betas(self) -> list[Tensor]:
         """Where write strengths are read; nothing where all are 1."""

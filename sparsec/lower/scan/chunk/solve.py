@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk import blocks
+from sparsec.lower.scan.chunk import blocks, units
 from sparsec.lower.scan.chunk.blocks import BLOCK, Blocks, Space
 from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.scalar.fn import Fn
@@ -29,6 +29,7 @@ def lower(own: Chunked) -> Program:
         solved = blocks.inverse(_Entries(own, chunk, at).all(), at, w.half)
         blocks.store(own.solved, chunk, at, solved, unit=True)
         tensors = [own.tensor(w.k, w.heads, w.rows), own.solved] + [own.sums] * own.decays
+        tensors += units.tensors(own, w.k, w.heads)
         return own.program(builder, "solve", tensors + own.betas(), (tile.param(CHUNKS), w.heads, tile.param("B")))
 
 
@@ -79,6 +80,7 @@ class _Entries:
         own, at = self.own, self.at
         if own.decays:
             found = mul(found, power_of_two(sub(self._sums(i, at.rows), self._sums(j, at.columns))))
+        found = units.scaled(found, units.of_keys(self.chunk, blocks.token(self.chunk, i, at.rows)))
         beta = self.chunk.beta_at(blocks.token(self.chunk, j, at.columns))
         found = found if beta is None else mul(found, beta)
         return tile.apply(Fn.WHERE, at.below(), found, 0.0) if i == j else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, halves, power, power_of_two, scaled, times
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
@@ -71,7 +72,8 @@ class Walk:
         a, precision = self.axes, self.own.schedule.precision
         known = tile.dot(keys, tile.cast(state, keys.dtype), a.dims, precision=precision)
         fade = power_of_two(chunk.sums(a.keys)) if self.own.decays else None
-        known = known if fade is None else mul(known, fade)
+        factor = times(fade, units.of_keys(chunk, chunk.token(a.keys)))
+        known = known if factor is None else mul(known, factor)
         surprise = sub(tile.cast(values, "float32"), known)
         solved = chunk.tile_of(self.own.solved, a.queries, tile.iota(a.keys))
         start = tile.rename(surprise, a.keys, a.queries)
@@ -101,6 +103,7 @@ class Walk:
         """What the walk reads."""
         w, own = self.own.writes, self.own
         found = [own.tensor(w.v, w.heads, w.cols), *own.betas()]
+        found += units.tensors(own, w.k, w.heads) if own.delta else []
         return [*found, own.tensor(w.k, w.heads, w.rows)] + [own.sums] * own.decays + [own.solved] * own.delta
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.gates import log2_decay
-from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power, power_of_two
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power, power_of_two, times
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -99,8 +100,11 @@ class Fades:
         """A side of all tokens, or of one."""
         where = self.chunk.token(self.at.rows) if token is None else token
         found = tile.cast(self._load(side.operand.name, side.operand.dtype, where), "float32")
+        w = self.keyed.own.writes
+        unit = units.factor(self.chunk, side.operand, w.heads, self.chunk.head, where)
         beta = self.chunk.beta_at(where) if side.weighted else None
-        found = found if beta is None else mul(found, beta)
+        factor = times(unit, beta)
+        found = found if factor is None else mul(found, factor)
         return found if side.factor == 1.0 else mul(found, side.factor)
 
     def sums(self) -> Node:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scan.chunk import segments as chunk_segments
+from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.parts import Chunked
 from sparsec.lower.scan.keyed import outputs, prepare, solve
 from sparsec.lower.scan.keyed.sides import Keyed
-from sparsec.plan.states.scan_specs import Scan
+from sparsec.plan.states.scan_specs import Operand, Scan
 from sparsec.tile.language import Tensor
 
 
@@ -26,7 +27,8 @@ def lower(spec: Scan, own: Chunked) -> Lowered:
 def prepared(keyed: Keyed) -> list[Step]:
     """All that needs no state."""
     small = replace(keyed.own.schedule, warps=8, stages=1, descriptors=False, registers=0)
-    steps = [Step(prepare.lower(keyed), small)]
+    steps = [Step(units.lower(keyed.own, *each), replace(small, warps=4)) for each in _units(keyed)]
+    steps.append(Step(prepare.lower(keyed), small))
     if keyed.own.writes.decay is not None:
         steps.append(Step(prepare.lower_deep(keyed), small))
     if keyed.asking is not None:
@@ -35,6 +37,11 @@ def prepared(keyed: Keyed) -> list[Step]:
             Step(solve.lower_answers(keyed), replace(small, warps=4)),
         ]
     return steps
+
+
+def _units(keyed: Keyed) -> list[tuple[Operand, int]]:
+    """What is to have rows of length 1, with its heads."""
+    return list(units.wanted(keyed.own, (keyed.read,)).values())
 
 
 def states(keyed: Keyed, final: str | None) -> list[Step]:
@@ -51,4 +58,4 @@ def scratch(keyed: Keyed) -> list[Tensor]:
     """The buffers between the programs."""
     own = keyed.own
     more = [own.ends, own.starts] + [own.fades] * own.fading
-    return keyed.scratch() + more * (own.splits > 1)
+    return units.scratch(own, (keyed.read,)) + keyed.scratch() + more * (own.splits > 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, power_of_two
 from sparsec.lower.scan.keyed.fades import Fades, Space, dims_of, over_dims, where_deep
 from sparsec.lower.scan.keyed.sides import Keyed, Side
@@ -87,7 +88,9 @@ def _pairs(keyed: Keyed) -> list[tuple[Side, Side]]:
 def inputs(keyed: Keyed) -> list[Tensor]:
     """What tokens bring to rows and columns."""
     own, w = keyed.own, keyed.own.writes
-    found = [own.tensor(s.operand, w.heads, w.rows) for s in (*keyed.rows, *keyed.columns)]
+    sides = (*keyed.rows, *keyed.columns)
+    found = [own.tensor(s.operand, w.heads, w.rows) for s in sides]
+    found += [t for s in sides for t in units.tensors(own, s.operand, w.heads)]
     if w.decay is not None:
         found.append(own.tensor(w.decay, w.heads, *[w.rows] * (w.decay_kind == "key")))
     return found + ([own.tensor(w.beta, w.heads)] if w.beta is not None else [])

@@ -61,7 +61,7 @@ def weighs(w: Writes) -> bool:
 
 def sorted_(name: str, which: str, operand: Operand) -> Operand:
     """Where a tensor goes."""
-    return Operand(f"{name}_sorted_{which}", operand.dtype)
+    return Operand(f"{name}_sorted_{which}", operand.dtype, operand.unit)
 
 
 def brought(name: str, w: Writes) -> list[Moved]:
