@@ -130,7 +130,7 @@ class PackedCall:
         variant, packing = compiled.variant, self.calls.packing
         self.shapes = {name: tuple(packing.of(d) for d in spec.shape) for name, spec in variant.inputs.items()}
         self.views |= self._cotangents()
-        self.plan = self.calls.plan(compiled.plan(self.dims, self.dtype))
+        self.plan = self.calls.plan(compiled.plan(self.dims, self.dtype, packed=True))
 
     def _cotangents(self) -> dict[str, Tensor]:
         """Normal random gradients of the outputs, in the order of the documents."""

@@ -18,6 +18,8 @@ from sparsec.lower.pointwise import space as pointwise_space
 from sparsec.lower.route import balance, router, router_grad
 from sparsec.lower.scan import batch_sum
 from sparsec.lower.scan import schedules as scan_class
+from sparsec.lower.scan.masses import backward as state_mixture_grad
+from sparsec.lower.scan.masses import forward as state_mixture
 from sparsec.lower.scan.mixture import gradient as mixture_grad
 from sparsec.lower.scan.mixture import weights as mixture
 from sparsec.lower.select import dense_grad_keys, divergence, index_grad_keys, index_grad_q, list_sum, set_selector
@@ -61,7 +63,7 @@ from sparsec.plan.specs import (
 )
 from sparsec.plan.states.evict_specs import Evict
 from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
-from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad
+from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad, StateMixture, StateMixtureGrad
 from sparsec.plan.states.route_specs import Balance, Router, RouterGrad
 from sparsec.plan.states.scan_specs import Scan, ScanGrad, StatesSum
 from sparsec.tile.language import Program
@@ -132,6 +134,8 @@ CLASSES: dict[type, ScheduleClass] = {
     RouterGrad: ScheduleClass(router_grad.lower, router_grad.default, router_grad.space),
     StatesSum: ScheduleClass(_single(batch_sum.lower), batch_sum.default, _fixed),
     Mixture: ScheduleClass(_rowwise(mixture.lower), mixture.default, mixture.space),
+    StateMixture: ScheduleClass(state_mixture.lower, state_mixture.default, state_mixture.space),
+    StateMixtureGrad: ScheduleClass(state_mixture_grad.lower, state_mixture.default, state_mixture.space),
     RowLse: ScheduleClass(_rowwise(row_lse.lower), pointwise_space.default, pointwise_space.space),
     MixtureGrad: ScheduleClass(_rowwise(mixture_grad.lower), mixture.default, mixture.space),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),

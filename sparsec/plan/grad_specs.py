@@ -19,7 +19,7 @@ from sparsec.plan.selection.signal_specs import DenseGradKeys, Divergence, Index
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
 from sparsec.plan.states.evict_specs import Evict
 from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
-from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad
+from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad, StateMixture, StateMixtureGrad
 from sparsec.plan.states.route_specs import Balance, Router, RouterGrad
 from sparsec.plan.states.scan_specs import Scan, ScanGrad, StatesSum
 
@@ -278,6 +278,7 @@ GradSpec = (
     | LadderGrad
     | StatesSum
     | MixtureGrad
+    | StateMixtureGrad
     | RouterGrad
     | Total
 )
@@ -288,6 +289,7 @@ AnySpec = (
     | Scan
     | Ladder
     | Mixture
+    | StateMixture
     | RowLse
     | Router
     | Balance

@@ -11,10 +11,12 @@ from sparsec.ir.error import DeclarationError
 from sparsec.ir.lengths import lengths, position
 from sparsec.ir.variant import Variant, dim_names
 from sparsec.lower.lowered import Lowered
+from sparsec.lower.registry import default
 from sparsec.passes.pipeline import PIPELINE, run
 from sparsec.plan.build import build_plan
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.sizes import static_names
+from sparsec.plan.states.scored import scored
 from sparsec.runtime import bind
 from sparsec.runtime.across import Together, launched, programs, whole
 from sparsec.runtime.cache import usable
@@ -221,16 +223,24 @@ class Compiled(Decoding):
         dims["q_offset"] = self.lengths.offset(dims) if q_offset is None else position(q_offset)
         return dims, bind.call_dtype(self.variant, inputs)
 
-    def plan(self, dims: Mapping[str, int], dtype: str) -> Plan:
-        """The plan for the static dims (heads, head dims) among ``dims``. Raises InputError where one is missing."""
+    def plan(self, dims: Mapping[str, int], dtype: str, packed: bool = False) -> Plan:
+        """The plan for the static dims (heads, head dims) among ``dims``. Raises InputError where one is missing.
+
+        ``packed`` is the one that packed calls are made of.
+        """
         names = sorted(static_names(self.graph.parameters))
         bind.check_dims(self.variant, dims, names)
         static = {n: dims[n] for n in names}
-        key = (dtype, *static.items())
+        key = (dtype, packed, *static.items())
         if key not in self._plans:
             room(self._plans, MOST_PLANS)
-            self._plans[key] = build_plan(self.variant.name, self.graph.outputs, self.graph.names, static, dtype)
+            plan = build_plan(self.variant.name, self.graph.outputs, self.graph.names, static, dtype)
+            self._plans[key] = plan if packed else self.fitted(plan)
         return self._plans[key]
+
+    def fitted(self, plan: Plan) -> Plan:
+        """A plan of dense calls as the target runs it best."""
+        return scored(plan, lambda scan: default(scan, self.target.name).order == "chunk")
 
     def run_plan(self, plan: Plan, inputs: Mapping[str, Tensor], dims: Mapping[str, int]) -> dict[str, Tensor]:
         """All buffers after every kernel has been launched."""
@@ -266,8 +276,6 @@ class Compiled(Decoding):
 
     def preferred(self, kernel: Kernel, dims: Mapping[str, int]) -> Schedule:
         """The schedule of a kernel: set by hand, else the best record, else the default."""
-        from sparsec.lower.registry import default
-
         length, packed = bucket(self.lengths.longest(dims)), kernel.packed is not None
         found = self.schedules.get(kernel.name) or self.records.best(kernel.spec, self.target, length, packed)
         return found or default(kernel.spec, self.target.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -77,11 +77,18 @@ class Joint:
         return {name: None if buffer is None else next(left) for name, buffer in self.gradients.items()}
 
 
-def joint(graph: Variant, wrt: Sequence[str], static: Mapping[str, int], dtype: str) -> Joint:
+def joint(
+    graph: Variant,
+    wrt: Sequence[str],
+    static: Mapping[str, int],
+    dtype: str,
+    fitted: Callable[[Plan], Plan] | None = None,
+) -> Joint:
     """Differentiate a graph, plan it and cut the plan.
 
     Args:
         static: sizes by name, with those of heads and head dims among them.
+        fitted: what becomes of the plan before it is cut.
 
     Raises:
         PlanError: no gradient or no kernel for something on the way; the message says what and how to go on without.
@@ -90,6 +97,7 @@ def joint(graph: Variant, wrt: Sequence[str], static: Mapping[str, int], dtype: 
         found = differentiate(graph, wrt)
         dims = {n: int(static[n]) for n in sorted(static_names(found.variant.parameters)) if n in static}
         plan = build_plan(graph.name, found.variant.outputs, found.variant.names, dims, dtype)
+        plan = plan if fitted is None else fitted(plan)
         _lowered(plan)
     except (DeclarationError, PlanError) as error:
         way = "call it under torch.no_grad(), or detach these inputs"

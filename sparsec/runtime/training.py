@@ -37,12 +37,15 @@ class Training:
         outputs: tuple[Tensor, ...] = _Attention.apply(self, q_offset, *tensors)  # type: ignore[no-untyped-call]
         return outputs
 
-    def joint(self, dims: Mapping[str, Any], dtype: str, wrt: Sequence[str]) -> Joint:
-        """The halves for gradients of the inputs ``wrt``, for the heads and head dims among ``dims``."""
+    def joint(self, dims: Mapping[str, Any], dtype: str, wrt: Sequence[str], packed: bool = False) -> Joint:
+        """The halves for gradients of the inputs ``wrt``, for the heads and head dims among ``dims``.
+
+        ``packed`` are those that packed calls are made of.
+        """
         static = {n: int(dims[n]) for n in sorted(self.static) if n in dims}
-        key = (dtype, tuple(wrt), *static.values())
+        key = (dtype, packed, tuple(wrt), *static.values())
         if key not in self._joints:
-            self._joints[key] = joint(self.compiled.graph, wrt, static, dtype)
+            self._joints[key] = joint(self.compiled.graph, wrt, static, dtype, None if packed else self.compiled.fitted)
         return self._joints[key]
 
     def asked(self, wanted: tuple[bool, ...]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sparsec.lower.across.piece import Piece, loads, renamed, stores
+from sparsec.lower.called import with_params
 from sparsec.lower.lowered import Step
 from sparsec.scalar.expr import Expr
 from sparsec.tile import build as tile
@@ -59,9 +60,10 @@ def _key(step: Step, made: Sequence[str], known: dict[str, Expr]) -> Key:
     """What a step does, whatever it and its results are called."""
     alike = renamed(step.program, {name: f"made_{n}" for n, name in enumerate(made)})
     tensors = tuple(sorted(alike.tensors, key=lambda t: t.name))
-    text = to_text(replace(alike, name="step", tensors=tensors))
-    used = _used(alike)
-    sizes = tuple(known.get(name) for name, _ in alike.params if name in used)
+    used = sorted(_used(alike), key=lambda name: (str(known.get(name, name)), name))
+    alike = replace(alike, name="step", tensors=tensors, params=tuple((name, "int32") for name in used))
+    text = to_text(with_params(alike, {name: f"size_{n}" for n, name in enumerate(used)}))
+    sizes = tuple(known.get(name) for name in used)
     return text, sizes, _printed(step.schedule), step.flat, step.chain
 
 

@@ -11,8 +11,12 @@ from sparsec.lower.across.taken import made_by, placed, taken
 from sparsec.lower.lowered import Lowered
 from sparsec.plan.maps.map_specs import Map
 from sparsec.plan.plan import Kernel, Plan
+from sparsec.plan.states.mixture_specs import StateMixture, StateMixtureGrad
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.tile.schedule import Schedule
+
+SCANS = (Scan, ScanGrad, StateMixture, StateMixtureGrad)
+"""Specs of kernels that may sort, and sum decays."""
 
 
 def shares(plan: Plan, schedules: Mapping[str, Schedule]) -> bool:
@@ -42,7 +46,7 @@ def together(plan: Plan, lowered: Mapping[str, Lowered]) -> tuple[Plan, dict[str
 
 def _once(pieces: Sequence[Piece]) -> list[Piece]:
     """Scans without steps that another scan has done."""
-    changed = without_repeats([p for p in pieces if isinstance(p.kernel.spec, Scan | ScanGrad)])
+    changed = without_repeats([p for p in pieces if isinstance(p.kernel.spec, SCANS)])
     new = {p.kernel.name: p for p in changed}
     return [new.get(p.kernel.name, p) for p in pieces]
 
@@ -68,7 +72,7 @@ def _where_read(pieces: Sequence[Piece], outputs: set[str]) -> tuple[list[Piece]
 
 def _pair(maker: Kernel, reader: Kernel) -> bool:
     """Whether rows that a scan puts back, or a map that it sorts, go from one to the other."""
-    scan, other = isinstance(maker.spec, Scan | ScanGrad), isinstance(reader.spec, Scan | ScanGrad)
+    scan, other = isinstance(maker.spec, SCANS), isinstance(reader.spec, SCANS)
     return maker is not reader and (scan or (other and isinstance(maker.spec, Map)))
 
 

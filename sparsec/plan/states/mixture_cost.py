@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sparsec.plan.cost_terms import HKV, B, Cost, D, H, item
 from sparsec.plan.maps.row_specs import RowLse
-from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad
+from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad, StateMixture, StateMixtureGrad
 from sparsec.scalar.expr import Expr, var
 
 
@@ -39,4 +39,25 @@ def _row_lse(spec: RowLse) -> Cost:
     return Cost(3 * rows * D, rows * (D * item(spec.dtype) + 4), sizes={"H": spec.heads, "D": spec.dim})
 
 
-MIXTURE_COSTS: dict[type, Callable[..., Cost]] = {Mixture: _mixture, MixtureGrad: _mixture_grad, RowLse: _row_lse}
+def _state_mixture(spec: StateMixture) -> Cost:
+    """Queries are read once, keys once per candidate."""
+    m, count = spec.mixture, len(spec.masses)
+    keys = sum(item(scan.writes.v.dtype) for scan in spec.masses)
+    moved = _rows(m, H) * (D * item(m.dtype) + 4 * count) + _rows(m, HKV) * (D * keys + 8 * count)
+    return Cost(2 * count * D * (_rows(m, H) + 3 * _rows(m, HKV)), moved, sizes=_sizes(m))
+
+
+def _state_mixture_grad(spec: StateMixtureGrad) -> Cost:
+    own, m, back = _state_mixture(spec.forward), spec.forward.mixture, spec.mixture
+    wide = sum(item(dtype) for _, dtype in back.terms) + (item(back.grad_q[1]) if back.grad_q is not None else 0)
+    made = sum(item(scan.grad_v.dtype) for scan in spec.masses if scan is not None and scan.grad_v is not None)
+    return Cost(4 * own.flops, own.bytes + _rows(m, H) * D * wide + _rows(m, HKV) * D * made, sizes=_sizes(m))
+
+
+MIXTURE_COSTS: dict[type, Callable[..., Cost]] = {
+    Mixture: _mixture,
+    MixtureGrad: _mixture_grad,
+    StateMixture: _state_mixture,
+    StateMixtureGrad: _state_mixture_grad,
+    RowLse: _row_lse,
+}

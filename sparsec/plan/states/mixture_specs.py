@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
+
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
@@ -56,3 +58,37 @@ class MixtureGrad:
     grad_bias: tuple[str, str] | None = None
     grad_gain: tuple[str, str] | None = None
     terms: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateMixture:
+    """A mixture of masses of keys that nothing else reads: scores leave the scans in place of the masses.
+
+    Attributes:
+        mixture: names the masses as its candidates, but no buffer has them; it has no gains.
+        masses: the scans whose one read is a candidate, in the order of the candidates.
+    """
+
+    name: str
+    mixture: Mixture
+    masses: tuple[Scan, ...]
+
+    @property
+    def dtype(self) -> str:
+        """Of the queries."""
+        return self.mixture.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class StateMixtureGrad:
+    """Gradients of what such a mixture and its masses read.
+
+    Attributes:
+        mixture: has gradients of masses as names alone.
+        masses: per candidate its adjoint; None where nobody asks.
+    """
+
+    name: str
+    forward: StateMixture
+    mixture: MixtureGrad
+    masses: tuple[ScanGrad | None, ...]

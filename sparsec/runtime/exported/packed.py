@@ -32,7 +32,7 @@ class PackedFile(Exported):
     @cached_property
     def plan(self) -> Plan:
         """The packed plan at the fixed dims."""
-        return self.compiled.packed.plan(self.compiled.plan(self.dims, self.dtype))
+        return self.compiled.packed.plan(self.compiled.plan(self.dims, self.dtype, packed=True))
 
     @cached_property
     def kernels(self) -> list[tuple[Kernel, Lowered]]:

@@ -87,8 +87,8 @@ class PackedCalls:
             dims, dtype = self.bind(inputs, documents)
             available(compiled.target)
             bind.check_devices(inputs, compiled.target.device)
-            halves = self.halves(compiled.training.joint(dims, dtype, wrt)) if wrt else None
-            plan = halves.split.forward if halves else self.plan(compiled.plan(dims, dtype))
+            halves = self.halves(compiled.training.joint(dims, dtype, wrt, packed=True)) if wrt else None
+            plan = halves.split.forward if halves else self.plan(compiled.plan(dims, dtype, packed=True))
             found = bind.index_rules(compiled.variant, dims)
             rules = tuple((r, tuple(map(compiled.names.index, r.names))) for r in found)
             call = compiled._keep(key, plan, dims, (*compiled.names, TABLE), rules)

@@ -75,7 +75,7 @@ def _define_forward(library: Library, name: str, owners: Mapping[str, Compiled],
         calls, (*ends, wrt) = owners[name].packed, rest
         dims = call_dims(owners[name], inputs, ends)
         dtype = bind.float_dtype(owners[name].variant, inputs)
-        plan = calls.halves(owners[name].training.joint(dims, dtype, wrt.split(","))).split.forward
+        plan = calls.halves(owners[name].training.joint(dims, dtype, wrt.split(","), packed=True)).split.forward
         columns = 5 + len(calls.packing.visible)
         table = inputs[0].new_empty([dims["B"], columns], dtype=torch.int32)
         return [*empties(plan, dict.fromkeys(plan.outputs), dims, inputs[0]), table]
@@ -91,7 +91,7 @@ def _define_backward(library: Library, name: str, owners: Mapping[str, Compiled]
     def joint(dims: Sequence[Any], dtype: str, wrt: str) -> tuple[Any, dict[str, Any]]:
         calls = owners[name].packed
         named = dict(zip(dim_names(owners[name]), dims, strict=True))
-        return calls.halves(owners[name].training.joint(named, dtype, wrt.split(","))), named
+        return calls.halves(owners[name].training.joint(named, dtype, wrt.split(","), packed=True)), named
 
     def run(tensors: list[Tensor], dims: list[int], dtype: str, wrt: str) -> list[Tensor]:
         halves, named = joint(dims, dtype, wrt)

@@ -60,7 +60,8 @@ class _Packed(torch.autograd.Function):
         if isinstance(given, tuple):
             *results, table = training.operators[0](list(tensors), *given, ",".join(wrt))
             ctx.dims = call_dims(compiled, tensors, given)
-            halves = calls.halves(compiled.training.joint(ctx.dims, bind.float_dtype(compiled.variant, tensors), wrt))
+            dtype = bind.float_dtype(compiled.variant, tensors)
+            halves = calls.halves(compiled.training.joint(ctx.dims, dtype, wrt, packed=True))
         else:
             views, table = calls.views(tensors), given.table
             ready = calls.ready(views, given, wrt)

@@ -54,14 +54,14 @@ class Rows:
     def row(self, name: str, dtype: str, heads: int, head: Node) -> Parts:
         """``[m,d]`` of a tensor in fp32."""
         tensor, place = self._tensor(name, dtype, heads, self.spec.dim), (*self.place, head)
-        found = [tile.load(tensor, *place, _column(c), bounds=self.bounds) for c in self.columns]
+        found = [tile.load(tensor, *place, column(c), bounds=self.bounds) for c in self.columns]
         return [tile.cast(x, "float32") for x in found]
 
     def keep_row(self, made: tuple[str, str], heads: int, head: Node, value: Parts) -> None:
         """Store ``[m,d]``."""
         tensor, place = self._tensor(*made, heads, self.spec.dim), (*self.place, head)
         for c, x in zip(self.columns, value, strict=True):
-            tile.store(tensor, *place, _column(c), value=tile.cast(x, tensor.dtype), bounds=self.bounds)
+            tile.store(tensor, *place, column(c), value=tile.cast(x, tensor.dtype), bounds=self.bounds)
 
     def number(self, name: str, dtype: str, head: Node, candidate: int) -> Node:
         """``[m]`` of a tensor per token, head and candidate."""
@@ -123,6 +123,11 @@ def shares(at: Rows, number: int, query: Parts, found: Sequence[Candidate]) -> l
     scores = [mul(spec.scale, at.dot(query, c.unit)) for c in found]
     if spec.bias is not None:
         scores = [add(s, at.number(*spec.bias, head, n)) for n, s in enumerate(scores)]
+    return softmax(spec, scores)
+
+
+def softmax(spec: Mixture, scores: Sequence[Node]) -> list[Node]:
+    """The softmax over the candidates that stay ``[m]`` each."""
     kept = _kept(spec, scores)
     seen = [s if k is None else tile.apply(Fn.WHERE, k, s, LEAST) for s, k in zip(scores, kept, strict=True)]
     top = reduce(most, seen)
@@ -183,7 +188,8 @@ def lower(spec: Mixture, schedule: Schedule) -> Program:
         return finished(builder, spec.name, at)
 
 
-def _column(column: Span | None) -> Node:
+def column(column: Span | None) -> Node:
+    """The index of some columns of a row."""
     return tile.const(0) if column is None else column.index()
 
 

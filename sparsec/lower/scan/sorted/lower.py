@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
@@ -29,10 +30,10 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
     moved += [Moved(r.q, s.q, r.heads, w.rows) for r, s in zip(spec.reads, inner.reads, strict=True)]
     back = [sort.answers(spec.name, w, r, n) for n, r in enumerate(spec.reads)]
     back += sort.surprise(w, spec.surprise, inner.surprise)
-    small = _small(schedule)
-    steps = _sorted(runs, w, inner.writes, moved, schedule)
+    small = moving(schedule)
+    steps = brought_in(runs, w, inner.writes, moved, schedule)
     put = [Step(scatter.lower(runs, w, m, small), small) for m in back]
-    held = [m.tensors(w)[1] for m in (*moved, *back)] + _rate(inner.writes)
+    held = [m.tensors(w)[1] for m in (*moved, *back)] + strengths(inner.writes)
     return _together(runs, steps, chunk.lower(inner, schedule, runs), put, held)
 
 
@@ -46,14 +47,20 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
     for r, x, y in zip(spec.forward.reads, spec.grads, inner.grads, strict=True):
         moved.append(Moved(x, y, r.heads, w.cols, slotted=r.slotted))
     moved += sort.surprise(w, spec.surprise, inner.surprise)
-    small, back = _small(schedule), _gradients(spec, inner)
-    put = [Step(scatter.lower(runs, w, m, small), small) for m in back]
-    held = [m.tensors(w)[1] for m in moved] + _rate(inner.forward.writes) + _made(inner, w)
-    if inner.grad_beta is not None:
-        more, scratch = _rates(spec, inner, runs, schedule)
-        put, held = put + more, held + scratch
-    steps = _sorted(runs, w, inner.forward.writes, moved, schedule)
+    put, made = put_back(spec, inner, runs, schedule)
+    held = [m.tensors(w)[1] for m in moved] + strengths(inner.forward.writes) + made
+    steps = brought_in(runs, w, inner.forward.writes, moved, schedule)
     return _together(runs, steps, chunk_grad.lower(inner, schedule, runs), put, held)
+
+
+def put_back(spec: ScanGrad, inner: ScanGrad, runs: Runs, schedule: Schedule) -> tuple[list[Step], list[Tensor]]:
+    """From sorted gradients those that are asked for, and the sorted ones."""
+    w, small = spec.forward.writes, moving(schedule)
+    put = [Step(scatter.lower(runs, w, m, small), small) for m in _gradients(spec, inner)]
+    if inner.grad_beta is None:
+        return put, _made(inner, w)
+    more, scratch = _rates(spec, inner, runs, schedule)
+    return put + more, _made(inner, w) + scratch
 
 
 def _runs(name: str, w: Writes, schedule: Schedule) -> Runs:
@@ -63,17 +70,19 @@ def _runs(name: str, w: Writes, schedule: Schedule) -> Runs:
     return sort.runs(name, w, schedule)
 
 
-def _small(schedule: Schedule) -> Schedule:
+def moving(schedule: Schedule) -> Schedule:
     """Of programs that only move memory."""
     return replace(schedule, warps=4, stages=1, descriptors=False, registers=0)
 
 
-def _rate(w: Writes) -> list[Tensor]:
+def strengths(w: Writes) -> list[Tensor]:
+    """The sorted e·beta, where there is one."""
     return [Tensor(w.beta.name, "float32", ("B", ROOM, w.heads))] if w.beta is not None else []
 
 
-def _sorted(runs: Runs, w: Writes, inner: Writes, moved: list[Moved], schedule: Schedule) -> list[Step]:
-    small = _small(schedule)
+def brought_in(runs: Runs, w: Writes, inner: Writes, moved: list[Moved], schedule: Schedule) -> list[Step]:
+    """The route turned around, and what tokens bring sorted."""
+    small = moving(schedule)
     steps = runs.steps(schedule) + [Step(gather.lower(runs, w, m, small), small) for m in moved]
     if inner.beta is not None:
         one = replace(small, warps=1)
@@ -84,13 +93,13 @@ def _sorted(runs: Runs, w: Writes, inner: Writes, moved: list[Moved], schedule: 
 def _together(runs: Runs, ahead: list[Step], inner: Lowered, after: list[Step], held: list[Tensor]) -> Lowered:
     found = {t.name: t for t in held}
     scratch = (*runs.scratch(), *(as_scratch(t) for t in found.values()), *inner.scratch)
-    return Lowered((*ahead, *inner.steps, *after), scratch, (*runs.params(), *_over(runs, inner)))
+    return Lowered((*ahead, *inner.steps, *after), scratch, (*runs.params(), *over(runs, inner.params)))
 
 
-def _over(runs: Runs, inner: Lowered) -> list[tuple[str, Expr]]:
-    """The launch parameters of the inner programs over those of the spec."""
+def over(runs: Runs, given: Sequence[tuple[str, Expr]]) -> list[tuple[str, Expr]]:
+    """The launch parameters of the sorted programs over those of the spec."""
     known = dict(runs.params())
-    return [(name, substitute(value, known)) for name, value in inner.params]
+    return [(name, substitute(value, known)) for name, value in given]
 
 
 def _pairs(spec: ScanGrad, inner: ScanGrad) -> list[tuple[Operand | None, Operand | None, int, int, bool]]:
@@ -130,7 +139,7 @@ def _rates(spec: ScanGrad, inner: ScanGrad, runs: Runs, schedule: Schedule) -> t
     """The gradients of beta and of e."""
     w, rate, asked = spec.forward.writes, inner.grad_beta, spec.grad_weight
     assert rate is not None
-    small, held = _small(schedule), Tensor(rate.name, "float32", ("B", ROOM, w.heads))
+    small, held = moving(schedule), Tensor(rate.name, "float32", ("B", ROOM, w.heads))
     sides = _multiplied(spec, inner) if asked is not None else []
     count = 1 + len(sides)
     shares = (asked.name, count) if asked is not None else None

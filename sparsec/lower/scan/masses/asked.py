@@ -1,0 +1,63 @@
+"""What queries ask of masses, backward: gradients of queries by level, and what each chunk hands to those before it.
+
+With u = z/|z| and s = scale q · u, ds the gradient of s:
+
+    dq = scale ds u,    dz = Σ_h scale ds (q − (q · u) u) / |z|,    a chunk hands on Σ_i e^Γ_i dz_i
+"""
+
+from __future__ import annotations
+
+from sparsec.lower.scalars import mul, sub
+from sparsec.lower.scan.chunk.parts import Chunk, power_of_two
+from sparsec.lower.scan.masses.level import Axes, Level, axes, masses, read
+from sparsec.lower.scan.masses.scores import along, direction, head, query
+from sparsec.plan.states.scan_specs import Operand
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node, Program, Tensor
+
+
+def slope(level: Level, at: Chunk, a: Axes, slopes: Tensor, scale: float, number: int) -> Node:
+    """scale ds ``[c]`` of one of the query heads."""
+    bounds: dict[int, tile.Value] = {1: tile.param(level.own.writes.length)}
+    found = tile.load(slopes, at.batch, at.token(a.asking), head(level, at, number), bounds=bounds)
+    return mul(scale, found)
+
+
+def across(level: Level, at: Chunk, a: Axes, z: Node, slopes: Tensor, scale: float, made: Tensor | None) -> Node:
+    """dz ``[c,d]``; stores dq where there is room for it."""
+    found, total = direction(z, a.dims), tile.full(0.0, a.asking, a.dims)
+    for number in range(level.group):
+        q, by = query(level, at, a, number), slope(level, at, a, slopes, scale, number)
+        turned = sub(q, mul(mul(along(q, found, a.dims), found.root), found.small))
+        total = tile.apply(Fn.ADD, total, mul(mul(by, found.inverse), turned))
+        if made is not None:
+            bounds: dict[int, tile.Value] = {1: tile.param(level.own.writes.length)}
+            bounds |= {3: level.limit} if level.limit else {}
+            value = tile.cast(mul(mul(by, found.root), found.small), made.dtype)
+            place = (at.batch, at.token(a.asking), head(level, at, number), tile.iota(a.dims))
+            tile.store(made, *place, value=value, bounds=bounds)
+    return total
+
+
+def gradient(level: Level, dtype: str) -> Tensor:
+    """dq in the order of the level ``[B,N,heads,dim]``."""
+    return level.own.tensor(Operand(f"{level.own.name}_dq", dtype), level.heads, level.dim)
+
+
+def handed(level: Level) -> Tensor:
+    """What each chunk hands on."""
+    return level.per_chunk("handed")
+
+
+def lower(level: Level, slopes: Tensor, scale: float, made: Tensor | None) -> Program:
+    """One (head, chunk, batch) per grid point."""
+    own, out = level.own, handed(level)
+    with tile.Builder() as builder:
+        a, at = axes(builder, level), level.chunk()
+        grad = across(level, at, a, masses(level, at, a, own=True), slopes, scale, made)
+        grad = mul(power_of_two(at.sums(a.asking)), grad) if own.decays else grad
+        value = tile.reduce("sum", grad, a.asking)
+        tile.store(out, at.batch, at.head, at.number, tile.iota(a.dims), value=value)
+        tensors = [*read(level), level.queries, slopes, out] + ([made] if made is not None else [])
+        return level.program(builder, "asked", tensors)

@@ -1,0 +1,67 @@
+"""Scores of one candidate: scale · q · z/|z|, the masses z worked out chunk by chunk and kept nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsec.lower.scalars import add, mul
+from sparsec.lower.scan.chunk.parts import Chunk
+from sparsec.lower.scan.masses.level import Axes, Level, axes, masses, read
+from sparsec.lower.scan.mixture.weights import NOTHING
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Axis, Node, Program, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """z/|z| ``[c,d]`` as ``small`` times ``root``, 0 where z is, and 1/|z| ``[c]``."""
+
+    small: Node
+    root: Node
+    inverse: Node
+
+
+def direction(z: Node, dims: Axis) -> Direction:
+    """The direction of z, whose square need not be a number of fp32."""
+    size = tile.reduce("max", tile.apply(Fn.ABS, z), dims)
+    empty = tile.apply(Fn.LE, size, NOTHING)
+    by = tile.apply(Fn.DIV, tile.const(1.0), tile.apply(Fn.WHERE, empty, 1.0, size))
+    small = mul(z, by)
+    square = tile.reduce("sum", mul(small, small), dims)
+    root = tile.apply(Fn.RSQRT, tile.apply(Fn.WHERE, empty, 1.0, square))
+    return Direction(small, root, mul(by, root))
+
+
+def along(query: Node, found: Direction, dims: Axis) -> Node:
+    """q · z/|z| ``[c]``."""
+    return mul(tile.reduce("sum", mul(query, found.small), dims), found.root)
+
+
+def head(level: Level, at: Chunk, number: int) -> Node:
+    """One of the query heads of the masses' head."""
+    return add(mul(at.head, level.group), number)
+
+
+def query(level: Level, at: Chunk, a: Axes, number: int) -> Node:
+    """``[c,d]`` of one of the query heads, in fp32."""
+    rows = at.rows(level.queries, head(level, at, number), a.asking, tile.iota(a.dims), level.limit)
+    return tile.cast(rows, "float32")
+
+
+def store(level: Level, at: Chunk, tensor: Tensor, axis: Axis, number: int, value: Node) -> None:
+    """A number per token of one of the query heads."""
+    bounds: dict[int, tile.Value] = {1: tile.param(level.own.writes.length)}
+    tile.store(tensor, at.batch, at.token(axis), head(level, at, number), value=value, bounds=bounds)
+
+
+def lower(level: Level, scale: float) -> Program:
+    """fp32 ``[B,N,heads]``; one (head, chunk, batch) per grid point."""
+    made = level.per_query("scores")
+    with tile.Builder() as builder:
+        a, at = axes(builder, level), level.chunk()
+        found = direction(masses(level, at, a, own=True), a.dims)
+        for number in range(level.group):
+            score = mul(scale, along(query(level, at, a, number), found, a.dims))
+            store(level, at, made, a.asking, number, score)
+        return level.program(builder, "scores", [*read(level), level.queries, made])
