@@ -1,0 +1,170 @@
+"""Mixtures of masses that nothing else reads: scores leave the scans, and are those of the masses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsec
+from sparsec.autotune.truth import Truth
+from sparsec.autotune.verdict import unjudged, wrong
+from sparsec.ir.variant import Variant
+from sparsec.lower.registry import default
+from sparsec.oracle import check, oracle
+from sparsec.passes.pipeline import training
+from sparsec.plan.plan import Plan
+from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad, StateMixture, StateMixtureGrad
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
+from sparsec.plan.states.scored import scored
+from sparsec.runtime.across import programs
+from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.target import INTERPRETER
+from sparsec.testing.whole.chain import poisoned
+from sparsec.tile.schedule import Schedule
+
+SIZES: dict[str, Any] = {"B": 2, "T": 70, "H": 2, "HKV": 1, "D": 16, "DV": 16, "DX": 4}
+LEVELS: dict[str, Any] = {"levels": 3, "parts": 2, "branching": 2, "raw": True, "clip": 0.0}
+CHUNKS = Schedule(order="chunk", rows=16, value_block=16, splits=2)
+JOINED = (StateMixture, StateMixtureGrad)
+
+
+def given(variant: Variant, sizes: dict[str, Any]) -> dict[str, Tensor]:
+    """Inputs in bf16, queries and keys unit vectors."""
+    x = sparsec.inputs(variant, dtype="bfloat16", **sizes)
+    return x | {n: torch.nn.functional.normalize(x[n].float(), dim=-1).bfloat16() for n in ("q", "k")}
+
+
+def everywhere(scan: Scan) -> bool:
+    return True
+
+
+def joint_of(variant: Variant, x: dict[str, Tensor]) -> tuple[Compiled, dict[str, Tensor], Plan]:
+    """Outputs and gradients as one variant, its inputs, and its plan with scores in place of masses."""
+    joint = training(variant)
+    made, out = sparsec.compile(joint.variant, target="interpreter"), oracle(variant, x, form="vector")
+    assert isinstance(out, Tensor)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
+    x = x | {name: grad for name in joint.cotangents.values()}
+    return made, x, scored(made.plan(*made.bind(x)), everywhere)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "sizes"),
+    [
+        ({}, {}),
+        ({"top": 2}, {"HKV": 2, "T": 50}),
+        ({"levels": 2, "rule": "additive"}, {"D": 24, "B": 1}),
+        ({"levels": 1}, {"B": 1, "T": 1100, "H": 1}),
+    ],
+    ids=["three levels", "the best two", "padded dims", "chunks in several rounds"],
+)
+def test_scores_are_those_of_the_masses(knobs: dict[str, Any], sizes: dict[str, Any], tmp_path: Path) -> None:
+    """Each kernel does what its nodes mean, of what it read; outputs and gradients are the oracle's."""
+    variant = sparsec.preset("rsa", **LEVELS | knobs)
+    sizes = {n: s for n, s in (SIZES | sizes).items() if n != "DX" or "x" in variant.inputs}
+    made, x, plan = joint_of(variant, given(variant, sizes))
+    dims, _ = made.bind(x)
+    buffers, seen = poisoned(plan, x, dims), list[type]()
+    for kernel in plan.kernels:
+        if not isinstance(kernel.spec, JOINED):
+            made.built(kernel, dims).run(buffers, dims)
+            continue
+        BuiltKernel(kernel, replace(default(kernel.spec, "triton"), rows=16), INTERPRETER, tmp_path).run(buffers, dims)
+        assert not unjudged(kernel) and wrong(Truth(kernel, buffers, dims, None), buffers) is None
+        seen.append(type(kernel.spec))
+    assert seen == [StateMixture, StateMixtureGrad]
+    for name, right in zip(plan.outputs, oracle(made.variant, x, form="vector"), strict=True):
+        verdict = check(buffers[name], right, "bfloat16", "grad" if name.startswith("grad") else "o")
+        assert verdict, f"{name}: {verdict.sentence}"
+
+
+def results(made: Compiled, x: dict[str, Tensor]) -> list[Tensor]:
+    """The output with and without gradients, and all gradients."""
+    leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
+    with torch.no_grad():
+        plain = made(**x)
+    out = made(**leaves)
+    assert isinstance(out, Tensor) and isinstance(plain, Tensor)
+    return [plain, out, *torch.autograd.grad(out.float().square().sum(), list(leaves.values()))]
+
+
+def halves_of(made: Compiled, x: dict[str, Tensor]) -> list[Plan]:
+    """Without gradients; forward and backward with all of them."""
+    dims, dtype = made.bind(x)
+    cut = made.training.joint(dims, dtype, tuple(x)).split
+    return [made.plan(dims, dtype), cut.forward, cut.backward]
+
+
+def test_levels_leave_work_to_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launch parameters of several levels in one kernel have names of their own, and sorts are still done once."""
+    found, steps = [], []
+    for apart in ("1", "0"):
+        monkeypatch.setenv("SPARSEC_WORK_APART", apart)
+        made = sparsec.compile(sparsec.preset("rsa", **LEVELS), target="interpreter")
+        monkeypatch.setattr(made, "fitted", lambda plan: scored(plan, everywhere))
+        x = given(made.variant, SIZES | {"B": 1, "HKV": 2})
+        scans = [k.name for p in halves_of(made, x) for k in p.kernels if isinstance(k.spec, (Scan, ScanGrad, *JOINED))]
+        made.schedules = dict.fromkeys(scans, CHUNKS)
+        dims, _ = made.bind(x)
+        steps.append([[s for p in programs(made, h, dims)[1].values() for s in p.steps] for h in halves_of(made, x)])
+        found.append(results(made, x))
+    names = [[s.program.name for s in half] for half in steps[1]]
+    assert all(len(a) - len(b) >= 14 for a, b in zip(*steps, strict=True))
+    for half in names:
+        assert sum(n.endswith("_tally") for n in half) == 2 and sum(n.endswith("_sums") for n in half) == 3
+    for alone, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, alone, rtol=0, atol=0)
+    x = {**x, **given(made.variant, SIZES | {"B": 1, "HKV": 2, "T": 133})}
+    before = made.builds
+    results(made, x)
+    assert made.builds == before
+
+
+def specs(plan: Plan) -> set[type]:
+    return {type(k.spec) for k in plan.kernels}
+
+
+def test_which_calls_have_scores() -> None:
+    """Dense ones in half precision on a GPU; packed ones keep their scans, and so does a CPU."""
+    sizes = {"B": 1, "T": 256, "H": 2, "HKV": 2, "D": 128, "DV": 128, "DX": 16}
+    for target, dtype, joined in (
+        ("triton:sm_90", "bfloat16", True),
+        ("triton:sm_90", "float32", False),
+        ("cpu", "bfloat16", False),
+    ):
+        made = sparsec.compile(sparsec.preset("rsa", **LEVELS), target=target)
+        plain, cut = made.plan(sizes, dtype), made.training.joint(sizes, dtype, tuple(made.variant.inputs)).split
+        halves = [plain, cut.forward, cut.backward]
+        assert [StateMixture in specs(p) for p in halves] == [joined, joined, False]
+        assert [StateMixtureGrad in specs(p) for p in halves] == [False, False, joined]
+        assert any("mass" in b.name for b in cut.forward.buffers) is not joined
+        packed = made.training.joint(sizes, dtype, tuple(made.variant.inputs), packed=True).split
+        kinds = specs(made.plan(sizes, dtype, packed=True)) | specs(packed.forward) | specs(packed.backward)
+        assert Mixture in kinds and MixtureGrad in kinds and not kinds & {*JOINED}
+
+
+HEAD = "q: [B,T,H,D], k: [B,T,H,D], g: [B,T,H] float32"
+MASS = "z = mass(k, decay=g)\n  y = mass(k)\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "joined"),
+    [
+        ("return mixture(q, z, y)", True),
+        ("return mixture(q, z, y), z", False),
+        ("return mixture(q, z, z)", False),
+        ("return mixture(q, z, y), mixture(q, y)", False),
+    ],
+)
+def test_masses_that_others_read_stay(said: str, joined: bool) -> None:
+    variant = sparsec.parse(f"variant both({HEAD}) {{\n  {MASS}  {said}\n}}")
+    made = sparsec.compile(variant, target="interpreter")
+    x = sparsec.inputs(variant, dtype="bfloat16", B=1, T=40, H=2, D=16)
+    plan = scored(made.plan(*made.bind(x)), everywhere)
+    assert (StateMixture in specs(plan)) is joined
