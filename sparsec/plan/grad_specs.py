@@ -19,7 +19,7 @@ from sparsec.plan.selection.signal_specs import DenseGradKeys, Divergence, Index
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
 from sparsec.plan.states.evict_specs import Evict
 from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
-from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad, StateMixture, StateMixtureGrad
+from sparsec.plan.states.mixture_specs import AnyMixture, AnyMixtureGrad
 from sparsec.plan.states.route_specs import Balance, Router, RouterGrad
 from sparsec.plan.states.scan_specs import Scan, ScanGrad, StatesSum
 
@@ -277,8 +277,7 @@ GradSpec = (
     | ScanGrad
     | LadderGrad
     | StatesSum
-    | MixtureGrad
-    | StateMixtureGrad
+    | AnyMixtureGrad
     | RouterGrad
     | Total
 )
@@ -288,8 +287,7 @@ AnySpec = (
     | Prefix
     | Scan
     | Ladder
-    | Mixture
-    | StateMixture
+    | AnyMixture
     | RowLse
     | Router
     | Balance

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from sparsec.lower.across.whole import shares, together
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.registry import lower_kernel
+from sparsec.lower.registry import default, lower_kernel
 from sparsec.plan.plan import Plan
+from sparsec.plan.states.scan_specs import Scan
+from sparsec.plan.states.scored import scored
 from sparsec.runtime.env import Env
 from sparsec.runtime.known import MOST_PLANS, room
+from sparsec.runtime.target import Target
 from sparsec.tile.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -37,6 +40,15 @@ class Together:
             room(self._known, MOST_PLANS)
             self._known[key] = plan, together(plan, apart(plan, schedules))  # the plan keeps its id its own
         return self._known[key][1]
+
+
+def fitted(plan: Plan, target: Target) -> Plan:
+    """A plan of dense calls as a target runs it best: without masses of keys where scans go chunk by chunk."""
+    return scored(plan, lambda scan: _in_chunks(scan, target))
+
+
+def _in_chunks(scan: Scan, target: Target) -> bool:
+    return default(scan, target.name).order == "chunk"
 
 
 def apart(plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, Lowered]:

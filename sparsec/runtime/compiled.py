@@ -16,9 +16,8 @@ from sparsec.passes.pipeline import PIPELINE, run
 from sparsec.plan.build import build_plan
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.sizes import static_names
-from sparsec.plan.states.scored import scored
 from sparsec.runtime import bind
-from sparsec.runtime.across import Together, launched, programs, whole
+from sparsec.runtime.across import Together, fitted, launched, programs, whole
 from sparsec.runtime.cache import usable
 from sparsec.runtime.decode.face import Decoding
 from sparsec.runtime.deterministic import in_order
@@ -224,10 +223,7 @@ class Compiled(Decoding):
         return dims, bind.call_dtype(self.variant, inputs)
 
     def plan(self, dims: Mapping[str, int], dtype: str, packed: bool = False) -> Plan:
-        """The plan for the static dims (heads, head dims) among ``dims``. Raises InputError where one is missing.
-
-        ``packed`` is the one that packed calls are made of.
-        """
+        """The plan for the heads and head dims among ``dims``, that of ``packed`` calls apart. Raises InputError."""
         names = sorted(static_names(self.graph.parameters))
         bind.check_dims(self.variant, dims, names)
         static = {n: dims[n] for n in names}
@@ -235,12 +231,8 @@ class Compiled(Decoding):
         if key not in self._plans:
             room(self._plans, MOST_PLANS)
             plan = build_plan(self.variant.name, self.graph.outputs, self.graph.names, static, dtype)
-            self._plans[key] = plan if packed else self.fitted(plan)
+            self._plans[key] = plan if packed else fitted(plan, self.target)
         return self._plans[key]
-
-    def fitted(self, plan: Plan) -> Plan:
-        """A plan of dense calls as the target runs it best."""
-        return scored(plan, lambda scan: default(scan, self.target.name).order == "chunk")
 
     def run_plan(self, plan: Plan, inputs: Mapping[str, Tensor], dims: Mapping[str, int]) -> dict[str, Tensor]:
         """All buffers after every kernel has been launched."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -15,7 +15,9 @@ from sparsec.passes.differentiate import differentiate
 from sparsec.plan.build import build_plan
 from sparsec.plan.plan import Plan, PlanError
 from sparsec.plan.sizes import static_names
+from sparsec.runtime.across import fitted
 from sparsec.runtime.split import Split, split
+from sparsec.runtime.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,13 +84,13 @@ def joint(
     wrt: Sequence[str],
     static: Mapping[str, int],
     dtype: str,
-    fitted: Callable[[Plan], Plan] | None = None,
+    target: Target | None = None,
 ) -> Joint:
     """Differentiate a graph, plan it and cut the plan.
 
     Args:
         static: sizes by name, with those of heads and head dims among them.
-        fitted: what becomes of the plan before it is cut.
+        target: of dense calls, which are fitted to it.
 
     Raises:
         PlanError: no gradient or no kernel for something on the way; the message says what and how to go on without.
@@ -97,7 +99,7 @@ def joint(
         found = differentiate(graph, wrt)
         dims = {n: int(static[n]) for n in sorted(static_names(found.variant.parameters)) if n in static}
         plan = build_plan(graph.name, found.variant.outputs, found.variant.names, dims, dtype)
-        plan = plan if fitted is None else fitted(plan)
+        plan = plan if target is None else fitted(plan, target)
         _lowered(plan)
     except (DeclarationError, PlanError) as error:
         way = "call it under torch.no_grad(), or detach these inputs"

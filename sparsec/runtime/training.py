@@ -45,7 +45,7 @@ class Training:
         static = {n: int(dims[n]) for n in sorted(self.static) if n in dims}
         key = (dtype, packed, tuple(wrt), *static.values())
         if key not in self._joints:
-            self._joints[key] = joint(self.compiled.graph, wrt, static, dtype, None if packed else self.compiled.fitted)
+            self._joints[key] = joint(self.compiled.graph, wrt, static, dtype, None if packed else self.compiled.target)
         return self._joints[key]
 
     def asked(self, wanted: tuple[bool, ...]) -> tuple[str, ...]:

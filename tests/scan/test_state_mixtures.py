@@ -21,6 +21,7 @@ from sparsec.plan.plan import Plan
 from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad, StateMixture, StateMixtureGrad
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.plan.states.scored import scored
+from sparsec.runtime import across
 from sparsec.runtime.across import programs
 from sparsec.runtime.compiled import Compiled
 from sparsec.runtime.kernel import BuiltKernel
@@ -103,11 +104,11 @@ def halves_of(made: Compiled, x: dict[str, Tensor]) -> list[Plan]:
 
 def test_levels_leave_work_to_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launch parameters of several levels in one kernel have names of their own, and sorts are still done once."""
+    monkeypatch.setattr(across, "_in_chunks", lambda scan, target: True)
     found, steps = [], []
     for apart in ("1", "0"):
         monkeypatch.setenv("SPARSEC_WORK_APART", apart)
         made = sparsec.compile(sparsec.preset("rsa", **LEVELS), target="interpreter")
-        monkeypatch.setattr(made, "fitted", lambda plan: scored(plan, everywhere))
         x = given(made.variant, SIZES | {"B": 1, "HKV": 2})
         scans = [k.name for p in halves_of(made, x) for k in p.kernels if isinstance(k.spec, (Scan, ScanGrad, *JOINED))]
         made.schedules = dict.fromkeys(scans, CHUNKS)

@@ -92,3 +92,7 @@ class StateMixtureGrad:
     forward: StateMixture
     mixture: MixtureGrad
     masses: tuple[ScanGrad | None, ...]
+
+
+AnyMixture = Mixture | StateMixture
+AnyMixtureGrad = MixtureGrad | StateMixtureGrad
