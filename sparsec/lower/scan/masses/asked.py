@@ -7,12 +7,13 @@ With u = z/|z| and s = scale q · u, ds the gradient of s:
 
 from __future__ import annotations
 
-from sparsec.lower.scalars import mul, sub
+from functools import reduce
+
+from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk.parts import Chunk, power_of_two
 from sparsec.lower.scan.masses.level import Axes, Level, axes, masses, read
-from sparsec.lower.scan.masses.scores import along, direction, head, query
+from sparsec.lower.scan.masses.scores import head, inverse, query
 from sparsec.plan.states.scan_specs import Operand
-from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 
@@ -26,18 +27,19 @@ def slope(level: Level, at: Chunk, a: Axes, slopes: Tensor, scale: float, number
 
 def across(level: Level, at: Chunk, a: Axes, z: Node, slopes: Tensor, scale: float, made: Tensor | None) -> Node:
     """dz ``[c,d]``; stores dq where there is room for it."""
-    found, total = direction(z, a.dims), tile.full(0.0, a.asking, a.dims)
+    unit, total = inverse(z, a.dims), list[Node]()
     for number in range(level.group):
-        q, by = query(level, at, a, number), slope(level, at, a, slopes, scale, number)
-        turned = sub(q, mul(mul(along(q, found, a.dims), found.root), found.small))
-        total = tile.apply(Fn.ADD, total, mul(mul(by, found.inverse), turned))
+        q = query(level, at, a, number)
+        by = mul(slope(level, at, a, slopes, scale, number), unit)
+        along = mul(unit, tile.reduce("sum", mul(q, z), a.dims))
+        total.append(sub(mul(by, q), mul(mul(mul(by, along), unit), z)))
         if made is not None:
             bounds: dict[int, tile.Value] = {1: tile.param(level.own.writes.length)}
             bounds |= {3: level.limit} if level.limit else {}
-            value = tile.cast(mul(mul(by, found.root), found.small), made.dtype)
+            value = tile.cast(mul(by, z), made.dtype)
             place = (at.batch, at.token(a.asking), head(level, at, number), tile.iota(a.dims))
             tile.store(made, *place, value=value, bounds=bounds)
-    return total
+    return reduce(add, total)
 
 
 def gradient(level: Level, dtype: str) -> Tensor:

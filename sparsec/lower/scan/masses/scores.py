@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.chunk.parts import Chunk
 from sparsec.lower.scan.masses.level import Axes, Level, axes, masses, read
@@ -13,29 +11,14 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Direction:
-    """z/|z| ``[c,d]`` as ``small`` times ``root``, 0 where z is, and 1/|z| ``[c]``."""
-
-    small: Node
-    root: Node
-    inverse: Node
-
-
-def direction(z: Node, dims: Axis) -> Direction:
-    """The direction of z, whose square need not be a number of fp32."""
+def inverse(z: Node, dims: Axis) -> Node:
+    """1/|z| ``[c]`` of z, whose square need not be a number of fp32; 1 where z is 0."""
     size = tile.reduce("max", tile.apply(Fn.ABS, z), dims)
     empty = tile.apply(Fn.LE, size, NOTHING)
     by = tile.apply(Fn.DIV, tile.const(1.0), tile.apply(Fn.WHERE, empty, 1.0, size))
     small = mul(z, by)
     square = tile.reduce("sum", mul(small, small), dims)
-    root = tile.apply(Fn.RSQRT, tile.apply(Fn.WHERE, empty, 1.0, square))
-    return Direction(small, root, mul(by, root))
-
-
-def along(query: Node, found: Direction, dims: Axis) -> Node:
-    """q · z/|z| ``[c]``."""
-    return mul(tile.reduce("sum", mul(query, found.small), dims), found.root)
+    return mul(by, tile.apply(Fn.RSQRT, tile.apply(Fn.WHERE, empty, 1.0, square)))
 
 
 def head(level: Level, at: Chunk, number: int) -> Node:
@@ -60,8 +43,9 @@ def lower(level: Level, scale: float) -> Program:
     made = level.per_query("scores")
     with tile.Builder() as builder:
         a, at = axes(builder, level), level.chunk()
-        found = direction(masses(level, at, a, own=True), a.dims)
+        z = masses(level, at, a, own=True)
+        unit = mul(scale, inverse(z, a.dims))
         for number in range(level.group):
-            score = mul(scale, along(query(level, at, a, number), found, a.dims))
-            store(level, at, made, a.asking, number, score)
+            along = tile.reduce("sum", mul(query(level, at, a, number), z), a.dims)
+            store(level, at, made, a.asking, number, mul(unit, along))
         return level.program(builder, "scores", [*read(level), level.queries, made])
