@@ -16,8 +16,8 @@ from sparsec.plan.states.scan_specs import Operand, Scan, ScanGrad
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule
 
-WARPS = 8
-"""Of programs that hold several tiles of masses and their gradients."""
+WARPS = 4
+"""Of programs that hold several tiles of masses and their gradients: eight take 0.5 ms longer (three levels, T16384)."""
 TOKENS = 8
 """Of a program that adds up gradients of queries."""
 
