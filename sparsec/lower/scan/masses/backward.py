@@ -17,7 +17,7 @@ from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule
 
 WARPS = 4
-"""Of programs that hold several tiles of masses and their gradients: eight take 0.5 ms longer (three levels, T16384)."""
+"""Of programs that hold several tiles of masses and their gradients; eight take longer."""
 TOKENS = 8
 """Of a program that adds up gradients of queries."""
 
