@@ -43,7 +43,7 @@ def address(speaker: Speaker, node: Node, axes: tuple[Axis, ...]) -> str:
     for dim, arg in enumerate(node.args[: tensor.rank]):
         index, last = split(arg), dim == tensor.rank - 1
         if index.scalars:
-            scalars.append(_times(_sum(speaker, index.scalars, ()), "" if last else f"{tensor.name}_s{dim}"))
+            scalars.append(_times(summed(speaker, index.scalars, ()), "" if last else f"{tensor.name}_s{dim}"))
         if index.tiles:
             tiles.append(_tile(speaker, index, axes, tensor.name, None if last else dim))
     base = " + ".join(scalars)
@@ -51,7 +51,7 @@ def address(speaker: Speaker, node: Node, axes: tuple[Axis, ...]) -> str:
 
 
 def _tile(speaker: Speaker, index: Index, axes: tuple[Axis, ...], tensor: str, dim: int | None) -> str:
-    offset = _sum(speaker, index.tiles, axes)
+    offset = summed(speaker, index.tiles, axes)
     if dim is None:
         return offset.closed
     if narrow(index):
@@ -65,7 +65,7 @@ def _times(text: Text, stride: str) -> str:
     return f"{text.closed} * {stride}" if stride else text.closed
 
 
-def _sum(speaker: Speaker, terms: tuple[Term, ...], axes: tuple[Axis, ...]) -> Text:
+def summed(speaker: Speaker, terms: tuple[Term, ...], axes: tuple[Axis, ...]) -> Text:
     """The sum of terms, signs in place."""
     if len(terms) == 1 and terms[0].factor == 1 and terms[0].node is not None:
         return speaker.at(terms[0].node, axes)
@@ -99,7 +99,7 @@ def _box(speaker: Speaker, node: Node) -> str:
     """A load through a descriptor: its box, without the dimensions of one element, in the order of the axes."""
     descriptor = speaker.boxes[node.serial]
     indices = [split(node.args[dim]) for dim in descriptor.dims]
-    starts = [_sum(speaker, i.scalars, ()).text if i.scalars else "0" for i in indices]
+    starts = [summed(speaker, i.scalars, ()).text if i.scalars else "0" for i in indices]
     axes = tuple(t.node.axes[0] for i in indices for t in i.tiles if t.node is not None)
     tile = f"tl.reshape({descriptor.name}.load([{', '.join(starts)}]), {sizes(axes)})"
     return tile if axes == node.axes else f"tl.permute({tile}, {[axes.index(a) for a in node.axes]})"

@@ -31,7 +31,6 @@ def reason(error: BaseException) -> str:
 
 def _compile(job: dict[str, Any]) -> dict[str, Any]:
     import triton
-    from triton.compiler import ASTSource
 
     folder = Path(job["folder"])
     kernel = load(job["source"], job["name"], folder)
@@ -39,10 +38,12 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     attrs = {
         (k,): [["tt.divisibility", 16]] for k, kind in enumerate(job["signature"].values()) if kind.endswith(":16")
     }
-    options = {"num_warps": job["warps"], "num_stages": job["stages"], "enable_fp_fusion": True}
+    options = {"num_warps": 4 if gluon(kernel) else job["warps"], "num_stages": job["stages"], "enable_fp_fusion": True}
     if job["registers"]:
         options["maxnreg"] = job["registers"]
-    made = triton.compile(ASTSource(kernel, types, attrs=attrs), target=gpu_target(job["target"]), options=options)
+    made = triton.compile(
+        _source(kernel)(kernel, types, attrs=attrs), target=gpu_target(job["target"]), options=options
+    )
     binary, text = ("cubin", "ptx") if "cubin" in made.asm else ("hsaco", "amdgcn")
     stem = folder / f"{job['name']}_{made.hash[:16]}_{job['target']}"
     paths = [stem.with_suffix(f".{kind}") for kind in (binary, text)]
@@ -51,6 +52,21 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     shared = made.metadata.shared
     found = of_nvidia(paths[0], made.asm[text], shared) if binary == "cubin" else of_amd(made.asm[text], shared)
     return {"binary": str(paths[0]), "assembly": str(paths[1]), "triton": triton.__version__, **asdict(found)}
+
+
+def gluon(kernel: Any) -> bool:
+    """Whether a kernel is written in Gluon, whose roles begin from a kernel of four warps."""
+    return bool(getattr(kernel, "is_gluon", bool)())
+
+
+def _source(kernel: Any) -> Any:
+    if gluon(kernel):
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        return GluonASTSource
+    from triton.compiler import ASTSource
+
+    return ASTSource
 
 
 def gpu_target(name: str) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sparsec.backends.triton.descriptors import Descriptor, descriptors
+from sparsec.backends.triton.descriptors import BYTES, Descriptor, descriptors
+from sparsec.backends.triton.gluon.turns import roles
 from sparsec.tile.language import Program, Tensor, TileOp, access_of
 from sparsec.tile.regions import regions
 from sparsec.tile.schedule import Schedule
@@ -14,6 +15,8 @@ SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32
 
 def descriptor_arguments(program: Program, schedule: Schedule) -> tuple[Descriptor, ...]:
     """The descriptors that a kernel takes after its strides, in order."""
+    if schedule.descriptors and schedule.producer:
+        return distinct(roles(program).boxes.values())
     return distinct(descriptors(program, schedule.descriptors).values())
 
 
@@ -58,5 +61,12 @@ def signature(program: Program, schedule: Schedule) -> dict[str, str]:
     made |= {name: SHORT[dtype] for name, dtype in program.params}
     made |= {name: "i64" if name in fixed else "i64:16" for name in program.stride_params}
     for d in descriptor_arguments(program, schedule):
-        made[d.name] = f"tensordesc<{SHORT[d.tensor.dtype]}[{', '.join(map(str, d.block))}]>"
+        layout = f",{shared_layout(d)}" if d.swizzle else ""
+        made[d.name] = f"tensordesc<{SHORT[d.tensor.dtype]}[{', '.join(map(str, d.block))}]{layout}>"
     return made
+
+
+def shared_layout(descriptor: Descriptor) -> str:
+    """How a box lies in shared memory, as Triton names it in a kernel's signature."""
+    size = f"element_bitwidth={8 * BYTES[descriptor.tensor.dtype]}, rank={len(descriptor.block)}"
+    return f"NVMMASharedLayout(swizzle_byte_width={descriptor.swizzle}, {size})"

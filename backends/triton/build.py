@@ -82,12 +82,22 @@ def _needs(program: Program, schedule: Schedule) -> tuple[dict[str, int], tuple[
 
 def descriptor(wanted: Descriptor, tensor: torch.Tensor, params: Mapping[str, int | float]) -> Any:
     """A host-side TMA descriptor of a tensor. Raises LaunchError where the tensor does not allow one."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
     if refusal := descriptor_refusal(wanted, tensor, {k: int(v) for k, v in params.items()}):
         raise LaunchError(refusal)
-    shape = [tensor.shape[d] for d in wanted.dims]
-    return TensorDescriptor(tensor, shape, [tensor.stride(d) for d in wanted.dims], list(wanted.block))
+    shape, strides = [tensor.shape[d] for d in wanted.dims], [tensor.stride(d) for d in wanted.dims]
+    if wanted.swizzle:
+        return _gluon(wanted, tensor, shape, strides)
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(tensor, shape, strides, list(wanted.block))
+
+
+def _gluon(wanted: Descriptor, tensor: torch.Tensor, shape: list[int], strides: list[int]) -> Any:
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    layout = NVMMASharedLayout(wanted.swizzle, 8 * tensor.element_size(), len(shape))
+    return TensorDescriptor(tensor, shape, strides, list(wanted.block), layout)
 
 
 def launch(
@@ -137,5 +147,6 @@ def extras(chained: bool) -> dict[str, Any]:
 
 def options(schedule: Schedule) -> dict[str, Any]:
     """What Triton is told beside a kernel's arguments."""
-    found: dict[str, Any] = {"num_warps": schedule.warps, "num_stages": schedule.stages, "enable_fp_fusion": True}
+    warps = 4 if schedule.producer and schedule.descriptors else schedule.warps
+    found: dict[str, Any] = {"num_warps": warps, "num_stages": schedule.stages, "enable_fp_fusion": True}
     return {**found, "maxnreg": schedule.registers} if schedule.registers else found

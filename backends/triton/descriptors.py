@@ -23,12 +23,14 @@ class Descriptor:
     Attributes:
         dims: the tensor's dimensions in the descriptor's order: those of one element first.
         block: the box, in that order.
+        swizzle: bytes that a box's rows are swizzled by where the kernel says so itself (Gluon); 0 leaves it to Triton.
     """
 
     name: str
     tensor: Tensor
     dims: tuple[int, ...]
     block: tuple[int, ...]
+    swizzle: int = 0
 
 
 def descriptors(program: Program, use: bool) -> dict[int, Descriptor]:

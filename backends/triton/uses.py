@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparsec.backends.triton.address import split
@@ -30,6 +31,10 @@ def operands(node: Node, boxes: frozenset[int] = frozenset()) -> tuple[Node, ...
     return (*parts, *(node.args[d] for d in access.bounded), *node.args[rank:])
 
 
+Reads = Callable[[Node], tuple[Node, ...]]
+"""The nodes whose text appears in that of another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Uses:
     """The nodes that are printed.
@@ -51,8 +56,8 @@ class Uses:
         return self.regions.home[readers[0].serial] == self.regions.home[node.serial]
 
 
-def uses(program: Program, boxes: frozenset[int] = frozenset()) -> Uses:
-    """Who reads what in the printed text of a program."""
+def uses(program: Program, boxes: frozenset[int] = frozenset(), reads: Reads | None = None) -> Uses:
+    """Who reads what in the printed text of a program; ``reads`` says so where not everything is printed."""
     readers: dict[int, list[Node]] = {}
     seen: dict[int, Node] = {}
     stack = list(program.effects)
@@ -61,7 +66,7 @@ def uses(program: Program, boxes: frozenset[int] = frozenset()) -> Uses:
         if node.serial in seen:
             continue
         seen[node.serial] = node
-        for operand in operands(node, boxes):
+        for operand in reads(node) if reads else operands(node, boxes):
             readers.setdefault(operand.serial, []).append(node)
             stack.append(operand)
     found = regions(program)

@@ -27,6 +27,8 @@ class Schedule:
         split_dims: cut head dims into powers of two (Triton needs it; TVM takes any size).
         precision: input precision of fp32 dots: "ieee", "tf32" or "tf32x3".
         splits: programs that share what all queries see (backward): each sums a part, another adds the parts up.
+        producer: a warp of its own loads boxes while groups of four warps compute 64 rows each (Gluon on Hopper; needs
+            ``descriptors``).
         maximum: keep a running maximum of the scores; without one weights are measured against zero, and rows whose sum
             leaves the safe range are read again with one (gathered attention).
     """
@@ -48,6 +50,7 @@ class Schedule:
     precision: str = "ieee"
     splits: int = 1
     maximum: bool = True
+    producer: bool = False
 
 
 class ScheduleError(ValueError):

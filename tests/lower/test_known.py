@@ -59,10 +59,24 @@ def test_a_window_is_tried_with_fewer_registers() -> None:
     made = compile(preset("streaming"), target="interpreter")
     (kernel,) = made.plan({"H": 32, "HKV": 8, "D": 128, "DV": 128}, "bfloat16").kernels
     first = default(kernel.spec, "triton:sm_90")
-    (other,) = known(kernel.spec, "triton:sm_90")
+    other, roles = known(kernel.spec, "triton:sm_90")
     assert (first.registers, other.registers) == (0, 128) and other.descriptors
+    assert roles.producer and roles.descriptors and roles.rows == 16 * roles.warps
     assert known(kernel.spec, "triton:sm_80") == known(kernel.spec, "tvm:llvm") == ()
-    Space(first, space(kernel.spec, "triton:sm_90")).params(other)
+    for schedule in (other, roles):
+        Space(first, space(kernel.spec, "triton:sm_90")).params(schedule)
+
+
+@pytest.mark.parametrize("target", ["triton:sm_80", "triton:sm_100", "triton:gfx942"])
+def test_a_producer_is_a_choice_on_hopper_alone(target: str) -> None:
+    made = compile(preset("streaming"), target="interpreter")
+    for dim, dtype in ((128, "bfloat16"), (80, "bfloat16"), (128, "float32")):
+        (kernel,) = made.plan({"H": 32, "HKV": 8, "D": dim, "DV": dim}, dtype).kernels
+        assert space(kernel.spec, target)["producer"] == (False,)
+        may = space(kernel.spec, "triton:sm_90")["producer"] == (False, True)
+        assert (
+            may == (dim == 128 and dtype == "bfloat16") == any(s.producer for s in known(kernel.spec, "triton:sm_90"))
+        )
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""A second printing for Hopper: warps with roles, in Gluon."""

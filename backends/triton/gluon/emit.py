@@ -1,0 +1,105 @@
+"""A tile program as Gluon source: a warp that loads boxes ahead, and groups of four warps that compute 64 rows each."""
+
+from __future__ import annotations
+
+import re
+
+from sparsec.backends.triton.arguments import parameters, pinned
+from sparsec.backends.triton.functions import HELPERS
+from sparsec.backends.triton.gluon.groups import USED, Groups
+from sparsec.backends.triton.gluon.producer import Producer
+from sparsec.backends.triton.gluon.shared import BARRIERS, TILES, memory
+from sparsec.backends.triton.gluon.turns import Roles, roles
+from sparsec.backends.triton.legal import check
+from sparsec.backends.triton.text import wrapped
+from sparsec.tile.chain import Chain
+from sparsec.tile.language import Program
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+_IMPORTS = """import triton.language as core
+from triton.experimental import gluon
+from triton.experimental.gluon import language as tl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+
+fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # 3.9, 3.6
+"""
+
+_SHARED = [*TILES, *BARRIERS]
+_TAKEN = [
+    *_SHARED, *USED, "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "GROUP", "STAGES", "last",
+]  # fmt: skip
+PRODUCER_REGISTERS = 24
+MOST_REGISTERS = 232
+"""Of a thread that computes, for any group but the first, which gets what is left."""
+
+
+def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> str:
+    """Gluon source of a program: a function for each role, and the kernel, which begins them.
+
+    It takes the arguments of the Triton printing, with descriptors of its own, and works unchanged on Triton 3.6 and
+    3.9. Raises ScheduleError where warps cannot have roles.
+    """
+    check(program)
+    made = roles(program)
+    if chain is not None:
+        raise ScheduleError(f"{program.name} begins while another kernel ends, without roles; use producer=False")
+    if schedule.warps != 4 * made.groups:
+        need = f"{made.rows.size} rows need {4 * made.groups} warps that compute, 4 for each 64"
+        raise ScheduleError(f"{program.name}: {need}; not {schedule.warps}")
+    arguments = parameters(program, made.boxes.values())
+    if clash := [name for name in arguments if name in _TAKEN]:
+        raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
+    groups = Groups(made, _TAKEN)
+    bodies = {"rows": groups.body(), "loads": Producer(made, _TAKEN).body()}
+    used = {role: [*_used(lines, arguments), *_SHARED] for role, lines in bodies.items()}
+    helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
+    rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], schedule, bodies["rows"])
+    loads = _function(f"{program.name}_loads", used["loads"], schedule, bodies["loads"])
+    return "\n".join([_IMPORTS, *helpers, *rows, *loads, *_kernel(made, schedule, arguments, used), ""])
+
+
+def _used(lines: list[str], arguments: dict[str, str]) -> list[str]:
+    words = set(re.findall(r"\w+", "\n".join(lines)))
+    return [name for name in arguments if name in words]
+
+
+def _function(name: str, arguments: list[str], schedule: Schedule, lines: list[str]) -> list[str]:
+    body = [text for line in lines for text in wrapped(line)]
+    stages = f"    STAGES: tl.constexpr = {schedule.stages}"
+    return ["", "@gluon.jit", f"def {name}(", *(f"    {a}," for a in arguments), "):", stages, *body, ""]
+
+
+def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: dict[str, list[str]]) -> list[str]:
+    """The kernel: shared memory, barriers, and who does what."""
+    program = made.program
+    fixed = ", ".join(f'"{name}"' for name in pinned(program))
+    shapes = ", ".join(f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in program.tensors)
+    warps = [4] * (made.groups - 1) + [1]
+    return [
+        "",
+        f"@gluon.jit(do_not_specialize=[{fixed}])",
+        f"def {program.name}(",
+        *(f"    {name}: {kind}," if kind else f"    {name}," for name, kind in arguments.items()),
+        "):",
+        f'    """{shapes}."""',
+        *memory(made, schedule.stages),
+        f"    compute = ({', '.join(used['rows'])})",
+        f"    load = ({', '.join(used['loads'])})",
+        "    tl.warp_specialize(",
+        "        [",
+        *(f"            ({program.name}_rows, ({k},) + compute)," for k in range(made.groups)),
+        f"            ({program.name}_loads, load),",
+        "        ],",
+        f"        {warps},",
+        f"        {_registers(made.groups, schedule)},",
+        "    )",
+    ]
+
+
+def _registers(groups: int, schedule: Schedule) -> list[int]:
+    """Registers a thread of every group but the first, and of the loading warp, whose group gives its own away."""
+    threads = 4 * groups + 4
+    left = schedule.registers * threads - 4 * PRODUCER_REGISTERS
+    share = left // (4 * groups) // 8 * 8 if schedule.registers else MOST_REGISTERS
+    return [min(share, MOST_REGISTERS)] * (groups - 1) + [PRODUCER_REGISTERS]

@@ -1,0 +1,185 @@
+"""The warps that compute: the whole program over 64 rows, whose tiles of keys and values wait in shared memory.
+
+A turn multiplies queries and the next keys while the weights of the turn before meet their values; both run on while
+the softmax of these scores is taken. So a loop is printed as its first turn, the others, and the last sums.
+"""
+
+from __future__ import annotations
+
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, Turn
+from sparsec.backends.triton.printer import Printer
+from sparsec.backends.triton.text import Text
+from sparsec.backends.triton.uses import operands, uses
+from sparsec.tile.language import Axis, LoopBody, Node, TileOp
+from sparsec.tile.regions import TOP, body_of
+from sparsec.tile.schedule import ScheduleError
+
+USED = ("SCORES", "SUMS", "WEIGHTS", "nothing", "turn", "slot", "done", "dot", "sums", "weights", "q_rows")
+"""Variables of the printed function beside those of the program."""
+
+
+class Groups(Printer):
+    """Prints the function of a group of warps, number ``GROUP``."""
+
+    def __init__(self, roles: Roles, taken: list[str]) -> None:
+        self.roles = roles
+        loads = frozenset(roles.boxes)
+        seen = uses(roles.program, reads=lambda node: () if node.serial in loads else operands(node))
+        super().__init__(roles.program, roles.boxes, seen=seen)
+        self.names.taken.update(taken)
+        turns = roles.turns.values()
+        self.parts = {x.serial for t in turns for x in (t.scores, t.sums, t.weights, t.faded)}
+        self.kept = {x.serial for t in turns for x in (t.weights.args[0], t.faded.args[1])}
+
+    def body(self) -> list[str]:
+        """The lines of the function."""
+        made = self.roles
+        self.line(f"SCORES: tl.constexpr = {_product(made.keys)}")
+        self.line(f"SUMS: tl.constexpr = {_product(made.values)}")
+        self.line("WEIGHTS: tl.constexpr = tl.DotOperandLayout(0, SUMS, 2)")
+        for node in self.uses.order[TOP]:
+            if node.op in (TileOp.PROGRAM_ID, TileOp.IOTA):
+                self.assign(node)
+        self.narrow_strides()
+        self.line(f"nothing = tl.full([{GROUP_ROWS}, {made.keys.size}], 0.0, tl.float32, SCORES)")
+        self.line("turn = 0")
+        self.line("mbarrier.wait(queries_full, 0)")
+        self.line(f"q_rows = queries.index(GROUP).reshape([{GROUP_ROWS}, {made.dims.size}])")
+        self.region(TOP)
+        return self.lines
+
+    def wants_a_line(self, node: Node) -> bool:
+        """Tiles in shared memory have no line, and the products of a turn stand where the loop puts them."""
+        return node.serial not in self.boxes and node.serial not in self.parts and super().wants_a_line(node)
+
+    def is_inline(self, node: Node) -> bool:
+        """What the sums wait for keeps its name until then."""
+        return node.serial not in self.kept and super().is_inline(node)
+
+    def expression(self, node: Node) -> Text:
+        """As Triton says it, with layouts where it has none."""
+        if node.op is TileOp.IOTA:
+            (axis,) = node.axes
+            text = f"tl.arange(0, {self.size(axis)}, {self.layout(node.axes)})"
+            return Text(f"{text} + GROUP * {GROUP_ROWS}", True) if axis == self.roles.rows else Text(text)
+        made = super().expression(node)
+        if node.op is TileOp.FULL:
+            shape = ", ".join(str(self.size(axis)) for axis in node.axes)
+            value = made.text.split("], ", 1)[1][:-1]
+            return Text(f"tl.full([{shape}], {value}, {self.layout(node.axes)})")
+        return Text(made.text.replace("tl.PropagateNan", "core.PropagateNan"), made.infix, made.product)
+
+    def size(self, axis: Axis) -> int:
+        """How much of an axis a group has."""
+        return GROUP_ROWS if axis == self.roles.rows else axis.size
+
+    def layout(self, axes: tuple[Axis, ...]) -> str:
+        """How the elements of a tile lie in the registers of a group."""
+        made, parent = self.roles, "SUMS" if self.roles.values in axes else "SCORES"
+        if any(axis not in (made.rows, made.keys, made.values) for axis in axes):
+            raise ScheduleError(f"{self.program.name}: a warp group has no place for a tile over {axes}")
+        return parent if len(axes) == 2 else f"tl.SliceLayout({1 if axes == (made.rows,) else 0}, {parent})"
+
+    def at(self, node: Node, to: tuple[Axis, ...]) -> Text:
+        """A node as an operand; a number per row moves to the layout of the sums where it meets them."""
+        made = self.roles
+        if node.axes == (made.rows,) and made.values in to and made.values.size != made.keys.size:
+            return Text(f"tl.convert_layout({self.text(node).text}, tl.SliceLayout(1, SUMS))[:, None]")
+        return super().at(node, to)
+
+    def loop(self, node: Node) -> None:
+        """The first turn, the turns that finish the one before, and what the last one leaves."""
+        body = body_of(node)
+        turn = self.roles.turns[body.number]
+        lo, hi, *inits = node.args
+        names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
+        self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
+        index = self.named[body.index.serial] = self.names.fresh("i")
+        start, stop = self.names.fresh("start"), self.names.fresh("stop")
+        acc = names[turn.position]
+        before, after = self.rest(turn, body, names)
+        weigh = self.weigh(turn, acc)
+        self.block(f"{start} = {self.bound(lo)}", f"{stop} = {self.bound(hi)}", f"if {start} < {stop}:")
+        self.depth += 1
+        self.block(f"{index} = {start}", *_multiply(), *before, *_wait(0), *after, *weigh)
+        more = f", {body.step}" if body.step > 1 else ""
+        self.line(f"for {index} in range({start} + {body.step}, {stop}{more}):")
+        self.depth += 1
+        self.block(*_multiply(), *_add(acc), *before, *_wait(1), *after, *_added(acc), *weigh)
+        self.depth -= 1
+        self.block(*_add(acc), *_added(acc))
+        self.depth -= 1
+        for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
+            self.named[result.serial] = names[int(str(result.attrs[0]))]
+
+    def block(self, *lines: str) -> None:
+        """Lines at the current depth."""
+        for line in lines:
+            self.line(line)
+
+    def rest(self, turn: Turn, body: LoopBody, names: list[str]) -> tuple[list[str], list[str]]:
+        """A turn without its products: what need not wait for the scores, and what follows from them."""
+        self.named[turn.scores.serial] = "dot"
+        waiting = {turn.scores.serial}
+        for node in self.uses.order[body.number]:
+            if any(a.serial in waiting for a in node.args):
+                waiting.add(node.serial)
+        nodes = [n for n in self.uses.order[body.number] if self.wants_a_line(n)]
+        above, depth, self.depth = self.lines, self.depth, 0
+        before = self.assigned([n for n in nodes if n.serial not in waiting])
+        after = self.assigned([n for n in nodes if n.serial in waiting])
+        carried = [k for k in range(len(names)) if k != turn.position]
+        self.next_state(0, [names[k] for k in carried], [self.text(body.yields[k]).text for k in carried])
+        self.lines, self.depth = above, depth
+        return before, after
+
+    def assigned(self, nodes: list[Node]) -> list[str]:
+        """The lines of some nodes, as a list of their own that further lines go to."""
+        self.lines = []
+        for node in nodes:
+            self.assign(node)
+        return self.lines
+
+    def weigh(self, turn: Turn, acc: str) -> list[str]:
+        """The end of a turn: weights as an operand, and sums of before faded."""
+        return [
+            f"weights = tl.convert_layout({self.expression(turn.weights).text}, WEIGHTS)",
+            f"{acc} = {self.expression(turn.faded).text}",
+            "turn += 1",
+        ]
+
+
+def _multiply() -> list[str]:
+    """Queries and the keys of this turn, as soon as those are there."""
+    keys = "keys_ring.index(slot).permute([1, 0])"
+    return [
+        "slot = turn % STAGES",
+        "mbarrier.wait(keys_full.index(slot), (turn // STAGES) & 1)",
+        f"dot = hopper.warpgroup_mma(q_rows, {keys}, nothing, use_acc=False, is_async=True)",
+    ]
+
+
+def _wait(others: int) -> list[str]:
+    """For the scores, while so many other products go on."""
+    done = f"dot = hopper.warpgroup_mma_wait({others}, deps=(dot,))"
+    return [done, "mbarrier.arrive(keys_free.index(slot), count=1)"]
+
+
+def _add(acc: str) -> list[str]:
+    """The weights of the turn before meet their values."""
+    return [
+        "done = (turn - 1) % STAGES",
+        "mbarrier.wait(values_full.index(done), ((turn - 1) // STAGES) & 1)",
+        f"sums = hopper.warpgroup_mma(weights, values_ring.index(done), {acc}, is_async=True)",
+    ]
+
+
+def _added(acc: str) -> list[str]:
+    done = f"{acc}, weights = hopper.warpgroup_mma_wait(0, deps=(sums, weights))"
+    return [done, "mbarrier.arrive(values_free.index(done), count=1)"]
+
+
+def _product(columns: Axis) -> str:
+    """The layout of a warp group's product."""
+    shape = f"instr_shape=[16, {columns.size}, 16]"
+    return f"tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], {shape})"

@@ -1,0 +1,100 @@
+"""The warp that loads: the program's loops once more, with nothing in them but what their boxes' places need."""
+
+from __future__ import annotations
+
+from sparsec.backends.triton.access import summed
+from sparsec.backends.triton.address import split
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, row_dim
+from sparsec.backends.triton.printer import Printer
+from sparsec.backends.triton.uses import operands, uses
+from sparsec.tile.language import Node, TileOp
+from sparsec.tile.regions import TOP, body_of
+from sparsec.tile.schedule import ScheduleError
+
+
+class Producer(Printer):
+    """Prints the loading warp's function."""
+
+    def __init__(self, roles: Roles, taken: list[str]) -> None:
+        self.roles = roles
+        loads = frozenset(roles.boxes)
+
+        def reads(node: Node) -> tuple[Node, ...]:
+            if node.op is TileOp.LOOP:
+                turn = roles.turns[body_of(node).number]
+                return (*node.args[:2], turn.keys, turn.values)
+            if node.op is TileOp.STORE:
+                return (roles.queries, *(turn.loop for turn in roles.turns.values()))
+            if node.serial in loads:
+                places = node.args[: len(roles.boxes[node.serial].dims)]
+                return tuple(t.node for i in places for t in split(i).scalars if t.node is not None)
+            return operands(node)
+
+        super().__init__(roles.program, roles.boxes, seen=uses(roles.program, reads=reads))
+        self.names.taken.update(taken)
+        for node in self.nodes:
+            if node.op in (TileOp.CARRY, TileOp.RESULT):
+                raise ScheduleError(f"{self.program.name}: the place of a tile depends on what a loop carries")
+
+    def body(self) -> list[str]:
+        """The lines of the function."""
+        for node in self.uses.order[TOP]:
+            if node.op is TileOp.PROGRAM_ID:
+                self.assign(node)
+        self.line("turn = 0")
+        self.region(TOP)
+        return self.lines
+
+    def region(self, number: int) -> None:
+        """The printed nodes of a region; a load through a box goes to shared memory."""
+        for node in self.uses.order.get(number, ()):
+            if node is self.roles.queries:
+                self.fetch_queries(node)
+            elif node.op is TileOp.LOOP:
+                self.loop(node)
+            elif node.serial not in self.boxes and node.op is not TileOp.STORE and self.wants_a_line(node):
+                self.assign(node)
+
+    def loop(self, node: Node) -> None:
+        """A tile of keys and one of values a turn, each as soon as its slot is free."""
+        body = body_of(node)
+        turn = self.roles.turns[body.number]
+        index = self.named[body.index.serial] = self.names.fresh("i")
+        more = f", {body.step}" if body.step > 1 else ""
+        self.line(f"for {index} in range({self.bound(node.args[0])}, {self.bound(node.args[1])}{more}):")
+        self.depth += 1
+        self.region(body.number)
+        self.line("slot = turn % STAGES")
+        self.line("last = (turn // STAGES + 1) & 1")
+        for load, ring in ((turn.keys, "keys"), (turn.values, "values")):
+            self.line(f"mbarrier.wait({ring}_free.index(slot), last)")
+            self.line(f"mbarrier.expect({ring}_full.index(slot), {self.bytes_of(load)})")
+            self.line(self.fetch(load, f"{ring}_full.index(slot)", f"{ring}_ring.index(slot)"))
+        self.line("turn += 1")
+        self.depth -= 1
+
+    def fetch_queries(self, node: Node) -> None:
+        """The rows of every group."""
+        self.line(f"mbarrier.expect(queries_full, {self.bytes_of(node) * self.roles.groups})")
+        for group in range(self.roles.groups):
+            self.line(self.fetch(node, "queries_full", f"queries.index({group})", GROUP_ROWS * group))
+
+    def bytes_of(self, node: Node) -> int:
+        """The size of a box of two-byte numbers."""
+        size = 2
+        for extent in self.boxes[node.serial].block:
+            size *= extent
+        return size
+
+    def fetch(self, node: Node, barrier: str, slot: str, further: int = 0) -> str:
+        """A box to shared memory; ``further`` moves it along its rows."""
+        box = self.boxes[node.serial]
+        along = row_dim(node, self.roles.rows) if further else -1
+        starts = [self.start(node.args[dim], further if dim == along else 0) for dim in box.dims]
+        return f"fetch({box.name}, [{', '.join(starts)}], {barrier}, {slot}.reshape({list(box.block)}))"
+
+    def start(self, index: Node, further: int) -> str:
+        """Where a box begins in one dimension."""
+        scalars = split(index).scalars
+        text = summed(self, scalars, ()).text if scalars else "0"
+        return f"{text} + {further}" if further else text

@@ -1,0 +1,33 @@
+"""Shared memory of a kernel whose warps have roles: tiles, and barriers that say which slot is full or free."""
+
+from __future__ import annotations
+
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles
+from sparsec.backends.triton.text import dtype_name
+
+TILES = ("queries", "keys_ring", "values_ring")
+BARRIERS = ("queries_full", "keys_full", "keys_free", "values_full", "values_free")
+MOST_SWIZZLED = 128
+"""Bytes of a row that are swizzled."""
+
+
+def memory(made: Roles, stages: int) -> list[str]:
+    """The lines that allocate it and make its barriers ready; a slot is free when every group has said so."""
+    shapes = {
+        "queries": (made.groups, GROUP_ROWS, made.dims.size),
+        "keys_ring": (stages, made.keys.size, made.dims.size),
+        "values_ring": (stages, made.keys.size, made.values.size),
+    }
+    lines = [f"    {name} = {_tiles(made.dtype, shape)}" for name, shape in shapes.items()]
+    for name in BARRIERS:
+        arrivals, slots = made.groups if name.endswith("free") else 1, 1 if name == "queries_full" else stages
+        shape = "[1]" if name == "queries_full" else f"[{slots}, 1]"
+        lines.append(f"    {name} = tl.allocate_shared_memory(tl.int64, {shape}, mbarrier.MBarrierLayout())")
+        each = [name] if name == "queries_full" else [f"{name}.index({slot})" for slot in range(slots)]
+        lines += [f"    mbarrier.init({barrier}, {arrivals})" for barrier in each]
+    return lines
+
+
+def _tiles(dtype: str, shape: tuple[int, int, int]) -> str:
+    layout = f"tl.NVMMASharedLayout({min(MOST_SWIZZLED, 2 * shape[-1])}, 16, 2)"
+    return f"tl.allocate_shared_memory({dtype_name(dtype)}, {list(shape)}, {layout})"

@@ -1,0 +1,161 @@
+"""What warps with roles need of a program: loops that meet a tile of keys and one of values a turn, and their loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sparsec.backends.triton.address import split
+from sparsec.backends.triton.descriptors import Descriptor, box_axis, descriptors
+from sparsec.scalar.fn import Fn
+from sparsec.tile.language import Axis, Node, Program, TileOp, access_of
+from sparsec.tile.regions import TOP, Regions, body_of, regions
+from sparsec.tile.schedule import ScheduleError
+
+GROUP_ROWS = 64
+"""Rows of a warp group's product: four warps of 16."""
+
+_ROWWISE = (
+    TileOp.CONST, TileOp.PARAM, TileOp.PROGRAM_ID, TileOp.IOTA, TileOp.FULL, TileOp.MAP, TileOp.MASK_IF, TileOp.LOAD,
+    TileOp.STORE, TileOp.DOT, TileOp.REDUCE, TileOp.CAST, TileOp.LOOP, TileOp.INDEX, TileOp.CARRY, TileOp.RESULT,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A loop over key tiles.
+
+    Attributes:
+        scores: the product that everything else in the body waits for.
+        sums: the product that adds to a carried value, which waits for the rest of the body.
+        keys, values: the loads of their second operands.
+        position: which carried value the sums are.
+    """
+
+    loop: Node
+    scores: Node
+    sums: Node
+    keys: Node
+    values: Node
+    position: int
+
+    @property
+    def weights(self) -> Node:
+        """What meets the values, rounded to their dtype."""
+        return self.sums.args[0]
+
+    @property
+    def faded(self) -> Node:
+        """The carried sums times a factor."""
+        return self.sums.args[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """A program as a warp that loads and groups of warps that compute.
+
+    Attributes:
+        turns: by the loop's number.
+        queries: the load that all scores share.
+        boxes: the descriptors of queries, keys and values, by the load's serial number.
+        rows, keys, values, dims: the axes of both products.
+    """
+
+    program: Program
+    turns: dict[int, Turn]
+    queries: Node
+    boxes: dict[int, Descriptor]
+    rows: Axis
+    keys: Axis
+    values: Axis
+    dims: Axis
+
+    @property
+    def groups(self) -> int:
+        """Groups of warps that compute."""
+        return self.rows.size // GROUP_ROWS
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of all operands."""
+        return self.queries.dtype
+
+
+def roles(program: Program) -> Roles:
+    """The roles of a program. Raises ScheduleError where its warps can have none."""
+    found = regions(program)
+    loops = [n for nodes in found.nodes.values() for n in nodes if n.op is TileOp.LOOP]
+    if not loops:
+        raise _refused(program, "has no loop")
+    turns = {body_of(loop).number: _turn(program, loop, found) for loop in loops}
+    every = list(turns.values())
+    shared = {t.scores.args[0] for t in every}
+    if len(shared) != 1:
+        raise _refused(program, "has more than one tile of queries")
+    (queries,) = shared
+    first = every[0]
+    rows, keys = first.scores.axes
+    made = Roles(program, turns, queries, {}, rows, keys, first.sums.axes[1], first.keys.axes[1])
+    _check(made, found)
+    return replace(made, boxes=_boxes(made))
+
+
+def _turn(program: Program, loop: Node, found: Regions) -> Turn:
+    body = body_of(loop)
+    dots = [n for n in found.nodes.get(body.number, ()) if n.op is TileOp.DOT]
+    if found.home[loop.serial] != TOP or body.effects:
+        raise _refused(program, "has a loop in a loop, or one that stores")
+    late = [d for d in dots if d in body.yields]
+    early = [d for d in dots if d not in late]
+    if len(early) != 1 or len(late) != 1 or len(early[0].args) != 2:
+        raise _refused(program, f"has {len(early)} products and {len(late)} sums of products a turn, not one of each")
+    (scores,), (sums,) = early, late
+    position = body.yields.index(sums)
+    faded = sums.args[2] if len(sums.args) == 3 else sums
+    if faded.op is not TileOp.MAP or faded.attrs[0] is not Fn.MUL or faded.args[0] is not body.carries[position]:
+        raise _refused(program, "adds to something other than a carried sum times a factor")
+    return Turn(loop, scores, sums, scores.args[1], sums.args[1], position)
+
+
+def _check(made: Roles, found: Regions) -> None:
+    """Raise ScheduleError where the warps of a group would need rows of another, or a product is no warp group's."""
+    program, rows = made.program, made.rows
+    if rows.size % GROUP_ROWS or made.dtype not in ("float16", "bfloat16"):
+        raise _refused(program, f"has {rows.size} rows of {made.dtype}, no groups of {GROUP_ROWS} in half precision")
+    for node in (n for nodes in found.nodes.values() for n in nodes):
+        if node.op not in _ROWWISE or (node.op is TileOp.REDUCE and node.attrs[1] == rows):
+            raise _refused(program, f"has a {node.op.name.lower()}, which groups of rows cannot do apart")
+    for turn in made.turns.values():
+        shapes = (turn.scores.axes, turn.sums.axes, turn.keys.axes, turn.values.axes)
+        wanted = ((rows, made.keys), (rows, made.values), (made.keys, made.dims), (made.keys, made.values))
+        if shapes != wanted or turn.sums.args[0].op is not TileOp.CAST:
+            raise _refused(program, "has loops over tiles of different shapes")
+
+
+def _boxes(made: Roles) -> dict[int, Descriptor]:
+    """The descriptors that the loading warp uses; a box of queries is what one group reads."""
+    every = descriptors(made.program, True)
+    wanted = {made.queries.serial: made.queries}
+    wanted |= {load.serial: load for t in made.turns.values() for load in (t.keys, t.values)}
+    boxes = {}
+    for serial, load in wanted.items():
+        if load.op is not TileOp.LOAD or serial not in every:
+            raise _refused(made.program, "has an operand that no descriptor loads")
+        boxes[serial] = _swizzled(every[serial], load, made)
+    return boxes
+
+
+def _swizzled(box: Descriptor, load: Node, made: Roles) -> Descriptor:
+    size = access_of(load).tensor.shape[-1]
+    assert isinstance(size, int)
+    halved = row_dim(load, made.rows) if load is made.queries else -1
+    block = tuple(GROUP_ROWS if d == halved else b for d, b in zip(box.dims, box.block, strict=True))
+    return replace(box, block=block, swizzle=min(128, 2 * size))
+
+
+def row_dim(load: Node, rows: Axis) -> int:
+    """The dimension of a loaded tensor that the rows of a program run along."""
+    return next(d for d, i in enumerate(load.args[: access_of(load).tensor.rank]) if box_axis(split(i)) == rows)
+
+
+def _refused(program: Program, why: str) -> ScheduleError:
+    return ScheduleError(f"{program.name} {why}: it cannot have a warp that loads for the others; use producer=False")
