@@ -42,8 +42,8 @@ OTHERS = [p for p in os.environ.get("SPARSEC_TEST_TRITONS", "").split(os.pathsep
 
 SPECS: dict[str, tuple[TiledAttention, Schedule]] = {
     "causal": (PLAIN, PRODUCER),
-    "dense, one group, one slot": (
-        replace(PLAIN, pieces=(Piece("k", "v", "TK"),)), replace(PRODUCER, rows=64, warps=4, stages=1),
+    "dense, one group": (
+        replace(PLAIN, pieces=(Piece("k", "v", "TK"),)), replace(PRODUCER, rows=64, warps=4),
     ),
     "window of wider keys": (
         replace(PLAIN, pieces=(WINDOW,), head_dim=128), replace(PRODUCER, block=128, stages=3),
@@ -126,6 +126,7 @@ REFUSED: dict[str, tuple[TiledAttention, Schedule, str]] = {
     "single precision": (replace(PLAIN, dtype="float32"), PRODUCER, "has 128 rows of float32, no groups of 64"),
     "few rows": (PLAIN, replace(PRODUCER, rows=32, warps=4), "has 32 rows of bfloat16, no groups of 64"),
     "warps": (PLAIN, replace(PRODUCER, warps=4), "128 rows need 8 warps that compute, 4 for each 64; not 4"),
+    "a stage": (PLAIN, replace(PRODUCER, stages=1), "those of the turn before are read: 2 stages at least"),
     "parts of rows": (replace(PLAIN, head_dim=80), PRODUCER, "products and 1 sums of products a turn, not one of each"),
     "columns": (PLAIN, replace(PRODUCER, value_block=32), "has an operand that no descriptor loads"),
     "a name": (replace(PLAIN, out="slot"), PRODUCER, "has an argument named slot, which its Gluon source uses"),

@@ -47,6 +47,8 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     if schedule.warps != 4 * made.groups:
         need = f"{made.rows.size} rows need {4 * made.groups} warps that compute, 4 for each 64"
         raise ScheduleError(f"{program.name}: {need}; not {schedule.warps}")
+    if schedule.stages < 2:
+        raise ScheduleError(f"{program.name}: values wait while those of the turn before are read: 2 stages at least")
     arguments = parameters(program, made.boxes.values())
     if clash := [name for name in arguments if name in _TAKEN]:
         raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")

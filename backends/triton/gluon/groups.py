@@ -101,11 +101,11 @@ class Groups(Printer):
         weigh = self.weigh(turn, acc)
         self.block(f"{start} = {self.bound(lo)}", f"{stop} = {self.bound(hi)}", f"if {start} < {stop}:")
         self.depth += 1
-        self.block(f"{index} = {start}", *_multiply(), *before, *_wait(0), *after, *weigh)
+        self.block(f"{index} = {start}", *_multiply(), *before, *_wait(0), *after, _VALUES, *weigh)
         more = f", {body.step}" if body.step > 1 else ""
         self.line(f"for {index} in range({start} + {body.step}, {stop}{more}):")
         self.depth += 1
-        self.block(*_multiply(), *_add(acc), *before, *_wait(1), *after, *_added(acc), *weigh)
+        self.block(*_multiply(), *_add(acc), *before, *_wait(1), *after, _VALUES, *_added(acc), *weigh)
         self.depth -= 1
         self.block(*_add(acc), *_added(acc))
         self.depth -= 1
@@ -149,6 +149,11 @@ class Groups(Printer):
         ]
 
 
+_VALUES = "mbarrier.wait(values_full.index(slot), (turn // STAGES) & 1)"
+"""For the values of this turn, which the next one needs. It stands where the exponentials end and before the wait for
+the sums, since ptxas moves that wait up to the scores, but not across a wait for a barrier, which is a branch."""
+
+
 def _multiply() -> list[str]:
     """Queries and the keys of this turn, as soon as those are there."""
     keys = "keys_ring.index(slot).permute([1, 0])"
@@ -169,7 +174,6 @@ def _add(acc: str) -> list[str]:
     """The weights of the turn before meet their values."""
     return [
         "done = (turn - 1) % STAGES",
-        "mbarrier.wait(values_full.index(done), ((turn - 1) // STAGES) & 1)",
         f"sums = hopper.warpgroup_mma(weights, values_ring.index(done), {acc}, is_async=True)",
     ]
 
