@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsec.backends.triton.build import load
+from sparsec.backends.triton.gluon.turns import GROUP_WARPS
 from sparsec.backends.triton.resources import of_amd, of_nvidia
 
 
@@ -38,7 +39,11 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     attrs = {
         (k,): [["tt.divisibility", 16]] for k, kind in enumerate(job["signature"].values()) if kind.endswith(":16")
     }
-    options = {"num_warps": 4 if gluon(kernel) else job["warps"], "num_stages": job["stages"], "enable_fp_fusion": True}
+    options = {
+        "num_warps": GROUP_WARPS if gluon(kernel) else job["warps"],
+        "num_stages": job["stages"],
+        "enable_fp_fusion": True,
+    }
     if job["registers"]:
         options["maxnreg"] = job["registers"]
     made = triton.compile(
@@ -55,7 +60,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def gluon(kernel: Any) -> bool:
-    """Whether a kernel is written in Gluon, whose roles begin from a kernel of four warps."""
+    """Whether a kernel is written in Gluon, whose roles begin from a kernel of one group's warps."""
     return bool(getattr(kernel, "is_gluon", bool)())
 
 

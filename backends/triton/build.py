@@ -16,6 +16,7 @@ from sparsec.backends.triton.again import Again, Relaunch, known, nothing
 from sparsec.backends.triton.arguments import descriptor_arguments
 from sparsec.backends.triton.box import Box
 from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
+from sparsec.backends.triton.gluon.turns import GROUP_WARPS
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
@@ -147,6 +148,6 @@ def extras(chained: bool) -> dict[str, Any]:
 
 def options(schedule: Schedule) -> dict[str, Any]:
     """What Triton is told beside a kernel's arguments."""
-    warps = 4 if schedule.producer and schedule.descriptors else schedule.warps
+    warps = GROUP_WARPS if schedule.producer and schedule.descriptors else schedule.warps
     found: dict[str, Any] = {"num_warps": warps, "num_stages": schedule.stages, "enable_fp_fusion": True}
     return {**found, "maxnreg": schedule.registers} if schedule.registers else found

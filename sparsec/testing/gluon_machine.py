@@ -40,6 +40,7 @@ class Machine:
         barriers = SimpleNamespace(init=self.init, expect=self.expect, arrive=self.arrive, wait=self.wait)
         barriers.MBarrierLayout = lambda: "barriers"
         products = SimpleNamespace(warpgroup_mma=self.multiply, warpgroup_mma_wait=self.finish)
+        products.fence_async_shared = lambda: None
         core = SimpleNamespace(PropagateNan=SimpleNamespace(ALL=None))
         return {"tl": self.language(), "mbarrier": barriers, "hopper": products, "core": core, "fetch": self.fetch}
 
@@ -47,7 +48,13 @@ class Machine:
         """``triton.experimental.gluon.language``, of which only what is printed."""
         found = SimpleNamespace(constexpr=int, int32=torch.int32, int64=torch.int64, float32=torch.float32)
         found.bfloat16, found.float16, found.int1 = torch.bfloat16, torch.float16, torch.bool
-        for layout in ("NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "NVMMASharedLayout"):
+        for layout in (
+            "NVMMADistributedLayout",
+            "DotOperandLayout",
+            "SliceLayout",
+            "NVMMASharedLayout",
+            "BlockedLayout",
+        ):
             setattr(found, layout, lambda *a, **k: None)
         found.program_id = lambda d: torch.tensor(self.place[d])
         found.num_programs = lambda d: torch.tensor(self.grid[d])

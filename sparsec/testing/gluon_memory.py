@@ -75,6 +75,10 @@ class Shared:
         """The same memory in another shape."""
         return Shared(self.data.view(*shape))
 
+    def store(self, value: Tensor) -> None:
+        """Write the whole."""
+        self.data.copy_(value)
+
     def permute(self, order: Sequence[int]) -> Shared:
         """The same memory, turned."""
         return Shared(self.data.permute(*order))

@@ -9,7 +9,7 @@ from sparsec.backends.triton.functions import HELPERS
 from sparsec.backends.triton.gluon.groups import USED, Groups
 from sparsec.backends.triton.gluon.producer import Producer
 from sparsec.backends.triton.gluon.shared import BARRIERS, TILES, memory
-from sparsec.backends.triton.gluon.turns import Roles, roles
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, roles
 from sparsec.backends.triton.legal import check
 from sparsec.backends.triton.text import wrapped
 from sparsec.tile.chain import Chain
@@ -27,7 +27,7 @@ fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_
 
 _SHARED = [*TILES, *BARRIERS]
 _TAKEN = [
-    *_SHARED, *USED, "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "GROUP", "STAGES", "last",
+    *_SHARED, *USED, "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "GROUP", "STAGES",
 ]  # fmt: skip
 PRODUCER_REGISTERS = 24
 MOST_REGISTERS = 232
@@ -44,8 +44,9 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     made = roles(program)
     if chain is not None:
         raise ScheduleError(f"{program.name} begins while another kernel ends, without roles; use producer=False")
-    if schedule.warps != 4 * made.groups:
-        need = f"{made.rows.size} rows need {4 * made.groups} warps that compute, 4 for each 64"
+    if schedule.warps != GROUP_WARPS * made.groups:
+        each = f"{GROUP_WARPS} for each {GROUP_ROWS}"
+        need = f"{made.rows.size} rows need {GROUP_WARPS * made.groups} warps that compute, {each}"
         raise ScheduleError(f"{program.name}: {need}; not {schedule.warps}")
     if schedule.stages < 2:
         raise ScheduleError(f"{program.name}: values wait while those of the turn before are read: 2 stages at least")
@@ -77,7 +78,7 @@ def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: di
     program = made.program
     fixed = ", ".join(f'"{name}"' for name in pinned(program))
     shapes = ", ".join(f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in program.tensors)
-    warps = [4] * (made.groups - 1) + [1]
+    warps = [GROUP_WARPS] * (made.groups - 1) + [1]
     return [
         "",
         f"@gluon.jit(do_not_specialize=[{fixed}])",
@@ -101,7 +102,7 @@ def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: di
 
 def _registers(groups: int, schedule: Schedule) -> list[int]:
     """Registers a thread of every group but the first, and of the loading warp, whose group gives its own away."""
-    threads = 4 * groups + 4
-    left = schedule.registers * threads - 4 * PRODUCER_REGISTERS
-    share = left // (4 * groups) // 8 * 8 if schedule.registers else MOST_REGISTERS
+    computing, loading = GROUP_WARPS * groups, 4
+    left = schedule.registers * (computing + loading) - PRODUCER_REGISTERS * loading
+    share = left // computing // 8 * 8 if schedule.registers else MOST_REGISTERS
     return [min(share, MOST_REGISTERS)] * (groups - 1) + [PRODUCER_REGISTERS]

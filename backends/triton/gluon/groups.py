@@ -1,20 +1,21 @@
 """The warps that compute: the whole program over 64 rows, whose tiles of keys and values wait in shared memory.
 
-A turn multiplies queries and the next keys while the weights of the turn before meet their values; both run on while
-the softmax of these scores is taken. So a loop is printed as its first turn, the others, and the last sums.
+A turn multiplies queries and keys, and the weights of the turn before with their values; the latter runs on while the
+softmax of these scores is taken. The first turn finds weights and values of zero; the last weights meet their values
+behind the last loop.
 """
 
 from __future__ import annotations
 
-from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, Turn
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, Turn
 from sparsec.backends.triton.printer import Printer
-from sparsec.backends.triton.text import Text
+from sparsec.backends.triton.text import Text, dtype_name
 from sparsec.backends.triton.uses import operands, uses
 from sparsec.tile.language import Axis, LoopBody, Node, TileOp
 from sparsec.tile.regions import TOP, body_of
 from sparsec.tile.schedule import ScheduleError
 
-USED = ("SCORES", "SUMS", "WEIGHTS", "nothing", "turn", "slot", "done", "dot", "sums", "weights", "q_rows")
+USED = ("SCORES", "SUMS", "WEIGHTS", "nothing", "turn", "slot", "later", "dot", "sums", "weights", "q_rows")
 """Variables of the printed function beside those of the program."""
 
 
@@ -42,6 +43,7 @@ class Groups(Printer):
                 self.assign(node)
         self.narrow_strides()
         self.line(f"nothing = tl.full([{GROUP_ROWS}, {made.keys.size}], 0.0, tl.float32, SCORES)")
+        self.line(f"weights = tl.full([{GROUP_ROWS}, {made.keys.size}], 0.0, {dtype_name(made.dtype)}, WEIGHTS)")
         self.line("turn = 0")
         self.line("mbarrier.wait(queries_full, 0)")
         self.line(f"q_rows = queries.index(GROUP).reshape([{GROUP_ROWS}, {made.dims.size}])")
@@ -88,29 +90,24 @@ class Groups(Printer):
         return super().at(node, to)
 
     def loop(self, node: Node) -> None:
-        """The first turn, the turns that finish the one before, and what the last one leaves."""
+        """The turns, each of which finishes the one before; behind the last loop, what the last turn left."""
         body = body_of(node)
         turn = self.roles.turns[body.number]
         lo, hi, *inits = node.args
         names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
         self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
         index = self.named[body.index.serial] = self.names.fresh("i")
-        start, stop = self.names.fresh("start"), self.names.fresh("stop")
         acc = names[turn.position]
         before, after = self.rest(turn, body, names)
-        weigh = self.weigh(turn, acc)
-        self.block(f"{start} = {self.bound(lo)}", f"{stop} = {self.bound(hi)}", f"if {start} < {stop}:")
-        self.depth += 1
-        self.block(f"{index} = {start}", *_multiply(), *before, *_wait(0), *after, _VALUES, *weigh)
         more = f", {body.step}" if body.step > 1 else ""
-        self.line(f"for {index} in range({start} + {body.step}, {stop}{more}):")
+        self.line(f"for {index} in range({self.bound(lo)}, {self.bound(hi)}{more}):")
         self.depth += 1
-        self.block(*_multiply(), *_add(acc), *before, *_wait(1), *after, _VALUES, *_added(acc), *weigh)
-        self.depth -= 1
-        self.block(*_add(acc), *_added(acc))
+        self.block(*_multiply(), *_add(acc), *before, _SCORES, *after, *_VALUES, *_added(acc), *self.weigh(turn, acc))
         self.depth -= 1
         for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
             self.named[result.serial] = names[int(str(result.attrs[0]))]
+        if turn is self.roles.last:
+            self.block("slot = turn % STAGES", *_add(acc), *_added(acc))
 
     def block(self, *lines: str) -> None:
         """Lines at the current depth."""
@@ -149,7 +146,8 @@ class Groups(Printer):
         ]
 
 
-_VALUES = "mbarrier.wait(values_full.index(slot), (turn // STAGES) & 1)"
+_SCORES = "dot = hopper.warpgroup_mma_wait(1, deps=(dot,))"
+_VALUES = ["later = (turn + 1) % STAGES", "mbarrier.wait(values_full.index(later), ((turn + 1) // STAGES) & 1)"]
 """For the values of this turn, which the next one needs. It stands where the exponentials end and before the wait for
 the sums, since ptxas moves that wait up to the scores, but not across a wait for a barrier, which is a branch."""
 
@@ -164,26 +162,17 @@ def _multiply() -> list[str]:
     ]
 
 
-def _wait(others: int) -> list[str]:
-    """For the scores, while so many other products go on."""
-    done = f"dot = hopper.warpgroup_mma_wait({others}, deps=(dot,))"
-    return [done, "mbarrier.arrive(keys_free.index(slot), count=1)"]
-
-
 def _add(acc: str) -> list[str]:
     """The weights of the turn before meet their values."""
-    return [
-        "done = (turn - 1) % STAGES",
-        f"sums = hopper.warpgroup_mma(weights, values_ring.index(done), {acc}, is_async=True)",
-    ]
+    return [f"sums = hopper.warpgroup_mma(weights, values_ring.index(slot), {acc}, is_async=True)"]
 
 
 def _added(acc: str) -> list[str]:
     done = f"{acc}, weights = hopper.warpgroup_mma_wait(0, deps=(sums, weights))"
-    return [done, "mbarrier.arrive(values_free.index(done), count=1)"]
+    return [done, "mbarrier.arrive(free.index(slot), count=1)"]
 
 
 def _product(columns: Axis) -> str:
     """The layout of a warp group's product."""
     shape = f"instr_shape=[16, {columns.size}, 16]"
-    return f"tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], {shape})"
+    return f"tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[{GROUP_WARPS}, 1], {shape})"

@@ -56,7 +56,11 @@ class Producer(Printer):
                 self.assign(node)
 
     def loop(self, node: Node) -> None:
-        """A tile of keys and one of values a turn, each as soon as its slot is free."""
+        """A tile of keys and one of values a turn; zeros were the first values, so those of a turn come a slot later.
+
+        Keys wait for no slot of their own: the values loaded before them waited until values were used up at the end of
+        a turn, the turn whose keys these replace.
+        """
         body = body_of(node)
         turn = self.roles.turns[body.number]
         index = self.named[body.index.serial] = self.names.fresh("i")
@@ -64,14 +68,17 @@ class Producer(Printer):
         self.line(f"for {index} in range({self.bound(node.args[0])}, {self.bound(node.args[1])}{more}):")
         self.depth += 1
         self.region(body.number)
-        self.line("slot = turn % STAGES")
-        self.line("last = (turn // STAGES + 1) & 1")
-        for load, ring in ((turn.keys, "keys"), (turn.values, "values")):
-            self.line(f"mbarrier.wait({ring}_free.index(slot), last)")
-            self.line(f"mbarrier.expect({ring}_full.index(slot), {self.bytes_of(load)})")
-            self.line(self.fetch(load, f"{ring}_full.index(slot)", f"{ring}_ring.index(slot)"))
+        self.fetched(turn.keys, "keys", "turn % STAGES")
+        self.line("slot = (turn + 1) % STAGES")
+        self.line("mbarrier.wait(free.index(slot), ((turn + 1) // STAGES + 1) & 1)")
+        self.fetched(turn.values, "values", "slot")
         self.line("turn += 1")
         self.depth -= 1
+
+    def fetched(self, load: Node, ring: str, slot: str) -> None:
+        """A box that goes to a slot of a ring."""
+        self.line(f"mbarrier.expect({ring}_full.index({slot}), {self.bytes_of(load)})")
+        self.line(self.fetch(load, f"{ring}_full.index({slot})", f"{ring}_ring.index({slot})"))
 
     def fetch_queries(self, node: Node) -> None:
         """The rows of every group."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles
 from sparsec.backends.triton.text import dtype_name
 
 TILES = ("queries", "keys_ring", "values_ring")
-BARRIERS = ("queries_full", "keys_full", "keys_free", "values_full", "values_free")
+BARRIERS = ("queries_full", "keys_full", "values_full", "free")
 MOST_SWIZZLED = 128
 """Bytes of a row that are swizzled."""
 
@@ -20,12 +20,24 @@ def memory(made: Roles, stages: int) -> list[str]:
     }
     lines = [f"    {name} = {_tiles(made.dtype, shape)}" for name, shape in shapes.items()]
     for name in BARRIERS:
-        arrivals, slots = made.groups if name.endswith("free") else 1, 1 if name == "queries_full" else stages
+        arrivals, slots = made.groups if name == "free" else 1, 1 if name == "queries_full" else stages
         shape = "[1]" if name == "queries_full" else f"[{slots}, 1]"
         lines.append(f"    {name} = tl.allocate_shared_memory(tl.int64, {shape}, mbarrier.MBarrierLayout())")
         each = [name] if name == "queries_full" else [f"{name}.index({slot})" for slot in range(slots)]
         lines += [f"    mbarrier.init({barrier}, {arrivals})" for barrier in each]
-    return lines
+    return [*lines, *_zeros(made)]
+
+
+def _zeros(made: Roles) -> list[str]:
+    """The values that the first turn of all finds, as if they had been loaded."""
+    across = made.values.size // 8
+    layout = f"tl.BlockedLayout([1, 8], [{32 // across}, {across}], [{GROUP_WARPS}, 1], [1, 0])"
+    shape = f"[{made.keys.size}, {made.values.size}]"
+    return [
+        f"    values_ring.index(0).store(tl.full({shape}, 0.0, {dtype_name(made.dtype)}, {layout}))",
+        "    hopper.fence_async_shared()",
+        "    mbarrier.arrive(values_full.index(0), count=1)",
+    ]
 
 
 def _tiles(dtype: str, shape: tuple[int, int, int]) -> str:

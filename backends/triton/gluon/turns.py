@@ -12,7 +12,9 @@ from sparsec.tile.regions import TOP, Regions, body_of, regions
 from sparsec.tile.schedule import ScheduleError
 
 GROUP_ROWS = 64
-"""Rows of a warp group's product: four warps of 16."""
+"""Rows of a warp group's product."""
+
+GROUP_WARPS = GROUP_ROWS // 16
 
 _ROWWISE = (
     TileOp.CONST, TileOp.PARAM, TileOp.PROGRAM_ID, TileOp.IOTA, TileOp.FULL, TileOp.MAP, TileOp.MASK_IF, TileOp.LOAD,
@@ -73,6 +75,11 @@ class Roles:
     def groups(self) -> int:
         """Groups of warps that compute."""
         return self.rows.size // GROUP_ROWS
+
+    @property
+    def last(self) -> Turn:
+        """The last loop of the program."""
+        return max(self.turns.values(), key=lambda turn: turn.loop.serial)
 
     @property
     def dtype(self) -> str:

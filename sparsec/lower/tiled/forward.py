@@ -104,7 +104,7 @@ def _frame(builder: tile.Builder, spec: TiledAttention, schedule: Schedule) -> F
     pid = tile.program_id(1)
     head = tile.apply(Fn.TRUNCDIV, pid, blocks)
     base = mul(tile.apply(Fn.TRUNCMOD, pid, blocks), schedule.value_block) if blocks > 1 else 0
-    batch, first = tile.program_id(2), mul(tile.program_id(0), schedule.rows)
+    batch, first = tile.program_id(2), mul(_turn(schedule, length), schedule.rows)
     position = add(add(first, tile.iota(rows)), tile.param("q_offset"))
     queries = [
         tile.load(tensors[spec.q], batch, add(first, tile.iota(rows)), head, d.index(), bounds={1: length})
@@ -121,6 +121,12 @@ def _frame(builder: tile.Builder, spec: TiledAttention, schedule: Schedule) -> F
     }
     key_head = tile.apply(Fn.TRUNCDIV, head, spec.heads // spec.kv_heads)
     return Frame(spec, schedule, rows, keys, dims, values, batch, head, key_head, first, queries, env, tensors, base)
+
+
+def _turn(schedule: Schedule, length: Node) -> Node:
+    """The query tile of a program: the last ones, which see the most keys, first where a processor has room for one."""
+    number = tile.program_id(0)
+    return sub(sub(ceil_div(length, schedule.rows), 1), number) if schedule.producer else number
 
 
 def _read_piece(frame: Frame, piece: Piece, state: list[Node]) -> list[Node]:
