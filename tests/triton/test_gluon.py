@@ -18,9 +18,9 @@ from sparsec.lower.registry import lower_kernel
 from sparsec.lower.tiled.forward import lower
 from sparsec.plan.specs import BlockList, Piece, TiledAttention
 from sparsec.scalar.expr import var
-from sparsec.testing import gluon_machine, gluon_memory
-from sparsec.testing.gluon_machine import run
-from sparsec.testing.tiled_case import Tensors, TiledCase, truth
+from sparsec.testing.gluon import machine, memory
+from sparsec.testing.gluon.machine import run
+from sparsec.testing.kernels.tiled import Tensors, TiledCase, truth
 from sparsec.tile.chain import Chain
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.language import Program
@@ -92,15 +92,15 @@ def test_the_text_computes_what_the_program_does(name: str) -> None:
 
 @pytest.mark.parametrize("barrier", ["queries_full", "keys_full", "values_full", "free"])
 def test_a_machine_sees_a_wait_that_is_not_there(barrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gluon_machine, "LATE", 0.01)
+    monkeypatch.setattr(machine, "LATE", 0.01)
     program, (case, x) = lower(PLAIN, PRODUCER), drawn(PLAIN)
     hasty = re.sub(rf"( +)mbarrier.wait\({barrier}.*", r"\1pass", emit(program, PRODUCER))
-    with pytest.raises((AssertionError, gluon_memory.Misused)):
+    with pytest.raises((AssertionError, memory.Misused)):
         assert not on_machine(hasty, program, PRODUCER, case, x)["out"].isnan().any()
 
 
 def test_a_machine_sees_what_is_freed_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gluon_machine, "LATE", 0.01)
+    monkeypatch.setattr(machine, "LATE", 0.01)
     program, (case, x) = lower(PLAIN, PRODUCER), drawn(PLAIN)
     source = emit(program, PRODUCER)
     free, wait = "        mbarrier.arrive(free.index(slot), count=1)\n", "        acc, weights = hopper"
@@ -110,10 +110,10 @@ def test_a_machine_sees_what_is_freed_while_it_is_read(monkeypatch: pytest.Monke
 
 
 def test_a_machine_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gluon_memory, "PATIENCE", 0.2)
+    monkeypatch.setattr(memory, "PATIENCE", 0.2)
     program, (case, x) = lower(PLAIN, PRODUCER), drawn(PLAIN)
     source = re.sub(r"( +)mbarrier.arrive\(free.*", r"\1pass", emit(program, PRODUCER))
-    with pytest.raises(gluon_memory.Stuck, match="stays in phase"):
+    with pytest.raises(memory.Stuck, match="stays in phase"):
         on_machine(source, program, PRODUCER, case, x)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsec.backends.triton.arguments import descriptor_arguments
-from sparsec.testing.gluon_memory import Barrier, Box, Pointer, Product, Shared, load, store
+from sparsec.testing.gluon.memory import Barrier, Box, Pointer, Product, Shared, load, store
 from sparsec.tile.language import Program
 from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule

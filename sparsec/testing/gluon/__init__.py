@@ -1,0 +1,1 @@
+"""A machine of threads that runs printed Gluon."""
