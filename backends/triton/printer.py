@@ -76,7 +76,7 @@ class Printer:
 
     def region(self, number: int) -> None:
         """The printed nodes of a region."""
-        for node in self.uses.order.get(number, ()):
+        for node in self.ordered(number):
             self.wait(node)
             if node.op is TileOp.STORE:
                 self.line(store(self, node))
@@ -84,6 +84,20 @@ class Printer:
                 self.loop(node)
             elif self.wants_a_line(node):
                 self.assign(node)
+
+    def ordered(self, number: int) -> tuple[Node, ...]:
+        """The printed nodes of a region; of a chain's top, first what needs no wait."""
+        nodes = self.uses.order.get(number, ())
+        if self.chain is None or self.chain.head or number != TOP:
+            return nodes
+        early = set[int]()
+        for node in self.uses.regions.nodes[TOP]:
+            waits = node.op in (TileOp.STORE, TileOp.LOOP, TileOp.RESULT)
+            if node.op is TileOp.LOAD:
+                waits = access_of(node).tensor.name not in self.chain.ready
+            if not waits and all(a.serial in early for a in node.args):
+                early.add(node.serial)
+        return (*(n for n in nodes if n.serial in early), *(n for n in nodes if n.serial not in early))
 
     def wait(self, node: Node) -> None:
         """The wait for the launch before, ahead of the first node that may touch what it touches."""

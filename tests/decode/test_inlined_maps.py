@@ -21,7 +21,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "a decay of several inputs": ("mamba2", {}, ["scan_out"]),
     "a bound on a decay": ("kda", {}, ["scan_out"]),
     "decays and rates of one head": ("rwkv7", {}, ["scan_out"]),
-    "scans after the router": ("sse", {}, ["route_chosen", "scan_out_and_scan_out_2", "combine_o"]),
+    "scans after the router": ("sse", {}, ["route_chosen", "scan_out_and_scan_out_2_and_combine_o"]),
 }
 HEAD = "q: [B,T,H,D], k: [B,T,H,D], v: [B,T,H,DV]"
 OTHERS = {

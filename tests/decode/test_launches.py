@@ -10,7 +10,7 @@ import torch
 
 from sparsec.frontends.preset import preset
 from sparsec.ir.variant import Variant
-from sparsec.lower.decode import together
+from sparsec.lower.decode import company, together
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
 from sparsec.runtime.compiled import Compiled, compile
@@ -88,3 +88,20 @@ def test_no_memory_is_read_before_it_is_written(name: str, gpu: bool, monkeypatc
     for one, truth in zip(*outputs(made), strict=True):
         verdict = check(one, truth, "float32", "o")
         assert verdict, verdict.sentence
+
+
+@pytest.mark.parametrize("made_here", [True, False])
+def test_chunks_of_several_tiles_are_shared_by_programs(made_here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three chunks of two tiles each for two programs: the second begins in the middle of a chunk."""
+    monkeypatch.setattr(Compiled, "schedule", staticmethod(gpu_schedule))
+    if not made_here:
+        monkeypatch.setattr(company, "choices", lambda kernels, outputs, order: {})
+    made = compile(preset("nsa", block=128, k=3, size=32, stride=16, window=32), "interpreter")
+    inputs = draw(made.variant, 520)
+    cache = made.init_cache(2, 640, page=128, deterministic=False)
+    found = decoded(made, cache, inputs, (515, 1, 4))
+    (truth,) = (x for x in [oracle(made.variant, inputs, form="vector")] if isinstance(x, torch.Tensor))
+    verdict = check(found[0][:, 515:], truth[:, 515:], "float32", "o")
+    assert verdict, verdict.sentence
+    names = [x.step.program.name for x in made.decoder.kept()[-1].launches]
+    assert ("select_chosen_merge" in names) != made_here

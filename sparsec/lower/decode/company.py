@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sparsec.lower.decode import dense, lists
+from sparsec.lower.decode.choice import Choice, choices
 from sparsec.lower.decode.combine import InParts
 from sparsec.lower.decode.pairs import partners
 from sparsec.plan.grad_specs import AnySpec
@@ -25,11 +26,13 @@ class Company:
         partner: a kernel with the same logits, see ``pairs``.
         merged: whether its own launches merge its parts; else what merges branches does.
         parts: branches that it finds in parts.
+        choice: the selector whose list it makes itself, which does not merge its own then.
     """
 
     partner: AnySpec | None = None
     merged: bool = True
     parts: Mapping[str, InParts] = field(default_factory=dict)
+    choice: Choice | None = None
 
 
 ALONE = Company()
@@ -43,6 +46,10 @@ def company(kernels: Sequence[tuple[Kernel, Schedule]], outputs: Iterable[str]) 
         left = {k.name: part for k, s in kernels if (part := _part(k, s, merger, kernels, set(outputs))) is not None}
         found[merger.name] = Company(parts={p.out: p for p in left.values()})
         found |= {name: Company(pairs.get(name), merged=False) for name in left}
+    made = choices(kernels, set(outputs), SHARED)
+    for name, choice in made.items():
+        found[name] = replace(found[name], choice=choice)
+        found[choice.selector.name] = replace(found[choice.selector.name], merged=False)
     return found
 
 

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sparsec.lower import softmax
+from sparsec.lower.decode import ahead
 from sparsec.lower.decode import merge as decode_merge
+from sparsec.lower.decode.choice import Choice
 from sparsec.lower.gathered import chunks
 from sparsec.lower.gathered import query_outer as gathered
 from sparsec.lower.gathered.chunks import Frame
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.rows import one_token
-from sparsec.lower.scalars import add, ceil_div, least, mul
+from sparsec.lower.scalars import add, ceil_div, least, mul, sub
+from sparsec.lower.scan.cell import padded
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, Program
+from sparsec.tile.language import Axis, Node, Program
 from sparsec.tile.schedule import Schedule
 
 
@@ -29,9 +32,9 @@ def fits(spec: GatheredAttention) -> str | None:
     return None
 
 
-def lower(spec: GatheredAttention, schedule: Schedule, whole: bool = True) -> Lowered:
+def lower(spec: GatheredAttention, schedule: Schedule, whole: bool = True, choice: Choice | None = None) -> Lowered:
     """A program per (token, unit of heads and split, sequence), and where the ``whole`` is asked for, the merge."""
-    return decode_merge.finished(merged(spec), schedule, Step(_partial(spec, schedule), schedule), whole)
+    return decode_merge.finished(merged(spec), schedule, Step(_partial(spec, schedule, choice), schedule), whole)
 
 
 def merged(spec: GatheredAttention) -> GatheredAttention:
@@ -39,7 +42,7 @@ def merged(spec: GatheredAttention) -> GatheredAttention:
     return replace(spec, sink=None) if spec.per == "chunk" else spec
 
 
-def _partial(spec: GatheredAttention, schedule: Schedule) -> Program:
+def _partial(spec: GatheredAttention, schedule: Schedule, choice: Choice | None) -> Program:
     found, share, splits = decode_merge.parts(spec, schedule.splits), chunks.sharing(spec), schedule.splits
     with tile.Builder() as builder:
         cuts, number = -(-share // schedule.rows), tile.program_id(1)
@@ -51,43 +54,79 @@ def _partial(spec: GatheredAttention, schedule: Schedule) -> Program:
         rows = one_token(builder.axis("m", schedule.rows), tile.program_id(0), head, limit)
         own = replace(spec, sink=None) if spec.per == "joint" else spec
         f = chunks.frame(builder, own, schedule, rows, tile.program_id(2), at, 0)
-        outs, lse = softmax.finish(_joint(f, split), None) if spec.per == "joint" else (_weighed(f, split), None)
+        slots = _Slots(f, split, choice)
+        outs, lse = softmax.finish(_joint(f, slots), None) if spec.per == "joint" else (_weighed(f, slots), None)
         decode_merge.write(f, found, split, outs, lse)
         grid = (tile.param("TQ"), tile.const(spec.heads // share * cuts * splits), tile.param("B"))
-        tensors = [*(t for n, t in f.tensors.items() if n not in (spec.out, spec.lse)), *found.tensors]
+        gone = {spec.out, spec.lse, *((spec.indices, spec.weights) if choice else ())}
+        tensors = [*(t for n, t in f.tensors.items() if n not in gone), *found.tensors]
+        tensors += [choice.tensor] if choice else []
         return builder.program(f"{spec.name}_parts", tensors, [(n, "int32") for n in chunks.PARAMS], grid)
 
 
-def _joint(f: Frame, split: Node) -> list[Node]:
+def _joint(f: Frame, slots: _Slots) -> list[Node]:
     """One softmax over this split's tiles."""
     parts = chunks.parts(f)
 
     def visit(n: Node, *carried: Node) -> Sequence[Node]:
-        chunk = gathered.chunk_at(f, tile.apply(Fn.TRUNCDIV, n, parts))
+        chunk = slots.chunk(tile.apply(Fn.TRUNCDIV, n, parts))
         part = tile.apply(Fn.TRUNCMOD, n, parts) if parts > 1 else tile.const(0)
         return chunks.joint_step(f, carried, *gathered.scores_at(f, chunk, part))
 
-    first, stop = _share(f, split, mul(gathered.count(f), parts))
+    first, stop = slots.share(parts)
     return tile.loop(first, stop, 1, chunks.start(f), visit, f.schedule.stages)
 
 
-def _weighed(f: Frame, split: Node) -> list[Node]:
+def _weighed(f: Frame, slots: _Slots) -> list[Node]:
     """The weighted sum of this split's chunks, each under a softmax of its own."""
 
     def visit(slot: Node, *accs: Node) -> Sequence[Node]:
-        assert f.spec.weights is not None
-        chunk = gathered.chunk_at(f, slot)
-        weight = tile.load(f.tensors[f.spec.weights], f.batch, f.rows.token, f.listed, slot)
+        chunk, weight = slots.chunk(slot), slots.weight(slot)
         weight = tile.apply(Fn.WHERE, tile.apply(Fn.LE, 0, chunk), weight, 0.0)
         return chunks.weigh_chunk(f, accs, weight, lambda part: gathered.scores_at(f, chunk, part))
 
-    first, stop = _share(f, split, gathered.count(f))
+    first, stop = slots.share()
     inits = [tile.full(0.0, f.rows.axis, e.axis) for e in f.values]
     return tile.loop(first, stop, 1, inits, visit, f.schedule.stages if chunks.parts(f) == 1 else None)
 
 
-def _share(f: Frame, split: Node, count: Node) -> tuple[Node, Node]:
-    """The steps of one split."""
-    per = ceil_div(count, f.schedule.splits)
-    first = least(mul(split, per), count)
-    return first, least(add(first, per), count)
+class _Slots:
+    """A split's slots of the list: read at once where all lists have as many and a slot is one turn, or made here."""
+
+    def __init__(self, f: Frame, split: Node, choice: Choice | None) -> None:
+        self.f, self.split, self.choice = f, split, choice
+        self.first, self.stop = self.share()
+        self.chunks: Node | None = None
+        self.weights: Node | None = None
+        if choice is not None:
+            self.first = tile.const(0)
+            self.chunks, self.weights = choice.numbers(f)
+        elif f.spec.counts is None and f.schedule.split_dims and chunks.parts(f) == 1:
+            axis = tile.Builder.current().axis("t", padded(-(-f.spec.slots // f.schedule.splits)))
+            self.chunks = self._read(f.spec.indices, axis, -1)
+            self.weights = self._read(f.spec.weights, axis, 0.0) if f.spec.weights is not None else None
+
+    def _read(self, name: str, axis: Axis, other: float) -> Node:
+        place = (self.f.batch, self.f.rows.token, self.f.listed)
+        return ahead.turns(self.f.tensors[name], place, self.first, axis, self.stop, other)
+
+    def share(self, parts: int = 1) -> tuple[Node, Node]:
+        """The steps of this split, ``parts`` for each slot."""
+        count = mul(gathered.count(self.f), parts)
+        per = ceil_div(count, self.f.schedule.splits)
+        first = least(mul(self.split, per), count)
+        return first, least(add(first, per), count)
+
+    def chunk(self, slot: Node) -> Node:
+        """The chunk in a slot; -1 for none."""
+        if self.chunks is None:
+            return gathered.chunk_at(self.f, slot)
+        return ahead.turn(self.chunks, sub(slot, self.first))
+
+    def weight(self, slot: Node) -> Node:
+        """Its weight."""
+        f, name = self.f, self.f.spec.weights
+        assert name is not None
+        if self.weights is None:
+            return tile.load(f.tensors[name], f.batch, f.rows.token, f.listed, slot)
+        return ahead.turn(self.weights, sub(slot, self.first))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from sparsec.lower.decode.ahead import looked_up
 from sparsec.lower.scalars import add, emit_int32, most, mul
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.fn import Fn
@@ -189,7 +190,7 @@ def _load(access: Access, args: tuple[Node, ...], paged: Paged, table: Tensor) -
         inside = tile.apply(Fn.TRUNCMOD, start, paged.rows)
         if limit is not None:
             bounds[1] = tile.apply(Fn.SUB, limit, mul(block, paged.rows))
-        page = tile.load(table, batch, block)
+        page = looked_up(table, batch, block)
         return tile.load(tensor, page, add(inside, tiles), *rest, bounds=bounds, other=access.other)
     return _gather(access, tensor, (batch, row, *rest), bounds, paged, table)
 

@@ -115,18 +115,25 @@ def _walk(f: Frame, slots: Axis, scores: candidates.Scores) -> Node:
     return tile.loop(first, stop, 1, [tile.full(EMPTY_KEY, f.rows, slots, dtype="int64")], visit, f.schedule.stages)[0]
 
 
+def of_all(
+    builder: tile.Builder, spec: Selector, found: portion.Buffers, place: tuple[Node, ...], slots: Axis
+) -> tuple[Node, Node]:
+    """Ids and scores of the best of all lists, along the ``slots``; ``place`` has rows."""
+    size = found.lists * found.slots
+    every = builder.axis("every", 1 << (size - 1).bit_length())
+    within: dict[int, tile.Value] = {3: size} if every.size > size else {}
+    new = tile.load(found.best, *place, tile.iota(every), bounds=within, other=EMPTY_KEY)
+    kept = tile.top_insert(tile.full(EMPTY_KEY, *tile.union(*place), slots, dtype="int64"), new, slots, every)
+    return chosen.listed(spec, kept, slots, builder.axis("k2", found.slots))
+
+
 def merge(spec: Selector, schedule: Schedule, found: portion.Buffers) -> Program:
     """One (token, unit, sequence) per grid point: the best of all lists, ordered and weighed."""
     with tile.Builder() as builder:
         one, slots = builder.axis("m", 1), builder.axis("k", found.slots)
-        every = builder.axis("every", 1 << (found.lists * found.slots - 1).bit_length())
         row = add(tile.program_id(0), tile.iota(one))
         place = (tile.program_id(2), row, tile.program_id(1))
-        size, keys = found.lists * found.slots, (*place, tile.iota(every))
-        within: dict[int, tile.Value] = {3: size} if every.size > size else {}
-        new = tile.load(found.best, *keys, bounds=within, other=EMPTY_KEY)
-        kept = tile.top_insert(tile.full(EMPTY_KEY, one, slots, dtype="int64"), new, slots, every)
-        ids, scores = chosen.listed(spec, kept, slots, builder.axis("k2", found.slots))
+        ids, scores = of_all(builder, spec, found, place, slots)
         units: tuple[str | int, ...] = ("B", "TQ", spec.heads // sharing(spec), spec.slots)
         bounds: dict[int, tile.Value] = {3: spec.slots} if found.slots > spec.slots else {}
         indices = Tensor(spec.indices, "int32", units)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsec.lower.decode import combine as decode_combine
+from sparsec.lower.decode import combine_token
 from sparsec.lower.decode import dense as decode_dense
 from sparsec.lower.decode import lists as decode_lists
 from sparsec.lower.decode import logits as decode_logits
@@ -38,6 +39,8 @@ def lower(spec: AnySpec, schedule: Schedule, beside: Company = ALONE) -> Lowered
         return decode_combine.lower(spec, schedule, beside.parts)
     if isinstance(spec, Scan) and schedule.order == one_token.ORDER:
         return one_token.lower(spec, schedule)
+    if isinstance(spec, Combine) and schedule.order == one_token.ORDER:
+        return combine_token.lower(spec, schedule)
     if schedule.order != SHARED:
         return lower_kernel(spec, schedule)
     if isinstance(spec, TiledAttention):
@@ -46,12 +49,12 @@ def lower(spec: AnySpec, schedule: Schedule, beside: Company = ALONE) -> Lowered
             left = decode_dense.Left(decode_logits.logits(partner, spec.pieces[0].length), partner)
         return decode_dense.lower(spec, schedule, left, beside.merged)
     if isinstance(spec, GatheredAttention):
-        return decode_lists.lower(spec, schedule, beside.merged)
+        return decode_lists.lower(spec, schedule, beside.merged, beside.choice)
     assert isinstance(spec, Selector)
     sums = None
     if isinstance(partner, TiledAttention):
         sums = decode_merge.parts(decode_dense.as_rows(partner), schedule.splits).lse
-    return decode_select.lower(spec, schedule, sums)
+    return decode_select.lower(spec, schedule, sums, beside.merged)
 
 
 def schedule(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Schedule:
@@ -95,6 +98,11 @@ def _splits(processors: int, programs: int, most: int) -> int:
 
 
 def _stages(spec: TiledAttention | GatheredAttention, block: int) -> int:
-    """Five where two programs' tiles of keys and values find room on a processor, else three."""
+    """Five where two programs' tiles of keys and values find room on a processor, else three.
+
+    Three for chosen chunks: their numbers are known before the loop, so that every stage is a tile under way.
+    """
+    if isinstance(spec, GatheredAttention):
+        return 3
     size = block * (spec.head_dim + spec.value_dim) * (4 if spec.dtype == "float32" else 2)
     return 5 if size <= TILE else 3

@@ -32,21 +32,24 @@ def fits(spec: Selector) -> str | None:
     return "weights are shares of all that is eligible" if spec.weights == "softmax_all" else None
 
 
-def lower(spec: Selector, schedule: Schedule, sums: Tensor | None = None) -> Lowered:
-    """The programs in launch order; ``sums`` are an attention's log-sum-exps, which has left its logits too."""
+def lower(spec: Selector, schedule: Schedule, sums: Tensor | None = None, whole: bool = True) -> Lowered:
+    """The programs in launch order; ``sums`` are an attention's log-sum-exps, which has left its logits too.
+
+    The lists of shares become one where the ``whole`` is asked for.
+    """
     spec = without_constants(spec)
     found = portion.buffers(spec, schedule.splits)
     if sums is not None:
         found = replace(found, sums=sums)
     one = replace(schedule, rows=1, warps=1 if schedule.warps > 1 else schedule.warps, stages=1)
-    merged = Step(rank.merge(spec, one, found), one)
+    merged = (Step(rank.merge(spec, one, found), one),) if whole else ()
     if not spec.softmax:
         return Lowered(
-            (Step(select_scores.lower(spec, schedule), schedule), merged), decode_merge.scratch([found.best])
+            (Step(select_scores.lower(spec, schedule), schedule), *merged), decode_merge.scratch([found.best])
         )
     ranked = replace(schedule, splits=found.lists, rows=1, block=RANKED[schedule.split_dims], stages=1)
     first = [Step(select_scores.lower(spec, schedule), schedule)] if sums is None else []
     weighed = replace(ranked, splits=max(found.lists, WEIGHED))
     rest = (Step(rank.masses(spec, weighed, found), weighed), Step(rank.best(spec, ranked, found), ranked))
     own = [found.raw, found.sums, found.masses, found.best]
-    return Lowered((*first, *rest, merged), decode_merge.scratch(own))
+    return Lowered((*first, *rest, *merged), decode_merge.scratch(own))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
+from sparsec.lower.decode.chained import written
 from sparsec.lower.decode.pages import ENDS, LENGTHS
 from sparsec.lower.lowered import Step
 from sparsec.scalar.expr import Expr
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, Program, Tensor, TileOp
-from sparsec.tile.rewrite import Mapper, accesses, copies
+from sparsec.tile.language import Node, Program, Tensor, TileOp, access_of
+from sparsec.tile.regions import TOP, regions
+from sparsec.tile.rewrite import Mapper, copies
 
 Params = Mapping[str, Expr]
 """Launch parameters by name."""
@@ -20,12 +22,23 @@ def joined(first: Step, second: Step) -> Step:
     """The program that does the work of both, one after the other, in each grid point."""
     one, other = first.program, second.program
     with tile.Builder() as builder:
-        for program in (one, other):
-            Mapper(program, lambda node, args: None).region()
+        both = [Mapper(program, lambda node, args: None) for program in (one, other)]
+        if not any(node.op is TileOp.LOOP for p in (one, other) for node in tile.reachable(p.effects)):
+            for program, mapper in zip((one, other), both, strict=True):
+                read_first(program, mapper, written(one) | written(other))
+        for mapper in both:
+            mapper.region()
         tensors = dict.fromkeys([*one.tensors, *other.tensors])
         params = dict.fromkeys([*one.params, *other.params])
         found = builder.program(f"{one.name}_and_{other.name}", list(tensors), list(params), copies(one.grid))
     return replace(first, program=found)
+
+
+def read_first(program: Program, mapper: Mapper, stored: Set[str]) -> None:
+    """Put a program's loads before all that its launch stores: no compiler would, as it does not know them apart."""
+    for node in regions(program).nodes[TOP]:
+        if node.op is TileOp.LOAD and access_of(node).tensor.name not in stored:
+            mapper(node)
 
 
 def counted(step: Step) -> Step | None:
@@ -47,14 +60,14 @@ def fit(first: Step, second: Step) -> bool:
     """Whether two programs may run as one: same grid and resources, and neither touches what the other writes."""
     one, other = first.program, second.program
     shared = {t.name: t for t in one.tensors}
-    alike = all(shared.get(t.name, t) == t for t in other.tensors) and first.chain == second.chain
-    return alike and _resources(first) == _resources(second) and _one_grid(one, other) and apart(one, other)
+    alike = all(shared.get(t.name, t) == t for t in other.tensors)
+    return alike and resources(first) == resources(second) and one_grid(one, other) and apart(one, other)
 
 
 def apart(one: Program, other: Program) -> bool:
     """Whether the order of two programs does not matter."""
     touched = [{t.name for t in p.tensors} for p in (one, other)]
-    return not (_written(one) & touched[1] or _written(other) & touched[0])
+    return not (written(one) & touched[1] or written(other) & touched[0])
 
 
 def agree(first: Params, second: Params) -> bool:
@@ -62,12 +75,14 @@ def agree(first: Params, second: Params) -> bool:
     return all(second[name] is value for name, value in first.items() if name in second)
 
 
-def _resources(step: Step) -> tuple[object, ...]:
+def resources(step: Step) -> tuple[object, ...]:
+    """What of a schedule one launch has but once."""
     s = step.schedule
     return s.warps, s.stages, s.registers, s.descriptors, s.split_dims, s.lanes
 
 
-def _one_grid(one: Program, other: Program) -> bool:
+def one_grid(one: Program, other: Program) -> bool:
+    """Whether two programs have the same grid."""
     return len(one.grid) == len(other.grid) and all(_same(a, b) for a, b in zip(one.grid, other.grid, strict=True))
 
 
@@ -76,7 +91,3 @@ def _same(a: Node, b: Node) -> bool:
     if (a.op, a.attrs, len(a.args)) != (b.op, b.attrs, len(b.args)):
         return False
     return all(_same(x, y) for x, y in zip(a.args, b.args, strict=True))
-
-
-def _written(program: Program) -> set[str]:
-    return {access.tensor.name for node, access in accesses(program) if node.op is TileOp.STORE}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparsec.lower.decode.chained import written
 from sparsec.lower.decode.company import company
 from sparsec.lower.decode.in_place import in_place
 from sparsec.lower.decode.pages import LENGTHS
@@ -25,10 +26,10 @@ from sparsec.runtime.decode.kernels import (
     over_pages,
     scans_last,
     together,
+    without_squares,
     worked_out,
 )
 from sparsec.runtime.env import Env
-from sparsec.tile.chain import Chain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,18 +66,16 @@ def make(
         maps = worked_out(scheduled, plan.outputs)
         scheduled = [(k, s) for k, s in scheduled if not maps.keys() & set(k.writes)]
     counts = any(unit == 1 for _, unit in kept)  # a launch writes new tokens, and tells the others how many there are
-    chain = _chain(spec, found) if counts and compiled.target.chains and Env().early_launch else None
+    chain = (counts or not kept) and compiled.target.chains and Env().early_launch
     beside, lengths = company(scheduled, plan.outputs), (streamed.queries, streamed.keys)
-    kernels = [over_pages(k, s, found, lengths, beside[k.name], chain, maps) for k, s in scheduled]
+    kernels = [over_pages(k, s, found, lengths, beside[k.name], maps) for k, s in scheduled]
     joins = few and (counts or not spec.paged)
-    first, launches = appends(kept, found, *where, chain), together(kernels, *where, joins, counts)
+    if few:
+        kernels = without_squares(kernels, set(plan.outputs))
+    first = appends(kept, found, *where, chain)
+    before = set[str]().union(*(written(a.program) for a in first)) if chain else None
+    launches = together(kernels, *where, joins, counts, before, set(plan.outputs))
     return Built(plan, first, kernels, launches, found, _in_place(spec, plan, kernels))
-
-
-def _chain(spec: CacheSpec, places: Mapping[str, Place]) -> Chain:
-    """How launches of a step follow each other: after one that writes new tokens."""
-    tables = [p.paged.table for p in places.values()]
-    return Chain(frozenset([*spec.fresh, *spec.constant, *tables, LENGTHS]))
 
 
 def _in_place(spec: CacheSpec, plan: Plan, kernels: Sequence[DecodeKernel]) -> frozenset[str]:

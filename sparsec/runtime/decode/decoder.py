@@ -19,7 +19,7 @@ from sparsec.runtime.decode.cache_layout import UNBOUNDED, banks, page_size, pla
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.decode.declared import check_own, declared
 from sparsec.runtime.decode.pages import PAGE, Pool
-from sparsec.runtime.decode.space import by_tokens, for_steps, serves
+from sparsec.runtime.decode.space import beside_scans, by_tokens, for_steps, serves
 from sparsec.runtime.target import available
 from sparsec.scalar.evaluate import evaluate
 
@@ -213,6 +213,7 @@ class Decoder:
                 else for_steps(k.spec, s, compiled.target, cache.batch, tokens)
                 for k, s in zip(plan.kernels, schedules, strict=True)
             ]
+            schedules = beside_scans(plan.kernels, schedules)
         few = tokens <= FEW and not exact
         key = (id(plan), cache.page, few, *schedules)
         if key not in self._built:

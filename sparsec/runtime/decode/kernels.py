@@ -3,16 +3,19 @@ date."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsec.lower.decode import append as decode_append
+from sparsec.lower.decode.chained import chained, loaded, written
 from sparsec.lower.decode.company import ALONE, SHARED, Company
 from sparsec.lower.decode.inline import chosen, inlined
 from sparsec.lower.decode.pages import ENDS, TOKENS, Growing, Windows, on_cache
+from sparsec.lower.decode.passed import passed
 from sparsec.lower.decode.schedules import lower
+from sparsec.lower.decode.squares import has_rows, squares, with_squares
 from sparsec.lower.decode.together import agree, apart, counted, fit, joined
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.grad_specs import AnySpec
@@ -25,7 +28,6 @@ from sparsec.runtime.launch import Bind, build
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr
-from sparsec.tile.chain import Chain
 from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
@@ -67,7 +69,7 @@ class DecodeKernel:
 
 def over_pages(
     kernel: Kernel, schedule: Schedule, places: Mapping[str, Place], lengths: tuple[str, str],
-    beside: Company = ALONE, chain: Chain | None = None, maps: Mapping[str, Map] | None = None,
+    beside: Company = ALONE, maps: Mapping[str, Map] | None = None,
 ) -> DecodeKernel:  # fmt: skip
     """A kernel of the forward plan over a cache; ``lengths`` are the dims that count queries and keys.
 
@@ -83,8 +85,23 @@ def over_pages(
     growing = Growing(*lengths, params)
     programs = [inlined(s.program, maps or {}) for s in lowered.steps]
     both = zip(lowered.steps, programs, strict=True)
-    steps = [replace(s, program=on_cache(p, paged, growing, windows), chain=chain) for s, p in both]
+    steps = [replace(s, program=on_cache(p, paged, growing, windows)) for s, p in both]
     return DecodeKernel(kernel, lowered, tuple(steps), windows)
+
+
+def without_squares(kernels: Sequence[DecodeKernel], outputs: Set[str]) -> list[DecodeKernel]:
+    """Kernels whose programs work out the squares of the rows that they read; kernels that did that alone are gone."""
+    found = list(kernels)
+    for made in kernels:
+        spec = made.kernel.spec
+        if not squares(spec) or spec.delta in outputs:
+            continue
+        readers = [k for k in found if spec.delta in set[str]().union(*(loaded(s.program) for s in k.steps))]
+        steps = [s for k in readers for s in k.steps if spec.delta in loaded(s.program)]
+        if all(has_rows(s.program, spec) for s in steps):
+            own = {id(s): replace(s, program=with_squares(s.program, spec)) for s in steps}
+            found = [replace(k, steps=tuple(own.get(id(s), s) for s in k.steps)) for k in found if k is not made]
+    return found
 
 
 Scheduled = Sequence[tuple[Kernel, Schedule]]
@@ -128,37 +145,51 @@ class Launch:
 
 
 def together(
-    kernels: Sequence[DecodeKernel], target: Target, cache_dir: Path, few: bool, counts: bool = True
-) -> list[Launch]:
+    kernels: Sequence[DecodeKernel], target: Target, cache_dir: Path, few: bool, counts: bool = True,
+    before: Set[str] | None = None, kept: Set[str] = frozenset(),
+) -> list[Launch]:  # fmt: skip
     """All programs of a step in launch order; of ``few`` new tokens, those as one that may be.
 
-    The last counts the tokens too, where ``counts`` says that something is kept by position.
+    The last counts the tokens too, where ``counts`` says that something is kept by position. They are a chain behind
+    launches that wrote what was ``before``; None starts each when the one before has ended. What is ``kept`` is for
+    the caller.
     """
-    found: list[tuple[Step, tuple[DecodeKernel, ...]]] = []
-    for kernel in kernels:
-        for step in kernel.steps:
-            place = _company(found, kernel, step) if few else None
-            if place is None:
-                found.append((step, (kernel,)))
-            else:
-                found[place] = joined(found[place][0], step), (*found[place][1], kernel)
+    found, read = list[Work](), [loaded(s.program) for k in kernels for s in k.steps]
+    for number, (kernel, step) in enumerate((k, s) for k in kernels for s in k.steps):
+        others = set(kept).union(*(names for n, names in enumerate(read) if n != number))
+        if not few or not _joins(found, kernel, step, others):
+            found.append((step, (kernel,)))
     last = counted(found[-1][0]) if few and counts and found else None
     if last is not None:
         found[-1] = last, found[-1][1]
     counting = [ENDS in {t.name for t in step.program.tensors} for step, _ in found]
-    return [Launch(s, build(s, target, cache_dir), own, c) for (s, own), c in zip(found, counting, strict=True)]
+    steps = chained([step for step, _ in found], before)
+    every = zip(steps, found, counting, strict=True)
+    return [Launch(s, build(s, target, cache_dir), own, c) for s, (_, own), c in every]
 
 
-def _company(found: Sequence[tuple[Step, tuple[DecodeKernel, ...]]], kernel: DecodeKernel, step: Step) -> int | None:
-    """The last program that a program may join, with no program behind it that it needs."""
+Work = tuple[Step, tuple[DecodeKernel, ...]]
+"""A program, and whose work it does."""
+
+
+def _joins(found: list[Work], kernel: DecodeKernel, step: Step, needed: Set[str]) -> bool:
+    """Whether a program has joined the last one that it may join; ``needed`` is what others read."""
     for place in reversed(range(len(found))):
         other, own = found[place]
+        behind = [s.program for s, _ in found[place + 1 :]]
+        up, down = (all(apart(p, one.program) for p in behind) for one in (step, other))
         kinds = {(k.windows and k.windows.count) for k in (*own, kernel)}
-        if len(kinds) == 1 and fit(other, step) and all(agree(k.expressions, kernel.expressions) for k in own):
-            return place
-        if not apart(other.program, step.program):
-            return None
-    return None
+        made = None
+        if len(kinds) == 1 and all(agree(k.expressions, kernel.expressions) for k in own):
+            if up and fit(other, step):
+                made = joined(other, step)
+            elif up or down:
+                made = passed(other, step, needed)
+        if made is not None:
+            found.pop(place)
+            found.insert(place if up else len(found), (made, (*own, kernel)))
+            return True
+    return False
 
 
 def per_sequence(spec: AnySpec) -> AnySpec:
@@ -196,16 +227,17 @@ class AppendKernel:
 
 def appends(
     kept: Sequence[tuple[str, int]], places: Mapping[str, Place], target: Target, cache_dir: Path,
-    chain: Chain | None = None,
+    chain: bool = False,
 ) -> list[AppendKernel]:  # fmt: skip
-    """One kernel per number of tokens in a row; ``kept`` are inputs with that number."""
-    found = []
+    """One kernel per number of tokens in a row; ``kept`` are inputs with that number. New tokens' is a chain's head."""
+    found, before = list[AppendKernel](), set[str]()
     for unit in sorted({u for _, u in kept}):
         parts = tuple((n, _width(places[n].row), places[n].dtype, places[n].paged) for n, u in kept if u == unit)
         spec = decode_append.Append(f"append_{unit}", parts, unit)
         schedule = decode_append.default(target.name)
         program = decode_append.lower(spec, schedule)
-        step = Step(program, schedule, chain=chain and replace(chain, head=True))
+        (step,) = chained([Step(program, schedule)], before if chain else None)
+        before |= written(program)
         found.append(AppendKernel(spec, program, build(step, target, cache_dir)))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sparsec.lower.decode.in_place import in_place
@@ -12,7 +13,9 @@ from sparsec.lower.route import router
 from sparsec.lower.scan.schedules import one_token_form, step_form, token_form
 from sparsec.lower.scan.token import one_token
 from sparsec.plan.grad_specs import AnySpec
-from sparsec.plan.specs import GatheredAttention
+from sparsec.plan.plan import Kernel
+from sparsec.plan.specs import Combine, GatheredAttention
+from sparsec.plan.states.mixture_specs import Mixture
 from sparsec.plan.states.route_specs import Router
 from sparsec.plan.states.scan_specs import Scan
 from sparsec.runtime.target import Target
@@ -40,6 +43,18 @@ def serves(spec: AnySpec, found: Schedule, tokens: int) -> bool:
     first, last = spec.writes.initial, spec.final
     kept = first is not None and last is not None and in_place(one_token.lower(spec, found).steps, first, last)
     return spec.writes.route is None or last is None or kept
+
+
+def beside_scans(kernels: Sequence[Kernel], schedules: Sequence[Schedule]) -> list[Schedule]:
+    """Schedules of a step in which what merges the answers of states has the grid of the programs that give them."""
+    once = {n: s for k, s in zip(kernels, schedules, strict=True) if s.order == one_token.ORDER for n in k.writes}
+    found = list(schedules)
+    for place, spec in enumerate(k.spec for k in kernels):
+        if isinstance(spec, Combine) and spec.lse is None and all(name in once for name in spec.branches):
+            found[place] = once[spec.branches[0]]
+        if isinstance(spec, Mixture) and all(name in once for name in spec.z):
+            found[place] = once[spec.z[0]]
+    return found
 
 
 def by_tokens(spec: AnySpec, found: Schedule) -> Schedule:

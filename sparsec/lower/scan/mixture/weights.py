@@ -21,6 +21,8 @@ Parts = list[Node]
 
 NOTHING = 1e-37
 """A mass of keys so small has no direction: its inverse is no number of fp32."""
+ONE_TOKEN = "one_token"
+"""The loop order of a decode step of one token: a program has one row."""
 LEAST = -1e30
 """The score of a candidate that is left out."""
 
@@ -30,18 +32,21 @@ class Rows:
     """A tile of tokens of one head of candidates.
 
     Attributes:
+        rows: None for the only token there is.
         columns: of a head's dim; None where it has one.
         tensors: what the program touched, in launch order.
     """
 
     spec: Mixture
-    rows: Axis
+    rows: Axis | None
     columns: list[Span | None]
     tensors: dict[str, Tensor]
 
     @property
     def place(self) -> tuple[Node, Node]:
         """Batch entry and tokens."""
+        if self.rows is None:
+            return tile.program_id(2), tile.const(0)
         return tile.program_id(2), add(mul(tile.program_id(0), self.rows.size), tile.iota(self.rows))
 
     def head(self, number: int) -> Node:
@@ -164,14 +169,16 @@ def _foremost(spec: Mixture, scores: Sequence[Node], taken: Sequence[Node]) -> N
 
 def rows_of(builder: tile.Builder, spec: Mixture, schedule: Schedule) -> Rows:
     """The tile of the program in hand."""
-    return Rows(spec, builder.axis("m", schedule.rows), columns(builder, "d", spec.dim, schedule), {})
+    rows = None if schedule.order == ONE_TOKEN else builder.axis("m", schedule.rows)
+    return Rows(spec, rows, columns(builder, "d", spec.dim, schedule), {})
 
 
 def finished(builder: tile.Builder, name: str, at: Rows) -> Program:
     """One (tile of tokens, head of candidates, batch) per grid point."""
     spec = at.spec
     names = dict.fromkeys(["B", "TQ", "TK", "q_offset", spec.length])
-    grid = (ceil_div(tile.param(spec.length), at.rows.size), tile.const(spec.key_heads), tile.param("B"))
+    tiles = tile.const(1) if at.rows is None else ceil_div(tile.param(spec.length), at.rows.size)
+    grid = (tiles, tile.const(spec.key_heads), tile.param("B"))
     return builder.program(name, list(at.tensors.values()), [(n, "int32") for n in names], grid)
 
 

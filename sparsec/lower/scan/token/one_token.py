@@ -25,13 +25,33 @@ ORDER = "one_token"
 
 
 @dataclass(slots=True)
+class Only(Cell):
+    """The only state of a head."""
+
+    @property
+    def share(self) -> Node:
+        """Which of the programs that share its columns this is."""
+        return tile.const(0) if self.tiles == 1 else tile.program_id(0)
+
+
+@dataclass(slots=True)
 class Chosen(Cell):
     """The state that a slot of the only token's list names."""
 
     @property
     def slot(self) -> Node:
         """The slot."""
+        if self.route.slots == 1:
+            return tile.const(0)
         return tile.apply(Fn.TRUNCDIV, tile.program_id(0), self.tiles)
+
+    @property
+    def share(self) -> Node:
+        """Which of the programs that share its columns this is."""
+        if self.tiles == 1:
+            return tile.const(0)
+        own = tile.program_id(0)
+        return own if self.route.slots == 1 else tile.apply(Fn.TRUNCMOD, own, self.tiles)
 
     @property
     def part(self) -> Node:
@@ -64,9 +84,8 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
 def _program(spec: Scan, schedule: Schedule) -> Program:
     w = spec.writes
     with tile.Builder() as builder:
-        own, slots = cell(builder, w, schedule), 1
-        if w.route is not None:
-            own, slots = Chosen(w, own.rows, own.cols, own.tiles), w.route.slots
+        found, slots = cell(builder, w, schedule), 1 if w.route is None else w.route.slots
+        own = (Only if w.route is None else Chosen)(w, found.rows, found.cols, found.tiles)
         old = own.first()
         now = token_of(own, _visit(own)) if isinstance(own, Chosen) else token(own, tile.const(0), bounded=True)
         new = after(spec, own, schedule, now, old)
