@@ -11,11 +11,16 @@ from sparsec.cli.options import AsJson, Dtype, TargetName, Words
 from sparsec.cli.output import print_json, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sparsec.cli.setting import Setting
     from sparsec.testing.whole.chain import Link
 
 SMALL = {"T": 67, "B": 1, "H": 4, "HKV": 2, "D": 32, "DV": 32, "DR": 32}
 """Small, and a prime number of tokens, so that every kind of ragged tile occurs."""
+
+LONGER = (131, 263, 521)
+"""Lengths that are tried in turn where a top-k would have nothing to leave out."""
 
 
 def check(
@@ -30,12 +35,11 @@ def check(
     By default the tile interpreter runs the kernels, with true rounding and no compiler; `--target cpu` or `cuda` runs
     the compiled ones.
     """
-    from sparsec.cli.setting import setting
     from sparsec.runtime.target import available
     from sparsec.testing.inputs.idle import idle
     from sparsec.testing.whole.chain import links
 
-    chosen = setting(words, target, dtype, SMALL)
+    chosen = _chosen(words, target, dtype)
     available(chosen.compiled.target)
     found: list[Link] = []
     for link in links(chosen.compiled, chosen.inputs(seed)):
@@ -49,6 +53,21 @@ def check(
     else:
         say(_verdict(chosen, found) + (f"\nnote: {note}" if note else ""))
     raise typer.Exit(0 if ok else 1)
+
+
+def _chosen(words: Sequence[str], target: str, dtype: str) -> Setting:
+    """The variant at the dims that are asked for; if the length is left open, one that puts choices to the test."""
+    from sparsec.cli.setting import setting
+    from sparsec.testing.inputs.idle import choices
+
+    first = setting(words, target, dtype, SMALL)
+    if any(word.partition("=")[0] in ("T", "TQ", "TK") for word in words):
+        return first
+    for length in (SMALL["T"], *LONGER):
+        found = setting(words, target, dtype, SMALL | {"T": length})
+        if not [*choices(found.compiled.variant, found.dims)]:
+            return found
+    return first
 
 
 def _verdict(chosen: Setting, found: list[Link]) -> str:

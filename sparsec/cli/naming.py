@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from sparsec.frontends.preset import NAMES
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.variant import Variant
@@ -52,8 +54,10 @@ def named(words: Sequence[str]) -> Named:
 def _pairs(settings: Sequence[str]) -> list[tuple[str, str]]:
     for word in settings:
         if "=" not in word:
-            rule = "after the variant come KNOB=VALUE and DIM=SIZE"
-            raise DeclarationError("command line", word, rule, f"{word}=… , or quote the path")
+            rule, fix = "after the variant come KNOB=VALUE and DIM=SIZE", f"{word}=…, or quote the path"
+            if word in NAMES or ".py" in word or word.endswith(".sparsec"):
+                rule, fix = "one variant at a time", f"run the command again for {word}"
+            raise DeclarationError("command line", word, rule, fix)
     return [(key, text) for key, _, text in (word.partition("=") for word in settings)]
 
 
@@ -91,7 +95,8 @@ def _module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look up what annotations mean
     try:
-        spec.loader.exec_module(module)
+        with _beside(path):
+            spec.loader.exec_module(module)
     except Exception as error:
         line = _line(path, error)
         if line is None:
@@ -100,6 +105,19 @@ def _module(path: Path) -> ModuleType:
         rule = "the file must run without an error"
         raise DeclarationError(f"file {path}, line {line}", said, rule, "correct it; --traceback says more") from error
     return module
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Modules beside a file can be imported, as where Python runs it; afterwards installed ones come first."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _line(path: Path, error: Exception) -> int | None:

@@ -44,10 +44,21 @@ def _erase(node: Node) -> Problem | None:
 def _route(node: Node) -> Problem | None:
     route = node.operands.get("route")
     if route is None:
-        return Problem("weight", "weights belong to a route", "add route") if "weight" in node.operands else None
+        return (
+            Problem("weight", "weights belong to a route", "add route") if "weight" in node.operands else _alike(node)
+        )
     if route.kind != "selection" or dict(route.attrs).get("unit") != "part":
         return Problem(f"route is {route.op.value}", "a route is a list of parts", "topk(scores) {unit = part}")
     return None
+
+
+def _alike(node: Node) -> Problem | None:
+    """Parts that no route tells apart are levels, or one."""
+    bank = node.src[0]
+    if node.op.name != "WRITE" or bank.op.name != "STATE" or is_ladder(node) or bank["parts"] == 1:
+        return None
+    rule = "parts that every token writes alike are one"
+    return Problem(f"parts = {bank['parts']}, no route", rule, "parts = 1, or a route: topk(scores) {unit = part}")
 
 
 def is_ladder(written: Node) -> bool:

@@ -25,7 +25,8 @@ def expand_readout(variant: Variant) -> Variant:
     """A sum over the states of several banks is a sum of reads; a softmax over states weighs the reads.
 
     recall(q, s, r){sum}  ->  merge(recall(q, s), recall(q, r)){sum}
-    recall(q, s){sum, renormalise}, of several parts per token  ->  map(recall(q, s), row_lse(log e)){x0 exp(−x1)}
+    recall(q, s){sum, renormalise}, of several parts per token  ->  map(recall(q, s), row_lse(log e)){x0 exp(−x1)},
+        or recall(q, s){sum} where the weights of a token sum to 1 already
     recall(q, s, r){state_softmax}  ->  merge(recall(q, s), recall(q, r), w){weighted}
         with w = mixture(q, mass(s's keys), mass(r's keys)) {scale = sqrt(D)}
     """
@@ -49,13 +50,24 @@ def _several(written: Node) -> bool:
     return route.shape[3] is not ONE
 
 
+def _sum_to_one(written: Node) -> bool:
+    """Whether the weights of a token are a softmax over the parts that it writes, whose slopes sum to 0 too."""
+    weight = written.operands["weight"]
+    whole = weight.op is Op.WEIGHTS and weight.word("fn") == "softmax" and weight.flag("renormalise")
+    return whole and weight.src[1] is written.operands["route"]
+
+
 def _renormalised(node: Node) -> Node:
     """Σ_banks read / Σ e, the sum of a token's weights being the exponential of a log-sum-exp of logarithms."""
+    q, *banks = node.positional
+    reads = [altered(node, positional=(q, bank), renormalise=not _several(bank)) for bank in banks]
+    if not any(_several(bank) and not _sum_to_one(bank) for bank in banks):
+        return merge(*reads, fn="sum") if len(banks) > 1 else reads[0]
     sources, terms = list[Node](), list[Expr]()
-    for bank in node.positional[1:]:
-        sources.append(altered(node, positional=(node.src[0], bank), renormalise=not _several(bank)))
+    for bank, read in zip(banks, reads, strict=True):
+        sources.append(read)
         term = var(f"x{len(sources) - 1}", "float")
-        if _several(bank):
+        if _several(bank) and not _sum_to_one(bank):
             sources.append(row_lse(mapped(bank.operands["weight"], fn=f"log(maximum(x0, {LEAST}))")))
             term = term * exp(-var(f"x{len(sources) - 1}", "float"))
         terms.append(term)

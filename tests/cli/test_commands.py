@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,39 +167,28 @@ def test_a_file_that_does_not_run_is_a_sentence(capsys: Captured, tmp_path: Path
     assert caught.value.__cause__ is not None
 
 
+def test_a_file_may_import_what_lies_beside_it(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_mine.py").write_text("SIZE = 24\n")
+    text = "import sparsec\nfrom beside_mine import SIZE\nmine = sparsec.preset('streaming', window=SIZE)\n"
+    (tmp_path / "mine.py").write_text(text)
+    before = [*sys.path]
+    assert "24" in run(capsys, "show", f"{tmp_path}/mine.py:mine")
+    assert sys.path == [*before, str(tmp_path)]
+    del sys.modules["beside_mine"]
+
+
+def test_two_variants_in_one_command_are_refused(capsys: Captured) -> None:
+    assert main(["check", "hsa", "nsa"]) == 2
+    assert "one variant at a time. Fix: run the command again for nsa" in capsys.readouterr().err
+
+
 def test_a_fault_beyond_the_file_keeps_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import json\njson.loads('{')\n")
     with pytest.raises(json.JSONDecodeError):
         main(["show", f"{tmp_path}/mine.py"])
-
-
-def test_check_agrees_and_says_what_was_compared(capsys: Captured) -> None:
-    out = run(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16")
-    assert "is right on interpreter" in out and "graph = text" in out and "attend_out" in out
-    found = value(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16")
-    assert found["ok"] and [link["lower"] for link in found["links"]][-1] == "outputs on interpreter"
-
-
-def test_check_says_where_a_size_leaves_nothing_out(capsys: Captured) -> None:
-    assert "no choice to the test" not in run(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16")
-    assert "every query sees all earlier tokens" in run(capsys, "check", "streaming", "T=19", "D=16", "DV=16")
-    found = value(capsys, "check", "dsa", "T=19", "D=16", "DV=16")
-    assert found["note"].startswith("these dims put no choice to the test: `chosen` takes up to 2048 of 19")
-    assert value(capsys, "check", "dsa", "k=4", "T=19", "D=16", "DV=16")["note"] == ""
-
-
-def test_check_fails_with_1(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsec.tile import interpreter
-
-    honest = interpreter.interpret
-
-    def forgetful(program: Any, tensors: Any, *rest: Any) -> None:
-        honest(program, tensors, *rest)
-        list(tensors.values())[-1][:, -1] *= 1.01
-
-    monkeypatch.setattr(interpreter, "interpret", forgetful)
-    out = run(capsys, "check", *WINDOW, "T=19", "D=16", "DV=16", code=1)
-    assert "is WRONG on interpreter" in out and "first at attend_out" in out
 
 
 def test_explain_prints_what_one_order_costs(capsys: Captured) -> None:
@@ -268,8 +258,6 @@ def test_variants_from_files(capsys: Captured, tmp_path: Path) -> None:
 
 
 def test_module_runs() -> None:
-    import sys
-
     done = subprocess.run([sys.executable, "-m", "sparsec", "list", "nsaa"], capture_output=True, text=True)
     assert done.returncode == 2 and "did you mean `nsa`" in done.stderr and "Traceback" not in done.stderr
     done = subprocess.run(

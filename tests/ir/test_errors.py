@@ -133,6 +133,11 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
     "gated with one gate": (lambda: lang.merge(*two(), fn="gated", gates=[gate()]), "2 branches, 1 gates", "1 missing"),
     "convex without a gate": (lambda: lang.merge(*two(), fn="convex"), "2 branches, 0 gates", "in all: 1 missing"),
     "softcap below 0": (lambda: lang.attend(q(), mem(), softcap=-1.0), "softcap = -1.0", "at least 0"),
+    "parts that nothing tells apart": (
+        lambda: states.write(states.state(parts=3), *kv()),
+        "parts = 3, no route",
+        "a route: topk(scores) {unit = part}",
+    ),
     "decay of the wrong rank": (
         lambda: states.write(bank(), *kv(), decay=lang.input("g", "B TK HKV"), decay_kind="key"),
         "input [B, TK, HKV]",

@@ -15,6 +15,7 @@ from sparsec.passes.pipeline import run
 from sparsec.passes.stream import stream
 from sparsec.plan.plan import PlanError
 from sparsec.runtime.compiled import compile
+from sparsec.testing.whole.chain import links
 from sparsec.testing.whole.trained import wrong_on
 
 HEAD = "q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], beta: [B,T,HKV] float32"
@@ -98,10 +99,9 @@ def test_a_recall_of_what_nothing_writes() -> None:
         sparsec.parse("variant x(q: [B,T,H,D]) { return recall(q, state()) }")
 
 
-def test_parts_without_a_route_are_refused_with_what_to_give() -> None:
-    layer = sparsec.parse(f"variant one({HEAD}) {{ return recall(q, write(state() {{parts = 4}}, k, v, beta=beta)) }}")
-    with pytest.raises(PlanError, match=r"4 parts.*alike are one; give the write a route"):
-        compile(layer, target="interpreter")(**sparsec.inputs(layer, dtype="float32", device="cpu", seed=0, **SIZES))
+def test_parts_without_a_route_are_refused_where_they_are_declared() -> None:
+    with pytest.raises(DeclarationError, match=r"parts = 4, no route.*alike are one.*a route: topk"):
+        sparsec.parse(f"variant one({HEAD}) {{ return recall(q, write(state() {{parts = 4}}, k, v, beta=beta)) }}")
 
 
 TWICE = f"""variant twice({HEAD}, w: [B,T,HKV,DV], m: [B,1,HKV,D,DV] float32) {{
@@ -162,6 +162,18 @@ def test_sums_by_renormalised_weights_are_merged(read: str, other: str, dtype: s
     layer = sparsec.parse(MERGED.replace("READ", read).replace("OTHER", other))
     x = sparsec.inputs(layer, dtype=getattr(torch, dtype), device="cpu", seed=0, **SIZES | {"DX": 4, "DV": 16})
     assert wrong_on(compile(layer, "interpreter"), x, dtype) == []
+
+
+@pytest.mark.parametrize(("read", "other"), [("few", "one"), ("one", "few"), ("few, one", "few")])
+def test_weights_that_sum_to_one_divide_nothing(read: str, other: str) -> None:
+    """The logarithm of their sum is 0, to which no error can be relative."""
+    whole = MERGED.replace("READ", read).replace("OTHER", other).replace("{fn = softmax, renormalise = false}", "")
+    layer = sparsec.parse(whole)
+    x = sparsec.inputs(layer, dtype="float32", device="cpu", seed=0, **SIZES | {"DX": 4, "DV": 16})
+    compiled = compile(layer, "interpreter")
+    assert [link.sentence for link in links(compiled, x) if not link.ok] == []
+    assert wrong_on(compiled, x, "float32") == []
+    assert "row_lse" not in run(layer).text()
 
 
 def test_renormalising_given_weights_is_refused_in_words() -> None:

@@ -139,11 +139,6 @@ def test_a_wrong_kernel_is_found(mistake: str, tmp_path: Path, monkeypatch: pyte
 
 
 REFUSED = {
-    "parts": (
-        parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV]) {
-          return recall(q, write(state() {parts = 3}, k, v)) }"""),
-        "3 parts that every token writes alike are one",
-    ),
     "a decay per element": (
         parse("""variant x(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], g: [B,T,HKV,D,DV] float32) {
           return recall(q, write(state(), k, v, decay=g) {decay_kind = full}) }"""),

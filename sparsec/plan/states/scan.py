@@ -113,9 +113,6 @@ def _refuse(planner: Planner, written: Node, carried: Sequence[str]) -> None:
             written, "a state written twice per token has no kernel yet; the oracle has no meaning for it"
         )
     routed = ["parts"] if "route" in written.operands else []
-    if not routed and "parts" not in carried and bank["parts"] != 1:
-        said = f"{bank['parts']} parts that every token writes alike are one"
-        raise planner.refuse(bank, f"{said}; give the write a route, such as a topk with unit = part, or parts = 1")
     honours(planner, bank, "heads", "rows", "cols", *routed, *carried)
     honours(planner, written, "rule", "decay_kind", "reads", "freeze_unselected", "steps")
     if written["decay_kind"] == "full":

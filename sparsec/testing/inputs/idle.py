@@ -16,12 +16,13 @@ from sparsec.oracle.values import OracleError
 
 def idle(variant: Variant, inputs: Mapping[str, Tensor], dims: Mapping[str, int]) -> str:
     """Why these dims test no choice of the variant, and what would; "" where something is left out."""
-    found = [*_choices(variant, dims), *_masks(variant, inputs, dims)]
+    found = [*choices(variant, dims), *_masks(variant, inputs, dims)]
     what = "smaller knobs or a longer T would"
     return f"these dims put no choice to the test: {', '.join(found)}; {what}" if found else ""
 
 
-def _choices(variant: Variant, dims: Mapping[str, int]) -> Iterator[str]:
+def choices(variant: Variant, dims: Mapping[str, int]) -> Iterator[str]:
+    """Each top-k of the variant that takes all there is at these dims."""
     for node in variant.nodes:
         if node.op is Op.TOPK and value(node.src[0].shape[3], dims) <= (slots := node.integer("slots")):
             yield f"`{variant.names[node]}` takes up to {slots} of {value(node.src[0].shape[3], dims)}"
