@@ -78,7 +78,7 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
     wide, delta = rows > _TALLEST, w.rule == "delta" or w.erase is not None
     columns = min(32 if wide else 64, cols, rows if delta else 64)
     splits = 1 if wide and delta else _splits(w, columns)
-    tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and not needs_keyed(w) and w.steps == 1
+    tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and w.steps == 1 and w.erase is None
     stages = 1 if w.erase is not None else 2  # two do not fit with what erases
     found = Schedule("chunk", 64, value_block=columns, splits=splits, warps=4, stages=stages, descriptors=tma)
     halves = target.startswith("triton") and w.half == "bfloat16"  # states outgrow fp16
@@ -90,7 +90,9 @@ def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
     """As ``in_chunks``, for the adjoint."""
     found = in_chunks(spec.forward, target)
     one = spec if spec.forward.writes.route is None else sort.gradient(spec)
-    return found if found is not None and chunk_back.refusal(one) is None else None
+    if found is None or chunk_back.refusal(one) is not None:
+        return None
+    return replace(found, descriptors=found.descriptors and not needs_keyed(spec.forward.writes))
 
 
 def _splits(w: Writes, columns: int) -> int:

@@ -19,6 +19,7 @@ from sparsec.backends.triton.resources import Resources
 from sparsec.lower.scan import schedules
 from sparsec.lower.scan.chunk import forward as chunk
 from sparsec.lower.scan.chunk import gradient as chunk_grad
+from sparsec.lower.scan.keyed.fades import DEEPEST, GROUP
 from sparsec.plan.states.scan_specs import Operand, Read, Scan, Writes
 from sparsec.scalar.evaluate import evaluate
 from sparsec.testing.kernels.scan import Setting, truth
@@ -66,8 +67,11 @@ HALF = 228 * 1024 // 2 - 1024
 """Bytes of shared memory for each of two programs on a processor of an H100, less what each takes by itself."""
 
 
-def found(s: Setting, schedule: Schedule) -> dict[str, float]:
-    """Root-mean-square errors over root-mean-square truth in the tile interpreter; fp32 is computed exactly."""
+def found(s: Setting, schedule: Schedule, scratch: dict[str, torch.Tensor] | None = None) -> dict[str, float]:
+    """Root-mean-square errors over root-mean-square truth in the tile interpreter; fp32 is computed exactly.
+
+    All buffers end up in ``scratch``.
+    """
     mode: Literal["exact", "storage"] = "exact" if s.dtype == "float32" else "storage"
     lowered, given = chunk.lower(s.scan(), schedule), s.draw()
     x = given if mode == "storage" else {name: t.double() for name, t in given.items()}
@@ -78,6 +82,8 @@ def found(s: Setting, schedule: Schedule) -> dict[str, float]:
         verify(step.program)
         interpret(step.program, every, dims, mode)
     want = truth(s, given)
+    if scratch is not None:
+        scratch |= every
     return {name: float((every[name].double() - want[name]).norm() / want[name].norm()) for name in out}
 
 
@@ -120,11 +126,23 @@ def test_a_grid_has_room_for_any_number_of_heads_and_chunks() -> None:
         assert not {name: grid for name, grid in grids.items() if max(grid[1:], default=0) > MOST_PROGRAMS}
 
 
-@pytest.mark.parametrize("rule", ["fading", "gated delta", "delta, fading channels"])
+@pytest.mark.parametrize("rule", ["fading", "gated delta", "fading channels", "delta, fading channels", "erase"])
 def test_segments_that_nothing_passes(rule: str) -> None:
     """Neither first states nor last ones: some transitions are not worked out."""
-    s = replace(RULES[rule], length=150, rows=32, cols=48, heads=1)
-    errors = found(s, Schedule(order="chunk", rows=16, value_block=16, splits=3))
+    s = replace(RULES[rule], length=150, rows=32, cols=48, heads=1, state_heads=1)
+    scratch: dict[str, torch.Tensor] = {}
+    errors = found(s, Schedule(order="chunk", rows=16, value_block=16, splits=3), scratch)
+    assert all(e < 1e-12 for e in errors.values()), errors
+    ends = scratch["scan_ends"][0, 0]
+    made, unit = ends[:, :, :48], torch.eye(32, dtype=ends.dtype)
+    assert made[0].any() and made[1].any() and not made[2].any()
+    assert s.rule != "delta" or [torch.equal(p, unit) for p in ends[:, :, 48:]] == [True, False, True]
+
+
+def test_one_segment_that_nothing_passes() -> None:
+    """As many segments as the sequence takes: one, whose last state is asked for."""
+    s = replace(RULES["gated delta"], length=20, final=True)
+    errors = found(s, Schedule(order="chunk", rows=16, splits=4))
     assert all(e < 1e-12 for e in errors.values()), errors
 
 
@@ -157,6 +175,16 @@ def test_strong_gates(rule: str) -> None:
     assert all(e < 1e-12 for e in errors.values()), errors
     errors = found(replace(s, dtype="bfloat16"), Schedule(order="chunk", rows=64, splits=2))
     assert all(e < BF16 for e in errors.values()), errors
+
+
+@pytest.mark.parametrize("rule", ["fading channels", "delta, fading channels"])
+def test_strong_gates_in_more_chunks_than_a_program_sees_through(rule: str) -> None:
+    s = replace(RULES[rule], rows=64, cols=16, length=64 * 2 * GROUP + 5, heads=1, batch=2, gates="strong")
+    scratch: dict[str, torch.Tensor] = {}
+    errors = found(s, Schedule(order="chunk", rows=64, splits=2), scratch)
+    assert all(e < 1e-12 for e in errors.values()), errors
+    deep = (scratch["scan_totals"].amin(-1) < DEEPEST).flatten(0, 1)
+    assert deep[:, :GROUP].any() and deep[:, -GROUP:].any() and not deep.all()
 
 
 def test_what_has_no_chunk_form() -> None:
@@ -196,6 +224,15 @@ def test_two_programs_share_a_processor(tmp_path: Path) -> None:
     for step, made in zip(walks, compile_all(jobs, tmp_path), strict=True):
         assert isinstance(made, Compiled)
         assert made.resources.shared <= HALF, f"{step.program.name}: {made.resources}"
+
+
+def test_states_of_64_columns_are_left_operands(tmp_path: Path) -> None:
+    """A program that walks forward multiplies a state from registers: no tile of it lies in shared memory (16 KB)."""
+    s = replace(RULES["gated delta"], rows=128, cols=128, heads=16, state_heads=16, dtype="bfloat16")
+    steps = chunk.lower(s.scan(), schedules.default(s.scan(), "triton:sm_90")).steps
+    (made,) = compile_all([job(x.program, x.schedule, "sm_90") for x in steps if x.program.name == "scan"], tmp_path)
+    assert isinstance(made, Compiled)
+    assert made.resources.shared <= HALF - 2 * 64 * 128, made.resources
 
 
 def test_states_outgrow_fp16_and_narrow_keys_make_narrow_transitions() -> None:

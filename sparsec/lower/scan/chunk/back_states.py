@@ -37,7 +37,7 @@ def lower_states(b: Back) -> Program:
     own, w = b.own, b.own.writes
     with tile.Builder() as builder:
         found = Place(own, own.tiles, w.heads)
-        at, batch, head = walk(builder, own, found.number, own.tiles), found.batch, found.head
+        at, batch, head = walk(builder, own, found.number, own.tiles, "cdne"), found.batch, found.head
         row, limits = tile.iota(at.axes.dims), state_limits(at)
         if own.splits == 1:
             state, tensors = initial_state(own, batch, head, row, at.column, limits)

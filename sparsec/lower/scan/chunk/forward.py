@@ -84,7 +84,7 @@ def states(own: Chunked, final: str | None, before: bool, after: bool) -> list[S
         return []
     return [
         Step(segments.lower_ends(own, before, after), ahead(own.schedule)),
-        Step(segments.lower_starts(own, final), combined(own)),
+        Step(segments.lower_starts(own, final, before), combined(own)),
     ]
 
 

@@ -31,6 +31,9 @@ from sparsec.tile.language import Axis, Node, Program, Tensor
 _COMBINED = 32
 """Columns of a program that combines transitions."""
 
+_AHEAD = 4
+"""Segments that a program combines by decays alone loads ahead."""
+
 
 def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
     """L of every segment, and P beside it; one (segment, tile of columns, batch and head) per grid point.
@@ -43,12 +46,7 @@ def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
         place = Place(own, own.tiles + extra, w.heads)
         segment, batch, head = place.segment, place.batch, place.head
         at = walk(builder, own, place.number, place.tiles)
-        start, end = segment_bounds(own, segment)
-        if not last:
-            end = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, segment, sub(tile.param(SEGMENTS), 1)), start, end)
-        if not first and extra:
-            transition = tile.apply(Fn.LE, own.tiles, place.number)
-            end = tile.apply(Fn.WHERE, tile.apply(Fn.LT, segment, tile.cast(transition, "int32")), start, end)
+        start, end = needed(place, first, last)
 
         def visit(number: Node, state: Node, total: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, number)
@@ -67,6 +65,18 @@ def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
             tile.store(own.fades, batch, head, segment, value=total)
             tensors.append(own.fades)
         return own.program(builder, "ends", tensors, place.grid)
+
+
+def needed(place: Place, first: bool, last: bool) -> tuple[Node, Node]:
+    """The chunks that a program of ``lower_ends`` walks over: none where nobody needs what it makes."""
+    own = place.own
+    start, end = segment_bounds(own, place.segment)
+    if not last:
+        end = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, place.segment, sub(tile.param(SEGMENTS), 1)), start, end)
+    if not first and place.tiles > own.tiles:
+        transition = tile.apply(Fn.LE, own.tiles, place.number)
+        end = tile.apply(Fn.WHERE, tile.apply(Fn.LT, place.segment, tile.cast(transition, "int32")), start, end)
+    return start, end
 
 
 def _unit(at: Walk) -> Node:
@@ -131,6 +141,11 @@ class Combining:
         transition = halves(tile.load(own.ends, *at, tile.iota(left), column, bounds=limits), w.half)
         return tile.rename(product_of_halves(transition, halves(state, w.half), dims), rows, dims)
 
+    @property
+    def stages(self) -> int | None:
+        """Segments under way at once; where they are multiplied, the schedule says it."""
+        return None if self.own.delta else _AHEAD
+
     def tensors(self) -> list[Tensor]:
         """What transitions are read from."""
         return [self.own.ends] * self.own.delta + [self.own.fades] * self.own.fading
@@ -144,22 +159,44 @@ def combining(builder: tile.Builder, own: Chunked) -> Combining:
     return Combining(own, rows, dims, builder.axis("e", size), -(-w.cols // size))
 
 
-def lower_starts(own: Chunked, final: str | None) -> Program:
-    """The states before each segment, and the last ones; one (tile of columns, head, batch) per grid point."""
+def lower_starts(own: Chunked, final: str | None, first: bool) -> Program:
+    """The states before each segment, and the last ones; one (tile of columns, head, batch) per grid point.
+
+    Unless something passes the ``first`` segment, what comes after it is what it makes of zeros.
+    """
     with tile.Builder() as builder:
         at = combining(builder, own)
         state, tensors = initial_state(own, at.batch, at.head, at.row, at.column, at.limits)
+        last = sub(tile.param(SEGMENTS), 1)
+
+        def store(segment: Node, state: Node) -> None:
+            place = (at.batch, at.head, segment, at.row, at.column)
+            tile.store(own.starts, *place, value=state, bounds=dict(at.limits))
+
+        def made(segment: Node) -> Node:
+            return tile.load(own.ends, at.batch, at.head, segment, at.row, at.column, bounds=dict(at.limits))
+
+        def after(segment: Node, state: Node) -> Node:
+            return add(at.carried((at.batch, at.head, segment), state), made(segment))
+
+        def begin(_: Node, state: Node) -> Sequence[Node]:
+            state = made(tile.const(0))
+            store(tile.const(1), state)
+            return [state]
 
         def visit(segment: Node, state: Node) -> Sequence[Node]:
-            here = (at.batch, at.head, segment)
-            tile.store(own.starts, *here, at.row, at.column, value=state, bounds=dict(at.limits))
-            added = tile.load(own.ends, *here, at.row, at.column, bounds=dict(at.limits))
-            return [add(at.carried(here, state), added)]
+            state = after(segment, state)
+            store(add(segment, 1), state)
+            return [state]
 
-        (last,) = tile.loop(0, tile.param(SEGMENTS), 1, [state], visit)
+        store(tile.const(0), state)
+        if not first:
+            (state,) = tile.loop(0, tile.apply(Fn.LT, 0, last), 1, [state], begin)
+        (state,) = tile.loop(0 if first else 1, last, 1, [state], visit, at.stages)
         tensors += [own.ends, own.starts, *at.tensors()]
         if final is not None and own.runs is None:
-            tensors.append(store_final(own, final, (at.batch, at.head, at.row, at.column), last, at.limits))
+            place = (at.batch, at.head, at.row, at.column)
+            tensors.append(store_final(own, final, place, after(last, state), at.limits))
         return own.program(builder, "starts", tensors, (at.tiles, own.writes.heads, tile.param("B")))
 
 

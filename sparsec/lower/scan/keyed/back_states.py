@@ -28,7 +28,7 @@ def lower_states(b: KeyedBack) -> Program:
     """The states before each chunk, and answers; one (segment, tile of columns, batch and head) per grid point."""
     keyed, own, w = b.keyed, b.keyed.own, b.keyed.own.writes
     with tile.Builder() as builder:
-        at = walk(builder, keyed, own.tiles)
+        at = walk(builder, keyed, own.tiles, "cdne")
         batch, head = at.place.batch, at.place.head
         state, tensors = first_state(at, batch, head)
 

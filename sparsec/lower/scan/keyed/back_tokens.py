@@ -19,7 +19,7 @@ from sparsec.lower.scan.chunk.state import Axes
 from sparsec.lower.scan.keyed.back_near import Near
 from sparsec.lower.scan.keyed.back_sums import Sums, summed
 from sparsec.lower.scan.keyed.backward import KeyedBack
-from sparsec.lower.scan.keyed.fades import Fades, Space, dims_of, over_dims, where_deep
+from sparsec.lower.scan.keyed.fades import GROUP, Fades, Space, dims_of, over_dims, where_deep
 from sparsec.lower.scan.keyed.prepare import chunk_of, grid, inputs
 from sparsec.lower.scan.keyed.sides import Side
 from sparsec.plan.states.scan_specs import Operand
@@ -28,19 +28,19 @@ from sparsec.tile.language import Node, Program, Tensor
 
 
 def lower(b: KeyedBack, deep: bool) -> Program:
-    """One (head, chunk, batch) per grid point; ``deep``: once more, exactly, chunks that fade too far for tiles."""
+    """One (head, chunk or some, batch) per grid point; ``deep``: again, exactly, chunks that fade too far for tiles."""
     own = b.keyed.own
     with tile.Builder() as builder:
         c, n = builder.axis("c", own.chunk), builder.axis("n", own.chunk)
         axes = Axes(c, builder.axis("d", dims_of(own)), n, builder.axis("e", own.columns))
-        chunk = chunk_of(b.keyed)
-        found = _Tokens(b, axes, deep, {})
+        group = GROUP if deep else 1
+        chunk, found = chunk_of(b.keyed, group), _Tokens(b, axes, deep, {})
         if deep:
-            where_deep(b.keyed, chunk, axes.dims, found.all)
+            where_deep(b.keyed, chunk, (builder.axis("g", group), axes.dims), found.all)
         else:
             found.all(chunk)
         tensors = [*inputs(b.keyed), *found.tensors()]
-        return own.program(builder, "again" if deep else "", tensors, grid(b.keyed))
+        return own.program(builder, "again" if deep else "", tensors, grid(b.keyed, group))
 
 
 @dataclass(frozen=True, slots=True)

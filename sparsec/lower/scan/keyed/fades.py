@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scalars import least as least_of
 from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.gates import log2_decay
-from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power, power_of_two, times
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two, times
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -25,6 +26,9 @@ DEEPEST = -200.0
 
 DIMS = 32
 """Key dims of a tile."""
+
+GROUP = 8
+"""Chunks that a program sees through for such as fade further: most find none, and starting is what they take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +148,34 @@ class Fades:
         return tile.apply(Fn.EXP2, sub(self.middle(), self.sums()))
 
 
-def where_deep(keyed: Keyed, chunk: Chunk, dims: Axis, body: Callable[[Chunk], None]) -> None:
-    """Run ``body`` where some channel fades too far for products of tiles."""
-    own = keyed.own
+def where_deep(keyed: Keyed, first: Chunk, axes: tuple[Axis, Axis], body: Callable[[Chunk], None]) -> None:
+    """Run ``body`` on those of ``GROUP`` chunks in which some channel fades too far; axes of the group and of dims."""
+    own, (group, dims) = keyed.own, axes
+    numbers = add(first.number, tile.iota(group))
 
-    def least(number: Node, found: Node) -> Sequence[Node]:
-        at = add(mul(number, dims.size), tile.iota(dims))
-        total = tile.load(keyed.totals, chunk.batch, chunk.head, chunk.number, at)
-        return [tile.apply(Fn.MINIMUM, found, tile.reduce("min", total, dims))]
+    def least(part: Node, found: Node) -> Sequence[Node]:
+        at = add(mul(part, dims.size), tile.iota(dims))
+        bounds: dict[int, tile.Value] = {2: tile.param(CHUNKS)}
+        total = tile.load(keyed.totals, first.batch, first.head, numbers, at, bounds=bounds)
+        return [tile.apply(Fn.MINIMUM, found, total)]
 
-    (lowest,) = tile.loop(0, power(own.writes.rows) // dims.size, 1, [tile.const(0.0)], least)
-    count = tile.apply(Fn.WHERE, tile.apply(Fn.LT, lowest, DEEPEST), tile.const(1), tile.const(0))
+    parts, nothing = power(own.writes.rows) // dims.size, tile.full(0.0, group, dims)
+    lowest = tile.reduce("min", tile.loop(0, parts, 1, [nothing], least)[0], dims)
 
     def visit(number: Node) -> Sequence[Node]:
-        body(Chunk(own, chunk.batch, chunk.head, number))
+        own_lowest = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, numbers, number), lowest, 0.0)
+        tile.loop(number, add(number, _is_deep(tile.reduce("min", own_lowest, group))), 1, [], again)
         return []
 
-    tile.loop(chunk.number, add(chunk.number, count), 1, [], visit)
+    def again(number: Node) -> Sequence[Node]:
+        body(Chunk(own, first.batch, first.head, number))
+        return []
+
+    end = least_of(add(first.number, GROUP), tile.param(CHUNKS))
+    some = tile.apply(Fn.EQ, _is_deep(tile.reduce("min", lowest, group)), 1)
+    tile.loop(first.number, tile.apply(Fn.WHERE, some, end, first.number), 1, [], visit)
+
+
+def _is_deep(lowest: Node) -> Node:
+    """1 where something fades too far, else 0."""
+    return tile.apply(Fn.WHERE, tile.apply(Fn.LT, lowest, DEEPEST), tile.const(1), tile.const(0))

@@ -18,8 +18,10 @@ from sparsec.tile.language import Tensor
 def lower(spec: Scan, own: Chunked) -> Lowered:
     """q, k ``[B,N,H,D]``, v ``[B,N,H,DV]``, decays, beta, erase vectors -> outputs ``[B,N,H,DV]``, final states."""
     keyed = Keyed(own, spec.reads[0])
-    steps = prepared(keyed) + states(keyed, spec.final)
-    kept = own.splits == 1 or own.runs is not None
+    within = own.runs is not None
+    steps = prepared(keyed)
+    steps += states(keyed, spec.final, within or spec.writes.initial is not None, within or spec.final is not None)
+    kept = own.splits == 1 or within
     steps.append(Step(outputs.lower(keyed, spec.final if kept else None), own.schedule))
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch(keyed)), own.params())
 
@@ -28,7 +30,7 @@ def prepared(keyed: Keyed) -> list[Step]:
     """All that needs no state."""
     small = replace(keyed.own.schedule, warps=8, stages=1, descriptors=False, registers=0)
     steps = [Step(units.lower(keyed.own, *each), replace(small, warps=4)) for each in _units(keyed)]
-    steps.append(Step(prepare.lower(keyed), small))
+    steps.append(Step(prepare.lower(keyed), replace(small, warps=4, stages=3)))
     if keyed.own.writes.decay is not None:
         steps.append(Step(prepare.lower_deep(keyed), small))
     if keyed.asking is not None:
@@ -44,14 +46,17 @@ def _units(keyed: Keyed) -> list[tuple[Operand, int]]:
     return list(units.wanted(keyed.own, (keyed.read,)).values())
 
 
-def states(keyed: Keyed, final: str | None) -> list[Step]:
-    """What segments make of a state, and the states before them; nothing where there is one segment."""
+def states(keyed: Keyed, final: str | None, before: bool, after: bool) -> list[Step]:
+    """What segments make of a state, and the states before them; nothing where there is one segment.
+
+    ``before`` and ``after`` say whether anything passes the first and the last segment.
+    """
     own = keyed.own
     if own.splits == 1:
         return []
     combined = replace(own.schedule, warps=8 if own.delta else 4, stages=2, registers=0)
-    ends = Step(outputs.lower_ends(keyed), own.schedule)
-    return [ends, Step(chunk_segments.lower_starts(own, final), combined)]
+    ends = Step(outputs.lower_ends(keyed, before, after), own.schedule)
+    return [ends, Step(chunk_segments.lower_starts(own, final, before), combined)]
 
 
 def scratch(keyed: Keyed) -> list[Tensor]:

@@ -20,7 +20,10 @@ def lower(back: Back) -> Lowered:
     """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for."""
     own, schedule = back.own, back.own.schedule
     b = KeyedBack(back, Keyed(own, back.read))
-    steps = forward.prepared(b.keyed) + forward.states(b.keyed, None)
+    within = own.runs is not None
+    given = back.spec.forward.writes.initial is not None or back.spec.grad_initial is not None
+    steps = forward.prepared(b.keyed)
+    steps += forward.states(b.keyed, None, within or given, within or back.spec.grad_final is not None)
     steps.append(Step(back_states.lower_states(b), schedule))
     if own.splits > 1:
         combined = replace(schedule, warps=8 if own.delta else 4, stages=2, registers=0)

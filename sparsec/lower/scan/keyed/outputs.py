@@ -11,7 +11,7 @@ from sparsec.lower.scalars import sub
 from sparsec.lower.scan.chunk import resets
 from sparsec.lower.scan.chunk.operands import operands, product
 from sparsec.lower.scan.chunk.parts import Chunk, column_limit, power
-from sparsec.lower.scan.chunk.segments import initial_state, store_final
+from sparsec.lower.scan.chunk.segments import initial_state, needed, store_final
 from sparsec.lower.scan.keyed.sides import Keyed
 from sparsec.lower.scan.keyed.walk import Walk, walk
 from sparsec.scalar.fn import Fn
@@ -29,6 +29,7 @@ def lower(keyed: Keyed, final: str | None) -> Program:
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
             chunk, place = Chunk(own, batch, head, number), (tile.iota(at.axes.dims), at.column)
+            at.total(chunk)  # read first, needed last
             state = resets.entered(chunk, state, place, at.limits)
             answered = at.answered(chunk, state)
             _store(at, chunk, _outputs(at, chunk, answered, state))
@@ -77,8 +78,11 @@ def _store(at: Walk, chunk: Chunk, out: Node) -> None:
     tile.store(made, *place, value=tile.cast(out, made.dtype), bounds=bounds)
 
 
-def lower_ends(keyed: Keyed) -> Program:
-    """L of every segment, and P beside it; one (segment, tile of columns, batch and head) per grid point."""
+def lower_ends(keyed: Keyed, first: bool, last: bool) -> Program:
+    """L of every segment, and P beside it; one (segment, tile of columns, batch and head) per grid point.
+
+    What nobody needs is not worked out: P of the first segment unless ``first``, and the last one's unless ``last``.
+    """
     own, w = keyed.own, keyed.own.writes
     tiles = own.tiles + (power(w.rows) // own.columns if own.delta else 0)
     with tile.Builder() as builder:
@@ -92,7 +96,7 @@ def lower_ends(keyed: Keyed) -> Program:
             return [after, resets.passed(chunk, total, lambda: at.total(chunk)) if own.fading else total]
 
         inits = [_unit(at), tile.full(0.0, at.axes.dims)]
-        state, total = tile.loop(*at.bounds(), 1, inits, visit)
+        state, total = tile.loop(*needed(at.place, first, last), 1, inits, visit)
         limits: dict[int, tile.Value] = {3: at.limits[3]} if 3 in at.limits else {}
         tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
         if own.fading:

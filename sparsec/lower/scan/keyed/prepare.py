@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, power_of_two
-from sparsec.lower.scan.keyed.fades import Fades, Space, dims_of, over_dims, where_deep
+from sparsec.lower.scan.keyed.fades import GROUP, Fades, Space, dims_of, over_dims, where_deep
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -43,7 +43,8 @@ def lower_deep(keyed: Keyed) -> Program:
     """All of it once more, exactly, in chunks that fade too far for products of tiles."""
     own = keyed.own
     with tile.Builder() as builder:
-        axes, chunk = _axes(builder, keyed), chunk_of(keyed)
+        group = builder.axis("g", GROUP)
+        axes, first = _axes(builder, keyed), chunk_of(keyed, GROUP)
 
         def again(chunk: Chunk) -> None:
             over_dims(own, axes, [], lambda at: _store_faded(keyed, Fades(keyed, chunk, at, True)))
@@ -55,25 +56,30 @@ def lower_deep(keyed: Keyed) -> Program:
                 (value,) = over_dims(own, axes, [tile.full(0.0, axes[0], axes[2])], visit)
                 _store_product(keyed, chunk, axes, row, column, value)
 
-        where_deep(keyed, chunk, axes[1], again)
+        where_deep(keyed, first, (group, axes[1]), again)
         written = [*(keyed.faded(s) for s in (*keyed.rows, *keyed.columns)), *_products(keyed)]
-        return own.program(builder, "deep", [*inputs(keyed), keyed.totals, *written], grid(keyed))
+        return own.program(builder, "deep", [*inputs(keyed), keyed.totals, *written], grid(keyed, GROUP))
 
 
-def grid(keyed: Keyed) -> tuple[tile.Value, ...]:
-    """One (batch, chunk, head) per grid point, in the dimension that has no limit.
+def grid(keyed: Keyed, group: int = 1) -> tuple[tile.Value, ...]:
+    """One (batch, ``group`` of chunks, head) per grid point, in the dimension that has no limit.
 
     Heads are neighbours in memory, so programs at work read whole rows.
     """
-    return (mul(mul(tile.param("B"), tile.param(CHUNKS)), keyed.own.writes.heads),)
+    return (mul(mul(tile.param("B"), _groups(group)), keyed.own.writes.heads),)
 
 
-def chunk_of(keyed: Keyed) -> Chunk:
-    """The chunk of a program."""
-    heads, chunks = keyed.own.writes.heads, tile.param(CHUNKS)
+def chunk_of(keyed: Keyed, group: int = 1) -> Chunk:
+    """The chunk of a program, or the first of its group."""
+    heads, groups = keyed.own.writes.heads, _groups(group)
     before, head = (tile.apply(fn, tile.program_id(0), heads) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
-    batch, number = (tile.apply(fn, before, chunks) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
-    return Chunk(keyed.own, batch, head, number)
+    batch, number = (tile.apply(fn, before, groups) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
+    return Chunk(keyed.own, batch, head, number if group == 1 else mul(number, group))
+
+
+def _groups(group: int) -> Node:
+    chunks = tile.param(CHUNKS)
+    return chunks if group == 1 else tile.apply(Fn.TRUNCDIV, add(chunks, group - 1), group)
 
 
 def _axes(builder: tile.Builder, keyed: Keyed) -> Axes:

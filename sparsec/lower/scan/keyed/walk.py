@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.chunk.parts import Chunk, column_limit, halves, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk.place import Place
-from sparsec.lower.scan.chunk.state import Axes, axes
+from sparsec.lower.scan.chunk.state import Axes, axes, usual_order
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
@@ -97,8 +97,9 @@ class Walk:
         return found + [k.answers, k.passed] * (k.asking is not None)
 
 
-def walk(builder: tile.Builder, keyed: Keyed, tiles: int, order: str = "cdne") -> Walk:
-    """The walk of one of ``tiles`` tiles of columns."""
-    made, place = axes(builder, keyed.own, order), Place(keyed.own, tiles, keyed.own.writes.heads)
+def walk(builder: tile.Builder, keyed: Keyed, tiles: int, order: str = "") -> Walk:
+    """The walk of one of ``tiles`` tiles of columns; the axes in ``order``, or in that of a walk forward."""
+    made = axes(builder, keyed.own, order or usual_order(keyed.own))
+    place = Place(keyed.own, tiles, keyed.own.writes.heads)
     column = add(mul(place.number, keyed.own.columns), tile.iota(made.columns))
     return Walk(keyed, made, place, column, tiles * keyed.own.columns)
