@@ -100,3 +100,10 @@ def test_unit_vectors_of_narrow_states() -> None:
     """Where nothing fades and rows are few: 3.8e-3 with unit vectors stored in bf16."""
     variant = sparsec.preset("deltanet")
     assert wrong(variant, drawn_for(variant, T=512, D=32, DV=32)) == []
+
+
+def test_slopes_of_a_clip() -> None:
+    """What a level leaves is clipped: rounded to bf16 first, some lay beyond, and the gradient of v was at 7.5e-3."""
+    variant = sparsec.preset("rsa", raw=True, levels=2)
+    drawn = drawn_for(variant, T=200, D=64, DV=64, DX=32)
+    assert wrong_on(compile(variant, "interpreter"), drawn, "bfloat16") == []

@@ -53,8 +53,8 @@ def _surprise(planner: Planner, readers: Sequence[Node]) -> Operand | None:
     found = next((reader for reader in readers if reader.op is Op.SURPRISE), None)
     if found is None:
         return None
-    dtype = planner.sizes.dtype  # a small difference already, whose digits rounding leaves
-    return Operand(planner.temporary(found, "tensor", found.shape, dtype), dtype)
+    exact = "float32"  # what a level leaves is clipped, and rounding would take some of it across the clip
+    return Operand(planner.temporary(found, "tensor", found.shape, exact), exact)
 
 
 def dims(written: Node) -> dict[str, Expr]:
