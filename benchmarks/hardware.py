@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from sparsec.backends.tvm.threads import threads
+
 PACKAGES = ("torch", "triton", "apache-tvm", "fla-core", "optuna", "numpy", "sparsec")
 GPU_FIELDS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
 
@@ -18,6 +20,7 @@ def hardware(device: str) -> Record:
     """The record of this machine that goes into every row."""
     record: Record = {"python": platform.python_version(), "platform": platform.platform(), "packages": versions()}
     record |= {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "torch_threads": torch.get_num_threads()}
+    record |= {"tvm_threads": threads()}
     return record | gpu() if device == "cuda" else record
 
 

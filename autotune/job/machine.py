@@ -16,7 +16,17 @@ def machine(device: str) -> str:
 
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    return f"{_processor()}, {cores()} cores, torch {torch.__version__}"
+    return f"{_processor()}, {cores()} cores, {_threads()}, torch {torch.__version__}"
+
+
+def _threads() -> str:
+    """How many threads torch has, and sparsec's kernels where they are given another number."""
+    import torch
+
+    from sparsec.backends.tvm.threads import threads
+
+    mine, theirs = threads(), torch.get_num_threads()
+    return f"{mine} threads" if mine == theirs else f"{mine} threads of sparsec, {theirs} of torch"
 
 
 def cores() -> int:

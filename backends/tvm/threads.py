@@ -12,9 +12,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """Threads of a kernel: what TVM_NUM_THREADS or OMP_NUM_THREADS asks for, as torch does, else one per core."""
+    asked = (os.environ.get(name, "").split(",")[0] for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"))
+    return next((int(n) for n in asked if n.isdecimal() and int(n)), cores())
+
+
 def load_tvm() -> Any:
-    """The module ``tvm``, loaded with a thread per core, no pinning, and the process's own excepthook kept."""
-    os.environ.setdefault("TVM_NUM_THREADS", str(cores()))
+    """The module ``tvm``, loaded with as many threads as ``threads`` says, no pinning, and the excepthook kept."""
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     hook = sys.excepthook
     import tvm

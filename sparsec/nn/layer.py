@@ -33,6 +33,14 @@ class LayerCache:
     seen: int = 0
 
 
+def fits(cache: LayerCache, x: Tensor) -> None:
+    """Hidden states have a row per sequence, and room for their tokens. Raises InputError where they do not."""
+    if x.shape[0] != cache.op.batch:
+        rule = f"the cache was made for {cache.op.batch} sequences"
+        raise InputError("cache", f"a batch of {x.shape[0]}", rule, "give every sequence its tokens")
+    cache.op.reserve(x.shape[1])
+
+
 @cache
 def compiled(variant: Variant, device: str) -> Compiled:
     """The kernels of a variant on "cpu" or "cuda", shared by all layers that have it."""
@@ -191,9 +199,15 @@ class Layer(nn.Module):
             rule = f"hidden states are [B, T, {self.dim}]"
             raise InputError("x", f"shape {tuple(x.shape)}", rule, "x[None] where the batch is missing")
         if cache is not None:
-            cache.op.reserve(x.shape[1])  # what has no room is refused before convolutions' tails change
-        named = self.inputs(x, cache)
-        o, *losses = self.outputs(named, x, cache)
+            fits(cache, x)
+        before = {} if cache is None else dict(cache.tails)
+        try:
+            named = self.inputs(x, cache)
+            o, *losses = self.outputs(named, x, cache)
+        except BaseException:
+            if cache is not None:
+                cache.tails = before  # a step that is refused leaves the cache as it was
+            raise
         self.losses = tuple(losses)
         done: Tensor = self.read(self.after(o, named), x)
         return done

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from sparsec.ir.error import DeclarationError, InputError
-from sparsec.nn.layer import Layer, LayerCache
+from sparsec.nn.layer import Layer, LayerCache, fits
 
 
 class Mlp(nn.Module):
@@ -68,7 +68,7 @@ class LanguageModel(nn.Module):
     def hidden(self, ids: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
         """Normalised hidden states ``[B,T,dim]``, for losses that need few logits."""
         for cache in caches or ():
-            cache.op.reserve(ids.shape[1])  # what has no room in one layer is refused before another has seen it
+            fits(cache, ids)  # what has no room in one layer is refused before another has seen it
         x = self.embedding(ids)
         for n, block in enumerate(self.blocks):
             x = block(x, None if caches is None else caches[n])

@@ -74,7 +74,7 @@ def refuse_nameless(variant: Variant, given: Sequence[object], named: Mapping[st
 
 
 def check_devices(tensors: Mapping[str, Tensor], device: str) -> None:
-    """All inputs live on one device, that of the target, and their last dim is dense."""
+    """All inputs live on one device, that of the target, their last dim is dense, and memory has their own signs."""
     first_name, first = next(iter(tensors.items()))
     for name, x in tensors.items():
         if x.device != first.device:
@@ -85,6 +85,8 @@ def check_devices(tensors: Mapping[str, Tensor], device: str) -> None:
             raise InputError(name, f"on {x.device}", f"the target's kernels run on {device}", fix)
         if x.numel() and x.shape[-1] > 1 and x.stride(-1) != 1:
             raise InputError(name, f"last stride {x.stride(-1)}", "the last dim is dense (stride 1)", ".contiguous()")
+        if x.is_neg():
+            raise InputError(name, "a view that negates", "kernels read memory as it is", ".resolve_neg()")
 
 
 def check_indices(variant: Variant, tensors: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:

@@ -162,7 +162,7 @@ class Compiled(Decoding):
         """The call of these inputs as it was worked out before, or now."""
         described: list[object] = [q_offset, wrt, Records.generation, self._route.deterministic()]
         for x in tensors:
-            described += (x.shape, x.stride(), x.dtype, x.device)
+            described += (x.shape, x.stride(), x.dtype, x.device, x.is_neg())
         key = tuple(described)
         call = self._calls.get(key)
         if call is None or call.schedules != self.schedules:

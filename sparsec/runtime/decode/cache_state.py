@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sparsec.ir.error import InputError
 from sparsec.runtime.decode.cache_layout import BLOCKS, Bank, Place
@@ -59,6 +59,11 @@ class Cache:
         )
         return found
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Pages belong to the pool and the process: no copy and no file holds a cache."""
+        rule = "its memory is shared with its views and its pool"
+        raise InputError("cache", "copied or pickled", rule, "snapshot() and restore(), or a new init_cache")
+
     @property
     def known_lengths(self) -> tuple[int, ...]:
         """Tokens of each sequence, as far as the host was told: replays of a CUDA graph tell by ``replayed``."""
@@ -91,7 +96,10 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of pages, rings, tables and states where kernels run, of all sequences; of a shared pool, all of it."""
+        """Bytes of pages, rings, tables and states where kernels run, of all sequences; of a shared pool, all of it.
+
+        Memory is taken when the first tokens say how large a row is: before them, it is 0.
+        """
         held = [x for name, x in self.tensors.items() if not self.memory.places[name].cold]
         return sum(
             x.numel() * x.element_size() for x in (*held, *self.memory.tables.values(), *self.memory.states.values())

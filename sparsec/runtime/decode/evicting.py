@@ -114,11 +114,11 @@ class EvictingDecoder:
 
         kinds = {part: str(x.dtype).removeprefix("torch.") for part, x in given.items()}
         held = held_of(self.form, {part: x.shape for part, x in given.items()}, kinds)
+        cache.reserve(sum(takes))
         if cache.lengths is None:
             available(self.target)
             cache.allocate({}, given["q"].device, banks(held))
         check.same_states(cache, banks(held), given["q"].device)
-        cache.reserve(sum(takes))
         out = given["q"].new_empty(*given["q"].shape[:3], held.cols)
         done = 0
         for take in takes:

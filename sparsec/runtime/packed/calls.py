@@ -78,7 +78,7 @@ class PackedCalls:
     def ready(self, views: Sequence[Tensor], documents: Documents, wrt: tuple[str, ...] = ()) -> Ready:
         """A call worked out; with the halves of the joint plan where gradients of ``wrt`` are wanted."""
         compiled = self.compiled
-        described = [(x.shape, x.stride(), x.dtype, x.device) for x in views]
+        described = [(x.shape, x.stride(), x.dtype, x.device, x.is_neg()) for x in views]
         modes = (Records.generation, compiled._route.deterministic())
         key = ("packed", documents.count, documents.most, wrt, *modes, *described)
         call = compiled._calls.get(key)
