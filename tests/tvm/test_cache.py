@@ -94,7 +94,7 @@ def test_loading_tvm_leaves_the_process_as_it_was(tmp_path: Path) -> None:
         "from tvm.runtime import num_threads\n"
         "print(num_threads())\n"
     )
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("TVM_")}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("TVM_", "OMP_"))}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(os.sched_getaffinity(0))
