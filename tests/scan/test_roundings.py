@@ -62,9 +62,10 @@ def test_maps_of_sparse_state_expansion(k: int) -> None:
 
 @pytest.mark.parametrize("dim", [64, 128])
 def test_rows_that_keys_choose(dim: int) -> None:
-    """3.4e-3 at 128 dims with keys in bf16 and states rounded as queries read them."""
+    """3.4e-3 at 128 dims with keys in bf16 and states rounded as queries read them; gradients of v by theirs 3.1e-3."""
     variant = sparsec.preset("row_sparse")
-    assert wrong(variant, drawn_for(variant, T=700, D=dim, DV=dim)) == []
+    drawn = drawn_for(variant, T=700, D=dim, DV=dim)
+    assert wrong_on(compile(variant, "interpreter"), drawn, "bfloat16") == []
 
 
 @pytest.mark.parametrize("slow", [1 / 16, 1 / 64])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan.chunk import resets
 from sparsec.lower.scan.chunk.back_states import final_gradient
+from sparsec.lower.scan.chunk.operands import operands, product
 from sparsec.lower.scan.chunk.parts import Chunk, halves, power_of_two
 from sparsec.lower.scan.chunk.segments import store_final
 from sparsec.lower.scan.keyed.backward import KeyedBack
@@ -81,7 +82,7 @@ class Reverse:
         """The gradient of what a column carries ``[n,e]``."""
         at, keyed, a = self.at, self.b.keyed, self.at.axes
         precision, faded = keyed.own.schedule.precision, at.wide(keyed.faded(column), chunk, a.keys)
-        found = tile.dot(faded, tile.cast(grad, faded.dtype), a.dims, precision=precision)
+        found = product([faded], operands(grad, keyed.own.writes, not keyed.own.delta), a.dims, None, precision)
         return tile.dot(at.square(keyed.seen(column), chunk), do, a.queries, found, precision)
 
     def _through(self, matrix: Tensor, chunk: Chunk, erased: Node, start: Node) -> Node:
