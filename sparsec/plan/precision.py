@@ -59,7 +59,7 @@ def left(nodes: Sequence[Node], *made_of: Op) -> frozenset[Node]:
 
 
 def _faded(nodes: Sequence[Node], readers: Mapping[Node, Sequence[Node]]) -> set[Node]:
-    """Maps that scans alone read as queries, keys or erase vectors of states whose key channels fade by themselves.
+    """Maps that scans and maps read, as queries, keys or erase vectors where key channels fade by themselves.
 
     They are multiplied by decays in fp32 before any product, and rounded then.
     """
@@ -70,7 +70,8 @@ def _faded(nodes: Sequence[Node], readers: Mapping[Node, Sequence[Node]]) -> set
             return reader.positional[0] is node and set(reader.positional[1:]) <= banks and not reader.operands
         return reader in banks and node is not reader.src[2] and len(node.shape) == 4
 
-    return {n for n in nodes if n.op is Op.MAP and readers[n] and all(vector(r, n) for r in readers[n])}
+    found = {n for n in nodes if n.op is Op.MAP and any(vector(r, n) for r in readers[n])}
+    return {n for n in found if all(vector(r, n) or r.op is Op.MAP for r in readers[n])}
 
 
 def unit_vectors(nodes: Sequence[Node], outputs: Sequence[Node]) -> frozenset[Node]:

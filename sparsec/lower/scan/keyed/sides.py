@@ -59,6 +59,11 @@ class Keyed:
         return self.own.writes.erase is not None
 
     @property
+    def splits_asked(self) -> bool:
+        """Whether queries ask the state as two halves: not beside given erase vectors, where that spills."""
+        return not self.erases or self.own.writes.k.dtype == "float32"
+
+    @property
     def query(self) -> Side:
         """What the outputs ask."""
         return Side("q", self.read.q, self.read.scale, strict=self.read.when == "before")
