@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from sparsec import InputError
 from sparsec.compat import fla
+from sparsec.compat.fla.attention import filled
 
 B, T, HQ, H, D, BLOCK = 2, 37, 4, 2, 16, 8
 ENDS = [0, 17, 37]
@@ -148,3 +149,19 @@ def test_nsa(given: bool, window: int) -> None:
 def test_refusals(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         fla.parallel_nsa(**draw(), **options)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_head_dims_that_no_tensor_core_takes(device: str) -> None:
+    drawn = draw(q=(HQ, 20), k=(H, 20), v=(H, 12))
+    x = {name: tensor.detach().to(device).requires_grad_() for name, tensor in drawn.items()}
+    o = fla.parallel_attn(x["q"], x["k"], x["v"])
+    seen = (COLUMNS <= ROWS).to(device)
+    truth = dense(*doubled(x), seen)
+    assert o.shape == (B, T, HQ, 12)
+    compare(o.cpu(), truth.cpu(), x)
+
+
+def test_rows_are_filled_up_with_zeros() -> None:
+    x = torch.ones(2, 20)
+    assert filled(x).shape == (2, 32) and filled(x).sum() == 40 and filled(x[:, :16]).shape == (2, 16)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsec.compat.fla.options import checked, refuse
-from sparsec.compat.fla.run import check_packed
+from sparsec.compat.fla.run import check_packed, scaled
 from sparsec.frontends import patterns
 from sparsec.frontends.activations import keys_values, queries
 from sparsec.frontends.preset import preset
@@ -17,6 +17,9 @@ from sparsec.ir import build as lang
 from sparsec.ir.node import Node
 from sparsec.ir.variant import Variant, variant
 from sparsec.runtime.compiled import Compiled, compile
+
+COLUMNS = 16
+"""Kernels on GPUs take head dims that this divides."""
 
 FADING = "score + (decay[b, i, h] - decay[b, j, h])"
 
@@ -50,12 +53,16 @@ def parallel_attn(
     """Causal attention, q ``[B,T,HQ,K]`` -> ``[B,T,HQ,V]``.
 
     ``window_size`` tokens are seen, the query's own among them; scores fade by log-gates g ``[B,T,HQ]``;
-    ``sink_bias`` ``[HQ]`` are logits that only join the denominator.
+    ``sink_bias`` ``[HQ]`` are logits that only join the denominator. Head dims that are no multiple of 16 are filled
+    up with zeros on GPUs.
     """
+    scale, cols = scaled(scale, k), v.shape[-1]
     layer = _attention(q.device.type, window_size, g is not None, sink_bias is not None, scale)
+    if q.device.type != "cpu":
+        q, k, v = filled(q), filled(k), filled(v)
     inputs = {"q": q, "k": k, "v": v} | ({} if g is None else {"g": g.float()})
     shared = {} if sink_bias is None else {"sink": sink_bias.float()}
-    return rowed(layer, "parallel_attn", inputs, cu_seqlens, **shared)
+    return rowed(layer, "parallel_attn", inputs, cu_seqlens, **shared)[..., :cols]
 
 
 @checked
@@ -79,6 +86,11 @@ def parallel_moba(
     )
     assert isinstance(done, Tensor)
     return done
+
+
+def filled(x: Tensor) -> Tensor:
+    """Zeros behind each row up to a multiple of 16 columns, which tensor cores take; they add nothing to a product."""
+    return torch.nn.functional.pad(x, (0, -x.shape[-1] % COLUMNS)) if x.shape[-1] % COLUMNS else x
 
 
 def rowed(layer: Compiled, op: str, inputs: dict[str, Tensor], cu_seqlens: Any, **shared: Tensor) -> Tensor:
