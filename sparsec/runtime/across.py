@@ -30,9 +30,12 @@ class Together:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], tuple[Plan, Programs]] = {}
+        self._fixed: dict[int, Programs] = {}
 
     def __call__(self, plan: Plan, schedules: Mapping[str, Schedule]) -> Programs | None:
         """The plan as it is run; None where its kernels have nothing in common, or shall work apart."""
+        if id(plan) in self._fixed:
+            return self._fixed[id(plan)]
         if Env().work_apart or not shares(plan, schedules):
             return None
         key = (id(plan), *schedules.values())
@@ -40,6 +43,10 @@ class Together:
             room(self._known, MOST_PLANS)
             self._known[key] = plan, together(plan, apart(plan, schedules))  # the plan keeps its id its own
         return self._known[key][1]
+
+    def fix(self, plan: Plan, lowered: dict[str, Lowered]) -> None:
+        """Say what the programs of a plan are, whatever the schedules: another plan relies on what they leave."""
+        self._fixed[id(plan)] = plan, lowered
 
 
 def fitted(plan: Plan, target: Target) -> Plan:
@@ -57,8 +64,9 @@ def apart(plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, Lowered]:
 
 
 def launched(lowered: Lowered) -> tuple[object, ...]:
-    """What tells programs of a kernel from others that it has under the same schedule."""
-    return tuple((step.program.name, step.program.tensors) for step in lowered.steps)
+    """What tells programs of a kernel, and what they keep to themselves, from others under the same schedule."""
+    own = tuple(s.name for s in lowered.scratch)
+    return (own, *((step.program.name, step.program.tensors) for step in lowered.steps))
 
 
 def programs(compiled: Compiled, plan: Plan, dims: Mapping[str, int]) -> Programs:

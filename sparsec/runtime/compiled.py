@@ -177,7 +177,7 @@ class Compiled(Decoding):
         dims, dtype = self.bind(inputs, q_offset)
         available(self.target)
         bind.check_devices(inputs, self.target.device)
-        halves = self.training.joint(dims, dtype, wrt) if wrt else None
+        halves = self.training.halves(dims, dtype, wrt) if wrt else None
         rules = tuple((r, tuple(map(self.names.index, r.names))) for r in bind.index_rules(self.variant, dims))
         call = self._keep(key, halves.split.forward if halves else self.plan(dims, dtype), dims, self.names, rules)
         call.ready.halves = halves

@@ -24,6 +24,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """A joint plan before it is cut.
+
+    Attributes:
+        inputs: of the variant, by name.
+        seeds: per output of the variant the input that is its gradient; None where none of the gradients depends on it.
+        gradients: per input of ``wrt`` the gradient's buffer; None is exactly zero.
+    """
+
+    plan: Plan
+    inputs: tuple[str, ...]
+    seeds: tuple[str | None, ...]
+    gradients: Mapping[str, str | None]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class Joint:
     """A variant's outputs and the gradients of some inputs as two plans.
 
@@ -50,6 +67,7 @@ class Joint:
     gradients: Mapping[str, str | None]
     wanted: bool
     direct: bool
+    whole: Whole
 
     @property
     def buffers(self) -> list[str]:
@@ -105,14 +123,19 @@ def joint(
         way = "call it under torch.no_grad(), or detach these inputs"
         said = f"{str(error).rstrip('.')}. Without gradients: {way}"
         raise PlanError(f"{graph.name} has no backward for {', '.join(wrt)}: {said}") from error
-    count = len(graph.outputs)
+    count, left = len(graph.outputs), iter(plan.outputs[len(graph.outputs) :])
+    gradients = {name: None if node is None else next(left) for name, node in found.gradients.items()}
+    seeds = tuple(found.cotangents.get(node) for node in graph.outputs)
+    return halved(Whole(plan, tuple(graph.inputs), seeds, gradients, dtype), count)
+
+
+def halved(whole: Whole, count: int) -> Joint:
+    """The halves of a joint plan whose first ``count`` outputs are the variant's."""
+    plan, inputs, seeds, gradients = whole.plan, list(whole.inputs), whole.seeds, whole.gradients
     cut = split(plan, plan.outputs[:count])
     reads = {b.name for b in cut.backward.buffers if b.role == "input"} | {*plan.outputs[count:]}
-    inputs, results = list(graph.inputs), list(dict.fromkeys(cut.forward.outputs))
+    results = list(dict.fromkeys(cut.forward.outputs))
     outputs = tuple(results.index(name) for name in plan.outputs[:count])
-    seeds = [found.cotangents.get(node) for node in graph.outputs]
-    left = iter(plan.outputs[count:])
-    gradients = {name: None if node is None else next(left) for name, node in found.gradients.items()}
     kept_inputs = tuple(n for n, name in enumerate(inputs) if name in reads)
     kept_results = tuple(n for n, name in enumerate(results) if name in cut.saved)
     read = [name for name in dict.fromkeys(seeds) if name in reads and name is not None]
@@ -124,8 +147,8 @@ def joint(
     made = [name for name in gradients.values() if name is not None]
     direct = made == list(dict.fromkeys(cut.backward.outputs))
     return Joint(
-        cut, dtype, outputs, kept_inputs, kept_results, cotangents, places, differentiable, tuple(names), gradients,
-        bool(made), direct,
+        cut, whole.dtype, outputs, kept_inputs, kept_results, cotangents, places, differentiable, tuple(names),
+        gradients, bool(made), direct, whole,
     )  # fmt: skip
 
 

@@ -15,6 +15,9 @@ MOST_CALLS = 4096
 MOST_PLANS = 512
 """How many plans, and how many built kernels, are kept: there is one for each set of heads and head dims."""
 
+TRACED = ""
+"""Ahead of the names of inputs that gradients are for: who traces a call knows what is saved before schedules are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

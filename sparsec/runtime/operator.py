@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import Library
 
 from sparsec.runtime import route
+from sparsec.runtime.known import TRACED
 from sparsec.runtime.packed import operator as packed
 from sparsec.runtime.shapes import dims_of, sizes
 
@@ -102,7 +103,7 @@ def _define_forward(name: str) -> None:
     half = f"{name}_forward"
 
     def run(inputs: list[Tensor], q_offset: int | None, wrt: str) -> list[Tensor]:
-        return list(_OWNERS[name].ready(inputs, q_offset, tuple(wrt.split(",")))(inputs))
+        return list(_OWNERS[name].ready(inputs, q_offset, (TRACED, *wrt.split(",")))(inputs))
 
     def fake(inputs: list[Tensor], q_offset: Any, wrt: str) -> list[Tensor]:
         return _OWNERS[name].training.fake_forward(inputs, wrt.split(","))

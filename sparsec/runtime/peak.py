@@ -71,7 +71,7 @@ def results_bytes(plan: Plan, dims: Mapping[str, int]) -> int:
 
 def training_peak(compiled: Compiled, dims: Mapping[str, int], dtype: str, wrt: Sequence[str]) -> TrainingPeak:
     """Of one forward and backward for the gradients of the inputs ``wrt``. Raises PlanError without a backward."""
-    halves = compiled.training.joint(dims, dtype, wrt).split
+    halves = compiled.training.halves(dims, dtype, wrt).split
     results = [halves.forward.buffer(name) for name in dict.fromkeys(halves.forward.outputs)]
     return TrainingPeak(
         call_bytes(compiled, halves.forward, dims),

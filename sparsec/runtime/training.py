@@ -10,7 +10,9 @@ from torch import Tensor
 
 from sparsec.plan.sizes import static_names
 from sparsec.runtime import bind, route
+from sparsec.runtime.closer import Closer
 from sparsec.runtime.joint import Joint, joint
+from sparsec.runtime.known import TRACED
 from sparsec.runtime.once import once
 from sparsec.runtime.shapes import dims_of, empties
 
@@ -28,6 +30,7 @@ class Training:
         self.static = static_names(self.parameters)
         self.dims = (*sorted({str(d.value) for n in self.parameters for d in n.shape if d.head == "var"}), "q_offset")
         self.operators = register_halves(compiled)
+        self.closer = Closer(compiled)
         self._joints: dict[tuple[object, ...], Joint] = {}
         self._asked: dict[tuple[bool, ...], tuple[str, ...]] = {}
 
@@ -47,6 +50,12 @@ class Training:
         if key not in self._joints:
             self._joints[key] = joint(self.compiled.graph, wrt, static, dtype, None if packed else self.compiled.target)
         return self._joints[key]
+
+    def halves(self, dims: Mapping[str, Any], dtype: str, wrt: Sequence[str]) -> Joint:
+        """Those that a call runs: under its schedules, but with names after ``TRACED`` as all calls have them."""
+        if wrt[:1] == (TRACED,):
+            return self.joint(dims, dtype, wrt[1:])
+        return self.closer(self.joint(dims, dtype, wrt), dims)
 
     def asked(self, wanted: tuple[bool, ...]) -> tuple[str, ...]:
         """The names of the inputs that require a gradient."""

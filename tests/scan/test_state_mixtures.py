@@ -104,14 +104,9 @@ def halves_of(made: Compiled, x: dict[str, Tensor]) -> list[Plan]:
 
 def test_levels_leave_work_to_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launch parameters of several levels in one kernel have names of their own, and sorts are still done once."""
-    monkeypatch.setattr(across, "_in_chunks", lambda scan, target: True)
     found, steps = [], []
     for apart in ("1", "0"):
-        monkeypatch.setenv("SPARSEC_WORK_APART", apart)
-        made = sparsec.compile(sparsec.preset("rsa", **LEVELS), target="interpreter")
-        x = given(made.variant, SIZES | {"B": 1, "HKV": 2})
-        scans = [k.name for p in halves_of(made, x) for k in p.kernels if isinstance(k.spec, (Scan, ScanGrad, *JOINED))]
-        made.schedules = dict.fromkeys(scans, CHUNKS)
+        made, x = closer(monkeypatch, apart)
         dims, _ = made.bind(x)
         steps.append([[s for p in programs(made, h, dims)[1].values() for s in p.steps] for h in halves_of(made, x)])
         found.append(results(made, x))
@@ -121,10 +116,56 @@ def test_levels_leave_work_to_one_another(monkeypatch: pytest.MonkeyPatch) -> No
         assert sum(n.endswith("_tally") for n in half) == 2 and sum(n.endswith("_sums") for n in half) == 3
     for alone, together in zip(*found, strict=True):
         torch.testing.assert_close(together, alone, rtol=0, atol=0)
-    x = {**x, **given(made.variant, SIZES | {"B": 1, "HKV": 2, "T": 133})}
     before = made.builds
-    results(made, x)
+    results(made, {**x, **given(made.variant, SIZES | {"B": 1, "HKV": 2, "T": 133})})
     assert made.builds == before
+
+
+def closer(monkeypatch: pytest.MonkeyPatch, apart: str = "0") -> tuple[Compiled, dict[str, Tensor]]:
+    """A variant of three levels whose scans go chunk by chunk, without masses."""
+    monkeypatch.setattr(across, "_in_chunks", lambda scan, target: True)
+    monkeypatch.setenv("SPARSEC_WORK_APART", apart)
+    made = sparsec.compile(sparsec.preset("rsa", **LEVELS), target="interpreter")
+    x = given(made.variant, SIZES | {"B": 1, "HKV": 2})
+    scans = [k.name for p in halves_of(made, x) for k in p.kernels if isinstance(k.spec, (Scan, ScanGrad, *JOINED))]
+    made.schedules = dict.fromkeys(scans, CHUNKS)
+    return made, x
+
+
+def test_a_backward_reads_what_its_forward_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sorted or solved twice, and no row is put back that others can read where it is."""
+    made, x = closer(monkeypatch)
+    dims, dtype = made.bind(x)
+    cut = made.training.halves(dims, dtype, tuple(x)).split
+    steps = [
+        [s.program.name for p in programs(made, h, dims)[1].values() for s in p.steps]
+        for h in (cut.forward, cut.backward)
+    ]
+    for ending in ("tally", "solve", "ends", "leaves", "sorted_k", "sorted_v", "sorted_q0"):
+        once = [n for n in steps[0] if n.endswith(f"_{ending}")]
+        again = [n for n in steps[1] if n.endswith(f"_{ending}") and not n.endswith("grad_ends")]
+        assert once and not again, (ending, once, again)
+    assert not any("_put_" in n for n in steps[0])
+    there = {b.name for b in cut.backward.buffers if b.role == "input"}
+    assert there <= {*cut.forward.outputs, *x, *(n for n in there if n.startswith("grad"))}
+
+
+def test_a_backward_goes_with_its_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever schedules there are by then; and who traces a call sees what no schedule changes."""
+    made, x = closer(monkeypatch)
+    expected = results(made, x)[1:]
+    leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
+    out = made(**leaves)
+    assert isinstance(out, Tensor)
+    made.schedules = {name: replace(s, rows=32) for name, s in made.schedules.items()}
+    found = [out, *torch.autograd.grad(out.float().square().sum(), list(leaves.values()))]
+    for actual, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=0, atol=0)
+    forward, _ = made.training.operators
+    dims, dtype = made.bind(x)
+    halves = made.training.joint(dims, dtype, tuple(x))
+    shapes = [halves.split.forward.buffer(n).size(dims) for n in dict.fromkeys(halves.split.forward.outputs)]
+    assert [tuple(t.shape) for t in forward([*x.values()], None, ",".join(x))] == shapes
 
 
 def specs(plan: Plan) -> set[type]:

@@ -149,15 +149,14 @@ class _Taken:
         return rebuilt(node, args)
 
 
-def placed(pieces: Sequence[Piece], made: Made) -> tuple[int, int] | None:
-    """Which step of which piece reads what was made, if one alone does, row by row."""
+def placed(pieces: Sequence[Piece], made: Made) -> list[tuple[int, int]]:
+    """Which steps of which pieces read what was made; none where one of them does not read it row by row."""
     readers = [
         (place, number, step.program)
         for place, piece in enumerate(pieces)
         for number, step in enumerate(piece.lowered.steps)
         if any(n.op is TileOp.LOAD and a.tensor.name == made.tensor.name for n, a in accesses(step.program))
     ]
-    if len(readers) != 1:
-        return None
-    place, number, program = readers[0]
-    return (place, number) if only_load(program, made) is not None else None
+    if any(only_load(program, made) is None for _, _, program in readers):
+        return []
+    return [(place, number) for place, number, _ in readers]

@@ -58,10 +58,11 @@ def _where_read(pieces: Sequence[Piece], outputs: set[str]) -> tuple[list[Piece]
         for program in [s.program for p in found if p.kernel.name == name for s in p.lowered.steps]:
             place = next(n for n, p in enumerate(found) if p.kernel.name == name)
             made = made_by(program)
-            target = None if made is None or made.tensor.name in outputs else placed(found, made)
-            if made is None or target is None or not _pair(found[place].kernel, found[target[0]].kernel):
+            targets = [] if made is None or made.tensor.name in outputs else placed(found, made)
+            if made is None or not _leaves(found[place].kernel, [found[reader].kernel for reader, _ in targets]):
                 continue
-            found[target[0]] = taken(found[target[0]], target[1], found[place], made)
+            for reader, number in targets:
+                found[reader] = taken(found[reader], number, found[place], made)
             found[place] = _without(found[place], program.name, made.tensor.name)
             dropped.add(made.tensor.name)
             found = [p for p in found if p.lowered.steps]
@@ -70,10 +71,12 @@ def _where_read(pieces: Sequence[Piece], outputs: set[str]) -> tuple[list[Piece]
     return found, dropped
 
 
-def _pair(maker: Kernel, reader: Kernel) -> bool:
-    """Whether rows that a scan puts back, or a map that it sorts, go from one to the other."""
-    scan, other = isinstance(maker.spec, SCANS), isinstance(reader.spec, SCANS)
-    return maker is not reader and (scan or (other and isinstance(maker.spec, Map)))
+def _leaves(maker: Kernel, readers: Sequence[Kernel]) -> bool:
+    """Whether rows that a scan puts back go to whoever reads them, or a map to the one scan that sorts it."""
+    if not readers or any(reader is maker for reader in readers):
+        return False
+    one = len(readers) == 1 and isinstance(readers[0].spec, SCANS)
+    return isinstance(maker.spec, SCANS) or (one and isinstance(maker.spec, Map))
 
 
 def _without(piece: Piece, program: str, scratch: str) -> Piece:
