@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sparsec.lower.lowered import Lowered
+from sparsec.lower.lowered import Lowered, Step
 from sparsec.scalar.expr import var
 from sparsec.scalar.walk import substitute
 from sparsec.tile import build as tile
@@ -16,11 +16,16 @@ from sparsec.tile.rewrite import accessed, rewrite
 def called(lowered: Lowered, ending: str) -> Lowered:
     """The programs with an ending to the name of every launch parameter that they need beyond the spec's."""
     names = {name: f"{name}_{ending}" for name, _ in lowered.params}
-    steps = tuple(replace(s, program=with_params(s.program, names)) for s in lowered.steps)
+    steps = tuple(_step(s, names) for s in lowered.steps)
     sizes = {name: var(new) for name, new in names.items()}
     scratch = tuple(replace(s, shape=tuple(substitute(d, sizes) for d in s.shape)) for s in lowered.scratch)
     params = tuple((names[name], value) for name, value in lowered.params)
     return Lowered(steps, scratch, params, tuple((names.get(n, n), x) for n, x in lowered.limits))
+
+
+def _step(step: Step, names: Mapping[str, str]) -> Step:
+    also = tuple(_step(other, names) for other in step.also)
+    return replace(step, program=with_params(step.program, names), also=also)
 
 
 def with_params(program: Program, names: Mapping[str, str]) -> Program:

@@ -25,6 +25,7 @@ class Step:
 
     Attributes:
         flat: whether its rows know of no others and of no position, so that the rows of all documents may be one batch.
+        also: steps of which this one makes all that they make, where one does the work of several; they are not run.
         chain: how it starts while the launch before ends; None where it starts after it.
     """
 
@@ -32,6 +33,7 @@ class Step:
     schedule: Schedule
     flat: bool = False
     chain: Chain | None = None
+    also: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

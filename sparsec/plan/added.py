@@ -38,7 +38,7 @@ def _taker(kernels: Sequence[Kernel], kernel: Kernel, outputs: set[str]) -> Kern
         if isinstance(other.spec, GatheredGradQ) and not exact:
             continue
         readers = [k for k in kernels if own in k.reads]
-        waits = _before(kernels, set(spec.terms) - {own})
+        waits = before(kernels, set(spec.terms) - {own})
         if readers == [kernel] and other not in waits and spec.terms.count(own) == 1:
             return other
     return None
@@ -53,7 +53,7 @@ def _term(spec: AnySpec) -> str | None:
     return spec.out if isinstance(spec, Map) else None
 
 
-def _before(kernels: Sequence[Kernel], names: set[str]) -> list[Kernel]:
+def before(kernels: Sequence[Kernel], names: set[str]) -> list[Kernel]:
     """The kernels that must have run before some buffers are there."""
     found: list[Kernel] = []
     while writers := [k for k in kernels if k not in found and names & set(k.writes)]:

@@ -38,6 +38,10 @@ def without_repeats(pieces: Sequence[Piece]) -> list[Piece]:
                     alias |= dict(zip(made, earlier, strict=True))
                     continue
             steps.append(step)
+            for other in step.also:
+                part = replace(other, program=renamed(other.program, _within(other, alias)))
+                own = _stored(part)
+                seen.setdefault(_key(part, own, known), own)
         scratch = tuple(s for s in piece.lowered.scratch if s.name not in alias)
         lowered = replace(piece.lowered, steps=tuple(steps), scratch=scratch) if alias else piece.lowered
         found.append(replace(piece, lowered=lowered))
@@ -53,6 +57,12 @@ def _made(piece: Piece, step: Step) -> list[str] | None:
     own, others = stores(step.program), [s for s in piece.lowered.steps if s.program.name != step.program.name]
     if not own <= piece.scratch or own & loads(step.program) or any(own & stores(s.program) for s in others):
         return None
+    return _stored(step)
+
+
+def _stored(step: Step) -> list[str]:
+    """What a step stores to, in the order of its tensors."""
+    own = stores(step.program)
     return [t.name for t in step.program.tensors if t.name in own]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from sparsec.plan.added import before
 from sparsec.plan.memory import ordered
 from sparsec.plan.plan import Kernel, Plan, PlanError
 from sparsec.plan.states.mixture_specs import Mixture, MixtureGrad, StateMixture, StateMixtureGrad
@@ -26,6 +27,7 @@ def scored(plan: Plan, chunked: Callable[[Scan], bool]) -> Plan:
     if len(kernels) == len(plan.kernels):
         return plan
     try:
+        kernels = _scores_first(kernels)
         read = {name for k in kernels for name in k.reads} | {*plan.outputs}
         kernels = list(ordered([k for k in kernels if read & {*k.writes}]))
     except PlanError:
@@ -33,6 +35,16 @@ def scored(plan: Plan, chunked: Callable[[Scan], bool]) -> Plan:
     used = {name for k in kernels for name in (*k.reads, *k.writes)} | {*plan.outputs}
     buffers = tuple(b for b in plan.buffers if b.role != "temporary" or b.name in used)
     return replace(plan, kernels=tuple(kernels), buffers=buffers)
+
+
+def _scores_first(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """Scores before other scans, where they need none: what they sort on their way is then there for all."""
+    first = list[Kernel]()
+    for kernel in kernels:
+        needed = before(kernels, {*kernel.reads}) if isinstance(kernel.spec, StateMixture) else []
+        if isinstance(kernel.spec, StateMixture) and not any(isinstance(k.spec, Scan) for k in needed):
+            first += [k for k in kernels if k in (*needed, kernel) and k not in first]
+    return [*first, *(k for k in kernels if k not in first)]
 
 
 def _joined(

@@ -32,7 +32,7 @@ def across(level: Level, at: Chunk, a: Axes, z: Node, slopes: Tensor, scale: flo
         q = query(level, at, a, number)
         by = mul(slope(level, at, a, slopes, scale, number), unit)
         along = mul(unit, tile.reduce("sum", mul(q, z), a.dims))
-        total.append(sub(mul(by, q), mul(mul(mul(by, along), unit), z)))
+        total.append(mul(by, sub(q, mul(along, mul(unit, z)))))
         if made is not None:
             bounds: dict[int, tile.Value] = {1: tile.param(level.own.writes.length)}
             bounds |= {3: level.limit} if level.limit else {}

@@ -21,6 +21,7 @@ from sparsec.lower.scan.chunk import forward as chunk
 from sparsec.lower.scan.chunk.operands import product
 from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, halves, power, power_of_two
 from sparsec.lower.scan.runs import Runs
+from sparsec.lower.scan.sorted import gather
 from sparsec.lower.scan.sorted import lower as sorting
 from sparsec.lower.scan.sorted import spec as sort
 from sparsec.lower.scan.sorted.spec import Moved
@@ -39,13 +40,13 @@ class Level:
     Attributes:
         own: how its tokens are written, in the order of its chunks.
         query: the queries ``[B,N,heads,dim]`` in that order.
-        given: how tokens are written as they come.
+        brought: keys and queries as they come, where the level's own programs sort them; None where that is done.
     """
 
     own: Chunked
     query: Operand
     heads: int
-    given: Writes
+    brought: tuple[Writes, Moved, Moved] | None = None
 
     @property
     def dim(self) -> int:
@@ -95,6 +96,28 @@ class Level:
         """One (head, chunk, batch) per grid point."""
         return self.own.program(builder, name, tensors, (self.own.writes.heads, tile.param(CHUNKS), tile.param("B")))
 
+    def rows(self, at: Chunk, axis: Axis, dims: Axis, query: Node | None = None) -> Node:
+        """Keys of the chunk ``[n,d]``, or what a ``query`` head asks; sorted here where nobody has."""
+        own = self.own
+        if self.brought is None or own.runs is None:
+            tensor, head = (self.keys, at.head) if query is None else (self.queries, query)
+            return at.rows(tensor, head, axis, tile.iota(dims), self.limit)
+        w, keys, queries = self.brought
+        moved, head = (keys, at.head) if query is None else (queries, query)
+        row, (given, made) = gather.rows_of(own.runs, axis, head, moved.heads, w.heads), moved.tensors(w)
+        limits: dict[int, tile.Value] = {3: self.limit} if self.limit else {}
+        bounds = {1: tile.param(own.runs.length, declare=True), **limits}
+        found = tile.load(given, row.batch, row.at, head, tile.iota(dims), bounds=bounds)
+        tile.store(made, row.batch, row.place, head, tile.iota(dims), value=found, bounds=limits)
+        return found
+
+    def touched(self, queries: bool) -> list[Tensor]:
+        """What keys or queries are read from, and sorted into."""
+        if self.brought is None or self.own.runs is None:
+            return [self.queries if queries else self.keys]
+        w, *moved = self.brought
+        return [*moved[queries].tensors(w), self.own.runs.entries, self.own.runs.stretches]
+
     def chunk(self) -> Chunk:
         """That of the program in hand."""
         return Chunk(self.own, tile.program_id(2), tile.program_id(0), tile.program_id(1))
@@ -123,20 +146,26 @@ class Prepared:
         return called(made, ending)
 
 
-def prepared(scan: Scan, queries: Operand, heads: int, schedule: Schedule, more: Sequence[Moved] = ()) -> Prepared:
-    """The level of one scan; tokens that choose parts are sorted by them, and ``more`` that they bring."""
+def prepared(
+    scan: Scan, queries: Operand, heads: int, schedule: Schedule, more: Sequence[Moved] = (), whole: bool = True
+) -> Prepared:
+    """The level of one scan; tokens that choose parts are sorted by them, and ``more`` that they bring.
+
+    Keys and queries are left to the level's own programs if not ``whole``.
+    """
     w = scan.writes
     if w.route is None:
-        level = Level(Chunked(scan.name, w, schedule), queries, heads, w)
+        level = Level(Chunked(scan.name, w, schedule), queries, heads)
         return Prepared(level, tuple(chunk.prepared(level.own)), tuple(_gates(level)), None)
     runs, inner = sort.runs(scan.name, w, schedule), sort.writes(scan.name, w)
     asked = sort.sorted_(scan.name, "query", queries)
-    moved = [Moved(w.v, inner.v, w.heads, w.cols), Moved(queries, asked, heads, w.cols), *more]
+    wide = Moved(w.v, inner.v, w.heads, w.cols), Moved(queries, asked, heads, w.cols)
+    moved = [*wide, *more] if whole else list(more)
     if w.decay is not None and inner.decay is not None:
         moved.append(Moved(w.decay, inner.decay, w.heads))
     steps = sorting.brought_in(runs, w, inner, moved, schedule)
-    level = Level(Chunked(scan.name, inner, schedule, runs), asked, heads, w)
-    held = [*(m.tensors(w)[1] for m in moved), *sorting.strengths(inner), *_gates(level)]
+    level = Level(Chunked(scan.name, inner, schedule, runs), asked, heads, None if whole else (w, *wide))
+    held = [*(m.tensors(w)[1] for m in (*wide, *moved)), *sorting.strengths(inner), *_gates(level)]
     return Prepared(level, (*steps, *chunk.prepared(level.own)), tuple(held), runs)
 
 

@@ -28,8 +28,7 @@ def head(level: Level, at: Chunk, number: int) -> Node:
 
 def query(level: Level, at: Chunk, a: Axes, number: int) -> Node:
     """``[c,d]`` of one of the query heads, in fp32."""
-    rows = at.rows(level.queries, head(level, at, number), a.asking, tile.iota(a.dims), level.limit)
-    return tile.cast(rows, "float32")
+    return tile.cast(level.rows(at, a.asking, a.dims, head(level, at, number)), "float32")
 
 
 def store(level: Level, at: Chunk, tensor: Tensor, axis: Axis, number: int, value: Node) -> None:
@@ -48,4 +47,4 @@ def lower(level: Level, scale: float) -> Program:
         for number in range(level.group):
             along = tile.reduce("sum", mul(query(level, at, a, number), z), a.dims)
             store(level, at, made, a.asking, number, mul(unit, along))
-        return level.program(builder, "scores", [*read(level), level.queries, made])
+        return level.program(builder, "scores", [*read(level), *level.touched(queries=True), made])

@@ -27,12 +27,12 @@ def lower_leaves(level: Level) -> Program:
     own = level.own
     with tile.Builder() as builder:
         tokens, dims, at = builder.axis("n", own.chunk), builder.axis("d", power(level.dim)), level.chunk()
-        found = tile.cast(at.rows(level.keys, at.head, tokens, tile.iota(dims), level.limit), "float32")
+        found = tile.cast(level.rows(at, tokens, dims), "float32")
         weight = times(at.left(tokens), at.beta(tokens))
         found = found if weight is None else mul(found, weight)
         total = tile.reduce("sum", found, tokens)
         tile.store(level.sums, at.batch, at.head, at.number, tile.iota(dims), value=total)
-        tensors = [level.keys, level.sums, *own.betas()] + [own.sums] * own.decays
+        tensors = [*level.touched(queries=False), level.sums, *own.betas()] + [own.sums] * own.decays
         return level.program(builder, "leaves", tensors)
 
 

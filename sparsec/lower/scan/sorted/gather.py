@@ -43,7 +43,7 @@ class Row:
         return tile.cast(tile.load(tensor, self.batch, self.at, listed, self.slot, bounds=limit), "float32")
 
 
-def _rows(runs: Runs, axis: Axis, head: Node, heads: int, states: int) -> Row:
+def rows_of(runs: Runs, axis: Axis, head: Node, heads: int, states: int) -> Row:
     """The tokens of this program's stretch; those of the run of none are none."""
     route, number, batch = runs.route, tile.program_id(1), tile.program_id(2)
     own = tile.apply(Fn.TRUNCDIV, head, heads // states)
@@ -62,7 +62,7 @@ def lower(runs: Runs, w: Writes, moved: Moved, schedule: Schedule) -> Program:
     """One (head, stretch, batch) per grid point."""
     with tile.Builder() as builder:
         axis, given = builder.axis("n", runs.align), moved.tensors(w)
-        row = _rows(runs, axis, tile.program_id(0), moved.heads, w.heads)
+        row = rows_of(runs, axis, tile.program_id(0), moved.heads, w.heads)
         index, limits = last(builder, moved, schedule)
         slots = (row.slot,) * moved.slotted
         bounds = {1: tile.param(runs.length), **{dim + moved.slotted: n for dim, n in limits.items()}}
@@ -80,7 +80,7 @@ def lower_rate(runs: Runs, w: Writes, out: Operand, schedule: Schedule) -> Progr
     """e·beta, fp32 ``[B,room,HKV]``."""
     weight = runs.route.weight
     with tile.Builder() as builder:
-        row = _rows(runs, builder.axis("n", runs.align), tile.program_id(0), w.heads, w.heads)
+        row = rows_of(runs, builder.axis("n", runs.align), tile.program_id(0), w.heads, w.heads)
         made, tensors = Tensor(out.name, "float32", ("B", ROOM, w.heads)), [runs.entries, runs.stretches]
         rate: Node = tile.const(1.0)
         if w.beta is not None:
