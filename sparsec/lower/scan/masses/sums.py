@@ -86,31 +86,42 @@ class _Row:
         apart = power_of_two(tile.scan(between, rows))
         return power_of_two(tile.scan(before, rows)), tile.apply(Fn.WHERE, earlier, apart, 0.0)
 
+    def ahead(self, group: Node, rows: Axis, column: Node) -> Node:
+        """The mass ``[d]`` before some chunks, of the groups of chunks before theirs, the last first."""
+        size, decays = rows.size, self.level.own.decays
+
+        def visit(step: Node, mass: Node, gone: Node) -> Sequence[Node]:
+            number = sub(sub(mul(sub(group, step), size), 1), tile.iota(rows))
+            later = tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0, tile.iota(rows)), self.total(add(number, 1)), 0.0)
+            found = self.adds(number, column)
+            if decays:
+                found = mul(power_of_two(tile.apply(Fn.ADD, tile.scan(later, rows), gone)), found)
+                gone = tile.apply(Fn.ADD, gone, tile.reduce("sum", self.total(number), rows))
+            return [tile.apply(Fn.ADD, mass, tile.reduce("sum", found, rows)), gone]
+
+        start = [tile.full(0.0, column.axes[0]), tile.const(0.0)]
+        return tile.loop(0, group, 1, start, visit)[0]
+
 
 def lower_starts(level: Level, added: Tensor, made: Tensor, name: str, back: bool = False) -> Program:
     """The mass before each chunk; ``back``: the gradient of that after each, of what chunks after it add.
 
-    Some chunks at once: with τ the decay over a chunk and a what it adds, the mass before the i-th of them is
-    e^{τ_0 + … + τ_{i−1}} z_0 + Σ_{j < i} e^{τ_{j+1} + … + τ_{i−1}} a_j. One (columns, head, batch) per grid point.
+    With τ the decay over a chunk and a what it adds, the mass before the i-th of some chunks is
+    e^{τ_0 + … + τ_{i−1}} z_0 + Σ_{j < i} e^{τ_{j+1} + … + τ_{i−1}} a_j. One (chunks and columns, head, batch) per
+    grid point, which adds up all chunks before its own: that takes less time than to wait for another.
     """
     own, row = level.own, _Row(level, added, back)
     with tile.Builder() as builder:
         rows, others = builder.axis("i", TOGETHER), builder.axis("j", TOGETHER)
         dims = builder.axis("d", min(COLUMNS, power(level.dim)))
-        column = add(mul(tile.program_id(0), dims.size), tile.iota(dims))
-
-        def visit(group: Node, state: Node) -> Sequence[Node]:
-            first, mine = mul(group, TOGETHER), tile.iota(rows)
-            since, apart = row.left(first, rows, others)
-            start = mul(since, state)
-            found = tile.dot(apart, row.adds(add(first, tile.iota(others)), column), others, start, PRECISION)
-            place = row.place(add(first, mine), tile.param(CHUNKS))
-            tile.store(made, *row.at, place, column, value=found, bounds={2: tile.param(CHUNKS)})
-            last = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, mine, TOGETHER - 1), found, 0.0)
-            end, state = add(first, TOGETHER - 1), tile.reduce("sum", last, rows)
-            state = mul(state, power_of_two(row.total(end))) if own.decays else state
-            return [add(state, row.adds(end, column))]
-
-        tile.loop(0, ceil_div(tile.param(CHUNKS), TOGETHER), 1, [tile.full(0.0, dims)], visit)
-        grid = (-(-power(level.dim) // dims.size), own.writes.heads, tile.param("B"))
+        tiles = -(-power(level.dim) // dims.size)
+        column = add(mul(tile.apply(Fn.TRUNCMOD, tile.program_id(0), tiles), dims.size), tile.iota(dims))
+        group = tile.apply(Fn.TRUNCDIV, tile.program_id(0), tiles)
+        first, state = mul(group, TOGETHER), row.ahead(group, rows, column)
+        since, apart = row.left(first, rows, others)
+        adds = row.adds(add(first, tile.iota(others)), column)
+        found = tile.dot(apart, adds, others, mul(since, state), PRECISION)
+        place = row.place(add(first, tile.iota(rows)), tile.param(CHUNKS))
+        tile.store(made, *row.at, place, column, value=found, bounds={2: tile.param(CHUNKS)})
+        grid = (mul(ceil_div(tile.param(CHUNKS), TOGETHER), tiles), own.writes.heads, tile.param("B"))
         return own.program(builder, name, [added, made, *[own.sums] * own.decays], grid)
