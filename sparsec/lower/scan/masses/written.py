@@ -42,12 +42,12 @@ def lower(level: Level, slopes: Tensor, scale: float, made: Made) -> Program:
     with tile.Builder() as builder:
         a, at = axes(builder, level), level.chunk()
         beta, rest = at.beta(a.asking), masses(level, at, a, own=False)
-        key = tile.cast(at.rows(level.keys, at.head, a.asking, tile.iota(a.dims), level.limit), "float32")
+        key = _key(level, at, a, 0.0)
         own = key if beta is None else mul(beta, key)
         passed = _passed(level, at, a, across(level, at, a, add(rest, own), slopes, scale, None))
         place = (at.batch, at.token(a.asking), at.head)
         bounds: dict[int, tile.Value] = {1: tile.param(w.length)}
-        for operand, other in ((made.beta, key), (made.decay, rest)):
+        for operand, other in ((made.beta, _key(level, at, a, 1.0)), (made.decay, rest)):
             if operand is not None:
                 tensors.append(level.own.tensor(operand, w.heads))
                 value = tile.cast(tile.reduce("sum", mul(other, passed), a.dims), operand.dtype)
@@ -58,6 +58,14 @@ def lower(level: Level, slopes: Tensor, scale: float, made: Made) -> Program:
             value = tile.cast(passed if beta is None else mul(beta, passed), made.keys.dtype)
             tile.store(tensors[-1], *place, tile.iota(a.dims), value=value, bounds=limits)
         return level.program(builder, "written", tensors)
+
+
+def _key(level: Level, at: Chunk, a: Axes, other: float) -> Node:
+    """Keys ``[c,d]`` in fp32; loaded again with another value past the last token, so that no register holds them."""
+    bounds: dict[int, tile.Value] = {1: tile.param(level.own.writes.length)}
+    bounds |= {3: level.limit} if level.limit else {}
+    place = (at.batch, at.token(a.asking), at.head, tile.iota(a.dims))
+    return tile.cast(tile.load(level.keys, *place, bounds=bounds, other=other), "float32")
 
 
 def _passed(level: Level, at: Chunk, a: Axes, grad: Node) -> Node:
