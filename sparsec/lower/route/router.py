@@ -8,7 +8,7 @@ from functools import reduce
 
 from sparsec.lower.route import parts
 from sparsec.lower.route.parts import BLOCK, Tokens
-from sparsec.lower.scalars import both, mul, sub
+from sparsec.lower.scalars import add, both, mul, sub
 from sparsec.plan.states.route_specs import Router
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -20,7 +20,9 @@ NONE = 2**31 - 1
 FEW = "few"
 """The loop order of a schedule for a few tokens."""
 WIDE = 512
-"""Columns that a program of a few tokens holds at once."""
+"""Columns of a block of a program of a few tokens."""
+HELD, THREADS = 256, 32
+"""Elements that a thread of such a program holds before it multiplies any, and threads of a warp."""
 
 
 def lower(spec: Router, schedule: Schedule) -> Program:
@@ -68,20 +70,32 @@ def _scores(builder: tile.Builder, at: Tokens, schedule: Schedule) -> Node:
 
 
 def _products(builder: tile.Builder, at: Tokens, schedule: Schedule) -> Node:
-    """W x [m,n] of a few tokens, without products of tiles, which would have 16 of them at least."""
+    """W x [m,n] of a few tokens, without products of tiles, which would have 16 of them at least.
+
+    All of it is read before any is multiplied, where registers hold it: a step waits for memory once.
+    """
     spec = at.spec
     dims = builder.axis("d", min(WIDE, 1 << (spec.dim - 1).bit_length()))
 
-    def visit(block: Node, total: Node) -> Sequence[Node]:
+    def read(block: Node) -> tuple[Node, Node]:
         column, bound = parts.columns(spec, block, dims)
         limit: dict[int, tile.Value] = {1: tile.param(spec.length), **bound}
         x = tile.load(parts.x(spec), at.batch, at.token, 0, column, bounds=limit)
         own: dict[int, tile.Value] = {0: spec.parts, **{dim - 1: n for dim, n in bound.items()}}
-        rows = tile.load(parts.rows(spec), at.part, 0, column, bounds=own)
-        product = mul(tile.cast(x, "float32"), tile.cast(rows, "float32"))
-        return [tile.apply(Fn.ADD, total, tile.reduce("sum", product, dims))]
+        return x, tile.load(parts.rows(spec), at.part, 0, column, bounds=own)
 
-    return tile.loop(0, -(-spec.dim // dims.size), 1, [tile.full(0.0, at.rows, at.parts)], visit)[0]
+    def product(x: Node, rows: Node) -> Node:
+        return mul(tile.cast(x, "float32"), tile.cast(rows, "float32"))
+
+    count = -(-spec.dim // dims.size)
+    if count * dims.size * at.parts.size <= HELD * THREADS * schedule.warps:
+        blocks = [read(tile.const(n)) for n in range(count)]
+        return tile.reduce("sum", reduce(add, (product(*block) for block in blocks)), dims)
+
+    def visit(block: Node, total: Node) -> Sequence[Node]:
+        return [tile.apply(Fn.ADD, total, tile.reduce("sum", product(*read(block)), dims))]
+
+    return tile.loop(0, count, 1, [tile.full(0.0, at.rows, at.parts)], visit)[0]
 
 
 def _softmax(at: Tokens, scores: Node) -> Node:
@@ -142,7 +156,7 @@ def few(spec: Router, found: Schedule, target: str) -> Schedule:
     """A schedule for a few tokens in place of a forward's: a program for each."""
     if not target.startswith("triton") or spec.parts > 64:
         return found
-    return Schedule(order=FEW, rows=1, warps=4, stages=2, precision="ieee")
+    return Schedule(order=FEW, rows=1, warps=8, stages=2, precision="ieee")
 
 
 def space(spec: Router, target: str) -> dict[str, tuple[object, ...]]:
