@@ -177,7 +177,7 @@ def row(design: str, s: Setting, target: str, cold: bool = False, checked: bool 
 def launches_of(made: Compiled) -> int:
     """Programs of a step for few new tokens, and what counts them where none of those does."""
     built = made.decoder.kept()[-1]  # what ran before was a filling of the cache
-    return len(built.launches) + len(built.appends) + (not any(x.counts for x in built.launches))
+    return len(built.launches) + min(len(built.appends), 1) + (not any(x.counts for x in built.launches))
 
 
 def text(found: Row) -> str:

@@ -11,8 +11,8 @@ class EnvError(ValueError):
     """An environment variable with a value that it does not take."""
 
 
-def _flag(name: str) -> bool:
-    value = os.environ.get(name, "0")
+def _flag(name: str, default: str = "0") -> bool:
+    value = os.environ.get(name, default)
     if value not in ("0", "1", ""):
         raise EnvError(f"{name}={value!r}: use 1 to switch it on or 0 to switch it off")
     return value == "1"
@@ -38,8 +38,9 @@ class Env:
     print_source: bool = field(default_factory=lambda: _flag("SPARSEC_PRINT_SOURCE"))
     """SPARSEC_PRINT_SOURCE: print the source of every kernel that is built."""
 
-    early_launch: bool = field(default_factory=lambda: _flag("SPARSEC_EARLY_LAUNCH"))
-    """SPARSEC_EARLY_LAUNCH: on Hopper and later, kernels of a decode step start while the one before ends."""
+    early_launch: bool = field(default_factory=lambda: _flag("SPARSEC_EARLY_LAUNCH", "1"))
+    """SPARSEC_EARLY_LAUNCH: 0 lets kernels of a decode step start when the one before has ended; else, on Hopper and
+    later, they start while it ends."""
 
     check_values: bool = field(default_factory=lambda: _flag("SPARSEC_CHECK_VALUES"))
     """SPARSEC_CHECK_VALUES: on a GPU too, read the values of cu_seqlens before a packed call, which waits for them."""

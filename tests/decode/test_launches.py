@@ -3,6 +3,7 @@ written."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,13 +12,18 @@ import torch
 from sparsec.frontends.preset import preset
 from sparsec.ir.variant import Variant
 from sparsec.lower.decode import company, together
+from sparsec.lower.decode.schedules import schedule
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
+from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.specs import GatheredAttention
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode import kernels as decode_kernels
+from sparsec.runtime.decode import space
 from sparsec.testing.inputs.variants import small
 from sparsec.testing.triton.decode import gpu_schedule
 from sparsec.testing.whole.decoding import Tensors, decoded, draw
+from sparsec.tile.schedule import Schedule
 
 LENGTH, STEPS = 41, (30, 1, 1, 2, 1, 6)
 
@@ -105,3 +111,38 @@ def test_chunks_of_several_tiles_are_shared_by_programs(made_here: bool, monkeyp
     assert verdict, verdict.sentence
     names = [x.step.program.name for x in made.decoder.kept()[-1].launches]
     assert ("select_chosen_merge" in names) != made_here
+
+
+@pytest.mark.parametrize("name", ["hsa", "moba", "minimax"])
+def test_the_only_program_of_a_list_leaves_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No merge; where it is the last, it counts the tokens, whose lengths it reads itself."""
+
+    def one(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Schedule:
+        made = schedule(spec, found, processors, batch)
+        return replace(made, splits=1) if isinstance(spec, GatheredAttention) else made
+
+    monkeypatch.setattr(Compiled, "schedule", staticmethod(gpu_schedule))
+    monkeypatch.setattr(space, "schedule", one)
+    made = compile(small(name), "interpreter")
+    for found, truth in zip(*outputs(made), strict=True):
+        verdict = check(found, truth, "float32", "o")
+        assert verdict, verdict.sentence
+    launches = made.decoder.kept()[-1].launches
+    gathered = [
+        x.step.program.name for x in launches if any(isinstance(k.kernel.spec, GatheredAttention) for k in x.kernels)
+    ]
+    assert len(gathered) == 1 and launches[-1].counts
+
+
+def test_schedules_by_how_many_lists_there_are() -> None:
+    """A program per list where lists fill the processors, several for each where they do not."""
+    made = compile(preset("hsa"), "triton:sm_90")
+    dims = {"TQ": 1, "TK": 65536, "H": 64, "HKV": 4, "D": 128, "DV": 128, "DR": 128, "q_offset": 65535}
+    found = {}
+    for batch in (1, 8, 32, 64):
+        plan = made.plan({"B": batch, **dims}, "bfloat16")
+        for kernel in plan.kernels:
+            one = schedule(kernel.spec, made.schedule(kernel, {"B": batch, **dims}), 132, batch)
+            found[batch, type(kernel.spec).__name__] = one.splits, one.stages
+    assert [found[b, "GatheredAttention"] for b in (1, 8, 32, 64)] == [(8, 3), (8, 3), (1, 3), (1, 3)]
+    assert [found[b, "Selector"] for b in (1, 8, 32, 64)] == [(64, 3), (16, 3), (16, 1), (8, 1)]

@@ -14,6 +14,7 @@ from sparsec.frontends.preset import preset
 from sparsec.lower.lowered import Step
 from sparsec.runtime import launch
 from sparsec.runtime.compiled import compile
+from sparsec.runtime.decode import appends
 from sparsec.runtime.decode import kernels as decode_kernels
 from sparsec.runtime.target import Target
 from sparsec.testing.triton.ahead import job, misfits
@@ -37,7 +38,8 @@ def test_steps_compile_for_hopper(
         steps.append(step)
         return Noted()
 
-    monkeypatch.setattr(decode_kernels, "build", note)
+    for module in (appends, decode_kernels):
+        monkeypatch.setattr(module, "build", note)
     monkeypatch.setenv("SPARSEC_EARLY_LAUNCH", "1")
     made = compile(preset(name, **knobs), "triton:sm_90", tmp_path)
     dims = {

@@ -33,7 +33,12 @@ def fits(spec: GatheredAttention) -> str | None:
 
 
 def lower(spec: GatheredAttention, schedule: Schedule, whole: bool = True, choice: Choice | None = None) -> Lowered:
-    """A program per (token, unit of heads and split, sequence), and where the ``whole`` is asked for, the merge."""
+    """A program per (token, unit of heads and split, sequence), and where the ``whole`` is asked for, the merge.
+
+    A split that is the only one leaves the whole itself.
+    """
+    if whole and schedule.splits == 1:
+        return Lowered((Step(_partial(spec, schedule, choice, alone=True), schedule),))
     return decode_merge.finished(merged(spec), schedule, Step(_partial(spec, schedule, choice), schedule), whole)
 
 
@@ -42,7 +47,7 @@ def merged(spec: GatheredAttention) -> GatheredAttention:
     return replace(spec, sink=None) if spec.per == "chunk" else spec
 
 
-def _partial(spec: GatheredAttention, schedule: Schedule, choice: Choice | None) -> Program:
+def _partial(spec: GatheredAttention, schedule: Schedule, choice: Choice | None, alone: bool = False) -> Program:
     found, share, splits = decode_merge.parts(spec, schedule.splits), chunks.sharing(spec), schedule.splits
     with tile.Builder() as builder:
         cuts, number = -(-share // schedule.rows), tile.program_id(1)
@@ -52,14 +57,17 @@ def _partial(spec: GatheredAttention, schedule: Schedule, choice: Choice | None)
         head = add(at.head, mul(tile.apply(Fn.TRUNCMOD, number, cuts), schedule.rows)) if cuts > 1 else at.head
         limit = add(at.head, share) if share % schedule.rows else None
         rows = one_token(builder.axis("m", schedule.rows), tile.program_id(0), head, limit)
-        own = replace(spec, sink=None) if spec.per == "joint" else spec
+        own = replace(spec, sink=None) if spec.per == "joint" and not alone else spec
         f = chunks.frame(builder, own, schedule, rows, tile.program_id(2), at, 0)
         slots = _Slots(f, split, choice)
-        outs, lse = softmax.finish(_joint(f, slots), None) if spec.per == "joint" else (_weighed(f, slots), None)
-        decode_merge.write(f, found, split, outs, lse)
+        outs, lse = softmax.finish(_joint(f, slots), f.sink) if spec.per == "joint" else (_weighed(f, slots), None)
+        if alone:
+            chunks.write(f, outs, lse)
+        else:
+            decode_merge.write(f, found, split, outs, lse)
         grid = (tile.param("TQ"), tile.const(spec.heads // share * cuts * splits), tile.param("B"))
-        gone = {spec.out, spec.lse, *((spec.indices, spec.weights) if choice else ())}
-        tensors = [*(t for n, t in f.tensors.items() if n not in gone), *found.tensors]
+        gone = {*(() if alone else (spec.out, spec.lse)), *((spec.indices, spec.weights) if choice else ())}
+        tensors = [*(t for n, t in f.tensors.items() if n not in gone), *(() if alone else found.tensors)]
         tensors += [choice.tensor] if choice else []
         return builder.program(f"{spec.name}_parts", tensors, [(n, "int32") for n in chunks.PARAMS], grid)
 

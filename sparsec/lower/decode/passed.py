@@ -28,11 +28,10 @@ def passed(first: Step, second: Step, needed: Set[str]) -> Step | None:
     between = written(one) & loaded(other)
     if not between or not _fit(first, second, between):
         return None
-    stored, values = written(one) | written(other), _Values(frozenset(between), frozenset(between - needed))
+    values = _Values(frozenset(between), frozenset(between - needed))
     with tile.Builder() as builder:
         stores, loads = Mapper(one, values.keep), Mapper(other, values.give)
-        read_first(one, stores, stored)
-        read_first(other, loads, stored)
+        read_first(first, second, (stores, loads))
         stores.region()
         loads.region()
         if values.missing:

@@ -28,6 +28,12 @@ TILE = 32 * 1024
 """Bytes of a tile of keys and values of which a program keeps several in flight."""
 LISTED = 64
 """Programs at most that rank a unit's candidates by their scores; they share no softmax, so are more and smaller."""
+FULL = 16
+"""Lists at most where so many of a unit fill the processors: their reader makes one of them."""
+CROWD = 8
+"""Programs of a processor that keep its memory busy without stages."""
+WHOLE = 0.8
+"""Lists per processor from which a program reads a whole one: enough bytes are under way, and nothing is merged."""
 FEW = 16
 """New tokens up to which a step is one of few queries."""
 
@@ -65,6 +71,8 @@ def schedule(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Sch
         block = max(b for b in (16, 32, 64) if b <= max(found.block, 16)) if found.split_dims else found.block
         units = spec.heads // share * -(-share // rows)
         found = replace(found, stages=_stages(spec, block), warps=4) if found.split_dims else found
+        if spec.per == "chunk" and batch * units >= WHOLE * processors:
+            return _shared(found, rows, block, 1)
         most = max(spec.slots * -(-spec.chunk // block) if spec.per == "joint" else spec.slots, 2)
         return _shared(found, rows, block, _splits(processors, batch * units, min(most, MOST)))
     if isinstance(spec, TiledAttention) and decode_dense.fits(spec) is None:
@@ -80,7 +88,10 @@ def schedule(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Sch
         block = found.block if not found.split_dims else 32 if exact else 64
         if spec.softmax:  # as many as an attention has that may leave its logits
             return _shared(wide, 1, block, _splits(processors, batch * units, MOST))
-        return _shared(wide, 1, block, _splits(2 * processors, batch * units, LISTED))
+        splits = _splits(CROWD * processors, batch * units, LISTED)
+        splits = min(splits, FULL) if FULL * batch * units >= processors else splits
+        many = found.split_dims and batch * units * splits >= CROWD * processors
+        return _shared(replace(wide, stages=1) if many else wide, 1, block, splits)
     if isinstance(spec, GatheredAttention) and found.order != "query_outer":
         rows = row_tile(chunks.sharing(spec)) if found.split_dims else chunks.sharing(spec)
         return replace(found, order="query_outer", rows=rows, phases="branch", registers=0, maximum=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 from sparsec.lower.decode.chained import written
-from sparsec.lower.decode.pages import ENDS, LENGTHS
+from sparsec.lower.decode.pages import ENDS, LENGTHS, TOKENS
 from sparsec.lower.lowered import Step
+from sparsec.lower.scalars import sub
 from sparsec.scalar.expr import Expr
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor, TileOp, access_of
@@ -24,8 +26,7 @@ def joined(first: Step, second: Step) -> Step:
     with tile.Builder() as builder:
         both = [Mapper(program, lambda node, args: None) for program in (one, other)]
         if not any(node.op is TileOp.LOOP for p in (one, other) for node in tile.reachable(p.effects)):
-            for program, mapper in zip((one, other), both, strict=True):
-                read_first(program, mapper, written(one) | written(other))
+            read_first(first, second, both)
         for mapper in both:
             mapper.region()
         tensors = dict.fromkeys([*one.tensors, *other.tensors])
@@ -34,25 +35,46 @@ def joined(first: Step, second: Step) -> Step:
     return replace(first, program=found)
 
 
-def read_first(program: Program, mapper: Mapper, stored: Set[str]) -> None:
-    """Put a program's loads before all that its launch stores: no compiler would, as it does not know them apart."""
-    for node in regions(program).nodes[TOP]:
-        if node.op is TileOp.LOAD and access_of(node).tensor.name not in stored:
-            mapper(node)
+HELD = 160
+"""Elements at most that a thread holds before it stores any: registers hold 255 numbers."""
+
+
+def read_first(first: Step, second: Step, mappers: Sequence[Mapper]) -> None:
+    """Put the loads of two programs before all that their launch stores: no compiler would, as it does not know them
+    apart."""
+    stored = written(first.program) | written(second.program)
+    threads, held = 32 * first.schedule.warps, 0
+    for step, mapper in zip((first, second), mappers, strict=True):
+        for node in regions(step.program).nodes[TOP]:
+            if node.op is not TileOp.LOAD or access_of(node).tensor.name in stored:
+                continue
+            size = prod(axis.size for axis in node.axes) // threads
+            if held + size <= HELD:
+                held += size
+                mapper(node)
 
 
 def counted(step: Step) -> Step | None:
-    """The last program of a step, which makes the sequences as long as they are now; None where it reads lengths."""
+    """The last program of a step, which makes the sequences as long as they are now.
+
+    It takes lengths from the new ones, since another grid point may have stored them. None where its grid is another.
+    """
     program, lengths, ends = step.program, *(Tensor(name, "int32", ("B",)) for name in (LENGTHS, ENDS))
     batches = len(program.grid) == 3 and program.grid[2].op is TileOp.PARAM and program.grid[2].attrs[0] == "B"
-    if not batches or {lengths, ends} & set(program.tensors):
+    if not batches or lengths.name in written(program):
         return None
+
+    def rule(node: Node, args: tuple[Node, ...]) -> Node | None:
+        if node.op is not TileOp.LOAD or access_of(node).tensor != lengths:
+            return None
+        return sub(tile.load(ends, *args), tile.param(TOKENS, declare=True))
+
     with tile.Builder() as builder:
-        Mapper(program, lambda node, args: None).region()
+        Mapper(program, rule).region()
         batch = tile.program_id(2)
         tile.store(lengths, batch, value=tile.load(ends, batch))
-        tensors = [*program.tensors, ends, lengths]
-        found = builder.program(program.name, tensors, program.params, copies(program.grid))
+        tensors = dict.fromkeys([*program.tensors, ends, lengths])
+        found = builder.program(program.name, list(tensors), program.params, copies(program.grid))
     return replace(step, program=found)
 
 

@@ -15,14 +15,13 @@ from sparsec.passes.stream_spec import CacheSpec
 from sparsec.plan.maps.map_specs import Map
 from sparsec.plan.plan import Plan
 from sparsec.plan.specs import BlockList
+from sparsec.runtime.decode.appends import AppendKernel, appends
 from sparsec.runtime.decode.cache_layout import Place
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.decode.kernels import (
-    AppendKernel,
     DecodeKernel,
     Launch,
     Scheduled,
-    appends,
     over_pages,
     scans_last,
     together,
@@ -66,7 +65,7 @@ def make(
         maps = worked_out(scheduled, plan.outputs)
         scheduled = [(k, s) for k, s in scheduled if not maps.keys() & set(k.writes)]
     counts = any(unit == 1 for _, unit in kept)  # a launch writes new tokens, and tells the others how many there are
-    chain = (counts or not kept) and compiled.target.chains and Env().early_launch
+    chain = few and (counts or not kept) and compiled.target.chains and Env().early_launch
     beside, lengths = company(scheduled, plan.outputs), (streamed.queries, streamed.keys)
     kernels = [over_pages(k, s, found, lengths, beside[k.name], maps) for k, s in scheduled]
     joins = few and (counts or not spec.paged)

@@ -14,6 +14,7 @@ from sparsec.passes.stream import stream
 from sparsec.passes.stream_ahead import before_memory
 from sparsec.runtime import bind
 from sparsec.runtime.decode import check as decode_check
+from sparsec.runtime.decode.appends import appended
 from sparsec.runtime.decode.built import Built, bound, copy, make, temporaries
 from sparsec.runtime.decode.cache_layout import UNBOUNDED, banks, page_size, places
 from sparsec.runtime.decode.cache_state import Cache
@@ -179,7 +180,7 @@ class Decoder:
         assert cache.lengths is not None and cache.ends is not None
         held = {**cache.tensors, **cache.tables, LENGTHS: cache.lengths, ENDS: cache.ends}
         new = {k.name: given[k.name] for k in self.spec.kept if k.name in given}
-        found = [a.launch(new, held, count) for a in built.appends if all(part[0] in new for part in a.spec.parts)]
+        found = appended(built.appends, new, held, count)
         buffers = {**{n: x for n, x in given.items() if n not in new}, **held}
         states = cache.states
         after = {built.plan.outputs[held.output]: states[held.name] for held in self.spec.states}

@@ -3,13 +3,12 @@ date."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsec.lower.decode import append as decode_append
-from sparsec.lower.decode.chained import chained, loaded, written
+from sparsec.lower.decode.chained import chained, loaded
 from sparsec.lower.decode.company import ALONE, SHARED, Company
 from sparsec.lower.decode.inline import chosen, inlined
 from sparsec.lower.decode.pages import ENDS, TOKENS, Growing, Windows, on_cache
@@ -28,11 +27,10 @@ from sparsec.runtime.launch import Bind, build
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr
-from sparsec.tile.language import Program
 from sparsec.tile.schedule import Schedule
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,7 @@ def together(
     if last is not None:
         found[-1] = last, found[-1][1]
     counting = [ENDS in {t.name for t in step.program.tensors} for step, _ in found]
-    steps = chained([step for step, _ in found], before)
+    steps = chained([step for step, _ in found], before if before or len(found) > 1 else None)
     every = zip(steps, found, counting, strict=True)
     return [Launch(s, build(s, target, cache_dir), own, c) for s, (_, own), c in every]
 
@@ -200,50 +198,3 @@ def per_sequence(spec: AnySpec) -> AnySpec:
         lists = [None if p.listed is None else replace(p.listed, per_batch=True) for p in spec.pieces]
         return replace(spec, pieces=tuple(replace(p, listed=x) for p, x in zip(spec.pieces, lists, strict=True)))
     return spec
-
-
-@dataclass(frozen=True, slots=True)
-class AppendKernel:
-    """New rows of the inputs that have one row per ``unit`` tokens."""
-
-    spec: decode_append.Append
-    program: Program
-    bind: Bind
-
-    def launch(
-        self, new: Mapping[str, Tensor], buffers: Mapping[str, Tensor], tokens: int
-    ) -> Callable[[], None] | None:
-        """A launch on the new rows ``[B, R, …]`` by input name; None without any."""
-        first = new[self.spec.parts[0][0]]
-        batch, rows = first.shape[:2]
-        if not rows or not batch:
-            return None
-        every = dict(buffers)
-        for name, width, _, paged in self.spec.parts:
-            every[name + decode_append.NEW] = new[name].reshape(batch, rows, width)
-            every[name] = buffers[name].view(-1, paged.rows, width)
-        return self.bind([every[t.name] for t in self.program.tensors], {"B": batch, "R": rows, TOKENS: tokens})
-
-
-def appends(
-    kept: Sequence[tuple[str, int]], places: Mapping[str, Place], target: Target, cache_dir: Path,
-    chain: bool = False,
-) -> list[AppendKernel]:  # fmt: skip
-    """One kernel per number of tokens in a row; ``kept`` are inputs with that number. New tokens' is a chain's head."""
-    found, before = list[AppendKernel](), set[str]()
-    for unit in sorted({u for _, u in kept}):
-        parts = tuple((n, _width(places[n].row), places[n].dtype, places[n].paged) for n, u in kept if u == unit)
-        spec = decode_append.Append(f"append_{unit}", parts, unit)
-        schedule = decode_append.default(target.name)
-        program = decode_append.lower(spec, schedule)
-        (step,) = chained([Step(program, schedule)], before if chain else None)
-        before |= written(program)
-        found.append(AppendKernel(spec, program, build(step, target, cache_dir)))
-    return found
-
-
-def _width(row: Sequence[int]) -> int:
-    width = 1
-    for extent in row:
-        width *= extent
-    return width

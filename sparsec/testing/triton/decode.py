@@ -22,6 +22,7 @@ from sparsec.lower.registry import default
 from sparsec.plan.plan import Kernel
 from sparsec.runtime import launch
 from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.decode import appends
 from sparsec.runtime.decode import kernels as decode_kernels
 from sparsec.runtime.inputs import inputs
 from sparsec.runtime.target import Target
@@ -70,7 +71,7 @@ def difference(name: str, dtype: str, folder: Path) -> float:
     worst = 0.0
     for deterministic in (True, False):
         plain = decoded(name, dtype, deterministic, folder)
-        with patch.object(decode_kernels, "build", printed):
+        with patch.object(decode_kernels, "build", printed), patch.object(appends, "build", printed):
             found = decoded(name, dtype, deterministic, folder)
         both = [(a.float() - b.float()).abs().max().item() for a, b in zip(plain, found, strict=True)]
         worst = max(worst, *both)
