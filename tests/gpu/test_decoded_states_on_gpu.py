@@ -10,7 +10,7 @@ import torch
 import sparsec
 from sparsec.frontends.preset import find
 from sparsec.frontends.text import parse
-from sparsec.ir.variant import Variant
+from sparsec.ir.variant import Variant, dim_names
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
 from sparsec.runtime.compiled import Compiled, compile
@@ -144,3 +144,29 @@ def test_a_sequence_joins_between_replays() -> None:
     step = {n: torch.cat([y[:2, 81:82], y[2:, 5:6]]) for n, y in x.items() if n != "m"}
     found = graph(**step)[0][2:].clone()
     assert torch.equal(found, outputs(made, alone, one, (1,)))
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("sse", {"rule": "gdn"}), ("rsa", {}), ("rsa", {"readout": "sum"})])
+def test_early_launches_change_no_step_of_parts_and_levels(
+    name: str, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty steps, one by one and as a graph; other orders of loads are compiled to other last bits."""
+    declared = sparsec.preset(name, raw=True, **knobs)
+    sizes = {
+        n: s for n, s in {"B": 3, "H": 4, "HKV": 4, "D": 128, "DV": 128, "DX": 64}.items() if n in dim_names(declared)
+    }
+    x = sparsec.inputs(declared, dtype="bfloat16", device="cuda", seed=0, T=40, **sizes)
+    growing = {n for n, s in declared.inputs.items() if len(s.shape) > 1 and str(s.shape[1]) == "T"}
+    steps = [dict[str, Any]({n: y[:, t : t + 1] if n in growing else y for n, y in x.items()}) for t in range(40)]
+    found = []
+    for early in ("0", "1"):
+        monkeypatch.setenv("SPARSEC_EARLY_LAUNCH", early)
+        made = compile(declared, "cuda")
+        caches = [made.init_cache(3, deterministic=False) for _ in range(2)]
+        outs = [made.decode(caches[0], **step) for step in steps]
+        found.append(torch.cat([out for out in outs if isinstance(out, torch.Tensor)], dim=1))
+        graph = made.decode_graph(caches[1], **steps[0])
+        again = [graph(**{n: y for n, y in step.items() if n in growing})[0].clone() for step in steps]
+        assert torch.equal(torch.cat(again, dim=1), found[-1]) and found[-1].shape[1] == 40
+    one, other = (y.double() for y in found)
+    assert (one - other).norm() <= 5e-4 * one.norm()
