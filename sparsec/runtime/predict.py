@@ -2,14 +2,15 @@
 
 time = launches + max(bytes / copy rate, loads / cache rate, (dots + elementwise + ranking) / efficiency / occupancy)
 
-Dots and elementwise work of one program hardly overlap in these kernels, so they add; memory overlaps with both. One
-factor per schedule class says how much of the rates its inner loop reaches; docs/cost.md has the measurements.
+Dots and elementwise work of one program hardly overlap in these kernels, so they add, but where groups of warps take
+turns (``Schedule.producer``); memory overlaps with both. One factor per schedule class says how much of the rates its inner loop reaches; docs/cost.md has the measurements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import add
 
 from sparsec.lower.lowered import Lowered
 from sparsec.plan.cost import cost
@@ -76,7 +77,8 @@ def predict(
     parts = _parts(total, target, len(each))
     efficiency = EFFICIENCY.get((type(kernel.spec), target.backend), 0.5)
     occupancy = min(total.programs / len(each) / target.processors, 1.0) or 1.0
-    busy = (parts["dots"] + parts["elementwise"] + parts["ranking"]) / efficiency / occupancy
+    both = max if schedule.producer else add
+    busy = (both(parts["dots"], parts["elementwise"]) + parts["ranking"]) / efficiency / occupancy
     seconds = parts["launch"] + max(floor, parts["cache"], busy)
     return Prediction(kernel.name, seconds, floor, parts, total, occupancy)
 

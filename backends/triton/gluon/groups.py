@@ -121,7 +121,10 @@ class Groups(Printer):
         for node in self.uses.order[body.number]:
             if any(a.serial in waiting for a in node.args):
                 waiting.add(node.serial)
-        nodes = [n for n in self.uses.order[body.number] if self.wants_a_line(n)]
+        masks = [n for n in self.uses.order[body.number] if n.op is TileOp.MASK_IF]
+        self.guarded = {n.serial: self.only_for(n) for n in masks}
+        hidden = {n.serial for nodes in self.guarded.values() for n in nodes}
+        nodes = [n for n in self.uses.order[body.number] if self.wants_a_line(n) and n.serial not in hidden]
         above, depth, self.depth = self.lines, self.depth, 0
         before = self.assigned([n for n in nodes if n.serial not in waiting])
         after = self.assigned([n for n in nodes if n.serial in waiting])
@@ -134,8 +137,33 @@ class Groups(Printer):
         """The lines of some nodes, as a list of their own that further lines go to."""
         self.lines = []
         for node in nodes:
-            self.assign(node)
+            if node.op is TileOp.MASK_IF:
+                self.mask(node)
+            else:
+                self.assign(node)
         return self.lines
+
+    def only_for(self, mask_if: Node) -> list[Node]:
+        """The values of a mask's region that nothing but this mask needs."""
+        condition, mask, x, _ = mask_if.args
+        found: dict[int, Node] = {}
+        for node in reversed(self.uses.order[self.uses.regions.home[mask_if.serial]]):
+            readers = self.uses.readers.get(node.serial, [])
+            own = node is mask and node not in (condition, x)
+            if readers and all(r.serial in found or (r is mask_if and own) for r in readers):
+                found[node.serial] = node
+        return [node for node in reversed(found.values()) if self.wants_a_line(node)]
+
+    def mask(self, node: Node) -> None:
+        """A mask under a branch of its own, with all that is computed for it: most tiles need none."""
+        condition, mask, x, other = node.args
+        name = self.named[node.serial] = self.names.fresh("seen")
+        self.block(f"{name} = {self.text(x).text}", f"if {self.text(condition).text}:")
+        self.depth += 1
+        for inner in self.guarded[node.serial]:
+            self.assign(inner)
+        self.line(f"{name} = tl.where({self.at(mask, node.axes).text}, {name}, {self.text(other).text})")
+        self.depth -= 1
 
     def weigh(self, turn: Turn, acc: str) -> list[str]:
         """The end of a turn: weights as an operand, and sums of before faded."""
