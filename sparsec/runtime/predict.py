@@ -2,8 +2,9 @@
 
 time = launches + max(bytes / copy rate, loads / cache rate, (dots + elementwise + ranking) / efficiency / occupancy)
 
-Dots and elementwise work of one program hardly overlap in these kernels, so they add, but where groups of warps take
-turns (``Schedule.producer``); memory overlaps with both. One factor per schedule class says how much of the rates its inner loop reaches; docs/cost.md has the measurements.
+Dots and elementwise work of one program hardly overlap in these kernels, so they add, but for groups of warps that take
+turns (``Schedule.producer``); memory overlaps with both. One factor per schedule class says how much of the rates its
+inner loop reaches; docs/cost.md has the measurements.
 """
 
 from __future__ import annotations

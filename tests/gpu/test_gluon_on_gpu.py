@@ -31,8 +31,8 @@ def roles(layer: Compiled, dims: dict[str, int], dtype: str) -> dict[str, Schedu
     """The first schedule of each kernel that has a warp that loads for the others."""
     found = {}
     for kernel in layer.plan({**dims, "B": 1, "T": 1024, "TQ": 1024, "TK": 1024}, dtype).kernels:
-        tried = [s for s in known(kernel.spec, "triton:sm_90") if s.producer]
-        found.update({kernel.name: s for s in tried[:1]})
+        for schedule in (s for s in known(kernel.spec, "triton:sm_90") if s.producer):
+            found.setdefault(kernel.name, schedule)
     return found
 
 
