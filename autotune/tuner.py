@@ -131,7 +131,8 @@ class Tuning:
         spec, target = kernel.spec, self.compiled.target.name
         if kernel.packed is None:
             return Space(default(spec, target), space(spec, target), known(spec, target))
-        choices = {name: values for name, values in space(spec, target).items() if name != "descriptors"}
+        boxes = ("descriptors", "producer")
+        choices = {name: values for name, values in space(spec, target).items() if name not in boxes}
         return Space(segments.by_pointers(segments.schedule(spec, default(spec, target))), choices)
 
     def each(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from sparsec.lower.descriptors import without_roles
 from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.scalars import add, both, emit
 from sparsec.lower.scan.schedules import token_form
@@ -48,6 +49,7 @@ FEW = 4
 
 def schedule(spec: AnySpec, found: Schedule) -> Schedule:
     """The schedule of a packed kernel: every share of every document has sums of its own, so that there are few."""
+    found = without_roles(found)
     if isinstance(spec, Scan | ScanGrad):
         return token_form(spec, found)
     batched = isinstance(spec, TiledGradKV) and spec.forward.pieces[spec.piece].batched

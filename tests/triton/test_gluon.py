@@ -14,9 +14,15 @@ import torch
 from sparsec.backends.triton.arguments import descriptor_arguments, signature
 from sparsec.backends.triton.compile import Compiled, Job, compile_all
 from sparsec.backends.triton.emit import emit
+from sparsec.frontends.preset import preset
+from sparsec.lower import segments
+from sparsec.lower.descriptors import without_roles
 from sparsec.lower.registry import lower_kernel
 from sparsec.lower.tiled.forward import lower
 from sparsec.plan.specs import BlockList, Piece, TiledAttention
+from sparsec.runtime.compiled import compile
+from sparsec.runtime.decode.space import for_steps
+from sparsec.runtime.exported.module import Exported
 from sparsec.scalar.expr import var
 from sparsec.testing.gluon import machine, memory
 from sparsec.testing.gluon.machine import run
@@ -149,6 +155,22 @@ def test_without_descriptors_it_is_the_triton_printing() -> None:
     plain = replace(PRODUCER, descriptors=False)
     assert "gluon" not in emit(lower(PLAIN, plain), plain)
     assert descriptor_arguments(lower(PLAIN, plain), plain) == ()
+
+
+def test_where_boxes_cannot_be_loaded_all_warps_are_alike(tmp_path: Path) -> None:
+    layer = compile(preset("full"), "triton:sm_90", cache_dir=tmp_path)
+    dims = {"H": 2, "HKV": 1, "D": 64, "DV": 64, "B": 1, "T": 1024}
+    layer.schedules = {kernel.name: PRODUCER for kernel in layer.plan(dims, "bfloat16").kernels}
+    (kernel,) = layer.plan(dims, "bfloat16").kernels
+    assert layer.schedule(kernel, dims).producer
+    alike = without_roles(PRODUCER)
+    assert not alike.producer and not alike.descriptors and (alike.rows, alike.block, alike.warps) == (64, 64, 4)
+    assert without_roles(alike) is alike
+    assert segments.schedule(kernel.spec, PRODUCER) == alike
+    assert for_steps(kernel.spec, PRODUCER, layer.target, 1, 1000) == alike
+    assert not for_steps(kernel.spec, PRODUCER, layer.target, 1, 1).producer
+    steps = Exported(layer, {**dims, "q_offset": 0}, "bfloat16").steps
+    assert [step.schedule for step in steps] == [alike]
 
 
 @pytest.mark.slow

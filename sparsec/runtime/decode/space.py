@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sparsec.lower.decode.in_place import in_place
 from sparsec.lower.decode.schedules import FEW, schedule
+from sparsec.lower.descriptors import without_roles
 from sparsec.lower.gathered.chunks import sharing
 from sparsec.lower.gathered.gpu import row_tile
 from sparsec.lower.route import router
@@ -24,6 +25,7 @@ from sparsec.tile.schedule import Schedule
 
 def for_steps(spec: AnySpec, found: Schedule, target: Target, batch: int, tokens: int) -> Schedule:
     """A forward's schedule as one for new tokens: with splits over the keys where they are few."""
+    found = without_roles(found)
     if isinstance(spec, Scan) and tokens == 1 and serves(spec, once := one_token_form(spec, target.name), tokens):
         return once
     if isinstance(spec, Router) and tokens <= FEW:

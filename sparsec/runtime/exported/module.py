@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sparsec.ir.variant import Variant
+from sparsec.lower.descriptors import without_roles
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.packed.layout import TOTAL
@@ -56,7 +57,8 @@ class Exported:
     @cached_property
     def kernels(self) -> list[tuple[Kernel, Lowered]]:
         """Each kernel under its schedule; by pointers, which any strides allow, where it would use descriptors."""
-        schedules = [(k, replace(self.compiled.schedule(k, self.dims), descriptors=False)) for k in self.plan.kernels]
+        own = [(k, without_roles(self.compiled.schedule(k, self.dims))) for k in self.plan.kernels]
+        schedules = [(k, replace(schedule, descriptors=False)) for k, schedule in own]
         return [(kernel, lower_kernel(kernel.spec, schedule)) for kernel, schedule in schedules]
 
     @property
