@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from sparsec.autotune.space import Space
 from sparsec.frontends.preset import preset
 from sparsec.lower.registry import default, known, lower_kernel, space
 from sparsec.plan.grad_specs import AnySpec, GatheredGradQ
-from sparsec.plan.specs import GatheredAttention
+from sparsec.plan.specs import GatheredAttention, TiledAttention
 from sparsec.runtime.compiled import compile
+from sparsec.scalar.expr import var
 from sparsec.testing.triton.ahead import job, misfits
 
 LAYERS = [
@@ -59,11 +61,12 @@ def test_a_window_is_tried_with_fewer_registers() -> None:
     made = compile(preset("streaming"), target="interpreter")
     (kernel,) = made.plan({"H": 32, "HKV": 8, "D": 128, "DV": 128}, "bfloat16").kernels
     first = default(kernel.spec, "triton:sm_90")
-    other, roles = known(kernel.spec, "triton:sm_90")
-    assert (first.registers, other.registers) == (0, 128) and other.descriptors
-    assert roles.producer and roles.descriptors and roles.rows == 16 * roles.warps
+    small, alike, other = known(kernel.spec, "triton:sm_90")
+    assert first.producer and first.descriptors and first.rows == 16 * first.warps
+    assert small.producer and (small.rows, small.block, small.warps, small.registers) == (64, 64, 4, 128)
+    assert not alike.producer and (alike.registers, other.registers) == (0, 128) and other.descriptors
     assert known(kernel.spec, "triton:sm_80") == known(kernel.spec, "tvm:llvm") == ()
-    for schedule in (other, roles):
+    for schedule in (small, alike, other):
         Space(first, space(kernel.spec, "triton:sm_90")).params(schedule)
 
 
@@ -74,9 +77,21 @@ def test_a_producer_is_a_choice_on_hopper_alone(target: str) -> None:
         (kernel,) = made.plan({"H": 32, "HKV": 8, "D": dim, "DV": dim}, dtype).kernels
         assert space(kernel.spec, target)["producer"] == (False,)
         may = space(kernel.spec, "triton:sm_90")["producer"] == (False, True)
-        assert (
-            may == (dim == 128 and dtype == "bfloat16") == any(s.producer for s in known(kernel.spec, "triton:sm_90"))
-        )
+        assert may == (dim == 128 and dtype == "bfloat16") == default(kernel.spec, "triton:sm_90").producer
+
+
+def test_a_producer_waits_for_a_tuner_where_none_was_measured() -> None:
+    made = compile(preset("streaming"), target="interpreter")
+    (kernel,) = made.plan({"H": 32, "HKV": 8, "D": 128, "DV": 128}, "bfloat16").kernels
+    assert isinstance(kernel.spec, TiledAttention)
+    (piece,) = kernel.spec.pieces
+    capped, narrow = replace(kernel.spec, softcap=20.0), replace(kernel.spec, head_dim=32)
+    biased = replace(kernel.spec, pieces=(replace(piece, bias=var("score", "float") * 0.5),))
+    for spec in (capped, narrow, biased):
+        assert not default(spec, "triton:sm_90").producer
+        assert [s.rows for s in known(spec, "triton:sm_90") if s.producer] == [128]
+    few = replace(kernel.spec, pieces=(piece, replace(piece, size=48)))
+    assert not any(s.producer for s in (default(few, "triton:sm_90"), *known(few, "triton:sm_90")))
 
 
 @pytest.mark.slow

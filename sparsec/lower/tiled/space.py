@@ -15,8 +15,20 @@ FEW_REGISTERS = ("triton:sm_80", "triton:sm_86", "triton:sm_89")
 """Where products take operands and accumulators from registers."""
 
 
+MEASURED = {64, 128}
+"""Head dims for which a warp that loads for the others was seen to pay: causal T16384 in 0.70 and 0.68 of the time."""
+
+
 def default(spec: TiledAttention, target: str) -> Schedule:
     """A schedule that is good without tuning, for ``triton:<arch>`` or ``tvm:llvm``."""
+    found = _alike(spec, target)
+    plain = spec.softcap is None and all(p.bias is None and not p.captures for p in spec.pieces)
+    measured = {spec.head_dim, spec.value_dim} <= MEASURED and found.descriptors
+    return producer(spec, found) if plain and measured and may_have_producer(spec, target) else found
+
+
+def _alike(spec: TiledAttention, target: str) -> Schedule:
+    """The default of warps that all load and compute."""
     listed = [p.listed for p in spec.pieces if p.listed is not None]
     return list_tiles.within(_default(spec, target, listed), listed)
 
@@ -44,28 +56,39 @@ def _default(spec: TiledAttention, target: str, listed: list[BlockList]) -> Sche
 
 
 def known(spec: TiledAttention, target: str) -> tuple[Schedule, ...]:
-    """Four programs per processor where the default has three: a window's 1.48 ms became 1.36, spilling 8 bytes.
-
-    On Hopper a warp that loads for two groups of 64 rows, too.
-    """
+    """What was best somewhere: two small programs per processor, a warp of each loading; alike warps, also four
+    programs per processor (a window of 1024 and 64 kept tokens, T32768: 1.32, 1.44 and 1.36 ms; 1.34 by default)."""
     found = default(spec, target)
-    alike = found.descriptors and not found.registers and max(spec.head_dim, spec.value_dim) <= 128
-    roles = (producer(spec, found),) if may_have_producer(spec, target) else ()
-    return (*((replace(found, registers=128),) if alike else ()), *roles)
+    if not found.producer:
+        return _fewer_registers(spec, found) + ((producer(spec, found),) if may_have_producer(spec, target) else ())
+    small = replace(found, rows=64, block=min(found.block, 64), warps=4, registers=128)
+    alike = _alike(spec, target)
+    return (small, alike, *_fewer_registers(spec, alike))
+
+
+def _fewer_registers(spec: TiledAttention, found: Schedule) -> tuple[Schedule, ...]:
+    """Four programs per processor where there are three, spilling 8 bytes."""
+    may = found.descriptors and not found.registers and max(spec.head_dim, spec.value_dim) <= 128
+    return (replace(found, registers=128),) if may else ()
 
 
 def may_have_producer(spec: TiledAttention, target: str) -> bool:
     """Whether a warp that loads for the others is among the choices: whole rows of half precision, on Hopper."""
     whole = all(16 <= d <= 128 and d & (d - 1) == 0 for d in (spec.head_dim, spec.value_dim))
-    tiles = all(p.listed is None or p.listed.block_q % 128 == 0 for p in spec.pieces)
+    tiles = all(p.listed is None or p.listed.block_q % 128 == 0 for p in spec.pieces) and _longest_box(spec) >= 64
     return target == "triton:sm_90" and spec.dtype != "float32" and whole and tiles
 
 
+def _longest_box(spec: TiledAttention) -> int:
+    """Keys of a tile: of no more than lists have, and no longer than what a declaration fixes, which no box may be."""
+    lists = [p.listed.block_k for p in spec.pieces if p.listed is not None]
+    return min([128, *lists, *(1 << (p.size.bit_length() - 1) for p in spec.pieces if p.size is not None)])
+
+
 def producer(spec: TiledAttention, base: Schedule) -> Schedule:
-    """Two groups of 64 rows, whose keys come two tiles ahead."""
-    keys = min([p.listed.block_k for p in spec.pieces if p.listed is not None], default=128)
-    tiles = replace(base, rows=128, block=min(keys, 128), value_block=0, warps=8, stages=2, registers=168)
-    return replace(tiles, descriptors=True, producer=True)
+    """Two groups of 64 rows, whose keys come a tile ahead."""
+    tiles = replace(base, rows=128, block=_longest_box(spec), phases="branch", value_block=0)
+    return replace(tiles, warps=8, stages=2, registers=168, descriptors=True, producer=True)
 
 
 def _single(spec: TiledAttention, target: str, common: Schedule) -> Schedule:
