@@ -60,7 +60,7 @@ def test_show_graph_parses_back(capsys: Captured) -> None:
         ("passes", "return out"),
         ("plan", "TiledAttention(q, k, v) -> out"),
         ("tile", "program attend_out"),
-        ("source", "@triton.jit"),
+        ("source", "tl.warp_specialize"),
     ],
 )
 def test_show_levels(capsys: Captured, level: str, expected: str) -> None:
