@@ -24,12 +24,14 @@ from sparsec.runtime.compiled import compile
 from sparsec.runtime.decode.space import for_steps
 from sparsec.runtime.exported.module import Exported
 from sparsec.scalar.expr import var
+from sparsec.scalar.fn import Fn
 from sparsec.testing.gluon import machine, memory
 from sparsec.testing.gluon.machine import run
 from sparsec.testing.kernels.tiled import Tensors, TiledCase, truth
+from sparsec.tile import build as tile
 from sparsec.tile.chain import Chain
 from sparsec.tile.interpreter import interpret
-from sparsec.tile.language import Program
+from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 QUERY, KEY = var("i"), var("j")
@@ -137,6 +139,28 @@ REFUSED: dict[str, tuple[TiledAttention, Schedule, str]] = {
     "columns": (PLAIN, replace(PRODUCER, value_block=32), "has an operand that no descriptor loads"),
     "a name": (replace(PLAIN, out="slot"), PRODUCER, "has an argument named slot, which its Gluon source uses"),
 }
+
+
+def test_sums_that_are_read_between_loops_are_refused() -> None:
+    with tile.Builder() as b:
+        m, n, d, e = (b.axis(x, s) for x, s in (("m", 64), ("n", 64), ("d", 64), ("e", 64)))
+        q, k, v, o = (Tensor(x, "bfloat16", ("T", 64)) for x in ("q", "k", "v", "o"))
+        row, column = tile.apply(Fn.ADD, tile.apply(Fn.MUL, tile.program_id(0), 64), tile.iota(m)), tile.iota(e)
+        queries = tile.load(q, row, tile.iota(d), bounds={0: tile.param("T")})
+
+        def turn(at: Node, acc: Node) -> list[Node]:
+            key = tile.apply(Fn.ADD, tile.apply(Fn.MUL, at, 64), tile.iota(n))
+            weights = tile.cast(tile.dot(queries, tile.load(k, key, tile.iota(d)), d), "bfloat16")
+            return [tile.dot(weights, tile.load(v, key, column), n, tile.apply(Fn.MUL, acc, 0.5))]
+
+        (first,) = tile.loop(0, 2, 1, [tile.full(0.0, m, e)], turn)
+        (last,) = tile.loop(2, 4, 1, [first], turn)
+        for to in (o, replace(o, name="early")):
+            value = tile.cast(last if to is o else first, "bfloat16")
+            tile.store(to, row, column, value=value, bounds={0: tile.param("T")})
+        program = b.program("twice", [q, k, v, o, replace(o, name="early")], [("T", "int32")], (tile.const(1),))
+    with pytest.raises(ScheduleError, match="do not add to the same sums, one after the other"):
+        emit(program, replace(PRODUCER, rows=64, warps=4))
 
 
 @pytest.mark.parametrize("name", REFUSED)

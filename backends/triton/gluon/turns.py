@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from sparsec.backends.triton.address import split
 from sparsec.backends.triton.descriptors import Descriptor, box_axis, box_of, described, descriptors
@@ -14,7 +15,6 @@ from sparsec.tile.schedule import ScheduleError
 GROUP_ROWS = 64
 """Rows of a warp group's product."""
 
-STORE_BOXES = True
 GROUP_WARPS = GROUP_ROWS // 16
 
 _ROWWISE = (
@@ -111,6 +111,7 @@ def roles(program: Program) -> Roles:
     rows, keys = first.scores.axes
     made = Roles(program, turns, queries, {}, {}, rows, keys, first.sums.axes[1], first.keys.axes[1])
     _check(made, found)
+    _chained(made, found)
     return replace(made, boxes=_boxes(made), stored=_stored(made, found))
 
 
@@ -146,6 +147,18 @@ def _check(made: Roles, found: Regions) -> None:
             raise _refused(program, "has loops over tiles of different shapes")
 
 
+def _chained(made: Roles, found: Regions) -> None:
+    """Raise ScheduleError where a loop's sums are read before the last loop ends, since they lack their last turn."""
+    turns = sorted(made.turns.values(), key=lambda turn: turn.loop.serial)
+    inits = {t.loop.serial: t.loop.args[2 + t.position] for t in turns}
+    for turn, after in pairwise(turns):
+        sums = inits[after.loop.serial]
+        own = sums.op is TileOp.RESULT and sums.args[0] is turn.loop and sums.attrs[0] == turn.position
+        readers = [n for n in found.nodes[TOP] if sums in n.args]
+        if not own or readers != [after.loop]:
+            raise _refused(made.program, "has loops that do not add to the same sums, one after the other")
+
+
 def _boxes(made: Roles) -> dict[int, Descriptor]:
     """The descriptors that the loading warp uses; a box of queries is what one group reads."""
     every = descriptors(made.program, True)
@@ -161,7 +174,7 @@ def _boxes(made: Roles) -> dict[int, Descriptor]:
 
 def _stored(made: Roles, found: Regions) -> dict[int, Descriptor]:
     """The descriptor of the output, whose rows leave through the shared memory of the queries."""
-    for node in (n for n in found.nodes[TOP] if n.op is TileOp.STORE and STORE_BOXES):
+    for node in (n for n in found.nodes[TOP] if n.op is TileOp.STORE):
         tensor, box = access_of(node).tensor, box_of(node)
         alike = tensor.dtype == made.dtype and made.values.size == made.dims.size
         if alike and box is not None and node.args[-1].axes == (made.rows, made.values):
