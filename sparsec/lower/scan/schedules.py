@@ -23,6 +23,8 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 HELD_BYTES = 2**19
 FEW = 8
 """Parts of a bank that the tuner may let meet every token."""
+_PROGRAMS = 256
+"""Of four warps, side by side."""
 _TALLEST = 128
 """Rows of a state of which 64 columns fit the registers of a program."""
 
@@ -31,8 +33,8 @@ COLUMNS, WARPS = (16, 32, 64, 128), (1, 2, 4, 8)
 """The space of steps of one token: columns of a program, and its warps, where they fill each other."""
 
 _CHUNKED: Choices = {
-    "order": ("chunk", "token"), "rows": (32, 64), "value_block": (16, 32, 64), "splits": (1, 2, 4, 8, 16),
-    "warps": (2, 4), "stages": (1, 2, 3), "descriptors": (False, True),
+    "order": ("chunk", "token"), "rows": (32, 64), "value_block": (16, 32, 64, 128), "splits": (1, 2, 4, 8, 16),
+    "warps": (2, 4, 8), "stages": (1, 2, 3), "descriptors": (False, True),
 }  # fmt: skip
 
 
@@ -70,34 +72,56 @@ def _check(spec: Scan, schedule: Schedule) -> None:
 
 
 def in_chunks(spec: Scan, target: str) -> Schedule | None:
-    """The schedule of the chunk form on a GPU: some 256 programs side by side for one sequence; None without a form."""
-    w = spec.writes
-    if w.sharers > 1 or (w.route is not None and not w.route.freeze):
-        return None
-    rows, cols = padded(w.rows), padded(w.cols)
-    wide, delta = rows > _TALLEST, w.rule == "delta" or w.erase is not None
-    columns = min(32 if wide else 64, cols, rows if delta else 64)
-    splits = 1 if wide and delta else _splits(w, columns)
-    tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and w.steps == 1 and w.erase is None
-    stages = 1 if w.erase is not None else 2  # two do not fit with what erases
-    found = Schedule("chunk", 64, value_block=columns, splits=splits, warps=4, stages=stages, descriptors=tma)
-    halves = target.startswith("triton") and w.half == "bfloat16"  # states outgrow fp16
-    one = spec if w.route is None else sort.scan(spec)
-    return found if halves and chunk.refusal(one, found) is None else None
+    """The schedule of the chunk form on a GPU: programs that fill it for one sequence; None without a form."""
+    one, found = _alone(spec), _one_group(spec, target)
+    return _two_groups(spec, found) if found is not None and chunk.refusal(one, found) is None else None
 
 
 def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
     """As ``in_chunks``, for the adjoint."""
-    found = in_chunks(spec.forward, target)
+    found = _one_group(spec.forward, target)
     one = spec if spec.forward.writes.route is None else sort.gradient(spec)
-    if found is None or chunk_back.refusal(one) is not None:
+    if found is None or chunk.refusal(_alone(spec.forward), found) or chunk_back.refusal(one):
         return None
     return replace(found, descriptors=found.descriptors and not needs_keyed(spec.forward.writes))
 
 
-def _splits(w: Writes, columns: int) -> int:
+def _alone(spec: Scan) -> Scan:
+    return spec if spec.writes.route is None else sort.scan(spec)
+
+
+def _one_group(spec: Scan, target: str) -> Schedule | None:
+    """One group of four warps has 64 value columns; some 256 programs side by side."""
+    w = spec.writes
+    halves = target.startswith("triton") and w.half == "bfloat16"  # states outgrow fp16
+    if not halves or w.sharers > 1 or (w.route is not None and not w.route.freeze):
+        return None
+    rows, cols = padded(w.rows), padded(w.cols)
+    tall, delta = rows > _TALLEST, w.rule == "delta" or w.erase is not None
+    columns = min(32 if tall else 64, cols, rows if delta else 64)
+    splits = 1 if tall and delta else _splits(w, columns)
+    tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and w.steps == 1
+    stages = 1 if w.erase is not None else 2  # two do not fit with what erases
+    return Schedule("chunk", 64, value_block=columns, splits=splits, warps=4, stages=stages, descriptors=tma)
+
+
+def _two_groups(spec: Scan, found: Schedule) -> Schedule:
+    """Two groups of four warps share keys and queries, 128 value columns, which leaves room for a stage more.
+
+    Delta rules that do not fade per channel are no faster so, for want of registers; banks with a route were not tried.
+    """
+    w = spec.writes
+    crowded = w.rule == "delta" and not needs_keyed(w)
+    if crowded or w.route is not None or not found.descriptors or w.rows != 128 or w.cols % 128:
+        return replace(found, descriptors=found.descriptors and w.erase is None)
+    stages = 2 if w.rule == "delta" or w.erase is not None else 3
+    splits = _splits(w, 128, _PROGRAMS // 2)
+    return replace(found, value_block=128, splits=splits, warps=8, stages=stages)
+
+
+def _splits(w: Writes, columns: int, programs: int = _PROGRAMS) -> int:
     """Segments of one sequence; of a batch the launch takes fewer."""
-    wanted = max(1, 256 // (w.heads * -(-w.cols // columns)))
+    wanted = max(1, programs // (w.heads * -(-w.cols // columns)))
     return min(16, 1 << (wanted.bit_length() - 1))
 
 

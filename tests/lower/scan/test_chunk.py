@@ -114,6 +114,8 @@ def test_segments_are_as_many_as_the_device_and_the_sequence_take() -> None:
 
     assert [segments(1, 16384), segments(3, 16384), segments(64, 16384)] == [8, 2, 1]
     assert [segments(1, 300), segments(1, 1)] == [2, 1]
+    params = dict(chunk.lower(s.scan(), Schedule(order="chunk", value_block=128, warps=8, splits=16)).params)
+    assert [segments(1, 16384), segments(2, 16384)] == [8, 4]
 
 
 def test_a_grid_has_room_for_any_number_of_heads_and_chunks() -> None:
@@ -137,6 +139,28 @@ def test_segments_that_nothing_passes(rule: str) -> None:
     made, unit = ends[:, :, :48], torch.eye(32, dtype=ends.dtype)
     assert made[0].any() and made[1].any() and not made[2].any()
     assert s.rule != "delta" or [torch.equal(p, unit) for p in ends[:, :, 48:]] == [True, False, True]
+
+
+@pytest.mark.parametrize("rule", ["fading", "fading channels", "delta, fading channels", "erase"])
+def test_segments_have_columns_of_their_own(rule: str) -> None:
+    """Two groups of warps for outputs, one for what segments make of a state."""
+    s = replace(RULES[rule], length=200, rows=128, cols=128, heads=1, state_heads=1, final=True)
+    schedule = Schedule(order="chunk", rows=32, value_block=128, warps=8, splits=3)
+    steps = {step.program.name: step.schedule for step in chunk.lower(s.scan(), schedule).steps}
+    assert (steps["scan_ends"].warps, steps["scan"].warps) == ((8, 8) if s.erase else (4, 8))
+    errors = found(s, schedule)
+    assert all(e < 1e-12 for e in errors.values()), errors
+
+
+def test_a_delta_rule_solves_while_it_walks() -> None:
+    """Channels that fade by themselves: forward no product of the inverse is stored; erase vectors still need one."""
+
+    def programs(rule: str) -> set[str]:
+        s = replace(RULES[rule], heads=1, state_heads=1)
+        return {step.program.name for step in chunk.lower(s.scan(), Schedule(order="chunk", rows=16)).steps}
+
+    assert "scan_answers" not in programs("delta, fading channels")
+    assert "scan_answers" in programs("erase")
 
 
 def test_one_segment_that_nothing_passes() -> None:

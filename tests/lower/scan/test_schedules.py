@@ -40,6 +40,25 @@ def test_defaults(s: Setting, target: str, order: str) -> None:
         assert lower_kernel(spec, schedule).steps
 
 
+@pytest.mark.parametrize(
+    ("s", "columns", "stages"),
+    [
+        (LAYER, 64, 2),
+        (replace(LAYER, rule="additive"), 128, 3),
+        (replace(LAYER, rule="additive", decay="key"), 128, 3),
+        (replace(LAYER, decay="key"), 128, 2),
+        (replace(LAYER, decay="key", erase=True), 128, 2),
+        (replace(LAYER, decay="key", cols=64), 64, 2),
+    ],
+)
+def test_outputs_of_two_groups_of_warps(s: Setting, columns: int, stages: int) -> None:
+    """Forward as an H100 measured; backward one group."""
+    found = default(s.scan(), GPU)
+    assert (found.value_block, found.warps, found.stages) == (columns, columns // 16, stages)
+    back = default(s.grad(), GPU)
+    assert back.order == "token" or (back.value_block, back.warps) == (64, 4)
+
+
 def test_erase_vectors_go_backward_by_the_recurrence() -> None:
     s = replace(LAYER, decay="key", erase=True, reads="undecayed")
     assert default(s.scan(), GPU).order == "chunk"

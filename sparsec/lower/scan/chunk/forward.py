@@ -19,6 +19,9 @@ from sparsec.plan.states.scan_specs import Read, Scan
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
+_FURTHEST = 3
+"""Stages of a walk that pay."""
+
 
 def refusal(spec: Scan, schedule: Schedule) -> str | None:
     """Why a scan has no chunk form, in a sentence; None where it has."""
@@ -82,15 +85,16 @@ def states(own: Chunked, final: str | None, before: bool, after: bool) -> list[S
     """
     if own.splits == 1:
         return []
+    one = segments.of_one_group(own)
     return [
-        Step(segments.lower_ends(own, before, after), ahead(own.schedule)),
+        Step(segments.lower_ends(one, before, after), ahead(one.schedule)),
         Step(segments.lower_starts(own, final, before), combined(own)),
     ]
 
 
 def ahead(schedule: Schedule) -> Schedule:
     """Of walks that keep few tiles in shared memory: they load one chunk further ahead."""
-    return replace(schedule, stages=schedule.stages + 1)
+    return replace(schedule, stages=min(schedule.stages + 1, max(schedule.stages, _FURTHEST)))
 
 
 def combined(own: Chunked) -> Schedule:

@@ -33,8 +33,8 @@ SPAN = "SCAN_SPAN"
 PADDED = "SCAN_PADDED"
 """The launch parameter with the tokens of all chunks, those past the last one too."""
 
-_PROGRAMS = 256
-"""How many programs side by side fill a device: two for each of an H100's 132 processors, nearly."""
+_WARPS, _PROGRAMS = 1024, 256
+"""How many warps side by side fill a device, eight for each of an H100's 132 processors, nearly; programs, at most."""
 
 _SHORTEST = 2
 """Chunks of a segment, at least: shorter ones cost more to combine than they save."""
@@ -172,10 +172,8 @@ class Chunked:
     def params(self) -> tuple[tuple[str, Expr], ...]:
         """The launch parameters beyond the spec's."""
         chunks = (var(self.writes.length) + (self.chunk - 1)) // self.chunk
-        wanted = minimum(
-            self.splits, minimum(_PROGRAMS // (var("B") * self.writes.heads * self.tiles), chunks // _SHORTEST)
-        )
-        segments = maximum(1, wanted)
+        room = min(_PROGRAMS, _WARPS // self.schedule.warps) // (var("B") * self.writes.heads * self.tiles)
+        segments = maximum(1, minimum(self.splits, minimum(room, chunks // _SHORTEST)))
         span = (chunks + (segments - 1)) // segments
         return (CHUNKS, chunks), (SEGMENTS, segments), (SPAN, span), (PADDED, chunks * self.chunk)
 
@@ -255,9 +253,10 @@ class Chunk:
         """A tile of scratch per token."""
         return tile.load(tensor, self.batch, self.head, self.token(tokens), column)
 
-    def left(self, axis: Axis) -> Node | None:
-        """What is left at the end of the chunk of a write by each token."""
-        return power_of_two(tile.apply(Fn.SUB, self.total(), self.sums(axis))) if self.own.decays else None
+    def left(self, axis: Axis, further: Node | None = None) -> Node | None:
+        """What is left of a write by each token at the end of the chunk, or after ``further`` decay."""
+        total = self.total() if further is None else add(self.total(), further)
+        return power_of_two(tile.apply(Fn.SUB, total, self.sums(axis))) if self.own.decays else None
 
 
 def power_of_two(x: Node) -> Node:

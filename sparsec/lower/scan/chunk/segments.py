@@ -7,7 +7,7 @@ matrix ``[D,D]``, which comes of a unit matrix under the same writes with values
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import resets
@@ -28,7 +28,7 @@ from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 
-_COMBINED = 32
+_COMBINED = 16
 """Columns of a program that combines transitions."""
 
 _AHEAD = 4
@@ -56,8 +56,13 @@ def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
             decay = chunk.total if own.decays else None
             return [after, resets.passed(chunk, total, decay) if own.fading else total]
 
-        row = tile.iota(at.axes.dims)
-        state, total = tile.loop(start, end, 1, [_unit(at), tile.const(0.0)], visit)
+        def visit_back(i: Node, state: Node, total: Node) -> Sequence[Node]:
+            chunk = Chunk(own, batch, head, from_last(start, end, i))
+            after = at.added(chunk, at.keys(chunk), at.values(chunk), state, total)
+            return [after, add(total, chunk.total()) if own.decays else total]
+
+        row, visits = tile.iota(at.axes.dims), visit_back if sums_up(own) else visit
+        state, total = tile.loop(start, end, 1, [_unit(at), tile.const(0.0)], visits)
         limits: dict[int, tile.Value] = {3: w.rows} if at.row_limit else {}
         tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
         tensors = [*at.tensors(), own.ends, *resets.tensors(own, w.initial)]
@@ -65,6 +70,30 @@ def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
             tile.store(own.fades, batch, head, segment, value=total)
             tensors.append(own.fades)
         return own.program(builder, "ends", tensors, place.grid)
+
+
+def of_one_group(own: Chunked) -> Chunked:
+    """As programs of one group of four warps where those of outputs have two: of these, with fewer tiles, two fit.
+
+    Not where vectors of their own erase, whose tiles fill a processor.
+    """
+    s, w = own.schedule, own.writes
+    if own.columns < 128 or s.warps != 8 or w.cols % own.columns or w.erase is not None:
+        return own
+    return replace(own, schedule=replace(s, value_block=own.columns // 2, warps=4))
+
+
+def sums_up(own: Chunked) -> bool:
+    """Whether what a segment leaves is a sum over its tokens, taken from the last chunk to the first.
+
+    The program after this one begins with the first chunks, which are read from the cache then.
+    """
+    return not own.delta and own.runs is None
+
+
+def from_last(start: Node, end: Node, i: Node) -> Node:
+    """The i-th number of those from ``start`` on to ``end``, counted from the last."""
+    return sub(add(start, sub(end, 1)), i)
 
 
 def needed(place: Place, first: bool, last: bool) -> tuple[Node, Node]:

@@ -36,9 +36,8 @@ def usual_order(own: Chunked) -> str:
 
     With 64 value columns first, tensor cores take states and what is written from registers as left operands, so that
     nothing of the chain from chunk to chunk goes through shared memory; fewer columns are no left operand of Hopper's.
-    Where vectors of their own erase this was no faster.
     """
-    return "ecdn" if own.columns >= _LEFT and own.writes.erase is None else "cdne"
+    return "ecdn" if own.columns >= _LEFT else "cdne"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +99,13 @@ class Walk:
 
     def after(self, chunk: Chunk, keys: Node, written: Node, state: Node) -> Node:
         """The state after the chunk, in which ``strong`` values are written."""
-        a, beta = self.axes, None if self.own.folds else chunk.beta(self.axes.keys)
         state = mul(state, power_of_two(chunk.total())) if self.own.decays else state
-        for part in self.parts(written, chunk.left(a.keys), beta):
+        return self.added(chunk, keys, written, state)
+
+    def added(self, chunk: Chunk, keys: Node, written: Node, state: Node, further: Node | None = None) -> Node:
+        """A state and what is left of the chunk's writes at its end, or after ``further`` decay."""
+        a, beta = self.axes, None if self.own.folds else chunk.beta(self.axes.keys)
+        for part in self.parts(written, chunk.left(a.keys, further), beta):
             state = tile.dot(keys, part, a.keys, state, self.own.schedule.precision)
         return state
 

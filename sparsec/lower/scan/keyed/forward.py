@@ -17,7 +17,7 @@ from sparsec.tile.language import Tensor
 
 def lower(spec: Scan, own: Chunked) -> Lowered:
     """q, k ``[B,N,H,D]``, v ``[B,N,H,DV]``, decays, beta, erase vectors -> outputs ``[B,N,H,DV]``, final states."""
-    keyed = Keyed(own, spec.reads[0])
+    keyed = Keyed(own, spec.reads[0], solving=own.delta and own.writes.erase is None)
     within = own.runs is not None
     steps = prepared(keyed)
     steps += states(keyed, spec.final, within or spec.writes.initial is not None, within or spec.final is not None)
@@ -34,10 +34,9 @@ def prepared(keyed: Keyed) -> list[Step]:
     if keyed.own.writes.decay is not None:
         steps.append(Step(prepare.lower_deep(keyed), small))
     if keyed.asking is not None:
-        steps += [
-            Step(solve.lower(keyed), replace(small, warps=1)),
-            Step(solve.lower_answers(keyed), replace(small, warps=4)),
-        ]
+        steps.append(Step(solve.lower(keyed), replace(small, warps=1)))
+    if keyed.asking is not None and not keyed.solving:
+        steps.append(Step(solve.lower_answers(keyed), replace(small, warps=4)))
     return steps
 
 
@@ -55,7 +54,8 @@ def states(keyed: Keyed, final: str | None, before: bool, after: bool) -> list[S
     if own.splits == 1:
         return []
     combined = replace(own.schedule, warps=8 if own.delta else 4, stages=2, registers=0)
-    ends = Step(outputs.lower_ends(keyed, before, after), own.schedule)
+    one = replace(keyed, own=chunk_segments.of_one_group(own))
+    ends = Step(outputs.lower_ends(one, before, after), one.own.schedule)
     return [ends, Step(chunk_segments.lower_starts(own, final, before), combined)]
 
 

@@ -43,10 +43,15 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
-    """A scan in this form; without ``read`` only its states."""
+    """A scan in this form; without ``read`` only its states.
+
+    Attributes:
+        solving: whether walks multiply with (I − A_ab)⁻¹ themselves, so that no W is stored; of the delta rule only.
+    """
 
     own: Chunked
     read: Read
+    solving: bool = False
 
     @property
     def tied(self) -> bool:
@@ -130,5 +135,5 @@ class Keyed:
         found = [self.faded(s) for s in (*self.rows, *self.columns)] + [self.seen(s) for s in self.columns]
         found.append(self.totals)
         if self.asking is not None:
-            found += [self.met(s) for s in self.columns] + [self.answers, self.solved]
+            found += [self.met(s) for s in self.columns] + [self.answers] * (not self.solving) + [self.solved]
         return found + [self.passed] * self.erases

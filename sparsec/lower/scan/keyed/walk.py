@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsec.lower.scalars import add, mul
+from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk.parts import Chunk, column_limit, halves, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.state import Axes, axes, usual_order
@@ -63,11 +63,22 @@ class Walk:
         k, a = self.keyed, self.axes
         if k.asking is None:
             return None
+        if k.solving:
+            return self._solved(k.asking, chunk, state)
         v, precision = self.per_value(self.values, chunk, a.keys), k.own.schedule.precision
         start = tile.cast(tile.rename(v, a.keys, a.queries), "float32") if k.tied else None
         found = tile.dot(self.square(k.passed, chunk), v, a.keys, start, precision)
         asked = self.wide(k.answers, chunk, a.queries)
         return tile.dot(asked, tile.cast(state, asked.dtype), a.dims, found, precision)
+
+    def _solved(self, asking: Side, chunk: Chunk, state: Node) -> Node:
+        """(I − A_ab)⁻¹ (v + X_a M), of which the unit matrix takes no product."""
+        k, a, precision = self.keyed, self.axes, self.keyed.own.schedule.precision
+        asked, v = self.wide(k.faded(asking), chunk, a.keys), self.per_value(self.values, chunk, a.keys)
+        known = tile.dot(asked, tile.cast(state, asked.dtype), a.dims, precision=precision)
+        known = sub(tile.cast(v, "float32"), mul(known, -1.0))  # a sum would become the product's start: no load ahead
+        whole = tile.rename(known, a.keys, a.queries)
+        return tile.dot(self.square(k.solved, chunk), tile.cast(known, asked.dtype), a.keys, whole, precision)
 
     def written(self, column: Side, chunk: Chunk, answered: Node | None) -> list[Node]:
         """What a column carries, ``[n,e]``, as operands: two where rounding once would cost too much."""
@@ -94,7 +105,9 @@ class Walk:
         """What the walk reads."""
         k = self.keyed
         found = [self.values, k.totals, *(k.faded(s) for s in k.columns)]
-        return found + [k.answers, k.passed] * (k.asking is not None)
+        if k.asking is None:
+            return found
+        return found + ([k.faded(k.asking), k.solved] if k.solving else [k.answers, k.passed])
 
 
 def walk(builder: tile.Builder, keyed: Keyed, tiles: int, order: str = "") -> Walk:
