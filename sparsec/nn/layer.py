@@ -204,7 +204,7 @@ class Layer(nn.Module):
         try:
             named = self.inputs(x, cache)
             o, *losses = self.outputs(named, x, cache)
-        except BaseException:
+        except InputError:
             if cache is not None:
                 cache.tails = before  # a step that is refused leaves the cache as it was
             raise

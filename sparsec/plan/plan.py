@@ -67,7 +67,7 @@ class Kernel:
         return self.spec.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Plan:
     """Kernels in an order in which they can run.
 

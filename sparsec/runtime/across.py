@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+from weakref import finalize
 
 from sparsec.lower.across.whole import shares, together
 from sparsec.lower.lowered import Lowered
@@ -30,12 +31,12 @@ class Together:
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], tuple[Plan, Programs]] = {}
-        self._fixed: dict[int, Programs] = {}
+        self._fixed: dict[int, dict[str, Lowered]] = {}
 
     def __call__(self, plan: Plan, schedules: Mapping[str, Schedule]) -> Programs | None:
         """The plan as it is run; None where its kernels have nothing in common, or shall work apart."""
         if id(plan) in self._fixed:
-            return self._fixed[id(plan)]
+            return plan, self._fixed[id(plan)]
         if Env().work_apart or not shares(plan, schedules):
             return None
         key = (id(plan), *schedules.values())
@@ -45,8 +46,9 @@ class Together:
         return self._known[key][1]
 
     def fix(self, plan: Plan, lowered: dict[str, Lowered]) -> None:
-        """Say what the programs of a plan are, whatever the schedules: another plan relies on what they leave."""
-        self._fixed[id(plan)] = plan, lowered
+        """Say what the programs of a plan are as long as it lives: another plan relies on what they leave."""
+        self._fixed[id(plan)] = lowered
+        finalize(plan, self._fixed.pop, id(plan), None)
 
 
 def fitted(plan: Plan, target: Target) -> Plan:

@@ -96,7 +96,7 @@ def explain(
 
     ``gradients`` are the inputs whose gradients a backward computes; without any, the forward alone is explained.
     """
-    halves = compiled.training.joint(dims, dtype, gradients).split if gradients else None
+    halves = compiled.training.halves(dims, dtype, gradients).split if gradients else None
     plans = (halves.forward, halves.backward) if halves else (compiled.plan(dims, dtype),)
     training = training_peak(compiled, dims, dtype, gradients) if gradients else None
     inputs = sum(b.nbytes(dims) for b in plans[0].buffers if b.role == "input")

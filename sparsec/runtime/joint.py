@@ -87,7 +87,9 @@ class Joint:
     def pulled(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """What the backward half reads of the gradients of the outputs: sums where an output is given twice."""
         return [
-            grads[first] if not more else reduce(add, [grads[n] for n in more], grads[first])
+            grads[first].resolve_neg()
+            if not more
+            else reduce(add, [grads[n] for n in more], grads[first]).resolve_neg()
             for first, *more in self.places
         ]
 

@@ -57,6 +57,10 @@ class Training:
             return self.joint(dims, dtype, wrt[1:])
         return self.closer(self.joint(dims, dtype, wrt), dims)
 
+    def traceable(self, halves: Joint, dims: Mapping[str, Any]) -> bool:
+        """Whether a traced backward takes what these halves kept: those of an untraced forward may keep others."""
+        return halves is self.joint(dims, halves.dtype, tuple(halves.gradients))
+
     def asked(self, wanted: tuple[bool, ...]) -> tuple[str, ...]:
         """The names of the inputs that require a gradient."""
         if wanted not in self._asked:
@@ -124,7 +128,7 @@ class _Attention(torch.autograd.Function):
         training, halves = ctx.training, ctx.halves
         cotangents = halves.pulled(grads)
         found: Sequence[Tensor] = []
-        if halves.wanted and route.traced([*kept, *cotangents]):
+        if halves.wanted and route.traced([*kept, *cotangents]) and training.traceable(halves, ctx.dims):
             dims = [ctx.dims[name] for name in training.dims]
             found = training.operators[1](list(kept), cotangents, dims, halves.dtype, ",".join(halves.gradients))
         elif halves.wanted:

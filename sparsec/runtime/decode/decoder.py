@@ -214,7 +214,7 @@ class Decoder:
                 else for_steps(k.spec, s, compiled.target, cache.batch, tokens)
                 for k, s in zip(plan.kernels, schedules, strict=True)
             ]
-            schedules = beside_scans(plan.kernels, schedules)
+            schedules = beside_scans(plan.kernels, schedules, compiled.schedules)
         few = tokens <= FEW and not exact
         key = (id(plan), cache.page, few, *schedules)
         if key not in self._built:

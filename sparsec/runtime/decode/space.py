@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from sparsec.lower.decode.in_place import in_place
@@ -47,11 +47,16 @@ def serves(spec: AnySpec, found: Schedule, tokens: int) -> bool:
     return spec.writes.route is None or last is None or kept
 
 
-def beside_scans(kernels: Sequence[Kernel], schedules: Sequence[Schedule]) -> list[Schedule]:
-    """Schedules of a step in which what merges the answers of states has the grid of the programs that give them."""
+def beside_scans(kernels: Sequence[Kernel], schedules: Sequence[Schedule], by_hand: Container[str]) -> list[Schedule]:
+    """Schedules of a step in which what merges the answers of states has the grid of the programs that give them.
+
+    Those of kernels named ``by_hand`` stay.
+    """
     once = {n: s for k, s in zip(kernels, schedules, strict=True) if s.order == one_token.ORDER for n in k.writes}
     found = list(schedules)
-    for place, spec in enumerate(k.spec for k in kernels):
+    for place, (name, spec) in enumerate((k.name, k.spec) for k in kernels):
+        if name in by_hand:
+            continue
         if isinstance(spec, Combine) and spec.lse is None and all(name in once for name in spec.branches):
             found[place] = once[spec.branches[0]]
         if isinstance(spec, Mixture) and all(name in once for name in spec.z):
