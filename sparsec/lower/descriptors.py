@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import gcd
 
 from sparsec.tile.schedule import Schedule
 
@@ -22,5 +23,5 @@ def without_roles(found: Schedule) -> Schedule:
     """
     if not found.producer:
         return found
-    few = replace(found, rows=64, block=min(found.block, 64), warps=4, stages=2, registers=0)
+    few = replace(found, rows=64, block=gcd(found.block, 64), warps=4, stages=2, registers=0)
     return replace(few, descriptors=False, producer=False)

@@ -15,6 +15,7 @@ from sparsec.backends.triton.arguments import descriptor_arguments, signature
 from sparsec.backends.triton.compile import Compiled, Job, compile_all
 from sparsec.backends.triton.emit import emit
 from sparsec.frontends.preset import preset
+from sparsec.ir.variant import dim_names
 from sparsec.lower import segments
 from sparsec.lower.descriptors import without_roles
 from sparsec.lower.registry import lower_kernel
@@ -214,3 +215,12 @@ def test_an_h100_gets_unserialised_products_without_spills(other: str | None, tm
         loops = emit(program, schedule).split("def attention_loads")[0].count("for i")
         waits = made.text.count("wgmma.wait_group.sync.aligned")
         assert waits == 2 * (2 * loops + 1), "a wait more than the text has: products are serialised"
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(128, 192), (256, 160), (384, 320), (128, 96), (128, 80), (128, 64)])
+def test_default_tiles_divide_the_blocks_of_given_lists(queries: int, keys: int) -> None:
+    """Keys of a block need not be a power of two."""
+    made = preset("nsa", selection="given", branches="slc", query_block=queries, block=keys)
+    sizes = {"B": 1, "H": 4, "HKV": 1, "T": 1920, "TQ": 1920, "TK": 1920, "D": 128, "DV": 128}
+    known = {name: size for name, size in sizes.items() if name in dim_names(made)}
+    assert "def attend_out" in compile(made, "triton:sm_90").source(known, "bfloat16")

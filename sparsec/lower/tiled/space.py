@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import gcd
 
 from sparsec.lower import descriptors
 from sparsec.lower.tiled import list_tiles
@@ -80,9 +81,9 @@ def may_have_producer(spec: TiledAttention, target: str) -> bool:
 
 
 def _longest_box(spec: TiledAttention) -> int:
-    """Keys of a tile: of no more than lists have, and no longer than what a declaration fixes, which no box may be."""
+    """Keys of a tile: they divide what lists have, and are no more than a declaration fixes, which no box may be."""
     lists = [p.listed.block_k for p in spec.pieces if p.listed is not None]
-    return min([128, *lists, *(1 << (p.size.bit_length() - 1) for p in spec.pieces if p.size is not None)])
+    return min([gcd(128, *lists), *(1 << (p.size.bit_length() - 1) for p in spec.pieces if p.size is not None)])
 
 
 def producer(spec: TiledAttention, base: Schedule) -> Schedule:
