@@ -148,6 +148,6 @@ def extras(chained: bool) -> dict[str, Any]:
 
 def options(schedule: Schedule) -> dict[str, Any]:
     """What Triton is told beside a kernel's arguments."""
-    warps = GROUP_WARPS if schedule.producer and schedule.descriptors else schedule.warps
+    warps = GROUP_WARPS if schedule.has_roles else schedule.warps
     found: dict[str, Any] = {"num_warps": warps, "num_stages": schedule.stages, "enable_fp_fusion": True}
     return {**found, "maxnreg": schedule.registers} if schedule.registers else found

@@ -20,6 +20,6 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     text works unchanged on Triton 3.6 and 3.9. Raises ScheduleError where Triton cannot express the program.
     """
     check(program)
-    if schedule.producer and schedule.descriptors:
+    if schedule.has_roles:
         return emit_roles(program, schedule, chain)
     return Printer(program, descriptors(program, schedule.descriptors), chain).source()

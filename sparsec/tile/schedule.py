@@ -52,6 +52,11 @@ class Schedule:
     maximum: bool = True
     producer: bool = False
 
+    @property
+    def has_roles(self) -> bool:
+        """Whether a warp loads for the others: through descriptors alone."""
+        return self.producer and self.descriptors
+
 
 class ScheduleError(ValueError):
     """A schedule that a lowering cannot carry out, in one sentence with the numbers."""
