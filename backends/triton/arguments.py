@@ -16,7 +16,7 @@ SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32
 def descriptor_arguments(program: Program, schedule: Schedule) -> tuple[Descriptor, ...]:
     """The descriptors that a kernel takes after its strides, in order."""
     if schedule.has_roles:
-        return distinct(roles(program).boxes.values())
+        return distinct(roles(program).descriptors)
     return distinct(descriptors(program, schedule.descriptors).values())
 
 

@@ -38,24 +38,25 @@ def descriptors(program: Program, use: bool) -> dict[int, Descriptor]:
     found: dict[int, Descriptor] = {}
     made: dict[tuple[Tensor, tuple[int, ...]], Descriptor] = {}
     for node in (n for nodes in regions(program).nodes.values() for n in nodes if use):
-        shape = _box(node) if node.op is TileOp.LOAD else None
+        shape = box_of(node) if node.op is TileOp.LOAD else None
         if shape is None:
             continue
         tensor = access_of(node).tensor
         if (tensor, shape) not in made:
-            made[tensor, shape] = _descriptor(tensor, shape, sum(d.tensor == tensor for d in made.values()))
+            made[tensor, shape] = described(tensor, shape, sum(d.tensor == tensor for d in made.values()))
         found[node.serial] = made[tensor, shape]
     return found
 
 
-def _descriptor(tensor: Tensor, box: tuple[int, ...], number: int) -> Descriptor:
+def described(tensor: Tensor, box: tuple[int, ...], number: int) -> Descriptor:
+    """The descriptor of a box of a tensor, the ``number``-th of that tensor."""
     dims = tuple(sorted(range(tensor.rank), key=lambda d: (box[d] > 1, d)))
     name = f"{tensor.name}_desc" + (f"_{number}" if number else "")
     return Descriptor(name, tensor, dims, tuple(box[d] for d in dims))
 
 
-def _box(node: Node) -> tuple[int, ...] | None:
-    """The extent of a load in every dimension of its tensor, or None where it is no box that TMA can load."""
+def box_of(node: Node) -> tuple[int, ...] | None:
+    """The extent of an access in every dimension of its tensor, or None where it is no box that TMA can move."""
     access = access_of(node)
     tensor = access.tensor
     if access.other not in (None, 0.0) or tensor.dtype not in BYTES or not 2 <= tensor.rank <= 5:
@@ -64,7 +65,7 @@ def _box(node: Node) -> tuple[int, ...] | None:
     named = [a for a in axes if isinstance(a, Axis)]
     if "no box" in axes or axes[-1] is None or len(named) != len(set(named)):
         return None
-    for dim, bound in zip(access.bounded, node.args[tensor.rank :], strict=True):
+    for dim, bound in zip(access.bounded, node.args[tensor.rank :], strict=False):
         if bound.op not in (TileOp.PARAM, TileOp.CONST) or bound.attrs[0] != tensor.shape[dim]:
             return None
     box = tuple(a.size if isinstance(a, Axis) else 1 for a in axes)

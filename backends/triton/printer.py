@@ -79,7 +79,7 @@ class Printer:
         for node in self.ordered(number):
             self.wait(node)
             if node.op is TileOp.STORE:
-                self.line(store(self, node))
+                self.store(node)
             elif node.op is TileOp.LOOP:
                 self.loop(node)
             elif self.wants_a_line(node):
@@ -98,6 +98,10 @@ class Printer:
             if not waits and all(a.serial in early for a in node.args):
                 early.add(node.serial)
         return (*(n for n in nodes if n.serial in early), *(n for n in nodes if n.serial not in early))
+
+    def store(self, node: Node) -> None:
+        """A store or an atomic addition."""
+        self.line(store(self, node))
 
     def wait(self, node: Node) -> None:
         """The wait for the launch before, ahead of the first node that may touch what it touches."""

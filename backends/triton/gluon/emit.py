@@ -23,11 +23,12 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # 3.9, 3.6
+put = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 """
 
 _SHARED = [*TILES, *BARRIERS]
 _TAKEN = [
-    *_SHARED, *USED, "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "GROUP", "STAGES",
+    *_SHARED, *USED, "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put", "GROUP", "STAGES",
 ]  # fmt: skip
 PRODUCER_REGISTERS = 24
 MOST_REGISTERS = 232
@@ -50,7 +51,7 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
         raise ScheduleError(f"{program.name}: {need}; not {schedule.warps}")
     if schedule.stages < 2:
         raise ScheduleError(f"{program.name}: values wait while those of the turn before are read: 2 stages at least")
-    arguments = parameters(program, made.boxes.values())
+    arguments = parameters(program, made.descriptors)
     if clash := [name for name in arguments if name in _TAKEN]:
         raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
     groups = Groups(made, _TAKEN)

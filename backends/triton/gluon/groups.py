@@ -7,7 +7,9 @@ behind the last loop.
 
 from __future__ import annotations
 
-from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, Turn
+from sparsec.backends.triton.access import summed
+from sparsec.backends.triton.address import split
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, Turn, places, row_dim
 from sparsec.backends.triton.printer import Printer
 from sparsec.backends.triton.text import Text, dtype_name
 from sparsec.backends.triton.uses import operands, uses
@@ -25,8 +27,13 @@ class Groups(Printer):
     def __init__(self, roles: Roles, taken: list[str]) -> None:
         self.roles = roles
         loads = frozenset(roles.boxes)
-        seen = uses(roles.program, reads=lambda node: () if node.serial in loads else operands(node))
-        super().__init__(roles.program, roles.boxes, seen=seen)
+
+        def reads(node: Node) -> tuple[Node, ...]:
+            if node.serial in loads:
+                return ()
+            return (*places(node), node.args[-1]) if node.serial in roles.stored else operands(node)
+
+        super().__init__(roles.program, roles.boxes | roles.stored, seen=uses(roles.program, reads=reads))
         self.names.taken.update(taken)
         turns = roles.turns.values()
         self.parts = {x.serial for t in turns for x in (t.scores, t.sums, t.weights, t.faded)}
@@ -108,6 +115,27 @@ class Groups(Printer):
             self.named[result.serial] = names[int(str(result.attrs[0]))]
         if turn is self.roles.last:
             self.block("slot = turn % STAGES", *_add(acc), *_added(acc))
+
+    def store(self, node: Node) -> None:
+        """Rows of the output leave as a box, through the shared memory where the queries were."""
+        if node.serial not in self.roles.stored:
+            return super().store(node)
+        box = self.boxes[node.serial]
+        starts = [self.start(node, dim) for dim in box.dims]
+        rounded = self.text(node.args[-1]).text
+        self.block(
+            f"q_rows.store({rounded})",
+            "hopper.fence_async_shared()",
+            f"put({box.name}, [{', '.join(starts)}], queries.index(GROUP).reshape({list(box.block)}))",
+            "tma.store_wait(0)",
+        )
+        return None
+
+    def start(self, node: Node, dim: int) -> str:
+        """Where a group's box begins in one dimension."""
+        scalars = split(node.args[dim]).scalars
+        text = summed(self, scalars, ()).text if scalars else "0"
+        return f"{text} + GROUP * {GROUP_ROWS}" if dim == row_dim(node, self.roles.rows) else text
 
     def block(self, *lines: str) -> None:
         """Lines at the current depth."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsec.backends.triton.access import summed
 from sparsec.backends.triton.address import split
-from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, row_dim
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, places, row_dim
 from sparsec.backends.triton.printer import Printer
 from sparsec.backends.triton.uses import operands, uses
 from sparsec.tile.language import Node, TileOp
@@ -25,10 +25,7 @@ class Producer(Printer):
                 return (*node.args[:2], turn.keys, turn.values)
             if node.op is TileOp.STORE:
                 return (roles.queries, *(turn.loop for turn in roles.turns.values()))
-            if node.serial in loads:
-                places = node.args[: len(roles.boxes[node.serial].dims)]
-                return tuple(t.node for i in places for t in split(i).scalars if t.node is not None)
-            return operands(node)
+            return places(node) if node.serial in loads else operands(node)
 
         super().__init__(roles.program, roles.boxes, seen=uses(roles.program, reads=reads))
         self.names.taken.update(taken)

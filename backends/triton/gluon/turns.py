@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from sparsec.backends.triton.address import split
-from sparsec.backends.triton.descriptors import Descriptor, box_axis, descriptors
+from sparsec.backends.triton.descriptors import Descriptor, box_axis, box_of, described, descriptors
 from sparsec.scalar.fn import Fn
 from sparsec.tile.language import Axis, Node, Program, TileOp, access_of
 from sparsec.tile.regions import TOP, Regions, body_of, regions
@@ -60,6 +60,7 @@ class Roles:
         turns: by the loop's number.
         queries: the load that all scores share.
         boxes: the descriptors of queries, keys and values, by the load's serial number.
+        stored: the descriptor of the output by the store's, where it fits where the queries were.
         rows, keys, values, dims: the axes of both products.
     """
 
@@ -67,6 +68,7 @@ class Roles:
     turns: dict[int, Turn]
     queries: Node
     boxes: dict[int, Descriptor]
+    stored: dict[int, Descriptor]
     rows: Axis
     keys: Axis
     values: Axis
@@ -76,6 +78,11 @@ class Roles:
     def groups(self) -> int:
         """Groups of warps that compute."""
         return self.rows.size // GROUP_ROWS
+
+    @property
+    def descriptors(self) -> tuple[Descriptor, ...]:
+        """All that the kernel takes."""
+        return (*self.boxes.values(), *self.stored.values())
 
     @property
     def last(self) -> Turn:
@@ -102,10 +109,10 @@ def roles(program: Program) -> Roles:
     (queries,) = shared
     first = every[0]
     rows, keys = first.scores.axes
-    made = Roles(program, turns, queries, {}, rows, keys, first.sums.axes[1], first.keys.axes[1])
+    made = Roles(program, turns, queries, {}, {}, rows, keys, first.sums.axes[1], first.keys.axes[1])
     _check(made, found)
     _chained(made, found)
-    return replace(made, boxes=_boxes(made))
+    return replace(made, boxes=_boxes(made), stored=_stored(made, found))
 
 
 def _turn(program: Program, loop: Node, found: Regions) -> Turn:
@@ -165,12 +172,29 @@ def _boxes(made: Roles) -> dict[int, Descriptor]:
     return boxes
 
 
+def _stored(made: Roles, found: Regions) -> dict[int, Descriptor]:
+    """The descriptor of the output, whose rows leave through the shared memory of the queries."""
+    for node in (n for n in found.nodes[TOP] if n.op is TileOp.STORE):
+        tensor, box = access_of(node).tensor, box_of(node)
+        alike = tensor.dtype == made.dtype and made.values.size == made.dims.size
+        if alike and box is not None and node.args[-1].axes == (made.rows, made.values):
+            return {node.serial: _swizzled(described(tensor, box, 0), node, made)}
+    return {}
+
+
 def _swizzled(box: Descriptor, load: Node, made: Roles) -> Descriptor:
     size = access_of(load).tensor.shape[-1]
     assert isinstance(size, int)
-    halved = row_dim(load, made.rows) if load is made.queries else -1
+    grouped = load is made.queries or load.op is TileOp.STORE
+    halved = row_dim(load, made.rows) if grouped else -1
     block = tuple(GROUP_ROWS if d == halved else b for d, b in zip(box.dims, box.block, strict=True))
     return replace(box, block=block, swizzle=min(128, 2 * size))
+
+
+def places(access: Node) -> tuple[Node, ...]:
+    """The scalars that say where a box begins."""
+    index = access.args[: access_of(access).tensor.rank]
+    return tuple(t.node for i in index for t in split(i).scalars if t.node is not None)
 
 
 def row_dim(load: Node, rows: Axis) -> int:

@@ -42,7 +42,15 @@ class Machine:
         products = SimpleNamespace(warpgroup_mma=self.multiply, warpgroup_mma_wait=self.finish)
         products.fence_async_shared = lambda: None
         core = SimpleNamespace(PropagateNan=SimpleNamespace(ALL=None))
-        return {"tl": self.language(), "mbarrier": barriers, "hopper": products, "core": core, "fetch": self.fetch}
+        return {
+            "tl": self.language(),
+            "mbarrier": barriers,
+            "hopper": products,
+            "core": core,
+            "fetch": self.fetch,
+            "put": self.put,
+            "tma": SimpleNamespace(store_wait=self.landed),
+        }
 
     def language(self) -> Any:
         """``triton.experimental.gluon.language``, of which only what is printed."""
@@ -99,6 +107,15 @@ class Machine:
             slot.data.fill_(float("nan"))
             barrier.data.copies.append(lambda: box.copy(starts, slot.data))
             self.bell.notify_all()
+
+    def put(self, box: Box, starts: Sequence[int], slot: Shared) -> None:
+        """A copy back that ends when it is waited for."""
+        self.local.__dict__.setdefault("puts", []).append(lambda: box.put(starts, slot.data))
+
+    def landed(self, others: int) -> None:
+        """End all copies back but the last ``others``."""
+        while len(self.local.puts) > others:
+            self.local.puts.pop(0)()
 
     def multiply(self, a: Any, b: Shared, acc: Tensor, use_acc: bool = True, is_async: bool = False) -> Product:
         """A product that is computed when it is waited for."""

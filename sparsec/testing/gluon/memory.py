@@ -111,6 +111,12 @@ class Box:
         to.copy_(part)
         return to.numel() * to.element_size()
 
+    def put(self, starts: Sequence[int], what: Tensor) -> None:
+        """Write what lies inside the tensor."""
+        target = self.tensor.permute(*self.wanted.dims)
+        inside = target[tuple(slice(int(s), int(s) + n) for s, n in zip(starts, self.wanted.block, strict=True))]
+        inside.copy_(what[tuple(slice(0, n) for n in inside.shape)])
+
 
 @dataclass
 class Product:
