@@ -33,11 +33,14 @@ class Together:
         self._known: dict[tuple[object, ...], tuple[Plan, Programs]] = {}
         self._fixed: dict[int, dict[str, Lowered]] = {}
 
-    def __call__(self, plan: Plan, schedules: Mapping[str, Schedule]) -> Programs | None:
-        """The plan as it is run; None where its kernels have nothing in common, or shall work apart."""
+    def __call__(self, plan: Plan, schedules: Mapping[str, Schedule], whole: bool = False) -> Programs | None:
+        """The plan as it is run; None where its kernels have nothing in common, or shall work apart.
+
+        Of a ``whole`` plan a backward's kernels have something in common with those of its forward.
+        """
         if id(plan) in self._fixed:
             return plan, self._fixed[id(plan)]
-        if Env().work_apart or not shares(plan, schedules):
+        if Env().work_apart or not (whole or shares(plan, schedules)):
             return None
         key = (id(plan), *schedules.values())
         if key not in self._known:

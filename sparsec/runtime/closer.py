@@ -2,8 +2,7 @@
 
 The backward of a scan works out again much of what its forward did. Once schedules are chosen, programs are compared
 over both halves, as they are within one (``sparsec.lower.across``), and what the forward made is saved where the
-backward would have made the same. That takes memory, so it is done where masses of keys are no tensors: what is saved
-for levels of states is then about what their masses were.
+backward would have made the same. That takes memory, so a schedule says it (``Schedule.keep``).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sparsec.plan.states.mixture_specs import StateMixtureGrad
+from sparsec.plan.states.scan_specs import ScanGrad
 from sparsec.runtime.joint import Joint, Whole, halved
 from sparsec.runtime.known import MOST_PLANS, room
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from sparsec.lower.lowered import Lowered
     from sparsec.plan.plan import Plan
     from sparsec.runtime.compiled import Compiled
+    from sparsec.tile.schedule import Schedule
 
 
 class Closer:
@@ -30,13 +30,13 @@ class Closer:
 
     def __call__(self, halves: Joint, dims: Mapping[str, int]) -> Joint:
         """The halves with less to launch and to move, or those given."""
-        if not any(isinstance(k.spec, StateMixtureGrad) for k in halves.split.backward.kernels):
-            return halves
         schedules = {k.name: self.compiled.schedule(k, dims) for k in halves.whole.plan.kernels}
+        if not _keeps(halves, schedules):
+            return halves
         key = (id(halves), *schedules.values())
         if key not in self._known:
             room(self._known, MOST_PLANS)
-            found = self.compiled.together(halves.whole.plan, schedules)
+            found = self.compiled.together(halves.whole.plan, schedules, whole=True)
             made = None if found is None else self._halved(halves, *found)
             self._known[key] = halves, made or halves  # the halves keep their id their own
         return self._known[key][1]
@@ -50,3 +50,9 @@ class Closer:
         for half in (made.split.forward, made.split.backward):
             self.compiled.together.fix(half, {k.name: lowered[k.name] for k in half.kernels})
         return made
+
+
+def _keeps(halves: Joint, schedules: Mapping[str, Schedule]) -> bool:
+    """Whether every scan of the backward reads what the forward made of its chunks."""
+    scans = [schedules[k.name] for k in halves.split.backward.kernels if isinstance(k.spec, ScanGrad)]
+    return bool(scans) and all(s.keep and s.order == "chunk" for s in scans)

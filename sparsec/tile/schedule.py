@@ -31,6 +31,8 @@ class Schedule:
             ``descriptors``).
         maximum: keep a running maximum of the scores; without one weights are measured against zero, and rows whose sum
             leaves the safe range are read again with one (gathered attention).
+        keep: a backward reads what its forward has sorted, solved and carried from segment to segment, which is kept
+            for it, instead of making it again (scans, where those of a whole backward do).
     """
 
     order: str = "query_outer"
@@ -51,6 +53,7 @@ class Schedule:
     splits: int = 1
     maximum: bool = True
     producer: bool = False
+    keep: bool = False
 
     @property
     def has_roles(self) -> bool:

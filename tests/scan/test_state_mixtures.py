@@ -31,7 +31,7 @@ from sparsec.tile.schedule import Schedule
 
 SIZES: dict[str, Any] = {"B": 2, "T": 70, "H": 2, "HKV": 1, "D": 16, "DV": 16, "DX": 4}
 LEVELS: dict[str, Any] = {"levels": 3, "parts": 2, "branching": 2, "raw": True, "clip": 0.0}
-CHUNKS = Schedule(order="chunk", rows=16, value_block=16, splits=2)
+CHUNKS = Schedule(order="chunk", rows=16, value_block=16, splits=2, keep=True)
 JOINED = (StateMixture, StateMixtureGrad)
 
 

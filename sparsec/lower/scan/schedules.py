@@ -78,12 +78,12 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
 
 
 def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
-    """As ``in_chunks``, for the adjoint."""
+    """As ``in_chunks``, for the adjoint, which reads what its forward made."""
     found = _one_group(spec.forward, target)
     one = spec if spec.forward.writes.route is None else sort.gradient(spec)
     if found is None or chunk.refusal(_alone(spec.forward), found) or chunk_back.refusal(one):
         return None
-    return replace(found, descriptors=found.descriptors and not needs_keyed(spec.forward.writes))
+    return replace(found, descriptors=found.descriptors and not needs_keyed(spec.forward.writes), keep=True)
 
 
 def _alone(spec: Scan) -> Scan:

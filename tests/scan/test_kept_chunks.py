@@ -1,0 +1,98 @@
+"""What a forward keeps of its chunks for the backward: the same gradients to the last bit from fewer programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsec
+from sparsec.lower.registry import default
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
+from sparsec.runtime.across import programs
+from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.joint import Joint
+from sparsec.runtime.peak import training_peak
+from sparsec.tile.schedule import Schedule
+
+SIZES: dict[str, Any] = {"B": 1, "T": 70, "H": 2, "HKV": 2, "D": 16, "DV": 16}
+
+
+def called(preset: str, knobs: dict[str, Any], keep: bool) -> tuple[Compiled, dict[str, Tensor], Joint, list[Tensor]]:
+    """A variant whose scans go chunk by chunk, its halves, its output and all gradients."""
+    variant = sparsec.preset(preset, **knobs)
+    routed: dict[str, Any] = {"DX": 4} if "sse" in preset else {}
+    x = sparsec.inputs(variant, dtype="bfloat16", **SIZES, **routed)
+    made = sparsec.compile(variant, target="interpreter")
+    dims, dtype = made.bind(x)
+    scans = [k.name for k in made.training.joint(dims, dtype, tuple(x)).whole.plan.kernels if is_scan(k.spec)]
+    made.schedules = dict.fromkeys(scans, Schedule(order="chunk", rows=16, value_block=16, splits=2, keep=keep))
+    leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
+    out = made(**leaves)
+    assert isinstance(out, Tensor)
+    found = [out, *torch.autograd.grad(out.float().square().sum(), list(leaves.values()))]
+    return made, x, made.training.halves(dims, dtype, tuple(x)), found
+
+
+def is_scan(spec: object) -> bool:
+    return isinstance(spec, Scan | ScanGrad)
+
+
+def steps(made: Compiled, x: dict[str, Tensor], halves: Joint) -> list[list[str]]:
+    """The programs of the forward and of the backward."""
+    dims, _ = made.bind(x)
+    cut = halves.split
+    found = [programs(made, half, dims)[1].values() for half in (cut.forward, cut.backward)]
+    return [[s.program.name for p in half for s in p.steps] for half in found]
+
+
+@pytest.mark.parametrize(
+    ("preset", "knobs", "once"),
+    [
+        ("gdn", {"raw": True}, ("sums", "solve", "ends", "starts")),
+        ("gdn", {}, ("solve", "unit_k", "ends", "starts")),
+        ("deltanet", {"raw": True}, ("solve", "ends", "starts")),
+        ("sse_gdn", {"parts": 3, "raw": True}, ("tally", "fill", "cut", "solve", "ends", "sorted_k", "sorted_v")),
+        ("sse_gdn", {"parts": 3, "k": 2}, ("tally", "fill", "cut", "solve", "ends", "sorted_k", "sorted_v")),
+        ("sse", {"parts": 2, "raw": True}, ("tally", "fill", "cut", "sorted_k", "sorted_v", "sorted_decay")),
+    ],
+)
+def test_a_backward_makes_nothing_again(preset: str, knobs: dict[str, Any], once: tuple[str, ...]) -> None:
+    made, x, halves, found = called(preset, knobs, keep=True)
+    forward, backward = steps(made, x, halves)
+    for ending in once:
+        again = [n for n in backward if n.endswith(f"_{ending}") and "_grad_ends" not in n and "_grad_starts" not in n]
+        assert any(n.endswith(f"_{ending}") for n in forward) and not again, (ending, again)
+    other, _, plain, expected = called(preset, knobs, keep=False)
+    assert [len(s) for s in steps(other, x, plain)] > [len(s) for s in steps(made, x, halves)]
+    for actual, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=0, atol=0)
+
+
+def test_what_is_kept_is_said() -> None:
+    """By the prediction of memory, which is what the halves allocate; and no more where one scan keeps nothing."""
+    sizes, dims = dict[bool, int](), {**SIZES, "DX": 4, "q_offset": 0}
+    for keep in (True, False):
+        made, x, halves, _ = called("sse_gdn", {"parts": 3, "raw": True}, keep)
+        found = training_peak(made, dims, "bfloat16", tuple(x))
+        names = dict.fromkeys(halves.split.forward.outputs)
+        assert found.kept == sum(-(-halves.split.forward.buffer(n).nbytes(dims) // 512) * 512 for n in names)
+        sizes[keep] = found.kept
+    assert sizes[True] > sizes[False]
+    made, x, halves, _ = called("sse_gdn", {"parts": 3, "raw": True}, True)
+    one = next(k.name for k in halves.whole.plan.kernels if isinstance(k.spec, ScanGrad))
+    made.schedules = {**made.schedules, one: Schedule(order="chunk", rows=16, value_block=16, splits=2)}
+    assert training_peak(made, dims, "bfloat16", tuple(x)).kept == sizes[False]
+
+
+def test_which_scans_keep() -> None:
+    """Those in chunks on a GPU; a token's recurrence has nothing to keep."""
+    sizes = {**SIZES, "D": 128, "DV": 128, "DX": 4, "T": 512, "q_offset": 0}
+    made = sparsec.compile(sparsec.preset("sse_gdn", raw=True), target="triton:sm_90")
+    names = tuple(n for n, spec in made.variant.inputs.items() if spec.dtype != "int32")
+    for dtype, keeps in (("bfloat16", True), ("float32", False)):
+        specs = [k.spec for k in made.training.joint(sizes, dtype, names).split.backward.kernels]
+        found = [default(spec, "triton:sm_90") for spec in specs if isinstance(spec, ScanGrad)]
+        assert len(found) == 2 and all(s.keep == keeps == (s.order == "chunk") for s in found)
