@@ -198,7 +198,7 @@ def default(spec: Scan, target: str) -> Schedule:
 def default_grad(spec: ScanGrad, target: str) -> Schedule:
     """As ``default``; the recurrence keeps a state per 16 tokens, from which it walks a few at a time on a CPU."""
     w = spec.forward.writes
-    if (chunked := in_chunks_back(spec, target)) is not None and _checked(w) and w.erase is None:
+    if (chunked := in_chunks_back(spec, target)) is not None and _checked(w):
         return chunked
     if target.startswith("triton"):
         return _token_back(spec.forward.writes)

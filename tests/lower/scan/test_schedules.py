@@ -59,10 +59,9 @@ def test_outputs_of_two_groups_of_warps(s: Setting, columns: int, stages: int) -
     assert back.order == "token" or (back.value_block, back.warps) == (64, 4)
 
 
-def test_erase_vectors_go_backward_by_the_recurrence() -> None:
+def test_erase_vectors_go_by_chunks_in_both_directions() -> None:
     s = replace(LAYER, decay="key", erase=True, reads="undecayed")
-    assert default(s.scan(), GPU).order == "chunk"
-    assert default(s.grad(), GPU).order == "token"
+    assert [default(spec, GPU).order for spec in (s.scan(), s.grad())] == ["chunk", "chunk"]
 
 
 def test_groups_go_backward_by_the_recurrence() -> None:
