@@ -28,7 +28,8 @@ def one_map(node: Node) -> Node | None:
     """As above; at most as many sources as a map has names for."""
     if node.op is not Op.MAP or node["row"] != "none" or all(s.op is not Op.MAP for s in node.src):
         return None
-    if any(m.op is Op.MAP and m["align"] != "none" for m in (node, *node.src)):
+    align = _common_align(node)
+    if align is None:
         return None
     row = _common_row(node)
     inside = [s.op is Op.MAP and s.word("row") == row and s["top"] is None for s in node.src]
@@ -40,7 +41,14 @@ def one_map(node: Node) -> Node | None:
     for number, (source, opened) in enumerate(zip(node.src, inside, strict=True)):
         known[f"x{number}"] = _renamed(source, distinct) if opened else _name(source, distinct)
     fn = substitute(_fn(node), known)
-    return mapped(*distinct, fn=fn, row=row) if _operations(fn) <= LONGEST else None
+    return mapped(*distinct, fn=fn, row=row, align=align) if _operations(fn) <= LONGEST else None
+
+
+def _common_align(node: Node) -> str | None:
+    """How the sources of the one map line up: a map of nothing but another one's result leaves that as it was."""
+    if len(node.src) == 1:
+        return node.src[0].word("align")
+    return None if any(m.op is Op.MAP and m["align"] != "none" for m in (node, *node.src)) else "none"
 
 
 def _common_row(node: Node) -> str:

@@ -1,17 +1,21 @@
-"""Gradients of a compiled variant through torch's autograd, held to autograd through the oracle."""
+"""Gradients of a compiled variant through torch's autograd, held to autograd through the oracle.
+
+In half precision the oracle takes the sides of clips that rounding decides from the kernels, see ``clips``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sparsec.ir.variant import Variant
 from sparsec.oracle import check, oracle
-from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.compiled import Compiled, compile
 from sparsec.testing.whole.case import WholeCase, on
 from sparsec.testing.whole.chain import as_tuple
+from sparsec.testing.whole.clips import MARGIN, Sides, clipped, sides, told
 
 DIRECT = ("v",)
 """Inputs whose gradients are held to the bounds of outputs."""
@@ -30,14 +34,37 @@ def wrong_on(compiled: Compiled, inputs: Mapping[str, Tensor], dtype: str, q_off
     outputs = as_tuple(compiled(q_offset, **leaves))
     grads = [_noise(out, n) for n, out in enumerate(outputs)]
     found = _gradients(outputs, grads, [leaves[name] for name in learned])
-    exact, truth = _truth(compiled.variant, inputs, learned, grads, q_offset)
-    sentences = [f"output {n} is {v.sentence}" for n, (o, e) in enumerate(zip(outputs, exact, strict=True))
+    clips = _clips(compiled, inputs, outputs, dtype, q_offset)
+    if clips is None:
+        exact, truth = _truth(compiled.variant, inputs, learned, grads, q_offset)
+    else:
+        decided, given = told(compiled.variant, clips.found)
+        exact, truth = clips.outputs, _truth(decided, {**inputs, **given}, learned, grads, q_offset)[1]
+    said = [] if clips is None else [clips.sentence]
+    sentences = [] if clips is None or clips else [*said]
+    sentences += [f"output {n} is {v.sentence}" for n, (o, e) in enumerate(zip(outputs, exact, strict=True))
                  if not (v := check(o, e, dtype))]  # fmt: skip
     for name, mine, right in zip(learned, found, truth, strict=True):
         verdict = check(mine.to(right.dtype), right, dtype, "o" if name in DIRECT else "grad")
         if not verdict:
-            sentences.append(f"gradient of {name} is {verdict.sentence}")
+            sentences.append("; ".join([f"gradient of {name} is {verdict.sentence}", *said]))
     return sentences
+
+
+def _clips(
+    compiled: Compiled, inputs: Mapping[str, Tensor], outputs: Sequence[Tensor], dtype: str, q_offset: int | None
+) -> Sides | None:
+    """What the kernels decide at clips, if there are any and rounding decides."""
+    if dtype not in MARGIN or not clipped(compiled.variant):
+        return None
+
+    def run(variant: Variant) -> Tensor | tuple[Tensor, ...]:
+        return compile(variant, compiled.target, compiled.cache_dir)(q_offset, **inputs)
+
+    def truth(variant: Variant) -> Tensor | tuple[Tensor, ...]:
+        return oracle(variant, inputs, form="vector", q_offset=q_offset)
+
+    return sides(compiled.variant, run, truth, outputs, dtype)
 
 
 def _truth(
