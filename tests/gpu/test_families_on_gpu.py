@@ -47,6 +47,15 @@ def test_outputs_and_gradients(name: str, dim: int) -> None:
     assert wrong_on(sparsec.compile(variant, target="cuda"), drawn(variant, dim, LENGTH), "bfloat16") == []
 
 
+@pytest.mark.parametrize("name", ["gdn", "kda", "mamba2"])
+def test_more_value_heads_than_key_heads(name: str) -> None:
+    knobs = {knob.name for knob in find(name).knobs} & {"raw"}
+    variant = sparsec.preset(name, shared="keys", **dict.fromkeys(knobs, True))
+    known, sizes = dim_names(variant), {"B": 1, "T": LENGTH, "H": 2, "HV": 4, "D": 128, "DV": 128}
+    x = sparsec.inputs(variant, dtype="bfloat16", device="cuda", **{n: d for n, d in sizes.items() if n in known})
+    assert wrong_on(sparsec.compile(variant, target="cuda"), x, "bfloat16") == []
+
+
 @pytest.mark.parametrize("name", FAMILY)
 def test_packing_is_looping_over_the_documents(name: str) -> None:
     layer = sparsec.compile(declared(name), "cuda")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sparsec.lower import descriptors
 from sparsec.lower.lowered import Lowered
-from sparsec.lower.scan import interleaved
+from sparsec.lower.scan import interleaved, shared
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.chunk import back as chunk_back
 from sparsec.lower.scan.chunk import forward as chunk
@@ -47,6 +47,8 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
         return step.lower(spec, schedule)
     if schedule.order != "chunk":
         return token.lower(spec, schedule)
+    if shared.groups(spec):
+        return shared.lower(spec, schedule, lower)
     return chunk.lower(spec, schedule) if spec.writes.route is None else lower_sorted.lower(spec, schedule)
 
 
@@ -57,6 +59,8 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
         return interleaved.lower_grad(spec, replace(schedule, descriptors=False), lower_grad)
     if schedule.order != "chunk":
         return token_grad.lower(spec, schedule)
+    if shared.groups(spec.forward):
+        return shared.lower_grad(spec, schedule, lower_grad)
     if spec.forward.writes.route is not None:
         return lower_sorted.lower_grad(spec, schedule)
     return chunk_grad.lower(spec, schedule)
@@ -67,8 +71,10 @@ def _check(spec: Scan, schedule: Schedule) -> None:
         raise ScheduleError("order 'one_token' is for decode steps of one token; a call may have more")
     if schedule.order == "mask" and spec.writes.route is None:
         raise ScheduleError("every token writes the only part; order 'mask' is for banks with a route")
-    if schedule.order == "chunk" and spec.writes.sharers > 1:
-        raise ScheduleError(f"{spec.writes.sharers} states share a key; chunks have a key per state: use order 'token'")
+    if schedule.order == "chunk" and spec.writes.route is not None and shared.groups(spec):
+        raise ScheduleError(
+            "states of a bank with a route that share keys or queries have no chunk form: use order 'token'"
+        )
 
 
 def in_chunks(spec: Scan, target: str) -> Schedule | None:
@@ -80,21 +86,21 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
 def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
     """As ``in_chunks``, for the adjoint, which reads what its forward made."""
     found = _one_group(spec.forward, target)
-    one = spec if spec.forward.writes.route is None else sort.gradient(spec)
+    one = sort.gradient(spec) if spec.forward.writes.route is not None else replace(spec, forward=_alone(spec.forward))
     if found is None or chunk.refusal(_alone(spec.forward), found) or chunk_back.refusal(one):
         return None
     return replace(found, descriptors=found.descriptors and not needs_keyed(spec.forward.writes), keep=True)
 
 
 def _alone(spec: Scan) -> Scan:
-    return spec if spec.writes.route is None else sort.scan(spec)
+    return shared.each(spec) if spec.writes.route is None else sort.scan(spec)
 
 
 def _one_group(spec: Scan, target: str) -> Schedule | None:
     """One group of four warps has 64 value columns; some 256 programs side by side."""
     w = spec.writes
     halves = target.startswith("triton") and w.half == "bfloat16"  # states outgrow fp16
-    if not halves or w.sharers > 1 or (w.route is not None and not w.route.freeze):
+    if not halves or (w.route is not None and (not w.route.freeze or shared.groups(spec))):
         return None
     rows, cols = padded(w.rows), padded(w.cols)
     tall, delta = rows > _TALLEST, w.rule == "delta" or w.erase is not None

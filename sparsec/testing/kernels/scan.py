@@ -20,6 +20,7 @@ class Setting:
         erase: whether vectors a and b say what is erased.
         reads: which state the rule reads before it writes.
         surprise: whether what a delta rule writes is an output "u" too; values are fp32 then.
+        sharers: states that share a key, and as many outputs a query.
     """
 
     rule: str = "additive"
@@ -40,6 +41,7 @@ class Setting:
     erase: bool = False
     reads: str = "decayed"
     surprise: bool = False
+    sharers: int = 1
 
     @property
     def values(self) -> str:
@@ -58,8 +60,10 @@ class Setting:
             decay_kind=self.decay, beta=Operand("beta", self.dtype) if self.beta else None,
             decay=None if self.decay == "none" else Operand("g", "float32"), initial="h0" if self.initial else None,
             reads=self.reads, erase=(Operand("a", self.dtype), Operand("b", self.dtype)) if self.erase else None,
+            key_heads=self.state_heads // self.sharers,
         )  # fmt: skip
-        read = Read(Operand("q", self.dtype), Operand("o", self.dtype), self.heads, self.scale, self.when)
+        asking = self.heads // self.sharers
+        read = Read(Operand("q", self.dtype), Operand("o", self.dtype), self.heads, self.scale, self.when, asking)
         surprise = Operand("u", "float32") if self.surprise else None
         return Scan("scan", writes, (read,), self.dtype, "ht" if self.final else None, surprise)
 
@@ -72,9 +76,9 @@ class Setting:
 
         lead, dtype = (self.batch, self.length), getattr(torch, self.dtype)
         states = (self.batch, 1, self.state_heads, self.rows, self.cols)
-        keys = normal(*lead, self.state_heads, self.rows)
+        keys = normal(*lead, self.state_heads // self.sharers, self.rows)
         keys = torch.nn.functional.normalize(keys, dim=-1) if self.rule == "delta" else keys
-        found = {"q": normal(*lead, self.heads, self.rows), "k": keys}
+        found = {"q": normal(*lead, self.heads // self.sharers, self.rows), "k": keys}
         found |= {"v": normal(*lead, self.state_heads, self.cols), "do": normal(*lead, self.heads, self.cols)}
         found = {name: x if name == "v" and self.surprise else x.to(dtype) for name, x in found.items()}
         found |= {"du": normal(*lead, self.state_heads, self.cols)} if self.surprise else {}
@@ -140,6 +144,7 @@ def truth(s: Setting, x: dict[str, Tensor]) -> dict[str, Tensor]:
 def _scan(s: Setting, x: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last states, and what is written without beta."""
     group, state = s.heads // s.state_heads, x.get("h0")
+    x = x | {name: x[name].repeat_interleave(s.sharers, 2) for name in "qk"}
     if state is not None:
         state = state[:, 0]
     else:

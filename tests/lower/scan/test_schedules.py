@@ -10,7 +10,6 @@ from sparsec.autotune.space import Space
 from sparsec.lower import segments
 from sparsec.lower.registry import default, known, lower_kernel, space
 from sparsec.testing.kernels.scan import Setting
-from sparsec.tile.schedule import ScheduleError
 
 LAYER = Setting("delta", "scalar", True, heads=16, state_heads=16, rows=128, cols=128, dtype="bfloat16")
 GPU = "triton:sm_90"
@@ -70,12 +69,11 @@ def test_groups_go_backward_by_the_recurrence() -> None:
     assert default(s.grad(), GPU).order == "token"
 
 
-def test_shared_queries_go_by_the_recurrence() -> None:
+def test_shared_queries_go_by_chunks() -> None:
     spec = LAYER.scan()
     shared = replace(spec, reads=(replace(spec.reads[0], query_heads=8),))
-    assert default(shared, GPU).order == "token"
-    with pytest.raises(ScheduleError, match="share keys or queries"):
-        lower_kernel(shared, default(spec, GPU))
+    assert default(shared, GPU).order == "chunk"
+    assert lower_kernel(shared, default(spec, GPU)).steps
 
 
 def test_documents_go_by_the_recurrence() -> None:
