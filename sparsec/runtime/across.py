@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import finalize
 
 from sparsec.lower.across.whole import shares, together
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import default, lower_kernel
-from sparsec.plan.plan import Plan
+from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.states.scan_specs import Scan
 from sparsec.plan.states.scored import scored
+from sparsec.runtime.deterministic import refuse_additions
 from sparsec.runtime.env import Env
 from sparsec.runtime.known import MOST_PLANS, room
 from sparsec.runtime.target import Target
@@ -26,20 +28,38 @@ Programs = tuple[Plan, dict[str, Lowered]]
 """A plan, and programs by kernel."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Programs of a plan that another plan relies on, and the schedules that they were made under."""
+
+    lowered: Mapping[str, Lowered]
+    schedules: Mapping[str, Schedule]
+
+    def under(self, plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, Lowered]:
+        """The programs, those of other schedules where a kernel shares nothing."""
+        return {k.name: self._of(k, schedules[k.name]) for k in plan.kernels}
+
+    def _of(self, kernel: Kernel, schedule: Schedule) -> Lowered:
+        own, before = self.lowered[kernel.name], self.schedules[kernel.name]
+        if schedule == before or launched(own) != launched(lower_kernel(kernel.spec, before)):
+            return own
+        return lower_kernel(kernel.spec, schedule)
+
+
 class Together:
     """Plans whose kernels leave work to one another, each worked out once under the same schedules."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], tuple[Plan, Programs]] = {}
-        self._fixed: dict[int, dict[str, Lowered]] = {}
+        self._fixed: dict[int, Fixed] = {}
 
     def __call__(self, plan: Plan, schedules: Mapping[str, Schedule], whole: bool = False) -> Programs | None:
         """The plan as it is run; None where its kernels have nothing in common, or shall work apart.
 
         Of a ``whole`` plan a backward's kernels have something in common with those of its forward.
         """
-        if id(plan) in self._fixed:
-            return plan, self._fixed[id(plan)]
+        if (fixed := self._fixed.get(id(plan))) is not None:
+            return plan, fixed.under(plan, schedules)
         if Env().work_apart or not (whole or shares(plan, schedules)):
             return None
         key = (id(plan), *schedules.values())
@@ -48,9 +68,9 @@ class Together:
             self._known[key] = plan, together(plan, apart(plan, schedules))  # the plan keeps its id its own
         return self._known[key][1]
 
-    def fix(self, plan: Plan, lowered: dict[str, Lowered]) -> None:
+    def fix(self, plan: Plan, lowered: Mapping[str, Lowered], schedules: Mapping[str, Schedule]) -> None:
         """Say what the programs of a plan are as long as it lives: another plan relies on what they leave."""
-        self._fixed[id(plan)] = lowered
+        self._fixed[id(plan)] = Fixed(lowered, schedules)
         finalize(plan, self._fixed.pop, id(plan), None)
 
 
@@ -84,4 +104,6 @@ def whole(compiled: Compiled, plan: Plan, dims: Mapping[str, int]) -> tuple[Plan
     """A plan as it is run, its dims and its built kernels."""
     schedules = {k.name: compiled.schedule(k, dims) for k in plan.kernels}
     plan, lowered = compiled.together(plan, schedules) or (plan, {})
+    if compiled._route.deterministic():
+        refuse_additions(plan, schedules, lowered)
     return plan, dims, [compiled.built(k, dims, schedules[k.name], lowered.get(k.name)) for k in plan.kernels]

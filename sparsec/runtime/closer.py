@@ -37,18 +37,20 @@ class Closer:
         if key not in self._known:
             room(self._known, MOST_PLANS)
             found = self.compiled.together(halves.whole.plan, schedules, whole=True)
-            made = None if found is None else self._halved(halves, *found)
+            made = None if found is None else self._halved(halves, *found, schedules)
             self._known[key] = halves, made or halves  # the halves keep their id their own
         return self._known[key][1]
 
-    def _halved(self, halves: Joint, plan: Plan, lowered: Mapping[str, Lowered]) -> Joint | None:
+    def _halved(
+        self, halves: Joint, plan: Plan, lowered: Mapping[str, Lowered], schedules: Mapping[str, Schedule]
+    ) -> Joint | None:
         """The halves of the plan, whose programs are these; None where the forward would need the backward."""
         own = halves.whole
         made = halved(Whole(plan, own.inputs, own.seeds, own.gradients, own.dtype), len(own.seeds))
         if not {b.name for b in made.split.forward.buffers if b.role == "input"} <= {*own.inputs}:
             return None
         for half in (made.split.forward, made.split.backward):
-            self.compiled.together.fix(half, {k.name: lowered[k.name] for k in half.kernels})
+            self.compiled.together.fix(half, {k.name: lowered[k.name] for k in half.kernels}, schedules)
         return made
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsec.lower.registry import lower_kernel
 from sparsec.plan.grad_specs import GatheredGradQ, TiledGradCapture
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.compiled import Compiled, compile
-from sparsec.runtime.deterministic import OrderError, ordered
+from sparsec.runtime.deterministic import OrderError, ordered, refuse_additions
 from sparsec.runtime.order_price import OrderPrice, order_prices
 from sparsec.runtime.records import Record, Records, bucket, record_key
 from sparsec.testing.inputs.variants import small
@@ -117,3 +118,14 @@ def test_a_call_that_was_warned_of_is_refused_afterwards(strict: None) -> None:
     torch.use_deterministic_algorithms(True)
     with pytest.raises(OrderError):
         pull()
+
+
+def test_programs_of_a_forward_without_an_order_are_refused(strict: None) -> None:
+    """Programs that share work with a forward are its own, whatever schedule is asked for later."""
+    compiled = compile(small("nsa-selected"), "interpreter")
+    plan = compiled.training.joint(DIMS, "float32", ("q",)).split.backward
+    kernel = backward(compiled, GatheredGradQ, "q")
+    schedules = {k.name: compiled.schedule(k, LENGTHS) for k in plan.kernels}
+    refuse_additions(plan, schedules, {kernel.name: lower_kernel(kernel.spec, schedules[kernel.name])})
+    with pytest.raises(OrderError, match="ask for them before the forward"):
+        refuse_additions(plan, schedules, {kernel.name: lower_kernel(kernel.spec, SUMS)})

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsec
-from sparsec.runtime.across import Together
+from sparsec.runtime.across import Together, apart
 from sparsec.runtime.compiled import Compiled, compile
 
 
@@ -56,8 +56,10 @@ def test_programs_of_a_plan_are_kept_as_long_as_it_lives() -> None:
     made, _ = _call()
     together = Together()
     plan = replace(made.plan({"B": 1, "H": 2, "HKV": 1, "TQ": 19, "TK": 19, "D": 16, "DV": 16}, "float32"))
-    together.fix(plan, {})
-    assert together(plan, {}) == (plan, {})
+    schedules = {k.name: made.schedule(k, {"TQ": 19, "TK": 19}) for k in plan.kernels}
+    lowered = apart(plan, schedules)
+    together.fix(plan, lowered, schedules)
+    assert together(plan, schedules) == (plan, lowered)
     del plan
     gc.collect()
     assert not together._fixed

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 import sparsec
+from sparsec.frontends.text import parse
 from sparsec.lower.registry import default
+from sparsec.plan.grad_specs import GatheredGradQ
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
-from sparsec.runtime.across import programs
+from sparsec.runtime.across import programs, whole
 from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.deterministic import adds
 from sparsec.runtime.joint import Joint
 from sparsec.runtime.peak import training_peak
 from sparsec.tile.schedule import Schedule
@@ -96,3 +99,46 @@ def test_which_scans_keep() -> None:
         specs = [k.spec for k in made.training.joint(sizes, dtype, names).split.backward.kernels]
         found = [default(spec, "triton:sm_90") for spec in specs if isinstance(spec, ScanGrad)]
         assert len(found) == 2 and all(s.keep == keeps == (s.order == "chunk") for s in found)
+
+
+BESIDE = """variant beside(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], beta: [B,T,HKV], g: [B,T,HKV] float32,
+                          ids: [B,T,HKV,2] int32) {
+  memory = tokens(k, v) {chunk = 16}
+  chosen = given(ids) {size = 16, scope = kv_head}
+  near = attend(q, memory, chosen, mask(memory) {where = j <= i})
+  far = recall(q, write(state(), k, v, beta=beta, decay=g) {rule = delta, decay_kind = scalar})
+  return map(near, far) {fn = x0 + x1}
+}"""
+
+
+def test_a_backward_adds_in_order_if_that_is_asked_for_after_its_forward() -> None:
+    """What another kernel keeps of the forward is none of its business; its schedule is of the backward's time."""
+    made = sparsec.compile(parse(BESIDE), "interpreter")
+    x = sparsec.inputs(made.variant, dtype="bfloat16", **SIZES)
+    leaves = {name: t.requires_grad_(t.is_floating_point()) for name, t in x.items()}
+    learned = [name for name, t in leaves.items() if t.requires_grad]
+    dims, dtype = made.bind(x)
+    kernels = made.training.joint(dims, dtype, tuple(learned)).whole.plan.kernels
+    chunks = Schedule(order="chunk", rows=16, value_block=16, keep=True)
+    made.schedules = {k.name: chunks for k in kernels if is_scan(k.spec)}
+    (asked,) = (k for k in kernels if isinstance(k.spec, GatheredGradQ))
+    made.schedules[asked.name] = Schedule("key_outer", rows=32, block=16, stages=2)
+    halves = made.training.halves(dims, dtype, learned)
+    assert halves is not made.training.joint(dims, dtype, tuple(learned))
+
+    def additions() -> bool:
+        _, _, built = whole(made, halves.split.backward, dims)
+        return any(adds(kernel.lowered) for kernel in built)
+
+    assert additions()
+    out = made(**leaves)
+    assert isinstance(out, Tensor)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not additions()
+        found = torch.autograd.grad(out.float().square().sum(), [leaves[n] for n in learned])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    expected = torch.autograd.grad(made(**leaves).float().square().sum(), [leaves[n] for n in learned])  # type: ignore[union-attr]
+    for actual, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual.float(), right.float(), rtol=2e-2, atol=2e-2)
