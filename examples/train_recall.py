@@ -89,6 +89,9 @@ def passkey(batch: int, digits: int, length: int, device: str) -> Data:
     return ids, targets
 
 
+TASKS: dict[str, Callable[[int, int, int, str], Data]] = {"mqar": mqar, "passkey": passkey}
+
+
 def matched(name: str, dim: int, head: int, parameters: int) -> nn.LanguageModel:
     """A model whose MLPs fill it up to a number of parameters."""
     bare = nn.LanguageModel(VOCABULARY, dim, layers(name, dim, head), 0.0)
@@ -106,33 +109,59 @@ def answers(model: nn.LanguageModel, data: Data) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def accuracy(
-    model: nn.LanguageModel, make: Callable[..., Data], count: int, length: int, a: argparse.Namespace
-) -> float:
-    """The share of pairs that are recalled, or of passkeys of which every digit is."""
-    tokens, right = 0, []
-    while tokens < a.test_tokens:
+def accuracy(model: nn.LanguageModel, count: int, length: int, tokens: int, a: argparse.Namespace) -> float:
+    """The share of pairs that are recalled, or of passkeys of which every digit is, over at least so many tokens."""
+    seen, right = 0, []
+    while seen < tokens:
         batch = max(1, min(a.batch, a.test_tokens // length))
-        logits, targets = answers(model, make(batch, count, length, a.device))
+        logits, targets = answers(model, TASKS[a.task](batch, count, length, a.device))
         hits = logits.argmax(-1) == targets
-        right.append(hits.view(batch, -1).all(1) if make is passkey else hits)
-        tokens += batch * length
+        right.append(hits.view(batch, -1).all(1) if a.task == "passkey" else hits)
+        seen += batch * length
     return torch.cat(right).float().mean().item()
 
 
-def train(name: str, a: argparse.Namespace) -> dict[str, Any]:
-    """One model on one task: accuracy by pairs or by length, and what it took."""
+def cases(a: argparse.Namespace) -> dict[str, tuple[int, int]]:
+    """What is tested, by the name of its column: pairs or digits, and length."""
+    if a.task == "mqar":
+        return {str(n): (n, a.length) for n in a.pairs}
+    return {str(a.length * n): (DIGITS, a.length * n) for n in a.times}
+
+
+def loss_of(model: nn.LanguageModel, step: int, a: argparse.Namespace) -> Tensor:
+    """The loss on fresh data."""
+    count = a.pairs[step % len(a.pairs)] if a.task == "mqar" else DIGITS
+    return cross_entropy(*answers(model, TASKS[a.task](a.batch, count, a.length, a.device)))
+
+
+def build(name: str, model: nn.LanguageModel, a: argparse.Namespace) -> float:
+    """Run what training and tests will run, then wait for the other models; the seconds that building took."""
+    start = time.perf_counter()
+    for step in range(len(a.pairs)):
+        loss_of(model, step, a).backward()
+    for count, length in cases(a).values():
+        accuracy(model, count, length, 1, a)
+    model.zero_grad(set_to_none=True)
+    took = time.perf_counter() - start
+    print(f"{name} has its kernels after {took:.0f} s", flush=True)
+    if a.go:
+        (a.out / f"{a.task}_{name}.built").touch()
+        while not a.go.exists():
+            time.sleep(0.1)
+    return took
+
+
+def train(name: str, a: argparse.Namespace) -> tuple[nn.LanguageModel, dict[str, Any]]:
+    """One model on one task, and what it took; building its kernels does not count."""
     torch.manual_seed(a.seed)
     model = matched(name, a.dim, a.head, a.parameters).to(a.device)
-    make, start = {"mqar": mqar, "passkey": passkey}[a.task], time.perf_counter()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=a.rate, betas=(0.9, 0.98), weight_decay=0.1, fused=a.device == "cuda"
     )
-    step, done = 0, 0.0
+    built = build(name, model, a)
+    step, done, start = 0, 0.0, time.perf_counter()
     while done < 1:
-        count = a.pairs[step % len(a.pairs)] if a.task == "mqar" else DIGITS
-        logits, targets = answers(model, make(a.batch, count, a.length, a.device))
-        loss = cross_entropy(logits, targets)
+        loss = loss_of(model, step, a)
         for group in optimizer.param_groups:
             group["lr"] = a.rate * curve(done)
         optimizer.zero_grad(set_to_none=True)
@@ -140,20 +169,23 @@ def train(name: str, a: argparse.Namespace) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        if step == 1:
-            torch.cuda.synchronize() if a.device == "cuda" else None
-            print(f"{name} has its kernels after {time.perf_counter() - start:.0f} s", flush=True)
-            start = time.perf_counter()
         trained = time.perf_counter() - start
         done = max(step / a.steps, trained / a.seconds)
         if step % 100 == 0 or done >= 1:
             print(f"{name} {step} loss {loss.item():.3f} {trained:.0f} s", flush=True)
-    cases = [(n, a.length) for n in a.pairs] if a.task == "mqar" else [(DIGITS, a.length * n) for n in a.times]
-    size, found = sum(p.numel() for p in model.parameters()), {}
-    for n, t in cases:
-        found[str(n if a.task == "mqar" else t)] = accuracy(model, make, n, t, a)
-        print(f"{name} {found}", flush=True)
-    return {"model": name, "parameters": size, "steps": step, "seconds": round(trained, 1), "accuracy": found}
+    size = sum(p.numel() for p in model.parameters())
+    took = {"steps": step, "seconds": round(trained, 1), "build_seconds": round(built, 1), "loss": loss.item()}
+    return model, {"model": name, "parameters": size, **took}
+
+
+def trained_and_tested(name: str, a: argparse.Namespace) -> None:
+    """Leave the accuracy of a model in a file, as far as it is tested."""
+    model, row = train(name, a)
+    row["accuracy"] = {}
+    for case, (count, length) in cases(a).items():
+        row["accuracy"][case] = accuracy(model, count, length, a.test_tokens, a)
+        (a.out / f"{a.task}_{name}.json").write_text(json.dumps(row))
+        print(f"{name} {row['accuracy']}", flush=True)
 
 
 def curve(done: float) -> float:
@@ -163,26 +195,26 @@ def curve(done: float) -> float:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as a table in Markdown."""
-    cases = list(rows[0]["accuracy"])
-    lines = [f"| model | parameters | steps | {' | '.join(cases)} |", "|" + "---|" * (len(cases) + 3)]
+    tested = max((list(row["accuracy"]) for row in rows), key=len)
+    lines = [f"| model | parameters | steps | {' | '.join(tested)} |", "|" + "---|" * (len(tested) + 3)]
     for row in rows:
-        shares = " | ".join(f"{100 * row['accuracy'][case]:.0f} %" for case in cases)
+        found = row["accuracy"]
+        shares = " | ".join(f"{100 * found[case]:.0f} %" if case in found else "–" for case in tested)
         lines.append(f"| {row['model']} | {row['parameters'] / 1e6:.2f} M | {row['steps']} | {shares} |")
     return "\n".join(lines)
 
 
 def plot(rows: list[dict[str, Any]], title: str) -> str:
     """The results as lines in an SVG picture, one per model, cases evenly spaced."""
-    cases, colours = (
-        list(rows[0]["accuracy"]),
-        ("#000", "#888", "#1f77b4", "#d62728", "#ff7f0e", "#9467bd", "#2ca02c", "#8c564b"),
-    )
-    x = [60 + 380 * n / max(1, len(cases) - 1) for n in range(len(cases))]
+    tested = max((list(row["accuracy"]) for row in rows), key=len)
+    colours = ("#000", "#888", "#1f77b4", "#d62728", "#ff7f0e", "#9467bd", "#2ca02c", "#8c564b")
+    x = [60 + 380 * n / max(1, len(tested) - 1) for n in range(len(tested))]
     parts = [f'<text x="60" y="20">{title}</text>', '<path d="M60 40V240H440" fill="none" stroke="#000"/>']
-    parts += [f'<text x="{at - 10:.0f}" y="258">{case}</text>' for at, case in zip(x, cases, strict=True)]
+    parts += [f'<text x="{at - 10:.0f}" y="258">{case}</text>' for at, case in zip(x, tested, strict=True)]
     parts += [f'<text x="20" y="{245 - 2 * share}">{share} %</text>' for share in (0, 50, 100)]
     for n, (row, colour) in enumerate(zip(rows, colours, strict=False)):
-        points = " ".join(f"{at:.0f},{240 - 200 * row['accuracy'][c]:.0f}" for at, c in zip(x, cases, strict=True))
+        found = [(at, row["accuracy"][c]) for at, c in zip(x, tested, strict=True) if c in row["accuracy"]]
+        points = " ".join(f"{at:.0f},{240 - 200 * share:.0f}" for at, share in found)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts.append(f'<text x="455" y="{50 + 18 * n}" fill="{colour}">{row["model"]}</text>')
     body = "\n".join(parts)
@@ -206,17 +238,25 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--apart", action="store_true", help="train in this process, one model after the other")
+    parser.add_argument("--go", type=Path, help="with --apart: a file to wait for between building and training")
     return parser.parse_args(words)
 
 
 def spread(a: argparse.Namespace, words: list[str]) -> None:
-    """Every model in a process of its own, all at once."""
-    calls = {
-        name: [sys.executable, __file__, *words, "--models", name, "--apart", "--out", str(a.out)] for name in a.models
-    }
-    logs = {name: (a.out / f"{a.task}_{name}.log").open("w") for name in a.models}
-    running = {name: subprocess.Popen(call, stdout=logs[name], stderr=logs[name]) for name, call in calls.items()}
-    end = time.monotonic() + a.limit
+    """Every model in a process of its own, all at once; none trains before all have built their kernels."""
+    go, end = a.out / f"{a.task}.go", time.monotonic() + a.limit
+    for file in (go, *(a.out / f"{a.task}_{name}.built" for name in a.models)):
+        file.unlink(missing_ok=True)
+    running = {}
+    for name in a.models:
+        call = [sys.executable, __file__, *words, "--models", name, "--apart", "--go", str(go), "--out", str(a.out)]
+        log = (a.out / f"{a.task}_{name}.log").open("w")
+        running[name] = subprocess.Popen(call, stdout=log, stderr=log)
+    while time.monotonic() < end - a.limit / 2 and not all(
+        (a.out / f"{a.task}_{name}.built").exists() or process.poll() is not None for name, process in running.items()
+    ):
+        time.sleep(0.1)
+    go.touch()
     for name, process in running.items():
         try:
             process.wait(max(1.0, end - time.monotonic()))
@@ -232,9 +272,11 @@ def main(words: list[str] | None = None) -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     for name in a.models:
         layers(name, a.dim, a.head)
+    for name in a.models:
+        (a.out / f"{a.task}_{name}.json").unlink(missing_ok=True)
     if a.apart or a.device == "cpu":
         for name in a.models:
-            (a.out / f"{a.task}_{name}.json").write_text(json.dumps(train(name, a)))
+            trained_and_tested(name, a)
     else:
         spread(a, words)
     files = [a.out / f"{a.task}_{name}.json" for name in a.models]

@@ -66,6 +66,23 @@ def test_recall_leaves_a_table_and_a_plot(task: str, tmp_path: Path, capsys: pyt
     assert (tmp_path / f"{task}.svg").read_text().count("<polyline") == 2
 
 
+def test_models_train_side_by_side_once_all_are_built(tmp_path: Path) -> None:
+    words = ["--models", "gdn", "full", "--out", str(tmp_path), *SMALL]
+    (tmp_path / "mqar.go").touch()  # of an earlier run
+    RECALL.spread(RECALL.options(words), words)
+    rows = [json.loads((tmp_path / f"mqar_{name}.json").read_text()) for name in ("gdn", "full")]
+    assert [row["steps"] for row in rows] == [2, 2]
+    began = (tmp_path / "mqar.go").stat().st_mtime
+    assert all((tmp_path / f"mqar_{name}.built").stat().st_mtime <= began for name in ("gdn", "full"))
+
+
+def test_a_model_that_was_cut_off_has_a_row(tmp_path: Path) -> None:
+    rows = [{"model": name, "parameters": 1e6, "steps": 3, "accuracy": found}
+            for name, found in (("sse", {"4": 0.5}), ("gdn", {"4": 1.0, "8": 0.75}))]  # fmt: skip
+    assert "| sse | 1.00 M | 3 | 50 % | – |\n| gdn | 1.00 M | 3 | 100 % | 75 % |" in RECALL.table(rows)
+    assert RECALL.plot(rows, "mqar").count("<polyline") == 2
+
+
 def test_a_model_that_is_missing_is_named() -> None:
     with pytest.raises(SystemExit, match="no model 'lstm'; there are full, gla"):
         RECALL.main(["--models", "lstm", "--device", "cpu"])
