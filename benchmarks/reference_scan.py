@@ -9,8 +9,8 @@ from sparsec.benchmarks.cases import Inputs
 from sparsec.benchmarks.cases_scan import LevelsCase, ProductCase, ScanCase
 from sparsec.benchmarks.spans import walked
 
-_SPAN = 128
-"""Tokens between states that a backward keeps."""
+_SPAN, _LEAST_SPAN = 128, 16
+"""Tokens between states that a backward keeps: of one row, and at least of many, as a span records all their states."""
 
 
 def scan_output(case: ScanCase, x: Inputs) -> Tensor:
@@ -24,7 +24,7 @@ def scan_output(case: ScanCase, x: Inputs) -> Tensor:
         some = dict(zip(names, given, strict=True))
         return _climb(case, state, some) if isinstance(case, LevelsCase) else _walk(case, state, some)
 
-    return walked(walk, (state,), [x[name] for name in names], _SPAN, 1)[-1]
+    return walked(walk, (state,), [x[name] for name in names], max(_LEAST_SPAN, _SPAN // case.B), 1)[-1]
 
 
 def _walk(case: ScanCase, state: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:

@@ -81,6 +81,9 @@ _CASES: tuple[Case, ...] = (
     *_ROUTED,
     LolaCase("lola", 1, 32, 8, 16384, 128),
     GdnCase("gdn_t65536", 1, 16, 16, 65536, 128),
+    GdnCase("gdn_b64", 64, 16, 16, 2048, 128),
+    HsaCase("hsa_b64", 64, 16, 1, 2048, 64),
+    HsaCase("hsa_b64_beside_nsa", 64, 16, 1, 2048, 64, beside="nsa"),
     WindowCase("window_cpu", 1, 8, 8, 4096, 64, 512, 64, device="cpu", dtype=torch.float32),
 )
 
@@ -90,11 +93,16 @@ _TRAINED = (
     *(case.name for case in _selected()),
     "nsa_t32768",
     "nsa_t8192",
+    "gdn_b64",
     *(case.name for case in (*_SCANS, *_ROUTED)),
 )
 """The cases with a row for one forward and one backward, named after them."""
 
-_HSA_TRAINED = {"hsa_train": "hsa_beside_nsa", "hsa_correlated_train": "hsa_beside_nsa_correlated"}
+_HSA_TRAINED = {
+    "hsa_train": "hsa_beside_nsa",
+    "hsa_correlated_train": "hsa_beside_nsa_correlated",
+    "hsa_b64_train": "hsa_b64_beside_nsa",
+}
 """HSA forward and backward is timed beside NSA alone: the compositions of torch operators keep every chunk's scores."""
 
 CASES: dict[str, Case] = {case.name: case for case in _CASES}

@@ -46,3 +46,8 @@ def test_the_published_shapes() -> None:
         assert trained == replace(case, name=trained.name, train=True)
         assert [str(form) for form in forms_for(case)] == ["fla/chunk"]
     assert CASES["gdn_t65536"].T == 65536
+    assert (CASES["gdn_b64_train"].B, CASES["gdn_b64_train"].T, CASES["hsa_b64_train"].B) == (64, 2048, 64)
+
+
+def test_a_reference_of_many_rows_is_the_oracle() -> None:
+    hold_reference_to_oracle(replace(small(GdnCase, 40), B=9), (0, 17, 39))
