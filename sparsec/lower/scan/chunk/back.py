@@ -71,10 +71,23 @@ class Back:
 
     @property
     def grad_values(self) -> Tensor:
-        """The gradient of v: an output, or scratch where nobody asks for it and a delta rule needs it."""
-        w = self.own.writes
-        given = self.spec.grad_v or Operand(f"{self.own.name}_grad_v", w.v.dtype)
+        """The gradient of v: an output, or scratch of a delta rule, which multiplies with it in the keys' dtype."""
+        w, given = self.own.writes, self.spec.grad_v
+        if given is None or self.rounds_values:
+            given = Operand(f"{self.own.name}_grad_v", w.half)
         return self.own.tensor(given, w.heads, w.cols)
+
+    @property
+    def rounds_values(self) -> bool:
+        """Whether a delta rule multiplies with other than what is asked for: nothing, or fp32 that others add to."""
+        w, given = self.own.writes, self.spec.grad_v
+        return self.own.delta and w.erase is None and (given is None or given.dtype != w.half)
+
+    def all_values(self) -> list[Tensor]:
+        """Where the gradient of v is stored: as it is asked for, and as a delta rule multiplies with it."""
+        w, given = self.own.writes, self.spec.grad_v
+        asked = [self.own.tensor(given, w.heads, w.cols)] if given is not None and self.rounds_values else []
+        return [*asked, self.grad_values]
 
     @property
     def grad_ends(self) -> Tensor:
@@ -93,8 +106,7 @@ class Back:
     def scratch(self) -> list[Tensor]:
         """What is written beyond what the forward's programs write."""
         found = [self.states, self.grad_states] + [self.surprises] * self.own.delta
-        if self.own.delta and self.spec.grad_v is None:
-            found.append(self.grad_values)
+        found += [self.grad_values] * self.rounds_values
         return found + [self.grad_ends, self.grad_starts] * (self.own.splits > 1)
 
 

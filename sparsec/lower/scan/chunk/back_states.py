@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk import resets, units
+from sparsec.lower.scan.chunk import resets, strengths, units
 from sparsec.lower.scan.chunk.back import Back
 from sparsec.lower.scan.chunk.outputs import visible
 from sparsec.lower.scan.chunk.parts import (
@@ -115,7 +115,7 @@ class Reverse:
         scores = visible(own, chunk, a, tile.dot(keys, q, a.dims, precision=precision), "after", factors=factors)
         scores = mul(scores, self.b.read.scale)
         found = tile.dot(tile.cast(scores, keys.dtype), tile.cast(do, keys.dtype), a.queries, known, precision)
-        found = times(found, chunk.given_beta(chunk.token(a.keys))) or found
+        found = times(found, strengths.given(chunk, chunk.token(a.keys))) or found
         if self.b.spec.surprise is not None:
             found = add(found, self._handed(chunk))
         solved = tile.load(own.solved, chunk.batch, chunk.head, chunk.token(a.queries), tile.iota(a.keys))
@@ -135,7 +135,7 @@ class Reverse:
         found = [self.b.queries, self.b.grad_out, *self.b.lengths()] + [own.sums] * own.decays
         if own.delta:
             found += [own.tensor(w.k, w.heads, w.rows), own.solved]
-            found += [own.tensor(w.beta, w.heads)] if w.beta is not None else []
+            found += strengths.tensors(own)
         if self.b.spec.surprise is not None:
             found.append(own.tensor(self.b.spec.surprise, w.heads, w.cols))
         return found
@@ -193,7 +193,8 @@ def lower_grad_states(b: Back) -> Program:
             if values is not None:
                 bounds: dict[int, tile.Value] = {1: tile.param(w.length), **({3: limits[4]} if 4 in limits else {})}
                 place = (batch, chunk.token(at.axes.keys), head, at.column)
-                tile.store(b.grad_values, *place, value=tile.cast(values, b.grad_values.dtype), bounds=bounds)
+                for made in b.all_values():
+                    tile.store(made, *place, value=tile.cast(values, made.dtype), bounds=dict(bounds))
             return [before]
 
         (grad,) = tile.loop(0, sub(last, first), 1, [grad], visit)
@@ -201,7 +202,7 @@ def lower_grad_states(b: Back) -> Program:
         if own.splits == 1 and b.spec.grad_initial is not None and own.runs is None:
             place = (batch, head, row, at.column)
             tensors.append(store_final(own, b.spec.grad_initial, place, grad, limits))
-        tensors += [*found.tensors(), b.grad_states] + [b.grad_values] * own.delta
+        tensors += [*found.tensors(), b.grad_states] + (b.all_values() if own.delta else [])
         return own.program(builder, "grad_states", tensors, own_place.grid)
 
 

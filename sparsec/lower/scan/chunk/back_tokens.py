@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk import units
+from sparsec.lower.scan.chunk import strengths, units
 from sparsec.lower.scan.chunk.back import Back
 from sparsec.lower.scan.chunk.operands import operands, product
 from sparsec.lower.scan.chunk.outputs import visible
@@ -120,7 +120,7 @@ class Tokens:
     def _strengths(self) -> Node | None:
         """beta, without the lengths of keys."""
         chunk, token = self.chunk, self.chunk.token(self.axes.keys)
-        return chunk.given_beta(token) if self.b.own.writes.k.unit else chunk.beta_at(token)
+        return strengths.given(chunk, token) if self.b.own.writes.k.unit else chunk.beta_at(token)
 
     def written(self, column: Node, limit: int) -> Node:
         """U ``[n,e]``."""
@@ -219,8 +219,7 @@ class Tokens:
         b, own, w = self.b, self.b.own, self.b.own.writes
         found = [b.queries, own.tensor(w.k, w.heads, w.rows), b.grad_out, b.states, b.grad_states, *b.lengths()]
         found += [b.surprises, b.grad_values] if own.delta else [own.tensor(w.v, w.heads, w.cols)]
-        given = [own.tensor(w.beta, w.heads)] if w.beta is not None else []
-        found += given if w.k.unit else own.betas()
+        found += strengths.tensors(own) if w.k.unit else own.betas()
         return found + [own.sums] * own.decays
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk import units
+from sparsec.lower.scan.chunk import strengths, units
 from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked
 from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.scalar.fn import Fn
@@ -39,6 +39,8 @@ def lower(own: Chunked) -> Program:
             if own.fades_out and own.runs is not None and operand is w.decay:
                 value = add(value, _beginning(own.runs, chunk, head))
                 tensors.append(own.runs.stretches)
+            if operand is w.beta:
+                tensors += strengths.store(chunk, (chunk.token(tokens), head), value)
             if w.k.unit and operand is w.beta:
                 lengths = units.tensor(own, w.k, w.heads)
                 place = (chunk.batch, head, chunk.token(tokens))

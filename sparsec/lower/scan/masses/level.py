@@ -18,6 +18,7 @@ from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan.chunk import forward as chunk
+from sparsec.lower.scan.chunk import strengths
 from sparsec.lower.scan.chunk.operands import product
 from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, halves, power, power_of_two
 from sparsec.lower.scan.runs import Runs
@@ -171,7 +172,7 @@ def prepared(
 
 def _gates(level: Level) -> list[Tensor]:
     own = level.own
-    return [own.sums] * own.decays + [own.rates] * own.rated
+    return [own.sums] * own.decays + [own.rates] * own.rated + strengths.halves_of(own)
 
 
 def small(schedule: Schedule) -> Schedule:
