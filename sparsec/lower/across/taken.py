@@ -82,7 +82,7 @@ def only_load(program: Program, made: Made) -> Node | None:
 
 def taken(reader: Piece, number: int, maker: Piece, made: Made) -> Piece:
     """The reader, of whose steps one works out what another kernel's program made."""
-    step, names = reader.lowered.steps[number], _names(reader, maker)
+    step, names = reader.lowered.steps[number], called(reader, maker)
     params = {p: e for p, e in maker.params().items() if names[p] not in reader.params()}
     program = _inlined(step.program, made, names)
     steps = [replace(s, program=program) if n == number else s for n, s in enumerate(reader.lowered.steps)]
@@ -91,7 +91,7 @@ def taken(reader: Piece, number: int, maker: Piece, made: Made) -> Piece:
     return Piece(replace(kernel, params=(*kernel.params, *more)), replace(reader.lowered, steps=tuple(steps)))
 
 
-def _names(reader: Piece, maker: Piece) -> dict[str, str]:
+def called(reader: Piece, maker: Piece) -> dict[str, str]:
     """How the reader calls the launch parameters of the maker: by a name of its own where it has that number."""
     known = {value: name for name, value in reversed(reader.params().items())}
     return {p: known.get(value, f"{maker.kernel.name}_{p}") for p, value in maker.params().items()}
@@ -99,7 +99,7 @@ def _names(reader: Piece, maker: Piece) -> dict[str, str]:
 
 def _inlined(program: Program, made: Made, names: Mapping[str, str]) -> Program:
     """The program with the value in place of the load."""
-    rule = _Taken(made, names)
+    rule = Taken(made, names)
     kept = [t for t in program.tensors if t.name != made.tensor.name]
     loaded = [access_of(n).tensor for n in made.nodes() if n.op is TileOp.LOAD]
     tensors = {t.name: t for t in (*kept, *(rule.tensor(t) for t in loaded))}
@@ -109,7 +109,7 @@ def _inlined(program: Program, made: Made, names: Mapping[str, str]) -> Program:
     return rewrite(program, rule, tuple(tensors.values()), tuple(params.items()))
 
 
-class _Taken:
+class Taken:
     """The rule: what becomes of the load."""
 
     def __init__(self, made: Made, names: Mapping[str, str]) -> None:
@@ -126,19 +126,19 @@ class _Taken:
         access, rank = access_of(node), self.made.tensor.rank
         at = {x.serial: y for x, y in zip(self.made.index, args[:rank], strict=True) if x.op is not TileOp.CONST}
         limits = dict(zip(access.bounded, args[rank:], strict=True))
-        value = self._value(self.made.value, at, {self.made.index[d].serial: limit for d, limit in limits.items()})
+        value = self.value(self.made.value, at, {self.made.index[d].serial: limit for d, limit in limits.items()})
         if not limits or access.other is None:
             return value
         inside: Node = reduce(both, [tile.apply(Fn.LT, args[d], limit) for d, limit in limits.items()])
         return tile.apply(Fn.WHERE, inside, value, tile.const(access.other, value.dtype))
 
-    def _value(self, node: Node, at: Mapping[int, Node], limits: Mapping[int, Node]) -> Node:
+    def value(self, node: Node, at: Mapping[int, Node], limits: Mapping[int, Node]) -> Node:
         """A node of the maker in the reader's program; ``limits`` are those of the load, by the maker's indices."""
         if node.serial in at:
             return at[node.serial]
         if node.op is TileOp.PARAM:
             return tile.param(self.names[str(node.attrs[0])], node.dtype)
-        args = tuple(self._value(a, at, limits) for a in node.args)
+        args = tuple(self.value(a, at, limits) for a in node.args)
         if node.op is TileOp.LOAD:
             access, rank = access_of(node), access_of(node).tensor.rank
             known = {d: limits[x.serial] for d, x in enumerate(node.args[:rank]) if x.serial in limits}
