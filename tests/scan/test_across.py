@@ -59,6 +59,9 @@ def results(made: Compiled, x: dict[str, Tensor]) -> list[Tensor]:
         ("rsa", LEVELS, {}, [11, 8, 15]),
         ("rsa", LEVELS, {"D": 24, "DV": 40}, [10, 7, 15]),
         ("sse_gdn", {"k": 2, "raw": True}, {}, [1, 1, 1]),
+        ("sse_gdn", {"parts": 3, "raw": True}, {}, [2, 2, 4]),
+        ("sse_gdn", {"parts": 3}, {"D": 24, "DV": 40, "T": 37}, [2, 2, 4]),
+        ("sse", {"parts": 3, "raw": True}, {"B": 2, "T": 33}, [2, 2, 4]),
     ],
 )
 def test_results_are_the_same_to_the_last_bit(
@@ -77,9 +80,25 @@ def test_results_are_the_same_to_the_last_bit(
         torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
-def test_what_a_plan_gives_is_still_there() -> None:
+def test_what_is_put_back_is_put_where_it_is_made() -> None:
+    """By the scan that makes it, or by the one whose branch it is added to."""
+    made, x = chunked("sse_gdn", {"parts": 3, "raw": True}, SIZES)
+    dims, _ = made.bind(x, None)
+    for plan in plans(made, x):
+        joined, lowered = programs(made, plan, dims)
+        steps = [s.program.name for p in lowered.values() for s in p.steps]
+        put = {n.split("_put_")[1] for n in steps if "_put_" in n}
+        assert not any(n.startswith(("combine", "total")) for n in steps) and put <= {"grad_q2"}, steps
+        scans = [k for k in joined.kernels if isinstance(k.spec, Scan | ScanGrad)]
+        assert all(
+            any(name in k.writes for k in scans) for name in joined.outputs if name in ("o", "grad_v", "grad_k2")
+        )
+
+
+@pytest.mark.parametrize("preset", ["rsa", "sse_gdn"])
+def test_what_a_plan_gives_is_still_there(preset: str) -> None:
     """Outputs, what is saved for the backward among them, are written, and all that is read is there."""
-    made, x = chunked("rsa", LEVELS, SIZES)
+    made, x = chunked(preset, LEVELS if preset == "rsa" else {"raw": True}, SIZES)
     dims, _ = made.bind(x, None)
     for plan in plans(made, x):
         joined, lowered = programs(made, plan, dims)

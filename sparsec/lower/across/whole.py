@@ -14,7 +14,6 @@ from sparsec.plan.maps.map_specs import Map
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.states.mixture_specs import StateMixture, StateMixtureGrad
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
-from sparsec.tile.language import access_of
 from sparsec.tile.schedule import Schedule
 
 SCANS = (Scan, ScanGrad, StateMixture, StateMixtureGrad)
@@ -36,9 +35,9 @@ def together(plan: Plan, lowered: Mapping[str, Lowered]) -> tuple[Plan, dict[str
     """The plan and its programs by kernel, with less to launch and to move; results are the same to the last bit."""
     pieces = [Piece(k, lowered[k.name]) for k in plan.kernels]
     pieces, dropped = _where_read(_once(pieces), set(plan.outputs))
-    while (sum_ := handed(pieces, set(plan.outputs))) is not None:
-        pieces = without_reader(pieces, sum_)
-        dropped.add(access_of(sum_.load).tensor.name)
+    while (going := handed(pieces, set(plan.outputs))) is not None:
+        pieces = without_reader(pieces, going)
+        dropped.add(going.rows.name)
     found, buffers = list[Piece](), [b for b in plan.buffers if b.name not in dropped]
     for piece in pieces:
         others = {name for p in pieces if p is not piece for s in p.lowered.steps for name in names(s.program)}

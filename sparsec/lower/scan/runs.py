@@ -3,7 +3,7 @@
 An *entry* is ``token * slots + slot``. The entries of a part, ascending, are its *run*; those of −1 are the run after
 the last part's. Runs follow one another, each beginning at a multiple of ``align``. Two programs: ``tally`` counts
 choices per (segment of entries, part), ``fill`` sums the counts and writes the entries to their places. Where runs
-are cut into stretches of ``align`` entries, a third one says which run each stretch belongs to.
+are cut into stretches of ``align`` entries, a third one says which run each stretch belongs to, and lists tokens.
 """
 
 from __future__ import annotations
@@ -90,13 +90,18 @@ class Runs:
         return Tensor(f"{self.name}_stretches", "int32", ("B", self.route.lists, CUT, 4))
 
     @property
+    def tokens(self) -> Tensor:
+        """The token of each entry, the sequence's length between runs ``[B,lists,room]``."""
+        return tokens_of(self.places, ROOM)
+
+    @property
     def ids(self) -> Tensor:
         """The lists ``[B,N,lists,slots]``."""
         return Tensor(self.route.ids, "int32", ("B", self.length, self.route.lists, self.route.slots))
 
     def scratch(self) -> list[Scratch]:
         """The buffers to allocate."""
-        more = (self.places, self.stretches) if self.cut else ()
+        more = (self.places, self.stretches, self.tokens) if self.cut else ()
         return [as_scratch(t) for t in (self.entries, self.spans, self.tallies, *more)]
 
     def tiles(self) -> Expr:
@@ -242,5 +247,22 @@ def _cut(runs: Runs) -> Program:
             found = tile.reduce("sum", tile.apply(Fn.WHERE, mine, value, 0), walk.lanes)
             found = add(found, runs.route.parts) if field == 0 else found
             tile.store(runs.stretches, *walk.at, number, field, value=found, bounds={2: tile.param(CUT)})
+        _list(builder, walk, number, found)
         grid = ceil_div(tile.param(CUT), STRETCHES)
-        return runs.program(builder, "cut", [runs.spans, runs.stretches], grid)
+        return runs.program(builder, "cut", [runs.spans, runs.entries, runs.stretches, runs.tokens], grid)
+
+
+def _list(builder: tile.Builder, walk: _Walk, number: Node, held: Node) -> None:
+    """The tokens of some stretches that hold so many entries."""
+    runs, each = walk.runs, builder.axis("e", walk.runs.align)
+    place = add(mul(number, runs.align), tile.iota(each))
+    entry = tile.load(runs.entries, *walk.at, place, bounds={2: tile.param(ROOM)})
+    token = tile.apply(Fn.TRUNCDIV, entry, runs.route.slots)
+    token = tile.apply(Fn.WHERE, tile.apply(Fn.LT, tile.iota(each), held), token, tile.param(runs.length))
+    tile.store(runs.tokens, *walk.at, place, value=token, bounds={2: tile.param(ROOM)})
+
+
+def tokens_of(places: Tensor, room: str) -> Tensor:
+    """The list of which these are the places; ``room`` is what its length is called."""
+    name = places.name.removesuffix("_places") + "_tokens"
+    return Tensor(name, "int32", (places.shape[0], places.shape[2], room))
