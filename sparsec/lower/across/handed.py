@@ -20,10 +20,14 @@ from dataclasses import dataclass, replace
 from sparsec.lower.across.piece import Piece, loads, stores
 from sparsec.lower.across.taken import Made, Taken, called, made_by
 from sparsec.lower.scan.runs import tokens_of
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor, TileOp, access_of
 from sparsec.tile.rewrite import accesses, rewrite, stored
+
+MOST = 2
+"""Tiles of what is read, the maker's own among them, for which a program that multiplies has registers."""
 
 Place = tuple[int, int]
 """Which step of which piece."""
@@ -56,9 +60,9 @@ def handed(pieces: Sequence[Piece], outputs: set[str]) -> Handed | None:
     """The first program whose work the one that makes its rows can do; None where there is none."""
     for reader, program in _steps(pieces):
         made = made_by(program)
-        if made is None or not any(_places(made, n) for n in made.nodes() if n.op is TileOp.LOAD):
+        given = [] if made is None else [n for n in made.nodes() if n.op is TileOp.LOAD and n.axes == made.value.axes]
+        if made is None or len(given) > MOST or not any(_places(made, n) for n in given):
             continue
-        given = [n for n in made.nodes() if n.op is TileOp.LOAD and _index(n)[1:2]]
         for load in sorted(given, key=lambda n: _places(made, n) is not None):
             if makers := _makers(pieces, reader, made, load, outputs):
                 steps = tuple(step for _, step in makers)
@@ -98,7 +102,9 @@ def _makers(pieces: Sequence[Piece], reader: Place, made: Made, load: Node, outp
     if name in outputs or not _same(index, made.index):
         return []
     readers, makers = ([at for at, program in _steps(pieces) if name in of(program)] for of in (loads, stores))
-    if readers != [reader] or len({p for p, _ in makers}) != 1 or not _waits(pieces, makers[-1], reader):
+    if readers != [reader] or len({p for p, _ in makers}) != 1 or not _scans(pieces[makers[0][0]]):
+        return []
+    if not _waits(pieces, makers[-1], reader) or _lacks(pieces, makers[0], made, name):
         return []
     return makers if all(_one_store(pieces[p].lowered.steps[s].program, name) for p, s in makers) else []
 
@@ -111,6 +117,17 @@ def _waits(pieces: Sequence[Piece], maker: Place, reader: Place) -> bool:
     between = [step.program for piece in pieces[maker[0] + 1 : reader[0]] for step in piece.lowered.steps]
     alone = len(pieces[reader[0]].lowered.steps) == 1
     return alone and maker < reader and not any(own & (loads(p) | stores(p)) for p in between)
+
+
+def _lacks(pieces: Sequence[Piece], maker: Place, made: Made, name: str) -> bool:
+    """Whether something else that is read is made by the maker's kernel itself, then or later."""
+    later = [step.program for step in pieces[maker[0]].lowered.steps[maker[1] :]]
+    read = {access_of(n).tensor.name for n in made.nodes() if n.op is TileOp.LOAD} - {name}
+    return any(read & stores(p) for p in later)
+
+
+def _scans(piece: Piece) -> bool:
+    return isinstance(piece.kernel.spec, Scan | ScanGrad)
 
 
 def _one_store(program: Program, name: str) -> bool:
