@@ -33,6 +33,8 @@ class Schedule:
             leaves the safe range are read again with one (gathered attention).
         keep: a backward reads what its forward has sorted, solved and carried from segment to segment, which is kept
             for it, instead of making it again (scans, where those of a whole backward do).
+        documents: batch entries have a dimension of every grid of their own, by which packed calls tell documents
+            (scans in chunks; never tuned).
     """
 
     order: str = "query_outer"
@@ -54,6 +56,7 @@ class Schedule:
     maximum: bool = True
     producer: bool = False
     keep: bool = False
+    documents: bool = False
 
     @property
     def has_roles(self) -> bool:

@@ -62,3 +62,14 @@ def test_packing_is_looping_over_the_documents(name: str) -> None:
     made = packed_case(layer.variant, DOCUMENTS, DOCUMENTS, H=2, HKV=2, D=64, DV=64, DX=128)
     outputs, gradients = off_the_loop(layer, made.moved(lambda _, x: x.cuda()), floats(layer.variant))
     assert outputs < 1e-5 and gradients < 1e-4
+
+
+@pytest.mark.parametrize("name", ["retnet", "gla", "deltanet", "gdn", "kda", "gdn2", "rwkv7", "mamba2"])
+def test_packed_documents_in_half_precision_are_near_the_loop(name: str) -> None:
+    """By chunks, whose tiles begin where a document does: as the loop's, but for segments and the order of sums."""
+    layer = sparsec.compile(declared(name), "cuda")
+    made = packed_case(layer.variant, DOCUMENTS, DOCUMENTS, H=2, HKV=2, D=128, DV=128, DX=128)
+    kept = {n for n, spec in layer.variant.inputs.items() if spec.dtype == "float32"}
+    halved = made.moved(lambda n, x: x.cuda() if n in kept or not x.is_floating_point() else x.cuda().bfloat16())
+    outputs, gradients = off_the_loop(layer, halved, floats(layer.variant))
+    assert outputs < 0.02 and gradients < 0.02

@@ -152,6 +152,17 @@ def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
     return _token(w) if isinstance(spec, Scan) else _token_back(w)
 
 
+def packed_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
+    """A schedule of packed documents: of chunks one segment per document, which many of fill a GPU as batches do.
+
+    Banks with a route and several steps per token go by the recurrence.
+    """
+    w = spec.writes if isinstance(spec, Scan) else spec.forward.writes
+    if schedule.order != "chunk" or w.route is not None or w.steps > 1:
+        return token_form(spec, schedule)
+    return replace(schedule, splits=1, keep=False, documents=True)
+
+
 def step_form(spec: Scan, found: Schedule, target: str) -> Schedule:
     """A schedule for a few tokens in place of a forward's: on a GPU 64 elements of a state per thread."""
     return _step(spec.writes, step.ORDER) if target.startswith("triton") else token_form(spec, found)

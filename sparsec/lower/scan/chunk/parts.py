@@ -14,7 +14,7 @@ from sparsec.lower.scalars import add, least, mul
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.plan.states.scan_specs import Operand, Writes
-from sparsec.scalar.expr import Expr, var
+from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.functions import maximum, minimum
 from sparsec.tile import build as tile
@@ -174,6 +174,7 @@ class Chunked:
         chunks = (var(self.writes.length) + (self.chunk - 1)) // self.chunk
         room = min(_PROGRAMS, _WARPS // self.schedule.warps) // (var("B") * self.writes.heads * self.tiles)
         segments = maximum(1, minimum(self.splits, minimum(room, chunks // _SHORTEST)))
+        segments = constant(1) if self.splits == 1 else segments
         span = (chunks + (segments - 1)) // segments
         return (CHUNKS, chunks), (SEGMENTS, segments), (SPAN, span), (PADDED, chunks * self.chunk)
 
