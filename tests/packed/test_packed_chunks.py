@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import sparsec
 from sparsec.lower.registry import default, lower_kernel
+from sparsec.lower.scan.chunk import parts
 from sparsec.lower.segments import packed, schedule
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled
@@ -16,7 +18,8 @@ from sparsec.testing.whole.packed import floats, off_the_loop, packed_case
 from sparsec.tile.schedule import Schedule
 
 GPU = "triton:sm_90"
-LENGTHS = (21, 0, 1, 40, 3)
+LENGTHS = (21, 0, 1, 70, 3, 34)
+"""With ``_LONG`` brought down to 2, segments of up to two chunks of 16: 1, 1, 1, 2, 1 and 1 of them."""
 CHUNKS = Schedule(order="chunk", rows=16, value_block=16, splits=4)
 LAYERS: dict[str, dict[str, Any]] = {
     "gdn": {"raw": True},
@@ -27,13 +30,14 @@ LAYERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_chunks_of_documents_are_the_loop_over_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, usual, ran = (
-        sparsec.compile(sparsec.preset(name, **LAYERS[name]), "interpreter"),
-        Compiled.schedule,
-        set[str](),
-    )
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_LONG", 2)
+
+
+def by_chunks(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Every scan has ``CHUNKS`` for its schedule; the orders of those that ran, as they run."""
+    usual, ran = Compiled.schedule, set[str]()
 
     def chosen(self: Compiled, kernel: Any, *more: Any, **named: Any) -> Schedule:
         if not isinstance(kernel.spec, Scan | ScanGrad):
@@ -42,18 +46,20 @@ def test_chunks_of_documents_are_the_loop_over_them(name: str, monkeypatch: pyte
         return CHUNKS
 
     monkeypatch.setattr(Compiled, "schedule", chosen)
+    return ran
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_chunks_of_documents_are_the_loop_over_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, ran = sparsec.compile(sparsec.preset(name, **LAYERS[name]), "interpreter"), by_chunks(monkeypatch)
     made = packed_case(layer.variant, LENGTHS, LENGTHS, H=2, HKV=2, D=16, DV=16, DX=16)
     outputs, gradients = off_the_loop(layer, made, floats(layer.variant))
     assert ran == {"chunk"} and outputs < 1e-6 and gradients < 1e-5
 
 
 def test_states_of_documents_that_share_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, usual = sparsec.compile(sparsec.preset("gdn", shared="keys"), "interpreter"), Compiled.schedule
-
-    def chosen(self: Compiled, kernel: Any, *more: Any, **named: Any) -> Schedule:
-        return CHUNKS if isinstance(kernel.spec, Scan | ScanGrad) else usual(self, kernel, *more, **named)
-
-    monkeypatch.setattr(Compiled, "schedule", chosen)
+    by_chunks(monkeypatch)
+    layer = sparsec.compile(sparsec.preset("gdn", shared="keys"), "interpreter")
     made = packed_case(layer.variant, LENGTHS, LENGTHS, H=2, HV=4, D=16, DV=16)
     outputs, gradients = off_the_loop(layer, made, floats(layer.variant))
     assert outputs < 1e-6 and gradients < 1e-5
@@ -68,7 +74,7 @@ def test_on_a_gpu_they_go_by_chunks_both_ways(name: str, tmp_path: Path) -> None
     assert len(scans) == 2
     for kernel in scans:
         own = schedule(kernel.spec, default(kernel.spec, GPU))
-        assert own.order == "chunk" and own.documents and own.splits == 1 and not own.keep
+        assert own.order == "chunk" and own.documents and not own.keep
         steps = packed(kernel, lower_kernel(kernel.spec, own))[1].steps
         assert all("segments_" in {t.name for t in step.program.tensors} for step in steps)
 
@@ -79,3 +85,15 @@ def test_banks_with_a_route_go_by_the_recurrence() -> None:
     forward = layer.packed.halves(layer.training.joint(dims, "bfloat16", tuple(floats(layer.variant)))).split.forward
     orders = {schedule(k.spec, CHUNKS).order: k.spec for k in forward.kernels if isinstance(k.spec, Scan)}
     assert set(orders) == {"chunk", "token"} and orders["token"].writes.route is not None
+
+
+def test_each_document_has_states_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_chunks(monkeypatch)
+    layer = sparsec.compile(sparsec.preset("gdn", raw=True, initial=True, final=True), "interpreter")
+    made = packed_case(layer.variant, LENGTHS, LENGTHS, H=2, HKV=2, D=16, DV=16)
+    out, last = layer(**made.packed, **made.ends)
+    alone = [layer(**document) for document in made.documents]
+    assert torch.allclose(out, torch.cat([o[0] for o, _ in alone]), atol=1e-6)
+    assert torch.allclose(last, torch.cat([states for _, states in alone]), atol=1e-6)
+    before = [x for name, x in made.packed.items() if x.dim() == 5 or x.shape[0] == len(LENGTHS)]
+    assert before and torch.equal(last[1], before[0][1]), "an empty document leaves its states"

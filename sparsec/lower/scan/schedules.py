@@ -153,14 +153,11 @@ def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
 
 
 def packed_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
-    """A schedule of packed documents: of chunks one segment per document, which many of fill a GPU as batches do.
-
-    Banks with a route and several steps per token go by the recurrence.
-    """
+    """A schedule of packed documents; banks with a route and several steps per token go by the recurrence."""
     w = spec.writes if isinstance(spec, Scan) else spec.forward.writes
     if schedule.order != "chunk" or w.route is not None or w.steps > 1:
         return token_form(spec, schedule)
-    return replace(schedule, splits=1, keep=False, documents=True)
+    return replace(schedule, keep=False, documents=True)
 
 
 def step_form(spec: Scan, found: Schedule, target: str) -> Schedule:

@@ -76,10 +76,10 @@ def test_shared_queries_go_by_chunks() -> None:
     assert lower_kernel(shared, default(spec, GPU)).steps
 
 
-def test_documents_go_by_chunks_of_one_segment() -> None:
+def test_documents_go_by_chunks() -> None:
     for spec in (LAYER.scan(), LAYER.grad()):
         own = segments.schedule(spec, default(spec, GPU))
-        assert (own.order, own.splits, own.keep) == ("chunk", 1, False) and lower_kernel(spec, own).steps
+        assert (own.order, own.documents, own.keep) == ("chunk", True, False) and lower_kernel(spec, own).steps
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,9 @@ _WARPS, _PROGRAMS = 1024, 256
 _SHORTEST = 2
 """Chunks of a segment, at least: shorter ones cost more to combine than they save."""
 
+_LONG = 32
+"""The same of a packed document: many side by side fill a GPU already."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunked:
@@ -172,9 +175,11 @@ class Chunked:
     def params(self) -> tuple[tuple[str, Expr], ...]:
         """The launch parameters beyond the spec's."""
         chunks = (var(self.writes.length) + (self.chunk - 1)) // self.chunk
-        room = min(_PROGRAMS, _WARPS // self.schedule.warps) // (var("B") * self.writes.heads * self.tiles)
-        segments = maximum(1, minimum(self.splits, minimum(room, chunks // _SHORTEST)))
-        segments = constant(1) if self.splits == 1 else segments
+        beside, shortest = var("B") * self.writes.heads * self.tiles, _SHORTEST
+        if self.schedule.documents:  # their number says nothing of their lengths
+            beside, shortest = constant(self.writes.heads * self.tiles), _LONG
+        room = min(_PROGRAMS, _WARPS // self.schedule.warps) // beside
+        segments = maximum(1, minimum(self.splits, minimum(room, chunks // shortest)))
         span = (chunks + (segments - 1)) // segments
         return (CHUNKS, chunks), (SEGMENTS, segments), (SPAN, span), (PADDED, chunks * self.chunk)
 

@@ -37,6 +37,8 @@ class Place:
     @property
     def batch(self) -> Node:
         """The batch entry."""
+        if self.own.schedule.documents:
+            return tile.program_id(2)
         return tile.apply(Fn.TRUNCDIV, tile.program_id(0), self.tiles * self.heads)
 
     @property
@@ -48,4 +50,6 @@ class Place:
     @property
     def grid(self) -> tuple[tile.Value, ...]:
         """One point per (tile, head and batch entry), and segment."""
+        if self.own.schedule.documents:
+            return tile.const(self.heads * self.tiles), tile.param(SEGMENTS), tile.param("B")
         return mul(tile.param("B"), self.heads * self.tiles), tile.param(SEGMENTS)
