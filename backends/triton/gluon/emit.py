@@ -6,6 +6,8 @@ import re
 
 from sparsec.backends.triton.arguments import parameters, pinned
 from sparsec.backends.triton.functions import HELPERS
+from sparsec.backends.triton.gluon.gather import USED as GATHER_USED
+from sparsec.backends.triton.gluon.gather import Gather
 from sparsec.backends.triton.gluon.groups import USED, Groups
 from sparsec.backends.triton.gluon.producer import Producer
 from sparsec.backends.triton.gluon.shared import BARRIERS, TILES, memory
@@ -26,9 +28,14 @@ fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_
 put = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 """
 
+_COPIES = """from triton.experimental.gluon.language.nvidia.ampere import async_copy
+
+copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared  # 3.9, 3.6
+"""
+
 _SHARED = [*TILES, *BARRIERS]
 _TAKEN = [
-    *_SHARED, *USED, "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put", "GROUP", "STAGES",
+    *_SHARED, *USED, *GATHER_USED, "async_copy", "copy", "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put", "GROUP", "STAGES",
 ]  # fmt: skip
 PRODUCER_REGISTERS = 24
 MOST_REGISTERS = 232
@@ -54,13 +61,18 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     arguments = parameters(program, made.descriptors)
     if clash := [name for name in arguments if name in _TAKEN]:
         raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
-    groups = Groups(made, _TAKEN)
+    gather, given, copies = list[str](), list[str](), list[str]()
+    if made.gathered:
+        lines, copies = Gather(made, _TAKEN).body(), [_COPIES]
+        given = _used(lines, arguments)
+        gather = _function(f"{program.name}_queries", ["GROUP: tl.constexpr", "number", "target", *given], schedule, lines)
+    groups = Groups(made, _TAKEN, given)
     bodies = {"rows": groups.body(), "loads": Producer(made, _TAKEN).body()}
     used = {role: [*_used(lines, arguments), *_SHARED] for role, lines in bodies.items()}
     helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
     rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], schedule, bodies["rows"])
     loads = _function(f"{program.name}_loads", used["loads"], schedule, bodies["loads"])
-    return "\n".join([_IMPORTS, *helpers, *rows, *loads, *_kernel(made, schedule, arguments, used), ""])
+    return "\n".join([_IMPORTS, *copies, *helpers, *gather, *rows, *loads, *_kernel(made, schedule, arguments, used), ""])
 
 
 def _used(lines: list[str], arguments: dict[str, str]) -> list[str]:

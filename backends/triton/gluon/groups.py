@@ -7,34 +7,38 @@ behind the last loop.
 
 from __future__ import annotations
 
-from sparsec.backends.triton.access import summed
+from sparsec.backends.triton.access import address, mask, summed
 from sparsec.backends.triton.address import split
+from sparsec.backends.triton.gluon.layouts import Laid, across
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, Turn, places, row_dim
-from sparsec.backends.triton.printer import Printer
 from sparsec.backends.triton.text import Text, dtype_name
 from sparsec.backends.triton.uses import operands, uses
-from sparsec.tile.language import Axis, LoopBody, Node, TileOp
+from sparsec.tile.language import Axis, LoopBody, Node, TileOp, access_of
 from sparsec.tile.regions import TOP, body_of
 from sparsec.tile.schedule import ScheduleError
 
-USED = ("SCORES", "SUMS", "WEIGHTS", "nothing", "turn", "slot", "later", "dot", "sums", "weights", "q_rows")
+USED = (
+    "SCORES", "SUMS", "WEIGHTS", "nothing", "turn", "slot", "later", "dot", "sums", "weights", "q_rows",
+    "LOADS", "half", "before", "moved", "none",
+)  # fmt: skip
 """Variables of the printed function beside those of the program."""
 
 
-class Groups(Printer):
-    """Prints the function of a group of warps, number ``GROUP``."""
+class Groups(Laid):
+    """Prints the function of a group of warps, number ``GROUP``.
 
-    def __init__(self, roles: Roles, taken: list[str]) -> None:
-        self.roles = roles
-        loads = frozenset(roles.boxes)
+    ``gather`` are the arguments of the function that copies rows of queries, where the groups do.
+    """
+
+    def __init__(self, roles: Roles, taken: list[str], gather: list[str]) -> None:
+        loads, self.gather, self.away = frozenset(roles.boxes), gather, False
 
         def reads(node: Node) -> tuple[Node, ...]:
-            if node.serial in loads:
+            if node.serial in loads or node is roles.queries:
                 return ()
             return (*places(node), node.args[-1]) if node.serial in roles.stored else operands(node)
 
-        super().__init__(roles.program, roles.boxes | roles.stored, seen=uses(roles.program, reads=reads))
-        self.names.taken.update(taken)
+        super().__init__(roles, roles.boxes | roles.stored, taken, uses(roles.program, reads=reads))
         turns = roles.turns.values()
         self.parts = {x.serial for t in turns for x in (t.scores, t.sums, t.weights, t.faded)}
         self.kept = {x.serial for t in turns for x in (t.weights.args[0], t.faded.args[1])}
@@ -50,37 +54,31 @@ class Groups(Printer):
                 self.assign(node)
         self.narrow_strides()
         self.line(f"nothing = tl.full([{GROUP_ROWS}, {made.keys.size}], 0.0, tl.float32, SCORES)")
-        self.line(f"weights = tl.full([{GROUP_ROWS}, {made.keys.size}], 0.0, {dtype_name(made.dtype)}, WEIGHTS)")
+        none = f"tl.full([{GROUP_ROWS}, {made.keys.size}], 0.0, {dtype_name(made.dtype)}, WEIGHTS)"
         self.line("turn = 0")
-        self.line("mbarrier.wait(queries_full, 0)")
-        self.line(f"q_rows = queries.index(GROUP).reshape([{GROUP_ROWS}, {made.dims.size}])")
+        if made.walk is not None:
+            self.begin(none)
+        else:
+            rows = f"queries.index(GROUP).reshape([{GROUP_ROWS}, {made.dims.size}])"
+            self.block(f"weights = {none}", "mbarrier.wait(queries_full, 0)", f"q_rows = {rows}")
         self.region(TOP)
         return self.lines
 
     def wants_a_line(self, node: Node) -> bool:
         """Tiles in shared memory have no line, and the products of a turn stand where the loop puts them."""
-        return node.serial not in self.boxes and node.serial not in self.parts and super().wants_a_line(node)
+        hidden = node.serial in self.boxes or node.serial in self.parts or node is self.roles.queries
+        return not hidden and super().wants_a_line(node)
 
     def is_inline(self, node: Node) -> bool:
         """What the sums wait for keeps its name until then."""
         return node.serial not in self.kept and super().is_inline(node)
 
     def expression(self, node: Node) -> Text:
-        """As Triton says it, with layouts where it has none."""
-        if node.op is TileOp.IOTA:
-            (axis,) = node.axes
-            text = f"tl.arange(0, {self.size(axis)}, {self.layout(node.axes)})"
-            return Text(f"{text} + GROUP * {GROUP_ROWS}", True) if axis == self.roles.rows else Text(text)
-        made = super().expression(node)
-        if node.op is TileOp.FULL:
-            shape = ", ".join(str(self.size(axis)) for axis in node.axes)
-            value = made.text.split("], ", 1)[1][:-1]
-            return Text(f"tl.full([{shape}], {value}, {self.layout(node.axes)})")
-        return Text(made.text.replace("tl.PropagateNan", "core.PropagateNan"), made.infix, made.product)
-
-    def size(self, axis: Axis) -> int:
-        """How much of an axis a group has."""
-        return GROUP_ROWS if axis == self.roles.rows else axis.size
+        """A number per row that sums give moves to the layout of the scores, in which all such numbers lie."""
+        made, text = self.roles, super().expression(node)
+        if node.op is TileOp.REDUCE and node.attrs[1] == made.values and made.values.size != made.keys.size:
+            return Text(f"tl.convert_layout({text.text}, tl.SliceLayout(1, SCORES))")
+        return text
 
     def layout(self, axes: tuple[Axis, ...]) -> str:
         """How the elements of a tile lie in the registers of a group."""
@@ -92,12 +90,17 @@ class Groups(Printer):
     def at(self, node: Node, to: tuple[Axis, ...]) -> Text:
         """A node as an operand; a number per row moves to the layout of the sums where it meets them."""
         made = self.roles
+        if self.away and node.axes:
+            dim, where = (1, ":, None") if node.axes == (made.rows,) else (0, "None, :")
+            return Text(f"tl.convert_layout({self.text(node).text}, tl.SliceLayout({dim}, LOADS))[{where}]")
         if node.axes == (made.rows,) and made.values in to and made.values.size != made.keys.size:
             return Text(f"tl.convert_layout({self.text(node).text}, tl.SliceLayout(1, SUMS))[:, None]")
         return super().at(node, to)
 
     def loop(self, node: Node) -> None:
         """The turns, each of which finishes the one before; behind the last loop, what the last turn left."""
+        if node is self.roles.walk:
+            return self.walk(node)
         body = body_of(node)
         turn = self.roles.turns[body.number]
         lo, hi, *inits = node.args
@@ -109,15 +112,21 @@ class Groups(Printer):
         more = f", {body.step}" if body.step > 1 else ""
         self.line(f"for {index} in range({self.bound(lo)}, {self.bound(hi)}{more}):")
         self.depth += 1
-        self.block(*_multiply(), *_add(acc), *before, _SCORES, *after, *_VALUES, *_added(acc), *self.weigh(turn, acc))
+        freed = [*_added(acc), "mbarrier.arrive(free.index(slot), count=1)"]
+        self.block(*_multiply(), _add(acc, self.before), *before, _SCORES, *after, *_VALUES, *freed)
+        self.block(*self.weigh(turn, acc))
         self.depth -= 1
         for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
             self.named[result.serial] = names[int(str(result.attrs[0]))]
-        if turn is self.roles.last:
-            self.block("slot = turn % STAGES", *_add(acc), *_added(acc))
+        if turn is self.roles.last and self.roles.walk is not None:
+            self.block(_add(acc, self.before), *_added(acc))
+        elif turn is self.roles.last:
+            self.block("slot = turn % STAGES", _add(acc, "slot"), *_added(acc), freed[-1])
 
     def store(self, node: Node) -> None:
-        """Rows of the output leave as a box, through the shared memory where the queries were."""
+        """Rows of the output leave through the shared memory where the queries were: as a box, or in whole pieces."""
+        if self.scattered(node):
+            return self.scatter(node)
         if node.serial not in self.roles.stored:
             return super().store(node)
         box = self.boxes[node.serial]
@@ -130,6 +139,57 @@ class Groups(Printer):
             "tma.store_wait(0)",
         )
         return None
+
+    def scattered(self, node: Node) -> bool:
+        """Whether a group's rows go to places of their own, and fit where its queries were."""
+        made, value = self.roles, node.args[-1]
+        alike = value.dtype in ("float16", "bfloat16") and made.values.size == made.dims.size
+        return made.gathered and alike and value.axes == (made.rows, made.values) and not access_of(node).atomic
+
+    def scatter(self, node: Node) -> None:
+        """The threads hand rows on, so that each writes vectors."""
+        value, kept = node.args[-1], dtype_name(self.roles.dtype)
+        other = value.dtype != self.roles.dtype
+        text, moved = self.text(value).text, "q_rows.load(LOADS)"
+        self.line(f"q_rows.store({f'tl.cast({text}, {kept}, bitcast=True)' if other else text})")
+        self.line(f"moved = {f'tl.cast({moved}, {dtype_name(value.dtype)}, bitcast=True)' if other else moved}")
+        self.away = True
+        self.line(f"tl.store({address(self, node, value.axes)}, moved{mask(self, node, value.axes)})")
+        self.away = False
+
+    def begin(self, none: str) -> None:
+        """What comes before a walk."""
+        self.line(f"LOADS: tl.constexpr = {across(self.roles.dims)}")
+        self.line(f"none = {none}")
+
+    def walk(self, node: Node) -> None:
+        """One tile of queries after the other; the rows of the next one are on their way while one is read."""
+        body, (lo, hi) = body_of(node), node.args[:2]
+        first, end, index = self.bound(lo), self.bound(hi), self.names.fresh("i")
+        self.named[body.index.serial] = index
+        begin, rest = f"{self.program.name}_queries(GROUP, ", ", ".join(self.gather)
+        self.line(f"if {first} < {end}:")
+        self.line(f"    {begin}{first}, queries.index(GROUP), {rest})")
+        self.line("half = 0")
+        self.line(f"for {index} in range({first}, {end}, {body.step}):")
+        self.depth += 1
+        self.block(
+            "async_copy.wait_group(0)",
+            "hopper.fence_async_shared()",
+            f"q_rows = queries.index(half * {self.roles.groups} + GROUP)",
+            "half = 1 - half",
+            f"{begin}tl.minimum({index} + {body.step}, {end} - 1), "
+            f"queries.index(half * {self.roles.groups} + GROUP), {rest})",
+            "weights = none",
+            "before = STAGES",
+        )
+        self.region(body.number)
+        self.depth -= 1
+
+    @property
+    def before(self) -> str:
+        """The slot of the values of the turn before; a walk's first turn finds zeros."""
+        return "slot" if self.roles.walk is None else "before"
 
     def start(self, node: Node, dim: int) -> str:
         """Where a group's box begins in one dimension."""
@@ -199,6 +259,7 @@ class Groups(Printer):
             f"weights = tl.convert_layout({self.expression(turn.weights).text}, WEIGHTS)",
             f"{acc} = {self.expression(turn.faded).text}",
             "turn += 1",
+            *(["before = later"] if self.roles.walk is not None else []),
         ]
 
 
@@ -218,14 +279,13 @@ def _multiply() -> list[str]:
     ]
 
 
-def _add(acc: str) -> list[str]:
+def _add(acc: str, slot: str) -> str:
     """The weights of the turn before meet their values."""
-    return [f"sums = hopper.warpgroup_mma(weights, values_ring.index(slot), {acc}, is_async=True)"]
+    return f"sums = hopper.warpgroup_mma(weights, values_ring.index({slot}), {acc}, is_async=True)"
 
 
 def _added(acc: str) -> list[str]:
-    done = f"{acc}, weights = hopper.warpgroup_mma_wait(0, deps=(sums, weights))"
-    return [done, "mbarrier.arrive(free.index(slot), count=1)"]
+    return [f"{acc}, weights = hopper.warpgroup_mma_wait(0, deps=(sums, weights))"]
 
 
 def _product(columns: Axis) -> str:

@@ -20,6 +20,8 @@ class Producer(Printer):
         loads = frozenset(roles.boxes)
 
         def reads(node: Node) -> tuple[Node, ...]:
+            if node is roles.walk:
+                return (*node.args[:2], *(turn.loop for turn in roles.turns.values()))
             if node.op is TileOp.LOOP:
                 turn = roles.turns[body_of(node).number]
                 return (*node.args[:2], turn.keys, turn.values)
@@ -59,6 +61,8 @@ class Producer(Printer):
         a turn, the turn whose keys these replace.
         """
         body = body_of(node)
+        if node is self.roles.walk:
+            return self.walk(node)
         turn = self.roles.turns[body.number]
         index = self.named[body.index.serial] = self.names.fresh("i")
         more = f", {body.step}" if body.step > 1 else ""
@@ -70,6 +74,15 @@ class Producer(Printer):
         self.line("mbarrier.wait(free.index(slot), ((turn + 1) // STAGES + 1) & 1)")
         self.fetched(turn.values, "values", "slot")
         self.line("turn += 1")
+        self.depth -= 1
+
+    def walk(self, node: Node) -> None:
+        """The tiles of queries, whose keys and values follow one another in the same rings."""
+        body = body_of(node)
+        index = self.named[body.index.serial] = self.names.fresh("i")
+        self.line(f"for {index} in range({self.bound(node.args[0])}, {self.bound(node.args[1])}, {body.step}):")
+        self.depth += 1
+        self.region(body.number)
         self.depth -= 1
 
     def fetched(self, load: Node, ring: str, slot: str) -> None:

@@ -6,6 +6,8 @@ from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles
 from sparsec.backends.triton.text import dtype_name
 
 TILES = ("queries", "keys_ring", "values_ring")
+AHEAD = 2
+"""Tiles of queries that lie side by side where one is copied while another is read."""
 BARRIERS = ("queries_full", "keys_full", "values_full", "free")
 MOST_SWIZZLED = 128
 """Bytes of a row that are swizzled."""
@@ -13,10 +15,11 @@ MOST_SWIZZLED = 128
 
 def memory(made: Roles, stages: int) -> list[str]:
     """The lines that allocate it and make its barriers ready; a slot is free when every group has said so."""
+    walks = made.walk is not None  # the zeros that every walk's first turn finds have a slot of their own
     shapes = {
-        "queries": (made.groups, GROUP_ROWS, made.dims.size),
+        "queries": (made.groups * (AHEAD if made.gathered else 1), GROUP_ROWS, made.dims.size),
         "keys_ring": (stages, made.keys.size, made.dims.size),
-        "values_ring": (stages, made.keys.size, made.values.size),
+        "values_ring": (stages + walks, made.keys.size, made.values.size),
     }
     lines = [f"    {name} = {_tiles(made.dtype, shape)}" for name, shape in shapes.items()]
     for name in BARRIERS:
@@ -25,16 +28,16 @@ def memory(made: Roles, stages: int) -> list[str]:
         lines.append(f"    {name} = tl.allocate_shared_memory(tl.int64, {shape}, mbarrier.MBarrierLayout())")
         each = [name] if name == "queries_full" else [f"{name}.index({slot})" for slot in range(slots)]
         lines += [f"    mbarrier.init({barrier}, {arrivals})" for barrier in each]
-    return [*lines, *_zeros(made)]
+    return [*lines, *_zeros(made, stages if walks else 0)]
 
 
-def _zeros(made: Roles) -> list[str]:
+def _zeros(made: Roles, slot: int) -> list[str]:
     """The values that the first turn of all finds, as if they had been loaded."""
     across = made.values.size // 8
     layout = f"tl.BlockedLayout([1, 8], [{32 // across}, {across}], [{GROUP_WARPS}, 1], [1, 0])"
     shape = f"[{made.keys.size}, {made.values.size}]"
     return [
-        f"    values_ring.index(0).store(tl.full({shape}, 0.0, {dtype_name(made.dtype)}, {layout}))",
+        f"    values_ring.index({slot}).store(tl.full({shape}, 0.0, {dtype_name(made.dtype)}, {layout}))",
         "    hopper.fence_async_shared()",
         "    mbarrier.arrive(values_full.index(0), count=1)",
     ]

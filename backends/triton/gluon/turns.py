@@ -62,6 +62,7 @@ class Roles:
         boxes: the descriptors of queries, keys and values, by the load's serial number.
         stored: the descriptor of the output by the store's, where it fits where the queries were.
         rows, keys, values, dims: the axes of both products.
+        walk: the loop around the turns, which goes from one tile of queries to the next; None where there is no such loop.
     """
 
     program: Program
@@ -73,6 +74,17 @@ class Roles:
     keys: Axis
     values: Axis
     dims: Axis
+    walk: Node | None = None
+
+    @property
+    def base(self) -> int:
+        """The region of the turns."""
+        return TOP if self.walk is None else body_of(self.walk).number
+
+    @property
+    def gathered(self) -> bool:
+        """Whether the groups copy their own rows of queries, those of the next tile while this one's are read."""
+        return self.walk is not None
 
     @property
     def groups(self) -> int:
@@ -98,10 +110,12 @@ class Roles:
 def roles(program: Program) -> Roles:
     """The roles of a program. Raises ScheduleError where its warps can have none."""
     found = regions(program)
-    loops = [n for nodes in found.nodes.values() for n in nodes if n.op is TileOp.LOOP]
+    walk = _walk(found)
+    base = TOP if walk is None else body_of(walk).number
+    loops = [n for nodes in found.nodes.values() for n in nodes if n.op is TileOp.LOOP and n is not walk]
     if not loops:
         raise _refused(program, "has no loop")
-    turns = {body_of(loop).number: _turn(program, loop, found) for loop in loops}
+    turns = {body_of(loop).number: _turn(program, loop, found, base) for loop in loops}
     every = list(turns.values())
     shared = {t.scores.args[0] for t in every}
     if len(shared) != 1:
@@ -109,16 +123,24 @@ def roles(program: Program) -> Roles:
     (queries,) = shared
     first = every[0]
     rows, keys = first.scores.axes
-    made = Roles(program, turns, queries, {}, {}, rows, keys, first.sums.axes[1], first.keys.axes[1])
+    made = Roles(program, turns, queries, {}, {}, rows, keys, first.sums.axes[1], first.keys.axes[1], walk)
     _check(made, found)
     _chained(made, found)
     return replace(made, boxes=_boxes(made), stored=_stored(made, found))
 
 
-def _turn(program: Program, loop: Node, found: Regions) -> Turn:
+def _walk(found: Regions) -> Node | None:
+    """The only loop of the top, if it holds all others: it stores, and carries nothing."""
+    loops = [n for n in found.nodes[TOP] if n.op is TileOp.LOOP]
+    if len(loops) != 1 or body_of(loops[0]).carries or loops[0].args[1].dtype == "bool":
+        return None
+    return None if any(n.op is TileOp.STORE for n in found.nodes[TOP]) else loops[0]
+
+
+def _turn(program: Program, loop: Node, found: Regions, base: int) -> Turn:
     body = body_of(loop)
     dots = [n for n in found.nodes.get(body.number, ()) if n.op is TileOp.DOT]
-    if found.home[loop.serial] != TOP or body.effects:
+    if found.home[loop.serial] != base or body.effects:
         raise _refused(program, "has a loop in a loop, or one that stores")
     late = [d for d in dots if d in body.yields]
     early = [d for d in dots if d not in late]
@@ -154,7 +176,7 @@ def _chained(made: Roles, found: Regions) -> None:
     for turn, after in pairwise(turns):
         sums = inits[after.loop.serial]
         own = sums.op is TileOp.RESULT and sums.args[0] is turn.loop and sums.attrs[0] == turn.position
-        readers = [n for n in found.nodes[TOP] if sums in n.args]
+        readers = [n for n in found.nodes[made.base] if sums in n.args]
         if not own or readers != [after.loop]:
             raise _refused(made.program, "has loops that do not add to the same sums, one after the other")
 
@@ -162,7 +184,7 @@ def _chained(made: Roles, found: Regions) -> None:
 def _boxes(made: Roles) -> dict[int, Descriptor]:
     """The descriptors that the loading warp uses; a box of queries is what one group reads."""
     every = descriptors(made.program, True)
-    wanted = {made.queries.serial: made.queries}
+    wanted = {} if made.gathered else {made.queries.serial: made.queries}
     wanted |= {load.serial: load for t in made.turns.values() for load in (t.keys, t.values)}
     boxes = {}
     for serial, load in wanted.items():
@@ -174,7 +196,7 @@ def _boxes(made: Roles) -> dict[int, Descriptor]:
 
 def _stored(made: Roles, found: Regions) -> dict[int, Descriptor]:
     """The descriptor of the output, whose rows leave through the shared memory of the queries."""
-    for node in (n for n in found.nodes[TOP] if n.op is TileOp.STORE):
+    for node in (n for n in found.nodes[TOP] if n.op is TileOp.STORE and not made.gathered):
         tensor, box = access_of(node).tensor, box_of(node)
         alike = tensor.dtype == made.dtype and made.values.size == made.dims.size
         if alike and box is not None and node.args[-1].axes == (made.rows, made.values):

@@ -25,6 +25,10 @@ from sparsec.tile.language import Axis, Node, Program, Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 
+PROCESSORS = 132
+"""Of the largest GPU whose warps can have roles; each runs one such program at a time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """A tile of queries that chose a chunk: entries ``first … first + count - 1``."""
@@ -39,6 +43,8 @@ def check(spec: GatheredAttention, schedule: Schedule) -> None:
     group = spec.heads // spec.kv_heads
     if schedule.rows < group:
         raise ScheduleError(f"{schedule.rows} rows do not hold the {group} heads of a key/value head")
+    if schedule.has_roles and not schedule.maximum:
+        raise ScheduleError(f"{spec.name}: rows are not read a second time where a warp loads; use maximum=True")
 
 
 def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
@@ -52,19 +58,30 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
         key_head = tile.apply(Fn.TRUNCDIV, number, blocks)
         at = (batch, key_head if found.sets > 1 else tile.const(0))
         inputs: list[Tensor] = []
+        first, used = tile.program_id(0), tile.load(found.used, *at)
 
-        def visit(n: Node) -> Sequence[Node]:  # n is 0: what depends on it stays under the condition
-            item = _item(found, at, add(tile.program_id(0), n))
-            rows, place = _rows(spec, found, at, item, key_head, builder.axis("m", schedule.rows))
+        def visit(n: Node) -> Sequence[Node]:
+            item = _item(found, at, n if schedule.has_roles else add(first, n))
+            rows, place = _rows(spec, schedule, found, at, item, key_head, builder.axis("m", schedule.rows))
             f = chunks.frame(builder, alone, schedule, rows, batch, Unit(tile.const(0), key_head, rows.head), base)
             partials.write(f, results, place, *_read(f, item))
             inputs.extend(_inputs(alone, f))
             return []
 
-        tile.loop(0, tile.apply(Fn.LT, tile.program_id(0), tile.load(found.used, *at)), 1, [], visit)
+        tiles, heads = inverse.tile_count(spec, found), spec.kv_heads * blocks
+        if schedule.has_roles:
+            tiles = least(tiles, walkers(heads))
+            tile.loop(first, used, walkers(heads), [], visit)
+        else:  # n is 0: what depends on it stays under the condition
+            tile.loop(0, tile.apply(Fn.LT, first, used), 1, [], visit)
         tensors = [*inputs, found.entries, found.tiles, found.used, *results.tensors]
-        grid = (inverse.tile_count(spec, found), tile.const(spec.kv_heads * blocks), tile.param("B"))
+        grid = (tiles, tile.const(heads), tile.param("B"))
         return builder.program(spec.name, tensors, [(name, "int32") for name in chunks.PARAMS], grid)
+
+
+def walkers(heads: int) -> int:
+    """Programs of a head that share its tiles where a warp loads ahead, also from one tile to the next."""
+    return max(1, PROCESSORS // heads)
 
 
 def _inputs(spec: GatheredAttention, f: Frame) -> list[Tensor]:
@@ -80,13 +97,16 @@ def _item(found: Inverse, at: tuple[Node, Node], number: Node) -> Item:
 
 
 def _rows(
-    spec: GatheredAttention, found: Inverse, at: tuple[Node, Node], item: Item, key_head: Node, axis: Axis
+    spec: GatheredAttention, schedule: Schedule, found: Inverse, at: tuple[Node, Node], item: Item, key_head: Node,
+    axis: Axis,
 ) -> tuple[Rows, Node]:
     """The query rows of a tile, each choice with the heads that share its list, and the place of each row's partial."""
     share = chunks.sharing(spec)
     lane = tile.apply(Fn.TRUNCDIV, tile.iota(axis), share)
     there = tile.apply(Fn.LT, lane, item.count)
-    entry = tile.apply(Fn.WHERE, there, _entries(found, at, add(item.first, least(lane, found.per_tile - 1))), 0)
+    number = add(item.first, least(lane, found.per_tile - 1))
+    chosen = tile.load(found.entries, *at, number) if schedule.has_roles else _entries(found, at, number)
+    entry = tile.apply(Fn.WHERE, there, chosen, 0)
     token = tile.apply(Fn.TRUNCDIV, entry, found.per_token)
     local = tile.apply(Fn.TRUNCMOD, tile.iota(axis), share)
     place = tile.apply(Fn.WHERE, there, add(mul(entry, share), local), partials.count(spec))
@@ -113,12 +133,14 @@ def _entries(found: Inverse, at: tuple[Node, Node], number: Node) -> Node:
 def _read(f: Frame, item: Item) -> tuple[list[Node], Node | None]:
     """The softmax of the chunk's keys, and the rows' largest magnitude where that is known."""
     size, state = f.spec.chunk, chunks.start(f)
-    if size == f.schedule.block:
+    if size == f.schedule.block and not f.schedule.has_roles:
         return chunks.joint_step(f, state, *chunks.part_scores(f, item.chunk, tile.const(0))), None
     low = mul(item.chunk, size)
     high = add(low, size)
     if size % f.schedule.block == 0:
         whole = Stretch(low, high)
+        if f.schedule.has_roles:
+            return stretch.read_once(f, whole, state), None
         return (stretch.read(f, whole, state), None) if f.schedule.maximum else stretch.read_flat(f, whole)
 
     def among(key: Node) -> Node:

@@ -36,7 +36,7 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Lowered:
 
 def _key_outer(spec: GatheredAttention, schedule: Schedule) -> Lowered:
     tally, offsets, fill = inverse_steps.programs(spec, schedule)
-    wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False)
+    wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False, producer=False)
     narrow = replace(wide, warps=1)
     index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow))
     after = slot_merge.schedule(spec, schedule)

@@ -30,11 +30,12 @@ def is_little(spec: GatheredAttention) -> bool:
 
 
 def schedule(spec: GatheredAttention, before: Schedule) -> Schedule:
-    """How the merge runs after a first half under ``before``; it keeps a maximum, since some rows see few keys."""
-    if before.maximum:
+    """How the merge runs after a first half under ``before``; it keeps a maximum, since some rows see few keys, and
+    its warps have no roles."""
+    if before.maximum and not before.producer:
         return replace(before, stages=1) if before.descriptors and before.rows < 128 else before
     block = max((b for b in (16, 32, 64) if spec.chunk % b == 0), default=before.block)
-    own = replace(before, block=block, maximum=True)
+    own = replace(before, block=block, maximum=True, producer=False)
     if is_little(spec) and max(spec.head_dim, spec.value_dim) <= 128:
         return replace(own, rows=max(128, before.rows), warps=8, stages=2, registers=128)
     return replace(own, stages=1, registers=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sparsec.lower.gathered import chunks, flat, partials
 from sparsec.lower.gathered.chunks import Frame
-from sparsec.lower.ranges import TileRange, tile_ranges, walk
+from sparsec.lower.ranges import TileRange, outside_interior, tile_ranges, walk
 from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
 from sparsec.plan.specs import Piece
 from sparsec.scalar.fn import Fn
@@ -40,6 +40,18 @@ def read(f: Frame, stretch: Stretch, state: Sequence[Node], member: Node | None 
     return carried
 
 
+def read_once(f: Frame, stretch: Stretch, state: Sequence[Node]) -> list[Node]:
+    """As ``read``, in one loop for each range, whose tiles are masked under a condition."""
+    carried = list(state)
+    for r in (_clip(r, stretch, f.schedule.block) for r in _ranges(f)):
+
+        def visit(at: Node, *carried: Node, r: TileRange = r) -> Sequence[Node]:
+            return _step(f, stretch, at, outside_interior([r], at), carried, None)
+
+        carried = tile.loop(r.start, r.stop, 1, carried, visit, f.schedule.stages)
+    return carried
+
+
 def read_flat(f: Frame, stretch: Stretch) -> tuple[list[Node], Node | None]:
     """As ``read`` from the start: without a maximum where no tile needs a mask and every row is safe, else anew.
 
@@ -56,7 +68,7 @@ def read_flat(f: Frame, stretch: Stretch) -> tuple[list[Node], Node | None]:
         return flat.step(f, carried, key, *chunks.logits(f, key))
 
     def anew(n: Node, *_: Node) -> Sequence[Node]:  # n is 0: what depends on it stays under the condition
-        masked = lambda at, *carried: _step(f, stretch, at, True, carried, None)  # noqa: E731
+        masked = lambda at, *carried: _step(f, stretch, at, None, carried, None)  # noqa: E731
         found = tile.loop(add(first, n), end, 1, chunks.start(f), masked, 1)
         return [*found, partials.magnitude(f, found[:-2])]
 
@@ -107,18 +119,18 @@ def _phases(f: Frame, stretch: Stretch, r: TileRange, state: list[Node], member:
     """A loop each for the masked head, the mask-free middle and the masked tail of a range."""
 
     def visit(masked: bool) -> Callable[..., Sequence[Node]]:
-        return lambda at, *carried: _step(f, stretch, at, masked, carried, member)
+        return lambda at, *carried: _step(f, stretch, at, None if masked else False, carried, member)
 
     return walk(r, state, visit, f.schedule.stages)
 
 
 def _step(
-    f: Frame, stretch: Stretch, at: Node, masked: bool, state: Sequence[Node], member: Node | None
+    f: Frame, stretch: Stretch, at: Node, masked: Node | bool | None, state: Sequence[Node], member: Node | None
 ) -> Sequence[Node]:
-    """One key tile."""
+    """One key tile. ``masked``: False never, None always, else under that scalar condition."""
     key = add(mul(at, f.schedule.block), tile.iota(f.keys))
     scores, scale = chunks.logits(f, key)
-    if masked:
+    if masked is not False:
         among = None if stretch.among is None else stretch.among(key)
-        scores = chunks.hide(scores, both(chunks.visible(f, key), among), None)
+        scores = chunks.hide(scores, both(chunks.visible(f, key), among), None if masked is None else masked)
     return chunks.joint_step(f, state, key, scores, scale, member)

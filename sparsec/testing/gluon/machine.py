@@ -50,6 +50,8 @@ class Machine:
             "fetch": self.fetch,
             "put": self.put,
             "tma": SimpleNamespace(store_wait=self.landed),
+            "copy": self.copy,
+            "async_copy": SimpleNamespace(commit_group=lambda: None, wait_group=self.copied),
         }
 
     def language(self) -> Any:
@@ -69,6 +71,7 @@ class Machine:
         found.arange = lambda a, b, layout: torch.arange(a, b)
         found.full = lambda shape, value, dtype, layout=None: torch.full(shape, value, dtype=dtype)
         found.convert_layout = lambda x, layout: x
+        found.cast = lambda x, dtype, bitcast: x.view(dtype)
         found.maximum = lambda a, b, propagate_nan=None: torch.maximum(*_both(a, b))
         found.minimum = lambda a, b, propagate_nan=None: torch.minimum(*_both(a, b))
         found.where = lambda c, a, b: torch.where(torch.as_tensor(c), *_both(a, b))
@@ -116,6 +119,17 @@ class Machine:
         """End all copies back but the last ``others``."""
         while len(self.local.puts) > others:
             self.local.puts.pop(0)()
+
+    def copy(self, to: Shared, pointer: Pointer, mask: Tensor) -> None:
+        """A copy of rows, piece by piece, that this role alone waits for; until then there is nothing."""
+        to.data.fill_(float("nan"))
+        self.local.__dict__.setdefault("copies", []).append(lambda: to.data.copy_(load(pointer, mask)))
+
+    def copied(self, others: int) -> None:
+        """End all copies of rows."""
+        assert others == 0, "no role has more than one under way"
+        while self.local.copies:
+            self.local.copies.pop(0)()
 
     def multiply(self, a: Any, b: Shared, acc: Tensor, use_acc: bool = True, is_async: bool = False) -> Product:
         """A product that is computed when it is waited for."""

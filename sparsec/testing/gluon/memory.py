@@ -79,6 +79,11 @@ class Shared:
         """Write the whole."""
         self.data.copy_(value)
 
+    def load(self, layout: object) -> Tensor:
+        """Read the whole."""
+        found: Tensor = self.data.clone()
+        return found
+
     def permute(self, order: Sequence[int]) -> Shared:
         """The same memory, turned."""
         return Shared(self.data.permute(*order))

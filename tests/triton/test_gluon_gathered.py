@@ -1,0 +1,99 @@
+"""Printed Gluon of gathered attention, key-outer: groups that copy their own rows and walk from tile to tile."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsec.backends.triton.arguments import signature
+from sparsec.backends.triton.compile import Compiled, Job, compile_all
+from sparsec.backends.triton.emit import emit
+from sparsec.lower.gathered import key_outer
+from sparsec.lower.lowered import Lowered
+from sparsec.lower.registry import lower_kernel
+from sparsec.plan.specs import GatheredAttention
+from sparsec.scalar.expr import var
+from sparsec.testing.gluon import machine, memory
+from sparsec.testing.gluon.machine import run
+from sparsec.testing.kernels.gathered import Sizes, attention, draw, truth
+from sparsec.testing.kernels.scratch import with_scratch
+from sparsec.tile.interpreter import interpret
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+OTHERS = [p for p in os.environ.get("SPARSEC_TEST_TRITONS", "").split(os.pathsep) if p]
+ROLES = Schedule(
+    order="key_outer", rows=128, block=64, warps=8, stages=2, registers=168, descriptors=True, producer=True
+)
+PAST = var("j") <= var("i")
+PER_HEAD = attention(2, 2, (64, 64), scope="head", slots=3, chunk=128, dtype="bfloat16", where=PAST)
+SIZES = Sizes(tq=300, tk=500, offset=200)
+
+SPECS: dict[str, tuple[GatheredAttention, Schedule]] = {
+    "a list per head": (PER_HEAD, ROLES),
+    "one tile of keys a chunk, three stages": (PER_HEAD, replace(ROLES, block=128, stages=3)),
+    "a list for a group": (replace(PER_HEAD, scope="kv_head", slots=2), ROLES),
+    "one group of warps": (PER_HEAD, replace(ROLES, rows=64, warps=4)),
+    "wider keys in fp16": (replace(PER_HEAD, head_dim=128, dtype="float16"), ROLES),
+    "wider values, a bias": (replace(PER_HEAD, value_dim=128, bias=var("score", "float") * 0.5), ROLES),
+}
+
+
+def run_all(low: Lowered, x: dict[str, torch.Tensor], params: dict[str, int], source: str | None) -> None:
+    """All programs in the tile interpreter, but ``source`` on the machine of threads where it is given."""
+    for step in low.steps:
+        program, mine = step.program, {t.name: x[t.name] for t in step.program.tensors}
+        if source is not None and step.schedule.has_roles:
+            run(source, program, step.schedule, mine, params)
+        else:
+            interpret(program, mine, params)
+
+
+def prepared(spec: GatheredAttention, schedule: Schedule) -> tuple[Lowered, dict[str, torch.Tensor], dict[str, int]]:
+    """The programs, inputs with scratch, and parameters."""
+    low = lower_kernel(spec, schedule)
+    x = draw(spec, SIZES, getattr(torch, spec.dtype))
+    shape = (1, SIZES.tq, spec.heads)
+    x |= {"out": torch.full((*shape, spec.value_dim), float("nan"), dtype=x["q"].dtype), "lse": torch.zeros(shape)}
+    return low, *with_scratch(low, x, SIZES.params)
+
+
+def source_of(low: Lowered) -> str:
+    """The program whose warps have roles."""
+    (step,) = (s for s in low.steps if s.schedule.has_roles)
+    return emit(step.program, step.schedule)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each walks over several tiles, and some over none."""
+    monkeypatch.setattr(key_outer, "PROCESSORS", 8)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_text_computes_what_the_program_does(name: str) -> None:
+    spec, schedule = SPECS[name]
+    low, x, params = prepared(spec, schedule)
+    mine, theirs = ({n: t.clone() for n, t in x.items()} for _ in range(2))
+    run_all(low, mine, params, source_of(low))
+    run_all(low, theirs, params, None)
+    assert mine["out"].isfinite().all()
+    torch.testing.assert_close(mine["out"], theirs["out"], rtol=0, atol=4e-3)
+    torch.testing.assert_close(mine["lse"], theirs["lse"], rtol=0, atol=1e-4)
+    if spec.bias is None:
+        want = truth(spec, x, SIZES.offset, lambda i, j, h: j <= i)["out"]
+        assert (mine["out"].double() - want).norm() <= 4e-3 * want.norm()
+
+
+@pytest.mark.parametrize("line", ["mbarrier.wait(keys_full", "mbarrier.wait(values_full", "mbarrier.wait(free", "async_copy.wait"])
+def test_a_machine_sees_a_wait_that_is_not_there(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LATE", 0.01)
+    low, x, params = prepared(PER_HEAD, ROLES)
+    hasty = re.sub(rf"( +){re.escape(line)}.*", r"\1pass", source_of(low))
+    with pytest.raises((AssertionError, memory.Misused, RuntimeError)):
+        run_all(low, x, params, hasty)
+        assert not x["out"].isnan().any()
