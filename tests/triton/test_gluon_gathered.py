@@ -23,7 +23,7 @@ from sparsec.testing.gluon.machine import run
 from sparsec.testing.kernels.gathered import Sizes, attention, draw, truth
 from sparsec.testing.kernels.scratch import with_scratch
 from sparsec.tile.interpreter import interpret
-from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.schedule import Schedule
 
 OTHERS = [p for p in os.environ.get("SPARSEC_TEST_TRITONS", "").split(os.pathsep) if p]
 ROLES = Schedule(
@@ -89,7 +89,9 @@ def test_the_text_computes_what_the_program_does(name: str) -> None:
         assert (mine["out"].double() - want).norm() <= 4e-3 * want.norm()
 
 
-@pytest.mark.parametrize("line", ["mbarrier.wait(keys_full", "mbarrier.wait(values_full", "mbarrier.wait(free", "async_copy.wait"])
+@pytest.mark.parametrize(
+    "line", ["mbarrier.wait(keys_full", "mbarrier.wait(values_full", "mbarrier.wait(free", "async_copy.wait"]
+)
 def test_a_machine_sees_a_wait_that_is_not_there(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "LATE", 0.01)
     low, x, params = prepared(PER_HEAD, ROLES)
@@ -97,3 +99,19 @@ def test_a_machine_sees_a_wait_that_is_not_there(line: str, monkeypatch: pytest.
     with pytest.raises((AssertionError, memory.Misused, RuntimeError)):
         run_all(low, x, params, hasty)
         assert not x["out"].isnan().any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [None, *OTHERS])
+def test_an_h100_gets_unserialised_products(other: str | None, tmp_path: Path) -> None:
+    wide = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512)
+    kinds = [(PER_HEAD, replace(ROLES, block=128)), (wide, replace(ROLES, block=128)), (wide, replace(ROLES, stages=4))]
+    jobs = []
+    for spec, schedule in kinds:
+        (step,) = (s for s in lower_kernel(spec, schedule).steps if s.schedule.has_roles)
+        types = signature(step.program, schedule)
+        jobs.append(Job(emit(step.program, schedule), step.program.name, types, "sm_90", 8, schedule.stages, 168))
+    for made in compile_all(jobs, tmp_path, python_path=other):
+        assert isinstance(made, Compiled), made
+        assert made.resources.wgmma and made.resources.spills <= 8 and made.resources.registers == 168
+        assert made.text.count("wgmma.wait_group.sync.aligned") == 6, "products are serialised"

@@ -30,12 +30,13 @@ put = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_
 
 _COPIES = """from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
-copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared  # 3.9, 3.6
+copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared
 """
 
 _SHARED = [*TILES, *BARRIERS]
 _TAKEN = [
-    *_SHARED, *USED, *GATHER_USED, "async_copy", "copy", "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put", "GROUP", "STAGES",
+    *_SHARED, *USED, *GATHER_USED, "async_copy", "copy",
+    "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put", "GROUP", "STAGES",
 ]  # fmt: skip
 PRODUCER_REGISTERS = 24
 MOST_REGISTERS = 232
@@ -65,14 +66,18 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     if made.gathered:
         lines, copies = Gather(made, _TAKEN).body(), [_COPIES]
         given = _used(lines, arguments)
-        gather = _function(f"{program.name}_queries", ["GROUP: tl.constexpr", "number", "target", *given], schedule, lines)
+        gather = _function(
+            f"{program.name}_queries", ["GROUP: tl.constexpr", "number", "target", *given], schedule, lines
+        )
     groups = Groups(made, _TAKEN, given)
     bodies = {"rows": groups.body(), "loads": Producer(made, _TAKEN).body()}
     used = {role: [*_used(lines, arguments), *_SHARED] for role, lines in bodies.items()}
     helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
     rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], schedule, bodies["rows"])
     loads = _function(f"{program.name}_loads", used["loads"], schedule, bodies["loads"])
-    return "\n".join([_IMPORTS, *copies, *helpers, *gather, *rows, *loads, *_kernel(made, schedule, arguments, used), ""])
+    return "\n".join(
+        [_IMPORTS, *copies, *helpers, *gather, *rows, *loads, *_kernel(made, schedule, arguments, used), ""]
+    )
 
 
 def _used(lines: list[str], arguments: dict[str, str]) -> list[str]:

@@ -55,12 +55,11 @@ class Groups(Laid):
         self.narrow_strides()
         self.line(f"nothing = tl.full([{GROUP_ROWS}, {made.keys.size}], 0.0, tl.float32, SCORES)")
         none = f"tl.full([{GROUP_ROWS}, {made.keys.size}], 0.0, {dtype_name(made.dtype)}, WEIGHTS)"
-        self.line("turn = 0")
-        if made.walk is not None:
-            self.begin(none)
-        else:
+        if made.walk is None:
             rows = f"queries.index(GROUP).reshape([{GROUP_ROWS}, {made.dims.size}])"
-            self.block(f"weights = {none}", "mbarrier.wait(queries_full, 0)", f"q_rows = {rows}")
+            self.block(f"weights = {none}", "turn = 0", "mbarrier.wait(queries_full, 0)", f"q_rows = {rows}")
+        else:
+            self.block(f"LOADS: tl.constexpr = {across(made.dims)}", f"none = {none}", "turn = 0")
         self.region(TOP)
         return self.lines
 
@@ -156,11 +155,6 @@ class Groups(Laid):
         self.away = True
         self.line(f"tl.store({address(self, node, value.axes)}, moved{mask(self, node, value.axes)})")
         self.away = False
-
-    def begin(self, none: str) -> None:
-        """What comes before a walk."""
-        self.line(f"LOADS: tl.constexpr = {across(self.roles.dims)}")
-        self.line(f"none = {none}")
 
     def walk(self, node: Node) -> None:
         """One tile of queries after the other; the rows of the next one are on their way while one is read."""

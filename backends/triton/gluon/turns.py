@@ -62,7 +62,7 @@ class Roles:
         boxes: the descriptors of queries, keys and values, by the load's serial number.
         stored: the descriptor of the output by the store's, where it fits where the queries were.
         rows, keys, values, dims: the axes of both products.
-        walk: the loop around the turns, which goes from one tile of queries to the next; None where there is no such loop.
+        walk: the loop around the turns, which goes from one tile of queries to the next, if there is one.
     """
 
     program: Program

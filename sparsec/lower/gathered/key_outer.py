@@ -24,7 +24,6 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
-
 PROCESSORS = 132
 """Of the largest GPU whose warps can have roles; each runs one such program at a time."""
 
@@ -97,7 +96,12 @@ def _item(found: Inverse, at: tuple[Node, Node], number: Node) -> Item:
 
 
 def _rows(
-    spec: GatheredAttention, schedule: Schedule, found: Inverse, at: tuple[Node, Node], item: Item, key_head: Node,
+    spec: GatheredAttention,
+    schedule: Schedule,
+    found: Inverse,
+    at: tuple[Node, Node],
+    item: Item,
+    key_head: Node,
     axis: Axis,
 ) -> tuple[Rows, Node]:
     """The query rows of a tile, each choice with the heads that share its list, and the place of each row's partial."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from sparsec.lower.gathered import chunks, flat, partials
 from sparsec.lower.gathered.chunks import Frame
@@ -125,12 +126,17 @@ def _phases(f: Frame, stretch: Stretch, r: TileRange, state: list[Node], member:
 
 
 def _step(
-    f: Frame, stretch: Stretch, at: Node, masked: Node | bool | None, state: Sequence[Node], member: Node | None
+    f: Frame,
+    stretch: Stretch,
+    at: Node,
+    masked: Node | Literal[False] | None,
+    state: Sequence[Node],
+    member: Node | None,
 ) -> Sequence[Node]:
     """One key tile. ``masked``: False never, None always, else under that scalar condition."""
     key = add(mul(at, f.schedule.block), tile.iota(f.keys))
     scores, scale = chunks.logits(f, key)
     if masked is not False:
         among = None if stretch.among is None else stretch.among(key)
-        scores = chunks.hide(scores, both(chunks.visible(f, key), among), None if masked is None else masked)
+        scores = chunks.hide(scores, both(chunks.visible(f, key), among), masked)
     return chunks.joint_step(f, state, key, scores, scale, member)
