@@ -35,6 +35,7 @@ class Schedule:
             for it, instead of making it again (scans, where those of a whole backward do).
         documents: batch entries have a dimension of every grid of their own, by which packed calls tell documents
             (scans in chunks; never tuned).
+        exact: what half precision rounds between the products of a chunk is multiplied as a sum of two (scans).
     """
 
     order: str = "query_outer"
@@ -57,6 +58,7 @@ class Schedule:
     producer: bool = False
     keep: bool = False
     documents: bool = False
+    exact: bool = False
 
     @property
     def has_roles(self) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import sparsec
 from sparsec.ir.variant import Variant
-from sparsec.lower.registry import default
+from sparsec.lower.registry import default, known, space
 from sparsec.lower.scan.schedules import in_chunks, in_chunks_back
 from sparsec.oracle import check, oracle
 from sparsec.plan.maps.map_specs import Map
@@ -119,3 +121,39 @@ def test_keys_that_erase_vectors_are_made_of() -> None:
     )
     assert scan.writes.k.dtype == "float32" and scan.writes.half == "bfloat16"
     assert wrong(variant, drawn_for(variant, T=512, D=64, DV=64)) == []
+
+
+@pytest.mark.parametrize("dim", [32, 64])
+def test_rates_of_one(dim: int) -> None:
+    """All is erased: rounded, outputs are at 3.1e-3 to 3.7e-3, gradients of values at 3.6e-3 to 4.5e-3."""
+    variant = sparsec.preset("deltanet", raw=True)
+    drawn = drawn_for(variant, T=512, D=dim, DV=dim)
+    drawn |= {"beta": torch.ones_like(drawn["beta"])}
+    assert wrong_on(compile(variant, "interpreter"), drawn, "bfloat16") == []
+
+
+@pytest.mark.parametrize("name", ["kda", "gdn2", "rwkv7"])
+def test_exact_chunks_of_channels_that_fade_slowly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 64th of the drawn log-decays: rounded, outputs and gradients of values are at 3.5e-3 to 6.9e-3."""
+    chosen = Compiled.schedule
+
+    def exact(kernel: Kernel, dims: object) -> Schedule:
+        found = chosen(kernel, dims)  # type: ignore[arg-type, call-arg]
+        return replace(found, exact=True) if isinstance(kernel.spec, Scan | ScanGrad) else found
+
+    monkeypatch.setattr(Compiled, "schedule", staticmethod(exact))
+    variant = sparsec.preset(name, raw=True)
+    drawn = drawn_for(variant, T=512, D=64, DV=64)
+    assert wrong_on(compile(variant, "interpreter"), {**drawn, "g": drawn["g"] / 64}, "bfloat16") == []
+
+
+@pytest.mark.parametrize(("name", "dim"), [("deltanet", 64), ("kda", 128), ("kda", 64), ("gdn", 128)])
+def test_the_tuner_tries_chunks_of_delta_rules_both_ways(name: str, dim: int) -> None:
+    """Which of them is right depends on decays, which a declaration does not know."""
+    layer = compile(sparsec.preset(name, raw=True), "triton:sm_90")
+    sizes = {"B": 1, "T": 512, "H": 2, "HKV": 2, "D": dim, "DV": dim}
+    for kernel in layer.training.joint(sizes, "bfloat16", ("q", "k", "v")).whole.plan.kernels:
+        if isinstance(kernel.spec, Scan | ScanGrad):
+            tried = (default(kernel.spec, "triton:sm_90"), *known(kernel.spec, "triton:sm_90"))
+            assert {s.exact for s in tried if s.order == "chunk"} == {False, True}
+            assert space(kernel.spec, "triton:sm_90")["exact"] == (False, True)

@@ -88,12 +88,14 @@ def test_documents_go_by_chunks() -> None:
 def test_the_tuner_tries_chunks_where_they_are_not_the_default(s: Setting) -> None:
     for spec in (s.scan(), s.grad()):
         found, usual = known(spec, GPU), Space(default(spec, GPU), space(spec, GPU))
-        assert [(k.order, k.rows) for k in found] == [("chunk", 32), ("chunk", 64)]
+        assert [(k.order, k.exact, k.rows) for k in found] == [("chunk", x, n) for x in (False, True) for n in (32, 64)]
         for schedule in found:
             assert usual.schedule(usual.params(schedule)) == schedule
             assert lower_kernel(spec, schedule).steps
 
 
 def test_nothing_else_is_known() -> None:
-    assert known(LAYER.scan(), GPU) == known(replace(LAYER, decay="key").scan(), "tvm:c") == ()
+    additive = replace(LAYER, rule="additive")
+    assert known(additive.scan(), GPU) == known(replace(LAYER, decay="key").scan(), "tvm:c") == ()
+    assert known(LAYER.scan(), GPU) == (replace(default(LAYER.scan(), GPU), exact=True),)
     assert "order" not in space(replace(LAYER, state_heads=4).grad(), GPU)

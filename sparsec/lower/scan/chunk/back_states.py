@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import resets, strengths, units
 from sparsec.lower.scan.chunk.back import Back
+from sparsec.lower.scan.chunk.operands import operands, product
 from sparsec.lower.scan.chunk.outputs import visible
 from sparsec.lower.scan.chunk.parts import (
     SEGMENTS,
@@ -107,20 +108,22 @@ class Reverse:
         """Y ``[n,e]``."""
         own, a = self.at.own, self.at.axes
         precision = own.schedule.precision
-        known = tile.dot(keys, tile.cast(grad, keys.dtype), a.dims, precision=precision)
+        exact = own.schedule.exact
+        known = product([keys], operands(grad, own.writes, exact), a.dims, None, precision)
         unit = units.of_keys(chunk, chunk.token(a.keys))
         left = times(chunk.left(a.keys), unit)
         known = known if left is None else mul(known, left)
         factors = self.b.of_queries(chunk, chunk.token(a.queries)), unit
         scores = visible(own, chunk, a, tile.dot(keys, q, a.dims, precision=precision), "after", factors=factors)
         scores = mul(scores, self.b.read.scale)
-        found = tile.dot(tile.cast(scores, keys.dtype), tile.cast(do, keys.dtype), a.queries, known, precision)
+        do = tile.cast(do, keys.dtype)
+        found = product(operands(scores, own.writes, exact), [do], a.queries, known, precision)
         found = times(found, strengths.given(chunk, chunk.token(a.keys))) or found
         if self.b.spec.surprise is not None:
             found = add(found, self._handed(chunk))
         solved = tile.load(own.solved, chunk.batch, chunk.head, chunk.token(a.queries), tile.iota(a.keys))
-        other = tile.cast(tile.rename(found, a.keys, a.queries), keys.dtype)
-        return tile.dot(solved, other, a.queries, found, precision)
+        other = operands(tile.rename(found, a.keys, a.queries), own.writes, exact)
+        return product(operands(solved, own.writes, exact), other, a.queries, found, precision)
 
     def _handed(self, chunk: Chunk) -> Node:
         """The gradient of what is written that others hand back ``[n,e]``."""

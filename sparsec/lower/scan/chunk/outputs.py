@@ -79,7 +79,7 @@ def _visit(at: Walk, chunk: Chunk, read: Read, query: Node, state: Node, surpris
     scores = visible(own, chunk, a, scores, read.when, scale, factors)
     beta = None if own.folds else chunk.beta(a.keys)
     scores = scores if beta is None else mul(scores, beta)
-    out = product([q], operands(state, own.writes), a.dims, None, precision)
+    out = product([q], operands(state, own.writes, own.splits_states), a.dims, None, precision)
     if own.decays:
         since = power_of_two(chunk.sums(a.queries))
         out = mul(out, mul(units.scaled(since, unit), read.scale) if inside else since)

@@ -90,7 +90,17 @@ class Chunked:
     @property
     def splits_scores(self) -> bool:
         """Whether scores are multiplied so too: where nothing fades, they carry most of the error."""
-        return self.writes.split or (self.delta and self.writes.decay is None)
+        return self.splits_states or (self.delta and self.writes.decay is None)
+
+    @property
+    def wide(self) -> str:
+        """The dtype of what is multiplied more than once: that of keys or, where that is a sum of two such, fp32."""
+        return "float32" if self.schedule.exact else self.writes.half
+
+    @property
+    def splits_states(self) -> bool:
+        """Whether queries and keys ask states so."""
+        return self.writes.split or self.schedule.exact
 
     @property
     def decays(self) -> bool:
@@ -141,8 +151,8 @@ class Chunked:
 
     @property
     def solved(self) -> Tensor:
-        """(I + A)⁻¹ − I of each chunk in the dtype of the keys ``[B,HKV,tokens,chunk]``."""
-        return Tensor(f"{self.name}_solved", self.writes.half, ("B", self.writes.heads, PADDED, self.chunk))
+        """(I + A)⁻¹ − I of each chunk, of ``wide`` numbers ``[B,HKV,tokens,chunk]``."""
+        return Tensor(f"{self.name}_solved", self.wide, ("B", self.writes.heads, PADDED, self.chunk))
 
     @property
     def ends(self) -> Tensor:

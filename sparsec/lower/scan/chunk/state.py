@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import units
+from sparsec.lower.scan.chunk.operands import operands, product
 from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, halves, power, power_of_two, scaled, times
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
@@ -81,15 +82,16 @@ class Walk:
         values = self.values(chunk)
         if not self.own.delta:
             return values
-        a, precision = self.axes, self.own.schedule.precision
-        known = tile.dot(keys, tile.cast(state, keys.dtype), a.dims, precision=precision)
+        own, a, precision = self.own, self.axes, self.own.schedule.precision
+        known = product([keys], operands(state, own.writes, own.schedule.exact), a.dims, None, precision)
         fade = power_of_two(chunk.sums(a.keys)) if self.own.decays else None
         factor = times(fade, units.of_keys(chunk, chunk.token(a.keys)))
         known = known if factor is None else mul(known, factor)
         surprise = sub(tile.cast(values, "float32"), known)
         solved = chunk.tile_of(self.own.solved, a.queries, tile.iota(a.keys))
         start = tile.rename(surprise, a.keys, a.queries)
-        found = tile.dot(solved, tile.cast(surprise, keys.dtype), a.keys, start, precision)
+        matrix, surprises = (operands(x, own.writes, own.schedule.exact) for x in (solved, surprise))
+        found = product(matrix, surprises, a.keys, start, precision)
         return tile.rename(found, a.queries, a.keys)
 
     def strong(self, chunk: Chunk, written: Node) -> Node:

@@ -67,29 +67,29 @@ class Reverse:
         asked, precision = at.wide(keyed.faded(keyed.query), chunk, a.queries), keyed.own.schedule.precision
         do = at.per_value(self.b.back.grad_out, chunk, a.queries)
         before = mul(grad, power_of_two(at.total(chunk)))
-        before = tile.dot(asked, do, a.queries, before, precision)
+        before = product(keyed.operands(asked), [do], a.queries, before, precision)
         values = self._carried(keyed.columns[0], chunk, do, grad)
         if keyed.asking is None:
             return before, values, None
         erased = values if keyed.tied else self._carried(keyed.columns[1], chunk, do, grad)
         solved = self._through(keyed.solved, chunk, erased, erased)
         answers = at.wide(keyed.answers, chunk, a.keys)
-        for part in halves(erased, keyed.own.writes.half):
-            before = tile.dot(answers, part, a.keys, before, precision)
+        before = product(keyed.operands(answers), halves(erased, keyed.own.writes.half), a.keys, before, precision)
         return before, solved if keyed.tied else self._through(keyed.passed, chunk, erased, values), solved
 
     def _carried(self, column: Side, chunk: Chunk, do: Node, grad: Node) -> Node:
         """The gradient of what a column carries ``[n,e]``."""
         at, keyed, a = self.at, self.b.keyed, self.at.axes
         precision, faded = keyed.own.schedule.precision, at.wide(keyed.faded(column), chunk, a.keys)
-        found = product([faded], operands(grad, keyed.own.writes, not keyed.own.delta), a.dims, None, precision)
+        split = not keyed.own.delta or keyed.own.schedule.exact
+        found = product(keyed.operands(faded), operands(grad, keyed.own.writes, split), a.dims, None, precision)
         return tile.dot(at.square(keyed.seen(column), chunk), do, a.queries, found, precision)
 
     def _through(self, matrix: Tensor, chunk: Chunk, erased: Node, start: Node) -> Node:
         """``start`` and what a square matrix passes back ``[n,e]``."""
-        at, a = self.at, self.at.axes
-        other = tile.cast(tile.rename(erased, a.keys, a.queries), matrix.dtype)
-        return tile.dot(at.square(matrix, chunk), other, a.queries, start, self.b.keyed.own.schedule.precision)
+        at, keyed, a = self.at, self.b.keyed, self.at.axes
+        other = keyed.operands(tile.rename(erased, a.keys, a.queries))
+        return product(keyed.operands(at.square(matrix, chunk)), other, a.queries, start, keyed.own.schedule.precision)
 
     def tensors(self) -> list[Tensor]:
         """What the walk reads."""

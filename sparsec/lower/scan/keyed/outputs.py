@@ -61,7 +61,7 @@ def _out(keyed: Keyed) -> Tensor:
 def _outputs(at: Walk, chunk: Chunk, answered: Node | None, state: Node) -> Node:
     keyed, a, precision = at.keyed, at.axes, at.keyed.own.schedule.precision
     asked = at.wide(keyed.faded(keyed.query), chunk, a.queries)
-    out = product([asked], operands(state, keyed.own.writes, keyed.splits_asked), a.dims, None, precision)
+    out = product(keyed.operands(asked), operands(state, keyed.own.writes, keyed.splits_asked), a.dims, None, precision)
     for column in keyed.columns:
         seen = at.square(keyed.seen(column), chunk)
         for part in at.written(column, chunk, answered):

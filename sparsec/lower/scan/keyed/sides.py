@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsec.lower.scan.chunk.operands import operands
 from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, Chunked, power
 from sparsec.plan.states.scan_specs import Operand, Read
-from sparsec.tile.language import Tensor
+from sparsec.tile.language import Node, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Keyed:
     @property
     def splits_asked(self) -> bool:
         """Whether queries ask the state as two halves: not beside given erase vectors, where that spills."""
-        return not self.erases or self.own.writes.k.dtype == "float32"
+        return not self.erases or self.own.writes.k.dtype == "float32" or self.own.schedule.exact
 
     @property
     def query(self) -> Side:
@@ -98,8 +99,12 @@ class Keyed:
         return Tensor(f"{self.own.name}_{name}", dtype, ("B", self.own.writes.heads, PADDED, *dims))
 
     def faded(self, side: Side) -> Tensor:
-        """Rows faded from the start of the chunk, columns to its end, in the dtype of the keys."""
-        return self._scratch(f"faded_{side.name}", self.own.writes.half, power(self.own.writes.rows))
+        """Rows faded from the start of the chunk, columns to its end."""
+        return self._scratch(f"faded_{side.name}", self.own.wide, power(self.own.writes.rows))
+
+    def operands(self, x: Node) -> list[Node]:
+        """What rows and columns are multiplied with, and these: rounded or, under exact schedules, sums of two."""
+        return operands(x, self.own.writes, self.own.schedule.exact)
 
     def seen(self, column: Side) -> Tensor:
         """What queries see of a column of their chunk."""
@@ -118,7 +123,7 @@ class Keyed:
     @property
     def answers(self) -> Tensor:
         """W."""
-        return self._scratch("answers", self.own.writes.half, power(self.own.writes.rows))
+        return self._scratch("answers", self.own.wide, power(self.own.writes.rows))
 
     @property
     def solved(self) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.chunk import blocks as chunk_blocks
 from sparsec.lower.scan.chunk.blocks import BLOCK
+from sparsec.lower.scan.chunk.operands import product
 from sparsec.lower.scan.chunk.parts import Chunk, power
 from sparsec.lower.scan.keyed.prepare import chunk_of, grid
 from sparsec.lower.scan.keyed.sides import Keyed
@@ -32,7 +33,7 @@ def lower(keyed: Keyed) -> Program:
             for j in range(i + 1):
                 place = (chunk_blocks.token(chunk, i, at.rows), add(tile.iota(at.columns), j * BLOCK))
                 entries[i, j] = mul(tile.load(met, chunk.batch, chunk.head, *place), -1.0)
-        chunk_blocks.store(keyed.solved, chunk, at, chunk_blocks.inverse(entries, at, keyed.solved.dtype), unit=True)
+        chunk_blocks.store(keyed.solved, chunk, at, chunk_blocks.inverse(entries, at, own.writes.half), unit=True)
         return own.program(builder, "solve", [met, keyed.solved], grid(keyed))
 
 
@@ -62,8 +63,8 @@ def _solve(keyed: Keyed, chunk: Chunk, axes: tuple[Axis, Axis], given: Tensor, m
     """Some columns of ``given`` times T."""
     rows, middle = axes
     start = tile.cast(chunk.tile_of(given, rows, last), "float32")
-    other = tile.cast(chunk.tile_of(given, middle, last), made.dtype)
+    other = keyed.operands(chunk.tile_of(given, middle, last))
     solved = chunk.tile_of(keyed.solved, rows, tile.iota(middle))
-    found = tile.dot(solved, other, middle, start, keyed.own.schedule.precision)
+    found = product(keyed.operands(solved), other, middle, start, keyed.own.schedule.precision)
     place = (chunk.batch, chunk.head, chunk.token(rows), last)
     tile.store(made, *place, value=tile.cast(found, made.dtype))

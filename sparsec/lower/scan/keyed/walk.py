@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk.operands import product
 from sparsec.lower.scan.chunk.parts import Chunk, column_limit, halves, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.state import Axes, axes, usual_order
@@ -67,18 +68,18 @@ class Walk:
             return self._solved(k.asking, chunk, state)
         v, precision = self.per_value(self.values, chunk, a.keys), k.own.schedule.precision
         start = tile.cast(tile.rename(v, a.keys, a.queries), "float32") if k.tied else None
-        found = tile.dot(self.square(k.passed, chunk), v, a.keys, start, precision)
+        found = product(k.operands(self.square(k.passed, chunk)), [v], a.keys, start, precision)
         asked = self.wide(k.answers, chunk, a.queries)
-        return tile.dot(asked, tile.cast(state, asked.dtype), a.dims, found, precision)
+        return product(k.operands(asked), k.operands(state), a.dims, found, precision)
 
     def _solved(self, asking: Side, chunk: Chunk, state: Node) -> Node:
         """(I − A_ab)⁻¹ (v + X_a M), of which the unit matrix takes no product."""
         k, a, precision = self.keyed, self.axes, self.keyed.own.schedule.precision
         asked, v = self.wide(k.faded(asking), chunk, a.keys), self.per_value(self.values, chunk, a.keys)
-        known = tile.dot(asked, tile.cast(state, asked.dtype), a.dims, precision=precision)
+        known = product(k.operands(asked), k.operands(state), a.dims, None, precision)
         known = sub(tile.cast(v, "float32"), mul(known, -1.0))  # a sum would become the product's start: no load ahead
         whole = tile.rename(known, a.keys, a.queries)
-        return tile.dot(self.square(k.solved, chunk), tile.cast(known, asked.dtype), a.keys, whole, precision)
+        return product(k.operands(self.square(k.solved, chunk)), k.operands(known), a.keys, whole, precision)
 
     def written(self, column: Side, chunk: Chunk, answered: Node | None) -> list[Node]:
         """What a column carries, ``[n,e]``, as operands: two where rounding once would cost too much."""
@@ -92,9 +93,9 @@ class Walk:
         a = self.axes
         state = mul(state, power_of_two(self.total(chunk)))
         for column in self.keyed.columns:
-            faded = self.wide(self.keyed.faded(column), chunk, a.keys)
-            for part in self.written(column, chunk, answered):
-                state = tile.dot(faded, part, a.keys, state, self.keyed.own.schedule.precision)
+            faded = self.keyed.operands(self.wide(self.keyed.faded(column), chunk, a.keys))
+            written = self.written(column, chunk, answered)
+            state = product(faded, written, a.keys, state, self.keyed.own.schedule.precision)
         return state
 
     def total(self, chunk: Chunk) -> Node:
