@@ -13,7 +13,8 @@ from sparsec.lower.fenwick.back import Back
 from sparsec.lower.fenwick.leaf import store
 from sparsec.lower.fenwick.rungs import column_of, edges, tile_number
 from sparsec.lower.scalars import add, least, mul
-from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two, scaled
+from sparsec.lower.scan.chunk.operands import scaled
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.lower.scan.chunk.state import Axes, axes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

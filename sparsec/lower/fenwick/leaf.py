@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from sparsec.lower.fenwick.rungs import Rungs, bit, column_of, edges, tile_number, when
 from sparsec.lower.scalars import add, least, mul, sub
-from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, column_limit, halves, power, power_of_two, scaled, times
+from sparsec.lower.scan.chunk.operands import halves, scaled, times
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, column_limit, power, power_of_two
 from sparsec.lower.scan.chunk.state import Axes, axes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

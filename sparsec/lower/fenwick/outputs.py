@@ -16,8 +16,9 @@ from sparsec.lower.fenwick.leaf import of_writes
 from sparsec.lower.fenwick.rungs import Rungs, column_of, edges, end, place, tile_number
 from sparsec.lower.fenwick.visits import nearest_first
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk.operands import halves, scaled, times
 from sparsec.lower.scan.chunk.outputs import visible
-from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, column_limit, halves, power_of_two, scaled, times
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, column_limit, power_of_two
 from sparsec.lower.scan.chunk.state import Axes, axes
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor

@@ -13,7 +13,8 @@ from sparsec.lower.fenwick.rungs import column_of, edges
 from sparsec.lower.fenwick.values_delta import Sums
 from sparsec.lower.fenwick.walk import frame
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk.parts import CHUNKS, times
+from sparsec.lower.scan.chunk.operands import times
+from sparsec.lower.scan.chunk.parts import CHUNKS
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.fenwick.frame import Frame
-from sparsec.lower.scan.chunk.parts import times
+from sparsec.lower.scan.chunk.operands import times
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node
 

@@ -19,8 +19,9 @@ from sparsec.lower.fenwick.outputs import Reader
 from sparsec.lower.fenwick.regroup import own_gradient
 from sparsec.lower.fenwick.rungs import edges
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk.operands import times
 from sparsec.lower.scan.chunk.outputs import visible
-from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, times
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk
 from sparsec.lower.scan.chunk.state import axes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -23,8 +23,9 @@ from sparsec.lower.fenwick.rule import Rule
 from sparsec.lower.fenwick.rungs import column_of
 from sparsec.lower.fenwick.walk import frame
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk.operands import times
 from sparsec.lower.scan.chunk.outputs import visible
-from sparsec.lower.scan.chunk.parts import CHUNKS, column_limit, power_of_two, times
+from sparsec.lower.scan.chunk.parts import CHUNKS, column_limit, power_of_two
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program
 

@@ -12,7 +12,8 @@ from sparsec.lower.fenwick.parts import Parts
 from sparsec.lower.fenwick.rule import Rule
 from sparsec.lower.fenwick.walk import frame
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk.parts import CHUNKS, times
+from sparsec.lower.scan.chunk.operands import times
+from sparsec.lower.scan.chunk.parts import CHUNKS
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program
 

@@ -14,17 +14,9 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import resets, strengths, units
 from sparsec.lower.scan.chunk.back import Back
-from sparsec.lower.scan.chunk.operands import operands, product
+from sparsec.lower.scan.chunk.operands import halves, operands, product, times
 from sparsec.lower.scan.chunk.outputs import visible
-from sparsec.lower.scan.chunk.parts import (
-    SEGMENTS,
-    Chunk,
-    column_limit,
-    halves,
-    power_of_two,
-    segment_bounds,
-    times,
-)
+from sparsec.lower.scan.chunk.parts import SEGMENTS, Chunk, column_limit, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.segments import combining, initial_state, store_final, whole_states
 from sparsec.lower.scan.chunk.state import Walk, walk

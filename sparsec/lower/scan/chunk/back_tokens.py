@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import strengths, units
 from sparsec.lower.scan.chunk.back import Back
-from sparsec.lower.scan.chunk.operands import operands, product
+from sparsec.lower.scan.chunk.operands import operands, product, times
 from sparsec.lower.scan.chunk.outputs import visible
-from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, column_limit, power_of_two, times
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, column_limit, power_of_two
 from sparsec.lower.scan.chunk.state import Axes, axes
 from sparsec.plan.states.scan_specs import Operand
 from sparsec.tile import build as tile

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk.parts import Chunk, Chunked, halves, power
+from sparsec.lower.scan.chunk.operands import halves
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, power
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor

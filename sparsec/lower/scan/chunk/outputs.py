@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan.chunk import resets, units
-from sparsec.lower.scan.chunk.operands import operands, product
-from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds, times
+from sparsec.lower.scan.chunk.operands import operands, product, times
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.segments import initial_state, store_final
 from sparsec.lower.scan.chunk.state import Axes, Walk, walk

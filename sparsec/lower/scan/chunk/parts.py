@@ -280,30 +280,6 @@ def power_of_two(x: Node) -> Node:
     return tile.apply(Fn.EXP2, tile.apply(Fn.MINIMUM, x, 0.0))
 
 
-def times(*factors: Node | None) -> Node | None:
-    """The product of what is there."""
-    found = [f for f in factors if f is not None]
-    made = found[0] if found else None
-    for factor in found[1:]:
-        assert made is not None
-        made = mul(made, factor)
-    return made
-
-
-def scaled(x: Node, *factors: Node | None) -> Node:
-    """x times whatever factors are there, in fp32, back in its own dtype."""
-    factor = times(*factors)
-    return x if factor is None else tile.cast(mul(tile.cast(x, "float32"), factor), x.dtype)
-
-
-def halves(x: Node, dtype: str) -> list[Node]:
-    """fp32 as the sum of two values of a half precision; as it is where ``dtype`` is fp32."""
-    if dtype == "float32":
-        return [x]
-    high = tile.cast(x, dtype)
-    return [high, tile.cast(tile.apply(Fn.SUB, x, tile.cast(high, "float32")), dtype)]
-
-
 def column_limit(size: int, reach: int) -> int:
     """The bound of a column index that reaches ``reach``; 0 where it needs none."""
     return size if reach > size else 0

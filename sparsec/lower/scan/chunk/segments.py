@@ -12,16 +12,8 @@ from dataclasses import dataclass, replace
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import resets
 from sparsec.lower.scan.chunk.blocks import product_of_halves
-from sparsec.lower.scan.chunk.parts import (
-    SEGMENTS,
-    Chunk,
-    Chunked,
-    column_limit,
-    halves,
-    power,
-    power_of_two,
-    segment_bounds,
-)
+from sparsec.lower.scan.chunk.operands import halves
+from sparsec.lower.scan.chunk.parts import SEGMENTS, Chunk, Chunked, column_limit, power, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.state import Walk, walk
 from sparsec.scalar.fn import Fn

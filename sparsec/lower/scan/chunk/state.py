@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import units
-from sparsec.lower.scan.chunk.operands import operands, product
-from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, halves, power, power_of_two, scaled, times
+from sparsec.lower.scan.chunk.operands import halves, operands, product, scaled, times
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Tensor
 

@@ -7,7 +7,8 @@ no longer fit a processor: so strengths in fp32 are stored as sums of two number
 from __future__ import annotations
 
 from sparsec.lower.scalars import add
-from sparsec.lower.scan.chunk.parts import PADDED, Chunk, Chunked, halves
+from sparsec.lower.scan.chunk.operands import halves
+from sparsec.lower.scan.chunk.parts import PADDED, Chunk, Chunked
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
 

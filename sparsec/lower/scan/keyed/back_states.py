@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan.chunk import resets
 from sparsec.lower.scan.chunk.back_states import final_gradient
-from sparsec.lower.scan.chunk.operands import operands, product
-from sparsec.lower.scan.chunk.parts import Chunk, halves, power_of_two
+from sparsec.lower.scan.chunk.operands import halves, operands, product
+from sparsec.lower.scan.chunk.parts import Chunk, power_of_two
 from sparsec.lower.scan.chunk.segments import store_final
 from sparsec.lower.scan.keyed.backward import KeyedBack
 from sparsec.lower.scan.keyed.outputs import first_state

@@ -14,7 +14,8 @@ from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scalars import least as least_of
 from sparsec.lower.scan.chunk import units
 from sparsec.lower.scan.chunk.gates import log2_decay
-from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two, times
+from sparsec.lower.scan.chunk.operands import times
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.lower.scan.keyed.sides import Keyed, Side
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk.operands import product
-from sparsec.lower.scan.chunk.parts import Chunk, column_limit, halves, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk.operands import halves, product
+from sparsec.lower.scan.chunk.parts import Chunk, column_limit, power_of_two, segment_bounds
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.state import Axes, axes, usual_order
 from sparsec.lower.scan.keyed.sides import Keyed, Side

@@ -19,8 +19,8 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan.chunk import forward as chunk
 from sparsec.lower.scan.chunk import strengths
-from sparsec.lower.scan.chunk.operands import product
-from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, halves, power, power_of_two
+from sparsec.lower.scan.chunk.operands import halves, product
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.lower.scan.runs import Runs
 from sparsec.lower.scan.sorted import gather
 from sparsec.lower.scan.sorted import lower as sorting

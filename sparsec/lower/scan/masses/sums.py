@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, ceil_div, most, mul, sub
-from sparsec.lower.scan.chunk.parts import CHUNKS, power, power_of_two, times
+from sparsec.lower.scan.chunk.operands import times
+from sparsec.lower.scan.chunk.parts import CHUNKS, power, power_of_two
 from sparsec.lower.scan.masses.level import Level
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk.operands import product
-from sparsec.lower.scan.chunk.parts import Chunk, halves
+from sparsec.lower.scan.chunk.operands import halves, product
+from sparsec.lower.scan.chunk.parts import Chunk
 from sparsec.lower.scan.masses.asked import across
 from sparsec.lower.scan.masses.level import Axes, Level, axes, fade, masses, read
 from sparsec.plan.states.scan_specs import Operand
