@@ -21,7 +21,7 @@ def without_roles(found: Schedule) -> Schedule:
 
     A schedule without a warp that loads for the others stays as it is.
     """
-    if not found.producer:
+    if not found.has_roles:
         return found
     few = replace(found, rows=64, block=gcd(found.block, 64), warps=4, stages=2, registers=0)
     return replace(few, descriptors=False, producer=False)

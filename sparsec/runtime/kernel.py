@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsec.lower import segments
-from sparsec.lower.lowered import Lowered
+from sparsec.lower.descriptors import without_roles
+from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.launch import Again, build
@@ -44,7 +46,15 @@ class BuiltKernel:
     ) -> None:
         self.schedule, self.target, self.cache_dir = schedule, target, cache_dir
         self.kernel, self.lowered = lowered(kernel, schedule) if own is None else (kernel, own)
-        self._binds = [(step.program, build(step, target, cache_dir)) for step in self.lowered.steps]
+        alike = self._alike if own is None and schedule.has_roles else None
+        self._binds = [
+            (step.program, build(step, target, cache_dir, alike and partial(alike, number)))
+            for number, step in enumerate(self.lowered.steps)
+        ]
+
+    def _alike(self, number: int) -> Step:
+        """A program under tiles for warps that all load and compute."""
+        return lowered(self.kernel, without_roles(self.schedule))[1].steps[number]
 
     @property
     def tensors(self) -> list[tuple[str, ...]]:

@@ -43,12 +43,15 @@ class Bind:
         return None
 
 
-def build(step: Step, target: Target, cache_dir: Path) -> Bind:
-    """Build one program; sources and libraries go under ``cache_dir``."""
+def build(step: Step, target: Target, cache_dir: Path, plain: Callable[[], Step] | None = None) -> Bind:
+    """Build one program; sources and libraries go under ``cache_dir``.
+
+    ``plain`` gives what runs where a tensor allows no descriptor, if not the same program by pointers.
+    """
     if Env().print_source:
         print(source(step, target))
     if target.backend == "triton":
-        return _Triton(step, cache_dir / "triton")
+        return _Triton(step, cache_dir / "triton", plain)
     return _Tvm(step, cache_dir / "tvm") if target.backend == "tvm" else _Interpreter(step)
 
 
@@ -68,15 +71,16 @@ def source(step: Step, target: Target) -> str:
 
 
 class _Triton(Bind):
-    """The printed kernel; where a tensor does not allow descriptors, the same kernel with pointers, built then."""
+    """The printed kernel; where a tensor allows no descriptor, ``plain`` or the same by pointers, built then."""
 
-    def __init__(self, step: Step, cache_dir: Path) -> None:
+    def __init__(self, step: Step, cache_dir: Path, plain: Callable[[], Step] | None = None) -> None:
         from sparsec.backends.triton.build import load
         from sparsec.backends.triton.emit import emit
 
         self.program, self.schedule, self.cache_dir = step.program, step.schedule, cache_dir
         self.chain = step.chain
         self.kernel = load(emit(step.program, step.schedule, step.chain), step.program.name, cache_dir)
+        self._other = plain or partial(Step, step.program, replace(step.schedule, descriptors=False), chain=step.chain)
         self._plain: _Triton | None = None
         self._known = False
 
@@ -89,21 +93,21 @@ class _Triton(Bind):
 
         self._known = True
         bound, args = self._arguments(tensors, params)
-        if 0 not in grid_of(self.program, params):
+        if 0 not in grid_of(bound.program, params):
             ahead(bound.kernel, args, bound.schedule, bound.chain is not None)
 
     def __call__(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Run:
         from sparsec.backends.triton.build import launch
 
         bound, args = self._arguments(tensors, params)
-        grid = grid_of(self.program, params)
+        grid = grid_of(bound.program, params)
         return partial(launch, bound.kernel, grid, args, bound.schedule, tensors[0].device, bound.chain is not None)
 
     def learn(self, tensors: Sequence[Tensor], params: Mapping[str, int]) -> Again | None:
         from sparsec.backends.triton.build import launch, relaunch
 
         bound, args = self._arguments(tensors, params)
-        grid = grid_of(self.program, params)
+        grid = grid_of(bound.program, params)
         compiled = launch(bound.kernel, grid, args, bound.schedule, tensors[0].device, bound.chain is not None)
         return relaunch(bound.program, bound.schedule, compiled, grid, args)
 
@@ -118,8 +122,7 @@ class _Triton(Bind):
             if not self.schedule.descriptors:
                 raise
         if self._plain is None:
-            plain = Step(self.program, replace(self.schedule, descriptors=False), chain=self.chain)
-            self._plain = _Triton(plain, self.cache_dir)
+            self._plain = _Triton(self._other(), self.cache_dir)
         return self._plain._arguments(tensors, params)
 
 

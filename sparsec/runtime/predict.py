@@ -3,7 +3,7 @@
 time = launches + max(bytes / copy rate, loads / cache rate, (dots + elementwise + ranking) / efficiency / occupancy)
 
 Dots and elementwise work of one program hardly overlap in these kernels, so they add, but for groups of warps that take
-turns (``Schedule.producer``); memory overlaps with both. One factor per schedule class says how much of the rates its
+turns (``Schedule.has_roles``); memory overlaps with both. One factor per schedule class says how much of the rates its
 inner loop reaches; docs/cost.md has the measurements.
 """
 
@@ -78,7 +78,7 @@ def predict(
     parts = _parts(total, target, len(each))
     efficiency = EFFICIENCY.get((type(kernel.spec), target.backend), 0.5)
     occupancy = min(total.programs / len(each) / target.processors, 1.0) or 1.0
-    both = max if schedule.producer else add
+    both = max if schedule.has_roles else add
     busy = (both(parts["dots"], parts["elementwise"]) + parts["ranking"]) / efficiency / occupancy
     seconds = parts["launch"] + max(floor, parts["cache"], busy)
     return Prediction(kernel.name, seconds, floor, parts, total, occupancy)

@@ -126,7 +126,7 @@ def _frame(builder: tile.Builder, spec: TiledAttention, schedule: Schedule) -> F
 def _turn(schedule: Schedule, length: Node) -> Node:
     """The query tile of a program: the last ones, which see the most keys, first where a processor has room for one."""
     number = tile.program_id(0)
-    return sub(sub(ceil_div(length, schedule.rows), 1), number) if schedule.producer else number
+    return sub(sub(ceil_div(length, schedule.rows), 1), number) if schedule.has_roles else number
 
 
 def _read_piece(frame: Frame, piece: Piece, state: list[Node]) -> list[Node]:

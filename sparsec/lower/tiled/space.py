@@ -8,6 +8,7 @@ from math import gcd
 from sparsec.lower import descriptors
 from sparsec.lower.tiled import list_tiles
 from sparsec.plan.specs import BlockList, TiledAttention
+from sparsec.scalar.walk import depends_on
 from sparsec.tile.schedule import Schedule
 
 Choices = dict[str, tuple[object, ...]]
@@ -74,10 +75,14 @@ def _fewer_registers(spec: TiledAttention, found: Schedule) -> tuple[Schedule, .
 
 
 def may_have_producer(spec: TiledAttention, target: str) -> bool:
-    """Whether a warp that loads for the others is among the choices: whole rows of half precision, on Hopper."""
+    """Whether a warp that loads for the others is among the choices: whole rows of half precision, on Hopper.
+
+    Scores must be products: a bias in place of them leaves a turn without its first one.
+    """
+    products = all(p.bias is None or depends_on(p.bias, "score") for p in spec.pieces)
     whole = all(16 <= d <= 128 and d & (d - 1) == 0 for d in (spec.head_dim, spec.value_dim))
     tiles = all(p.listed is None or p.listed.block_q % 128 == 0 for p in spec.pieces) and _longest_box(spec) >= 64
-    return target == "triton:sm_90" and spec.dtype != "float32" and whole and tiles
+    return target == "triton:sm_90" and spec.dtype != "float32" and whole and tiles and products
 
 
 def _longest_box(spec: TiledAttention) -> int:
