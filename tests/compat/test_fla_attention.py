@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from sparsec import InputError
 from sparsec.compat import fla
+from sparsec.compat.fla import attention
 from sparsec.compat.fla.attention import filled
 
 B, T, HQ, H, D, BLOCK = 2, 37, 4, 2, 16, 8
@@ -82,19 +83,40 @@ def test_packed_attention() -> None:
     compare(o, dense(*doubled(x), seen), x)
 
 
-def test_moba() -> None:
-    x: dict[str, Any] = {
-        name: t.detach()[0].repeat_interleave(2 if name in "kv" else 1, 1).requires_grad_()
-        for name, t in draw().items()
-    }
+def packed_heads() -> dict[str, Any]:
+    """One document in a row, with as many heads of keys as of queries."""
+    drawn = {n: t.detach()[:1].repeat_interleave(2 if n in "kv" else 1, 2) for n, t in draw().items()}
+    return {name: t.requires_grad_() for name, t in drawn.items()}
+
+
+@pytest.mark.parametrize("more", [0, 5], ids=["whole rows", "rows filled up"])
+def test_moba(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "aligned", lambda *rows: tuple(torch.nn.functional.pad(x, (0, more)) for x in rows))
+    x = packed_heads()
     o = fla.parallel_moba(**x, cu_seqlens=torch.tensor([0, T]), max_seqlen=T, chunk_size=BLOCK, topk=2)
-    q, k, v = (x[n].double()[None] for n in "qkv")
+    q, k, v = (x[n].double() for n in "qkv")
     means = torch.stack([c.mean(1) for c in k.split(BLOCK, 1)], 1)
     blocks, own = torch.arange(means.shape[1])[None], ROWS // BLOCK
     worth = torch.einsum("bihd,bchd->bhic", q, means).masked_fill(blocks > own, -torch.inf)
     best = worth.masked_fill(blocks == own, torch.inf).topk(2, -1).indices
     chosen = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, best, True)
-    compare(o, dense(q, k, v, chosen.repeat_interleave(BLOCK, -1)[..., :T] & (COLUMNS <= ROWS))[0], x)
+    compare(o, dense(q, k, v, chosen.repeat_interleave(BLOCK, -1)[..., :T] & (COLUMNS <= ROWS)), x)
+
+
+def test_moba_of_one_chunk_is_causal_attention_as_in_fla() -> None:
+    x = packed_heads()
+    o = fla.parallel_moba(**x, cu_seqlens=torch.tensor([0, T]), max_seqlen=T, chunk_size=BLOCK, topk=1)
+    q, k, v = (x[n].double() for n in "qkv")
+    compare(o, dense(q, k, v, COLUMNS <= ROWS), x)
+
+
+def test_moba_of_rows_without_a_batch_and_of_a_batch() -> None:
+    x = {name: t.detach() for name, t in packed_heads().items()}
+    how: dict[str, Any] = {"cu_seqlens": torch.tensor([0, T]), "max_seqlen": T, "chunk_size": BLOCK, "topk": 2}
+    plain = fla.parallel_moba(**{name: t[0] for name, t in x.items()}, **how)
+    assert torch.equal(plain, fla.parallel_moba(**x, **how)[0])
+    with pytest.raises(InputError, match="batch size 2: packed documents lie in one row"):
+        fla.parallel_moba(**{name: t.repeat(2, 1, 1, 1) for name, t in x.items()}, **how)
 
 
 def selected(q: Tensor, k: Tensor, means: Tensor, blocks: int) -> Tensor:

@@ -238,7 +238,7 @@ def test_products() -> None:
         ("chunk_log_linear_attn", ("g",), {"level_scales": torch.zeros(1), "output_final_state": True}, "not carried"),
         ("parallel_retention", (), {"output_attentions": True}, "output_attentions"),
         ("chunk_gla", ("gk",), {"windows": 3}, "windows.*no such option"),
-        ("chunk_gla", ("gk",), {"cu_seqlens": torch.tensor(ENDS)}, "batch 2.*one row"),
+        ("chunk_gla", ("gk",), {"cu_seqlens": torch.tensor(ENDS)}, "batch size 2.*one row"),
         ("chunk_linear_attn", (), {"initial_state": torch.zeros(1)}, "it is a pair"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def unaligned(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(x, (0, 3))[..., :-3]
 
 
-def bound(x: dict[str, torch.Tensor], params: dict[str, int], folder: Path) -> Any:
+def bound(x: dict[str, torch.Tensor], params: Mapping[str, int], folder: Path) -> Any:
     """What runs on these tensors, and over which grid."""
     built = BuiltKernel(KERNEL, ROLES, HOPPER, folder)
     ((program, bind),) = built._binds

@@ -12,7 +12,6 @@ from sparsec.compat.fla.options import checked, refuse
 from sparsec.compat.fla.run import check_packed, scaled
 from sparsec.frontends import patterns
 from sparsec.frontends.activations import keys_values, queries
-from sparsec.frontends.preset import preset
 from sparsec.ir import build as lang
 from sparsec.ir.node import Node
 from sparsec.ir.variant import Variant, variant
@@ -39,9 +38,17 @@ def _attention(device: str, window: int | None, fading: bool, sink: bool, scale:
     return compile(declare(window, fading, sink, scale), target=device)
 
 
+def declare_moba(block: int, slots: int, scale: float) -> Variant:
+    """The preset with a scale of its own, since rows may be filled up."""
+    memory = keys_values(chunk=block)
+    gates = lang.score(queries(), lang.summary(memory, size=block, stride=block), scale=1.0, detach=True)
+    chosen = lang.topk(gates, k=slots, size=block, scope="head", eligible="started", forced=f"c == i // {block}")
+    return variant("moba", lang.attend(queries(), memory, chosen, lang.mask(memory, where="causal"), scale=scale))
+
+
 @cache
-def _moba(device: str, block: int, k: int) -> Compiled:
-    return compile(preset("moba", block=block, k=k), target=device)
+def _moba(device: str, block: int, slots: int, scale: float) -> Compiled:
+    return compile(declare_moba(block, slots, scale), target=device)
 
 
 @checked
@@ -58,8 +65,7 @@ def parallel_attn(
     """
     scale, cols = scaled(scale, k), v.shape[-1]
     layer = _attention(q.device.type, window_size, g is not None, sink_bias is not None, scale)
-    if q.device.type != "cpu":
-        q, k, v = filled(q), filled(k), filled(v)
+    q, k, v = aligned(q, k, v)
     inputs = {"q": q, "k": k, "v": v} | ({} if g is None else {"g": g.float()})
     shared = {} if sink_bias is None else {"sink": sink_bias.float()}
     return rowed(layer, "parallel_attn", inputs, cu_seqlens, **shared)[..., :cols]
@@ -79,13 +85,22 @@ def parallel_forgetting_attn(
 def parallel_moba(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, chunk_size: int, topk: int
 ) -> Tensor:
-    """MoBA over packed documents ``[tokens,H,D]``: ``topk`` chunks per query and head, its own counted."""
-    ends = cu_seqlens.to(torch.int32)
-    done = _moba(q.device.type, chunk_size, topk)(
-        q=q, k=k, v=v, cu_seqlens=ends, max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen
-    )
-    assert isinstance(done, Tensor)
-    return done
+    """MoBA over packed documents ``[1,T,H,D]`` or ``[T,H,D]``: ``topk`` chunks per query and head, its own counted.
+
+    As in fla, one chunk alone means causal attention to all. Head dims are filled up as those of ``parallel_attn``.
+    """
+    if q.dim() == 3:
+        return parallel_moba(q[None], k[None], v[None], cu_seqlens, max_seqlen, chunk_size, topk)[0]
+    if topk <= 1:
+        return parallel_attn(q, k, v, cu_seqlens=cu_seqlens)
+    layer, cols = _moba(q.device.type, chunk_size, topk, scaled(None, k)), v.shape[-1]
+    q, k, v = aligned(q, k, v)
+    return rowed(layer, "parallel_moba", {"q": q, "k": k, "v": v}, cu_seqlens)[..., :cols]
+
+
+def aligned(*rows: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values as kernels take them: filled up on GPUs."""
+    return tuple(x if x.device.type == "cpu" else filled(x) for x in rows)
 
 
 def filled(x: Tensor) -> Tensor:

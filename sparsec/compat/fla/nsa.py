@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsec.compat.fla.attention import rowed
+from sparsec.compat.fla.attention import aligned, rowed
 from sparsec.compat.fla.options import checked, need
+from sparsec.compat.fla.run import scaled
 from sparsec.frontends import patterns
 from sparsec.frontends.activations import keys_values, queries
 from sparsec.ir import build as lang
@@ -31,7 +32,7 @@ class Form:
         counts: whether the numbers of given blocks are.
         pooled: whether there is the branch of mean-pooled blocks.
         window: tokens of the window branch; 0 for none.
-        scale: of the scores; K^-½ if None.
+        scale: of the scores.
     """
 
     block: int
@@ -40,7 +41,7 @@ class Form:
     counts: bool
     pooled: bool
     window: int
-    scale: float | None
+    scale: float
 
 
 def declare(form: Form) -> Variant:
@@ -99,13 +100,13 @@ def parallel_nsa(
     if window_size:
         need("parallel_nsa", g_swa=g_swa)
     slots = int(block_counts) if block_indices is None else block_indices.shape[-1]
-    form = Form(block_size, slots, block_indices is not None, counted, g_cmp is not None, window_size, scale)
-    inputs = {"q": q, "k": k, "v": v} | _lists(k, block_indices, block_counts, block_size)
+    form = Form(block_size, slots, block_indices is not None, counted, g_cmp is not None, window_size, scaled(scale, k))
+    inputs = dict(zip("qkv", aligned(q, k, v), strict=True)) | _lists(k, block_indices, block_counts, block_size)
     gates = {"g_slc": g_slc, "g_cmp": g_cmp, "g_swa": g_swa if window_size else None}
     several = form.pooled or form.window > 0
     if several:
         inputs |= _gates(q, gates)
-    o = rowed(_compiled(form, q.device.type), "parallel_nsa", inputs, cu_seqlens)
+    o = rowed(_compiled(form, q.device.type), "parallel_nsa", inputs, cu_seqlens)[..., : v.shape[-1]]
     return o if several or g_slc is None else o * g_slc.unsqueeze(-1)
 
 

@@ -14,9 +14,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # They choose among kernels or save work on the host; the result is the same without them.
-WITHOUT_EFFECT = frozenset(
-    {"chunk_size", "cu_seqlens_cpu", "chunk_indices", "disable_recompute", "safe_gate", "checkpoint_level"}
-)
+WITHOUT_EFFECT = frozenset({"cu_seqlens_cpu", "chunk_indices", "disable_recompute", "safe_gate", "checkpoint_level"})
+_POWERS = (tuple(1 << n for n in range(16)), "a power of 2")
+CHUNK_SIZES: dict[str, tuple[tuple[int, ...], str]] = {
+    "chunk_delta_rule": ((16, 32, 64), "16, 32, or 64"),
+    "chunk_gated_delta_rule": ((16, 32, 64), "16, 32, or 64 for Gated Delta Rule"),
+    "chunk_kda": ((32, 64), "either 32 or 64 for KDA"),
+    "chunk_gdn2": ((64,), "64 for GDN-2"),
+    "chunk_iplr_delta_rule": _POWERS,
+    "chunk_gsa": _POWERS,
+    "chunk_simple_gla": _POWERS,
+    "chunk_retention": _POWERS,
+}
+"""What fla demands of a chunk size, which means nothing here: a call that fla refuses is refused."""
+
 REFUSED = {
     "head_first": "inputs are [B, T, H, D]",
     "cp_context": "sparsec runs on one device",
@@ -31,12 +42,22 @@ REFUSED = {
 def refuse(op: str, **options: object) -> None:
     """Raises InputError for the first option that is set and not supported, or not known at all."""
     for name, value in options.items():
+        if name == "chunk_size":
+            _chunk_size(op, value)
+            continue
         if name in WITHOUT_EFFECT:
             continue
         if name not in REFUSED:
             raise InputError(f"{op}: {name}", repr(value), "there is no such option", f"leave out {name}")
         if name == "head_first" or (value is not None and value is not False):
             raise InputError(f"{op}: {name}", _said(value), REFUSED[name], f"leave out {name}")
+
+
+def _chunk_size(op: str, size: object) -> None:
+    """Raises InputError for a chunk size that fla has no kernel for."""
+    sizes, rule = CHUNK_SIZES.get(op, ((), ""))
+    if sizes and size is not None and size not in sizes:
+        raise InputError(f"{op}: chunk_size", _said(size), f"`chunk_size` must be {rule}", "leave out chunk_size")
 
 
 def _said(value: object) -> str:

@@ -55,7 +55,7 @@ def check_packed(op: str, q: Tensor, cu_seqlens: Tensor, initial_state: Tensor |
     """Raises InputError unless documents lie in one row, and there is an initial state for each, if for any."""
     documents = len(cu_seqlens) - 1
     if q.shape[0] != 1:
-        raise InputError(f"{op}: q", f"batch {q.shape[0]}", "packed documents lie in one row", "a batch of 1")
+        raise InputError(f"{op}: q", f"batch size {q.shape[0]}", "packed documents lie in one row", "a batch of 1")
     if initial_state is not None and initial_state.shape[0] != documents:
         given = f"{initial_state.shape[0]} states for {documents} documents"
         raise InputError(f"{op}: initial_state", given, "every document has its own", f"{documents} states")
