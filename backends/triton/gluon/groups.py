@@ -41,7 +41,7 @@ class Groups(Laid):
         super().__init__(roles, roles.boxes | roles.stored, taken, uses(roles.program, reads=reads))
         turns = roles.turns.values()
         self.parts = {x.serial for t in turns for x in (t.scores, t.sums, t.weights, t.faded)}
-        self.kept = {x.serial for t in turns for x in (t.weights.args[0], t.faded.args[1])}
+        self.kept = {x.serial for t in turns for x in (t.weights.args[0], *t.faded.args[1:])}
 
     def body(self) -> list[str]:
         """The lines of the function."""
@@ -251,7 +251,7 @@ class Groups(Laid):
         """The end of a turn: weights as an operand, and sums of before faded."""
         return [
             f"weights = tl.convert_layout({self.expression(turn.weights).text}, WEIGHTS)",
-            f"{acc} = {self.expression(turn.faded).text}",
+            *([f"{acc} = {self.expression(turn.faded).text}"] if turn.faded.args else []),
             "turn += 1",
             *(["before = later"] if self.roles.walk is not None else []),
         ]

@@ -48,7 +48,7 @@ class Turn:
 
     @property
     def faded(self) -> Node:
-        """The carried sums times a factor."""
+        """The carried sums, times a factor where there is one."""
         return self.sums.args[2]
 
 
@@ -149,6 +149,8 @@ def _turn(program: Program, loop: Node, found: Regions, base: int) -> Turn:
     (scores,), (sums,) = early, late
     position = body.yields.index(sums)
     faded = sums.args[2] if len(sums.args) == 3 else sums
+    if faded is body.carries[position]:
+        return Turn(loop, scores, sums, scores.args[1], sums.args[1], position)
     if faded.op is not TileOp.MAP or faded.attrs[0] is not Fn.MUL or faded.args[0] is not body.carries[position]:
         raise _refused(program, "adds to something other than a carried sum times a factor")
     return Turn(loop, scores, sums, scores.args[1], sums.args[1], position)

@@ -63,11 +63,15 @@ def step(
 def checked(f: Frame, state: Sequence[Node], largest: Node, anew: Callable[..., Sequence[Node]]) -> list[Node]:
     """The state of a softmax whose maximum is zero, and ``largest``; where some row is unsafe, what ``anew`` gives."""
     *accs, total = state
+    doubt = tile.apply(Fn.EQ, tile.reduce("max", unsafe(total, largest), f.rows.axis), 1)
+    return tile.loop(0, doubt, 1, [*accs, tile.full(0.0, f.rows.axis), total, largest], anew)
+
+
+def unsafe(total: Node, largest: Node) -> Node:
+    """1 for a row whose sum of weights or largest magnitude is out of bounds, else 0."""
     sums = both(tile.apply(Fn.LT, LIMITS[0], total), tile.apply(Fn.LT, total, LIMITS[1]))
     outs = both(tile.apply(Fn.LT, SMALLEST, largest), tile.apply(Fn.LT, largest, math.inf))
-    unsafe = tile.apply(Fn.WHERE, both(sums, outs), 0, 1)  # what is no number is below nothing
-    doubt = tile.apply(Fn.EQ, tile.reduce("max", unsafe, f.rows.axis), 1)
-    return tile.loop(0, doubt, 1, [*accs, tile.full(0.0, f.rows.axis), total, largest], anew)
+    return tile.apply(Fn.WHERE, both(sums, outs), 0, 1)  # what is no number is below nothing
 
 
 def joint(f: Frame, state: Sequence[Node], anew: Callable[[Node], Sequence[Node]]) -> list[Node]:

@@ -42,13 +42,15 @@ def check(spec: GatheredAttention, schedule: Schedule) -> None:
     group = spec.heads // spec.kv_heads
     if schedule.rows < group:
         raise ScheduleError(f"{schedule.rows} rows do not hold the {group} heads of a key/value head")
-    if schedule.has_roles and not schedule.maximum:
-        raise ScheduleError(f"{spec.name}: rows are not read a second time where a warp loads; use maximum=True")
 
 
-def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
-    """The kernel of one (tile of queries, key/value head, batch) per grid point."""
+def lower(spec: GatheredAttention, schedule: Schedule, again: bool = False) -> Program:
+    """The kernel of one (tile of queries, key/value head, batch) per grid point, or of one walk over such tiles.
+
+    ``again`` is the one that reads sets in doubt with a maximum.
+    """
     alone = replace(spec, sink=None)  # it joins in the merge: beside a large one partials are too small to be stored
+    how = replace(schedule, maximum=schedule.maximum or again)
     with tile.Builder() as builder:
         found, results = inverse.inverse(spec, schedule), partials.partials(spec, schedule)
         blocks = spec.value_dim // schedule.value_block if schedule.value_block else 1
@@ -60,22 +62,25 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
         first, used = tile.program_id(0), tile.load(found.used, *at)
 
         def visit(n: Node) -> Sequence[Node]:
-            item = _item(found, at, n if schedule.has_roles else add(first, n))
-            rows, place = _rows(spec, schedule, found, at, item, key_head, builder.axis("m", schedule.rows))
-            f = chunks.frame(builder, alone, schedule, rows, batch, Unit(tile.const(0), key_head, rows.head), base)
-            partials.write(f, results, place, *_read(f, item))
+            item = _item(found, at, n if how.has_roles else add(first, n))
+            rows, place = _rows(spec, how, found, at, item, key_head, builder.axis("m", schedule.rows))
+            f = chunks.frame(builder, alone, how, rows, batch, Unit(tile.const(0), key_head, rows.head), base)
+            partials.write(f, results, place, *_read(f, item, found, at))
             inputs.extend(_inputs(alone, f))
             return []
 
         tiles, heads = inverse.tile_count(spec, found), spec.kv_heads * blocks
-        if schedule.has_roles:
+        if how.has_roles:
+            if again and found.doubt is not None:
+                used = mul(used, tile.load(found.doubt, *at))
             tiles = least(tiles, walkers(heads))
             tile.loop(first, used, walkers(heads), [], visit)
         else:  # n is 0: what depends on it stays under the condition
             tile.loop(0, tile.apply(Fn.LT, first, used), 1, [], visit)
-        tensors = [*inputs, found.entries, found.tiles, found.used, *results.tensors]
-        grid = (tiles, tile.const(heads), tile.param("B"))
-        return builder.program(spec.name, tensors, [(name, "int32") for name in chunks.PARAMS], grid)
+        doubt = [] if found.doubt is None else [found.doubt]
+        tensors = [*inputs, found.entries, found.tiles, found.used, *doubt, *results.tensors]
+        grid, name = (tiles, tile.const(heads), tile.param("B")), f"{spec.name}_again" if again else spec.name
+        return builder.program(name, tensors, [(name, "int32") for name in chunks.PARAMS], grid)
 
 
 def walkers(heads: int) -> int:
@@ -134,7 +139,7 @@ def _entries(found: Inverse, at: tuple[Node, Node], number: Node) -> Node:
     return tile.reduce("max", tile.load(found.entries, *at, place), twice)
 
 
-def _read(f: Frame, item: Item) -> tuple[list[Node], Node | None]:
+def _read(f: Frame, item: Item, found: Inverse, at: tuple[Node, Node]) -> tuple[list[Node], Node | None]:
     """The softmax of the chunk's keys, and the rows' largest magnitude where that is known."""
     size, state = f.spec.chunk, chunks.start(f)
     if size == f.schedule.block and not f.schedule.has_roles:
@@ -143,6 +148,10 @@ def _read(f: Frame, item: Item) -> tuple[list[Node], Node | None]:
     high = add(low, size)
     if size % f.schedule.block == 0:
         whole = Stretch(low, high)
+        if f.schedule.has_roles and not f.schedule.maximum:
+            state, largest, unsafe = stretch.read_unchecked(f, whole)
+            _doubt(found, at, unsafe)
+            return state, largest
         if f.schedule.has_roles:
             return stretch.read_once(f, whole, state), None
         return (stretch.read(f, whole, state), None) if f.schedule.maximum else stretch.read_flat(f, whole)
@@ -151,6 +160,14 @@ def _read(f: Frame, item: Item) -> tuple[list[Node], Node | None]:
         return both(tile.apply(Fn.LE, low, key), tile.apply(Fn.LT, key, high))
 
     return stretch.read(f, Stretch(low, high, among, aligned=False), state), None
+
+
+def _doubt(found: Inverse, at: tuple[Node, Node], unsafe: Node | None) -> None:
+    """Rows that are unsafe all write the same: their set is in doubt."""
+    assert found.doubt is not None
+    if unsafe is not None:
+        number = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, unsafe, 1), at[1], found.sets)
+        tile.store(found.doubt, at[0], number, value=unsafe, bounds={1: found.sets})
 
 
 def default(spec: GatheredAttention, target: str) -> Schedule:

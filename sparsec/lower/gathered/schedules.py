@@ -40,7 +40,10 @@ def _key_outer(spec: GatheredAttention, schedule: Schedule) -> Lowered:
     narrow = replace(wide, warps=1)
     index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow))
     after = slot_merge.schedule(spec, schedule)
-    steps = (*index, Step(key_outer.lower(spec, schedule), schedule), Step(slot_merge.lower(spec, after), after))
+    chosen = [Step(key_outer.lower(spec, schedule), schedule)]
+    if inverse.inverse(spec, schedule).doubt is not None:
+        chosen.append(Step(key_outer.lower(spec, schedule, again=True), replace(schedule, maximum=True)))
+    steps = (*index, *chosen, Step(slot_merge.lower(spec, after), after))
     buffers = (*inverse.scratch(spec, schedule), *partials.scratch(spec, schedule))
     params = (*inverse.params(spec, schedule), *partials.params(spec))
     return Lowered(steps, buffers, params, inverse.limits(spec, schedule))

@@ -61,22 +61,37 @@ def read_flat(f: Frame, stretch: Stretch) -> tuple[list[Node], Node | None]:
     clear = _is_clear(f, stretch) if flat.fits(f.spec) else None
     if clear is None:
         return read(f, stretch, chunks.start(f)), None
-    block = f.schedule.block
-    first, end = (tile.apply(Fn.TRUNCDIV, x, block) for x in (stretch.low, stretch.high))
-
-    def visit(at: Node, *carried: Node) -> Sequence[Node]:
-        key = add(mul(at, block), tile.iota(f.keys))
-        return flat.step(f, carried, key, *chunks.logits(f, key))
+    first, end = (tile.apply(Fn.TRUNCDIV, x, f.schedule.block) for x in (stretch.low, stretch.high))
 
     def anew(n: Node, *_: Node) -> Sequence[Node]:  # n is 0: what depends on it stays under the condition
         masked = lambda at, *carried: _step(f, stretch, at, None, carried, None)  # noqa: E731
         found = tile.loop(add(first, n), end, 1, chunks.start(f), masked, 1)
         return [*found, partials.magnitude(f, found[:-2])]
 
-    stop = tile.apply(Fn.WHERE, clear, end, first)
-    state = tile.loop(first, stop, 1, flat.start(f), visit, f.schedule.stages)
+    state = _flat(f, first, tile.apply(Fn.WHERE, clear, end, first))
     *found, largest = flat.checked(f, state, partials.magnitude(f, state[:-1], finite=False), anew)
     return found, largest
+
+
+def read_unchecked(f: Frame, stretch: Stretch) -> tuple[list[Node], Node | None, Node | None]:
+    """As ``read_flat``, but nothing is read anew: last comes 1 for rows that should be, else 0; None where none is."""
+    clear = _is_clear(f, stretch) if flat.fits(f.spec) else None
+    if clear is None:
+        return read_once(f, stretch, chunks.start(f)), None, None
+    first, end = (tile.apply(Fn.TRUNCDIV, x, f.schedule.block) for x in (stretch.low, stretch.high))
+    *accs, total = _flat(f, first, tile.apply(Fn.WHERE, clear, end, first))
+    largest = partials.magnitude(f, accs, finite=False)
+    return [*accs, tile.full(0.0, f.rows.axis), total], largest, flat.unsafe(total, largest)
+
+
+def _flat(f: Frame, first: Node, stop: Node) -> list[Node]:
+    """Accumulators and sums of some tiles, none of which needs a mask, without a maximum."""
+
+    def visit(at: Node, *carried: Node) -> Sequence[Node]:
+        key = add(mul(at, f.schedule.block), tile.iota(f.keys))
+        return flat.step(f, carried, key, *chunks.logits(f, key))
+
+    return tile.loop(first, stop, 1, flat.start(f), visit, f.schedule.stages)
 
 
 def _is_clear(f: Frame, stretch: Stretch) -> Node | None:

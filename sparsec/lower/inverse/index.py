@@ -44,6 +44,7 @@ class Inverse:
             tile has ``per_tile`` of them, those of a chunk's last tile may be nonsense.
         tiles: chunk and number of entries of each tile ``[B, sets, WT, 2]``, of which ``used`` ``[B, sets]`` have any.
         lists: lists per token and set.
+        doubt: ``[B, sets]``, 0 at first, for whoever finds that a set has to be read again; None where nobody asks.
         complete: whether a token's own chunk is among the entries, and there are no tiles: ``per_tile`` is 1 then.
     """
 
@@ -58,6 +59,7 @@ class Inverse:
     per_tile: int
     slots: int
     complete: bool = False
+    doubt: Tensor | None = None
 
     @property
     def per_token(self) -> int:
@@ -75,9 +77,11 @@ def inverse(spec: GatheredAttention, schedule: Schedule, complete: bool = False)
     def buffer(name: str, *shape: str | int) -> Tensor:
         return Tensor(f"{spec.name}_{name}", "int32", (*lead, *shape))
 
+    doubt = buffer("doubt") if schedule.has_roles and not schedule.maximum and not complete else None
     return Inverse(
         buffer("tallies", "CT", "ST"), buffer("before", "CT", "ST"), buffer("totals", "CT"), buffer("entries", "ET"),
         buffer("tiles", "WT", 2), buffer("used"), sets, lists, per_tile, spec.slots, complete,
+        doubt,
     )  # fmt: skip
 
 
@@ -100,7 +104,8 @@ def scratch(spec: GatheredAttention, schedule: Schedule, complete: bool = False)
     """The buffers to allocate."""
     found = inverse(spec, schedule, complete)
     tensors = (found.tallies, found.before, found.totals, found.entries)
-    return tuple(as_scratch(t) for t in (tensors if complete else (*tensors, found.tiles, found.used)))
+    more = [t for t in (found.tiles, found.used, found.doubt) if t is not None and not complete]
+    return tuple(as_scratch(t) for t in (*tensors, *more))
 
 
 def as_scratch(tensor: Tensor) -> Scratch:

@@ -169,8 +169,12 @@ def fill(spec: GatheredAttention, found: Inverse) -> Program:
             return _finish(builder, walk, "fill", [found.before, found.totals, found.entries])
         number = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, walk.segment, 0), walk.at[1], found.sets)
         tile.store(found.used, walk.at[0], number, value=used, bounds={1: found.sets})
+        written = [found.entries, found.tiles, found.used]
+        if found.doubt is not None:
+            tile.store(found.doubt, walk.at[0], number, value=tile.const(0), bounds={1: found.sets})
+            written.append(found.doubt)
         _list_tiles(walk, some)
-        return _finish(builder, walk, "fill", [found.before, found.totals, found.entries, found.tiles, found.used])
+        return _finish(builder, walk, "fill", [found.before, found.totals, *written])
 
 
 def _tiles(walk: Walk, group: Node, passed: Node) -> tuple[Node, Node, Node, Node]:

@@ -149,6 +149,6 @@ def load(pointer: Pointer, mask: Any = None, other: Any = 0) -> Tensor:
 
 
 def store(pointer: Pointer, value: Tensor, mask: Any = None) -> None:
-    """Write elements."""
+    """Write elements, in the memory's dtype."""
     memory, offsets, keep = _places(pointer, mask)
-    memory[offsets[keep]] = value.expand(offsets.shape)[keep]
+    memory[offsets[keep]] = value.expand(offsets.shape)[keep].to(memory.dtype)
