@@ -42,6 +42,9 @@ PRODUCER_REGISTERS = 24
 MOST_REGISTERS = 232
 """Of a thread that computes, for any group but the first, which gets what is left."""
 
+WALKING = 240
+"""The same where groups walk from tile to tile; with fewer they spill (Triton 3.6)."""
+
 
 def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> str:
     """Gluon source of a program: a function for each role, and the kernel, which begins them.
@@ -113,14 +116,14 @@ def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: di
         f"            ({program.name}_loads, load),",
         "        ],",
         f"        {warps},",
-        f"        {_registers(made.groups, schedule)},",
+        f"        {_registers(made.groups, schedule, MOST_REGISTERS if made.walk is None else WALKING)},",
         "    )",
     ]
 
 
-def _registers(groups: int, schedule: Schedule) -> list[int]:
+def _registers(groups: int, schedule: Schedule, most: int) -> list[int]:
     """Registers a thread of every group but the first, and of the loading warp, whose group gives its own away."""
     computing, loading = GROUP_WARPS * groups, 4
     left = schedule.registers * (computing + loading) - PRODUCER_REGISTERS * loading
-    share = left // computing // 8 * 8 if schedule.registers else MOST_REGISTERS
-    return [min(share, MOST_REGISTERS)] * (groups - 1) + [PRODUCER_REGISTERS]
+    share = left // computing // 8 * 8 if schedule.registers else most
+    return [min(share, most)] * (groups - 1) + [PRODUCER_REGISTERS]

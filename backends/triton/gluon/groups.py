@@ -171,13 +171,13 @@ class Groups(Laid):
             "async_copy.wait_group(0)",
             "hopper.fence_async_shared()",
             f"q_rows = queries.index(half * {self.roles.groups} + GROUP)",
-            "half = 1 - half",
             f"{begin}tl.minimum({index} + {body.step}, {end} - 1), "
-            f"queries.index(half * {self.roles.groups} + GROUP), {rest})",
+            f"queries.index((1 - half) * {self.roles.groups} + GROUP), {rest})",
             "weights = none",
             "before = STAGES",
         )
         self.region(body.number)
+        self.line("half = 1 - half")
         self.depth -= 1
 
     @property
