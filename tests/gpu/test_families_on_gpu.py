@@ -56,6 +56,13 @@ def test_more_value_heads_than_key_heads(name: str) -> None:
     assert wrong_on(sparsec.compile(variant, target="cuda"), x, "bfloat16") == []
 
 
+@pytest.mark.parametrize("name", ["gdn", "gla", "kda"])
+def test_several_queries_ask_one_state(name: str) -> None:
+    variant = declared(name)
+    x = sparsec.inputs(variant, dtype="bfloat16", device="cuda", B=1, T=LENGTH, H=4, HKV=2, D=128, DV=128)
+    assert wrong_on(sparsec.compile(variant, target="cuda"), x, "bfloat16") == []
+
+
 @pytest.mark.parametrize("name", FAMILY)
 def test_packing_is_looping_over_the_documents(name: str) -> None:
     layer = sparsec.compile(declared(name), "cuda")

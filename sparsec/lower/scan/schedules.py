@@ -59,7 +59,7 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
         return interleaved.lower_grad(spec, replace(schedule, descriptors=False), lower_grad)
     if schedule.order != "chunk":
         return token_grad.lower(spec, schedule)
-    if shared.groups(spec.forward):
+    if shared.groups_back(spec):
         return shared.lower_grad(spec, schedule, lower_grad)
     if spec.forward.writes.route is not None:
         return lower_sorted.lower_grad(spec, schedule)
@@ -85,8 +85,8 @@ def in_chunks(spec: Scan, target: str) -> Schedule | None:
 
 def in_chunks_back(spec: ScanGrad, target: str) -> Schedule | None:
     """As ``in_chunks``, for the adjoint, which reads what its forward made."""
-    found = _one_group(spec.forward, target)
-    one = sort.gradient(spec) if spec.forward.writes.route is not None else replace(spec, forward=_alone(spec.forward))
+    one = sort.gradient(spec) if spec.forward.writes.route is not None else shared.each_back(spec)
+    found = _one_group(spec.forward if spec.forward.writes.route is not None else one.forward, target)
     if found is None or chunk.refusal(_alone(spec.forward), found) or chunk_back.refusal(one):
         return None
     return replace(found, descriptors=found.descriptors and not needs_keyed(spec.forward.writes), keep=True)

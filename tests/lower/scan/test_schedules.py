@@ -63,10 +63,9 @@ def test_erase_vectors_go_by_chunks_in_both_directions() -> None:
     assert [default(spec, GPU).order for spec in (s.scan(), s.grad())] == ["chunk", "chunk"]
 
 
-def test_groups_go_backward_by_the_recurrence() -> None:
+def test_queries_that_ask_one_state_go_by_chunks() -> None:
     s = replace(LAYER, state_heads=4)
-    assert default(s.scan(), GPU).order == "chunk"
-    assert default(s.grad(), GPU).order == "token"
+    assert [default(spec, GPU).order for spec in (s.scan(), s.grad())] == ["chunk", "chunk"]
 
 
 def test_shared_queries_go_by_chunks() -> None:
@@ -98,4 +97,4 @@ def test_nothing_else_is_known() -> None:
     additive = replace(LAYER, rule="additive")
     assert known(additive.scan(), GPU) == known(replace(LAYER, decay="key").scan(), "tvm:c") == ()
     assert known(LAYER.scan(), GPU) == (replace(default(LAYER.scan(), GPU), exact=True),)
-    assert "order" not in space(replace(LAYER, state_heads=4).grad(), GPU)
+    assert "order" not in space(replace(LAYER, state_heads=4, final=True).grad(), GPU)

@@ -80,7 +80,16 @@ def test_they_go_by_chunks_on_a_gpu(change: dict[str, Any]) -> None:
     assert default(s.scan(), GPU).order == default_grad(s.grad(), GPU).order == "chunk"
 
 
-def test_queries_of_several_heads_per_state_still_go_back_by_the_recurrence() -> None:
-    s = replace(RULES["gated delta"], heads=4, state_heads=2, sharers=2)
+@pytest.mark.parametrize("sharers", [1, 2])
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "surprise"])
+def test_queries_that_ask_one_state_agree_with_autograd(rule: str, sharers: int) -> None:
+    s = replace(RULES[rule], heads=4, state_heads=2, sharers=sharers, length=75, rows=48, cols=24, batch=2)
+    found = errors(s, Schedule(order="chunk", rows=16, value_block=16, splits=2))
+    assert set(found) >= {"o", "dq", "dk", "dv"} and all(e < 1e-12 for e in found.values()), found
+
+
+def test_gradients_of_last_states_have_one_query_per_state() -> None:
+    s = replace(RULES["gated delta"], heads=4, state_heads=2, final=True)
     with pytest.raises(ScheduleError, match="one read of as many heads"):
         lower_grad(s.grad(), Schedule(order="chunk", rows=16))
+    assert default_grad(replace(s, rows=128, cols=128, dtype="bfloat16").grad(), GPU).order == "token"
