@@ -53,8 +53,9 @@ def _function(program: Program, schedule: Schedule, kernel: Kernel) -> list[str]
         head.line('T.func_attr({"tirx.noalias": True})')
         for tensor in program.tensors:
             name = safe(tensor.name)
-            head.line(f"{name}_n = T.int64()")
-            head.line(f'{name} = T.match_buffer({name}_data, ({name}_n,), "{MEMORY.get(tensor.dtype, tensor.dtype)}")')
+            head.line(f"{name}_n0 = T.int64()")
+            dtype = MEMORY.get(tensor.dtype, tensor.dtype)
+            head.line(f'{name} = T.match_buffer({name}_data0, ({name}_n0,), "{dtype}")')
         extents = [f"grid{k}" for k in range(len(program.grid))]
         for name, text in zip(extents, _grid(program, schedule, kernel), strict=True):
             head.line(f"{name}: T.let = {text}")
@@ -83,7 +84,7 @@ def _header(program: Program, schedule: Schedule, mark: str) -> list[str]:
 
 
 def _signature(program: Program) -> str:
-    buffers = [f"{safe(t.name)}_data: T.handle" for t in program.tensors]
+    buffers = [f"{safe(t.name)}_data0: T.handle" for t in program.tensors]
     params = [f"{safe(name)}: T.{dtype}" for name, dtype in program.params]
     return f"def main({', '.join(buffers + params + [f'{s}: T.int64' for s in _strides(program.tensors)])}):"
 

@@ -120,8 +120,9 @@ def _predicate_fix(attr: Attr, value: object) -> str:
 
 
 def _named(attr: Attr, text: str, size: object) -> Expr | None:
-    if text in CHUNK and "c" in attr.index and isinstance(size, int):
-        return CHUNK[text](size)
+    tokens = size.value if isinstance(size, Expr) else size
+    if text in CHUNK and "c" in attr.index and isinstance(tokens, int):
+        return CHUNK[text](tokens)
     return TOKEN[text]() if text in TOKEN and "j" in attr.index else None
 
 

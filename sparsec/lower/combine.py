@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 from sparsec.lower.pieces import Span, spans
@@ -24,14 +24,10 @@ def lower(spec: Combine, schedule: Schedule) -> Program:
         first, length = mul(tile.program_id(0), schedule.rows), tile.param("TQ")
         place = (tile.program_id(2), add(first, tile.iota(rows)), tile.program_id(1))
 
-        def row(name: str) -> Node:
-            return tile.cast(tile.load(buffers[name], *place, bounds={1: length}), "float32")
+        def row(name: str, *last: int) -> Node:
+            return tile.cast(tile.load(buffers[name], *place, *last, bounds={1: length}), "float32")
 
-        if spec.fn == "weighted":
-            read = weights(spec, buffers[spec.gates[0]], place)
-        else:
-            read = [row(name) for name in (spec.lses if spec.fn == "lse" else spec.gates)]
-        shares, lse = factors(spec, read)
+        shares, lse = factors(spec, numbers(spec, row))
         for span in values:
             branches = [_read(buffers[name], place, span, length) for name in spec.branches]
             total = reduce(add, (mul(f, o) if f is not None else o for f, o in zip(shares, branches, strict=True)))
@@ -44,11 +40,11 @@ def lower(spec: Combine, schedule: Schedule) -> Program:
         return builder.program(spec.name, list(buffers.values()), params, grid)
 
 
-def weights(spec: Combine, tensor: Tensor, place: tuple[Node, ...]) -> list[Node]:
-    """The weight of every branch ``[m]``."""
-    bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
-    loaded = (tile.load(tensor, *place, n, bounds=dict(bounds)) for n in range(len(spec.branches)))
-    return [tile.cast(x, "float32") for x in loaded]
+def numbers(spec: Combine, read: Callable[..., Node]) -> list[Node]:
+    """What the factors of a row are made of; ``read(name, *last)`` gives one number of a tensor."""
+    if spec.fn == "weighted":
+        return [read(spec.gates[0], n) for n in range(len(spec.branches))]
+    return [read(name) for name in (spec.lses if spec.fn == "lse" else spec.gates)]
 
 
 def tensors(spec: Combine) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from sparsec.lower.combine import weights
+from sparsec.lower.combine import numbers
 from sparsec.lower.pieces import Span, spans
 from sparsec.lower.scalars import add, ceil_div, emit, mul, sub
 from sparsec.lower.softmax import LOG2E, NOTHING
@@ -125,8 +125,12 @@ def _gated(at: Rows) -> None:
 
 
 def _weighted(at: Rows) -> None:
-    (name,), (made,), forward = at.spec.forward.gates, at.spec.gate_grads, at.spec.forward
-    _shares(at, weights(forward, at.tensors[name], at.place))
+    (made,), forward = at.spec.gate_grads, at.spec.forward
+
+    def weight(name: str, *last: int) -> Node:
+        return tile.cast(tile.load(at.tensors[name], *at.place, *last, bounds={1: tile.param("TQ")}), "float32")
+
+    _shares(at, numbers(forward, weight))
     for number, branch in enumerate(forward.branches if made is not None else ()):
         target = at.tensors[str(made)]
         value = tile.cast(at.dot([at.read(branch, e) for e in at.values]), target.dtype)

@@ -64,6 +64,7 @@ def stream(variant: Variant) -> Streamed:
     if length.queries is None or keys is None or {length.queries.head, keys.head} != {"var"}:
         raise refusal(step, step.outputs[0], "has no plain numbers of queries and keys", "call them TQ and TK")
     names = (str(length.queries.value), str(keys.value))
+    _check_rows(step, *names)
     spec = _spec(step, *names, states, ones)
     return Streamed(step, spec, *names, len(variant.outputs), twins, ones)
 
@@ -107,8 +108,18 @@ def _reshaped(node: Node, shape: tuple[Expr, ...]) -> Node:
 
 
 def _remembered(variant: Variant) -> frozenset[Node]:
-    """Inputs that become memory: keys, values, what is scored, what masks and biases capture."""
-    return frozenset(s for node in variant.nodes for s in memories(node) if s.op is Op.INPUT)
+    """Inputs that become memory: keys, values, what is scored, what masks and biases capture, and what is summed up."""
+    read = {s for node in variant.nodes for s in memories(node)}
+    summed = topological([node for node in read if node.op is Op.PREFIX])
+    return frozenset(node for node in (*read, *summed) if node.op is Op.INPUT)
+
+
+def _check_rows(step: Variant, queries: str, keys: str) -> None:
+    """Raises DeclarationError where the new rows alone would be read at the positions of all tokens."""
+    for source in (s for node in step.nodes for s in memories(node)) if queries != keys else ():
+        if len(source.shape) > 1 and depends_on(source.shape[1], queries):
+            why = "is read at the positions of all tokens, and a step has its new rows alone"
+            raise refusal(step, source, why, f"declare what it is made of with {keys} rows")
 
 
 def _spec(step: Variant, queries: str, keys: str, states: tuple[Held, ...], ones: tuple[str, ...]) -> CacheSpec:

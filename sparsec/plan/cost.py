@@ -82,7 +82,8 @@ def _summarise(spec: Summarise) -> Cost:
 def _combine(spec: Combine) -> Cost:
     count, rows = len(spec.branches), B * TQ * H
     moved = rows * DV * (sum(item(dtype) for _, dtype in spec.typed) + item(spec.dtype))
-    extra = rows * (len(spec.gates) * item(spec.dtype) + 4 * len(spec.lses) + (4 if spec.lse else 0))
+    gates = count if spec.fn == "weighted" else len(spec.gates)
+    extra = rows * (gates * item(spec.dtype) + 4 * len(spec.lses) + (4 if spec.lse else 0))
     return Cost(2 * count * rows * DV, moved + extra, sizes={"H": spec.heads, "DV": spec.value_dim})
 
 

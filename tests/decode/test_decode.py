@@ -60,7 +60,7 @@ def test_in_half_precision_too(name: str, dtype: str) -> None:
     "name",
     ["streaming", "full-softcap-sink", "msa-window", "hsa", "hsa-softmax-sink", "nsa", "nsa-separate-literal", "moba",
      "infllm2-free", "dsa", "fox", "msa-strided-gated", "joined", "alibi-lse", "documents", "given-weights",
-     "straight-weights"],
+     "straight-weights", "weighted"],
 )  # fmt: skip
 def test_steps_agree_with_the_oracle(name: str) -> None:
     """Under the schedules of steps, which need not be the forward's."""
@@ -73,6 +73,25 @@ def test_steps_agree_with_the_oracle(name: str) -> None:
     ):
         verdict = check(one, other, "float32", "o")
         assert verdict, verdict.sentence
+
+
+SUMMED = """variant summed(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV], f: [B, T, H] float32) {
+  memory = tokens(k, v)
+  faded = prefix(f) {fn = log_sigmoid(x0)}
+  near = mask(memory) {where = (j <= i) & (i - j < 8 * (h + 1))}
+  return attend(q, memory, near, faded=faded) {bias = score + faded[b, i, h] - faded[b, j, h]}
+}"""
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_what_is_summed_up_is_kept_where_queries_and_keys_have_one_length(deterministic: bool) -> None:
+    made = compile(sparsec.parse(SUMMED), "interpreter")
+    inputs = draw(made.variant, LENGTH)
+    cache = made.init_cache(2, 96, page=16, step=8, deterministic=deterministic)
+    truth = oracle(made.variant, inputs, form="vector")
+    assert isinstance(truth, torch.Tensor)
+    verdict = check(decoded(made, cache, inputs, STEPS)[0], truth, "float32", "o")
+    assert verdict, verdict.sentence
 
 
 def listing(name: str) -> Variant:

@@ -88,6 +88,16 @@ def test_a_capture_of_a_later_token_is_refused(index: str) -> None:
         stream(compile(sparsec.parse(PEEKS.replace("INDEX", index)), "interpreter").graph)
 
 
+def test_sums_over_tokens_that_only_queries_have_are_refused() -> None:
+    text = """variant faded(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], f: [B, TQ, H] float32) {
+      memory = tokens(k, v)
+      sums = prefix(f)
+      return attend(q, memory, mask(memory) {where = j <= i}, sums=sums) {bias = score - sums[b, j, h]}
+    }"""
+    with pytest.raises(DeclarationError, match=r"sums.*a step has its new rows alone.*is made of with TK rows"):
+        stream(sparsec.parse(text))
+
+
 @pytest.mark.parametrize("index", ["j", "maximum(j - 1, 0)", "minimum(i, j)", "j // 4"])
 def test_a_capture_of_an_earlier_token_is_not(index: str) -> None:
     variant = sparsec.parse(PEEKS.replace("INDEX", index))

@@ -62,6 +62,19 @@ def test_state_ops_round_trip() -> None:
     assert "return out, balance" in done.text()
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("complete_past", "16 * c + 16 <= i"), ("started", "16 * c <= i"), ("complete", "16 * c + 15 <= i")],
+)
+def test_predicates_have_names(name: str, written: str) -> None:
+    text = """variant chosen(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV]) {
+      memory = tokens(k, v) {chunk = 16}
+      marks = summary(memory) {size = 16, stride = 16}
+      return attend(q, memory, topk(score(q, marks)) {k = 2, size = 16, scope = head, eligible = ELIGIBLE})
+    }"""
+    assert parse(text.replace("ELIGIBLE", name)) == parse(text.replace("ELIGIBLE", written))
+
+
 def test_several_outputs() -> None:
     two = parse(LOCAL.replace("return attend", "o = attend").replace("zero,}", "none}\n return o, lse(o)"))
     assert [node.op.value for node in two.outputs] == ["attend", "lse"]

@@ -11,8 +11,10 @@ import pytest
 
 from sparsec.backends.tvm.emit import emit
 from sparsec.backends.tvm.lanes import Lanes
+from sparsec.backends.tvm.pipeline import build
 from sparsec.backends.tvm.reader import read
 from sparsec.backends.tvm.text import grouped, plus, times
+from sparsec.scalar.fn import Fn
 from sparsec.testing.tile.cases import CASES
 from sparsec.tile import build as tile
 from sparsec.tile.build import TileError
@@ -24,8 +26,6 @@ ROOT = Path(__file__).parents[2]
 
 def softmax() -> Program:
     """out = softmax(x) over rows of 32, one row of 16 per program."""
-    from sparsec.scalar.fn import Fn
-
     with tile.Builder() as b:
         m, n = b.axis("m", 16), b.axis("n", 32)
         x, out = (Tensor(name, "float32", ("T", 32)) for name in ("x", "out"))
@@ -48,6 +48,20 @@ def test_printing_is_deterministic_and_reads_back(name: str) -> None:
     source = emit(CASES[name]().program, Schedule())
     assert source == emit(CASES[name]().program, Schedule())
     assert tvm_ffi.structural_equal(read(source), from_source(source, check_well_formed=False))
+
+
+@pytest.mark.parametrize("name", ["x_n", "x_data", "x_n0", "X_s0", "task"])
+def test_names_of_tensors_are_kept_clear_of_what_is_made_of_others(name: str) -> None:
+    """A declaration may call a node ``n`` or ``data``, whose gradients are then named grad_q_n, grad_q_data."""
+    with tile.Builder() as b:
+        m = b.axis("m", 16)
+        first = name.split("_")[0]
+        x, other, out = (Tensor(n, "float32", ("T",)) for n in (first if "_" in name else "x", name, "out"))
+        row = tile.iota(m)
+        both = tile.apply(Fn.ADD, tile.load(x, row), tile.load(other, row))
+        tile.store(out, row, value=both)
+        program = b.program("both", [x, other, out], [("T", "int32")], [tile.const(1)])
+    build(emit(program, Schedule(lanes=("m",))))
 
 
 def test_other_source_is_left_to_tvm() -> None:

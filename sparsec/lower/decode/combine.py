@@ -39,11 +39,13 @@ def lower(spec: Combine, schedule: Schedule, parts: Mapping[str, InParts]) -> Lo
         place = (tile.program_id(2), tile.program_id(0), tile.program_id(1))
         branches = [_Branch(builder, name, own[name], place, parts.get(name)) for name in spec.branches]
         named = {b.lse_name: b for b in branches if b.lse_name is not None}
-        if spec.fn == "lse":
-            read = [named[n].lse if n in named else tile.load(own[n], *place) for n in spec.lses]
-        else:
-            read = [tile.cast(tile.load(own[n], *place), "float32") for n in spec.gates]
-        factors, lse = combine.factors(spec, read)
+
+        def number(name: str, *last: int) -> Node:
+            if name in named:
+                return named[name].lse
+            return tile.cast(tile.load(own[name], *place, *last), "float32")
+
+        factors, lse = combine.factors(spec, combine.numbers(spec, number))
         for span in values:
             found = [b.read(span) for b in branches]
             total = reduce(add, (mul(f, o) if f is not None else o for f, o in zip(factors, found, strict=True)))

@@ -27,11 +27,7 @@ def lower(spec: Combine, schedule: Schedule) -> Lowered:
         def number(name: str, *last: int) -> Node:
             return tile.cast(tile.load(own[name], *at, *last), "float32")
 
-        if spec.fn == "weighted":
-            read = [number(spec.gates[0], n) for n in range(len(spec.branches))]
-        else:
-            read = [number(name) for name in (spec.lses if spec.fn == "lse" else spec.gates)]
-        shares, _ = combine.factors(spec, read)
+        shares, _ = combine.factors(spec, combine.numbers(spec, number))
         found = [tile.cast(tile.load(own[n], *at, column, bounds=bounds), "float32") for n in spec.branches]
         total = reduce(add, (mul(f, o) if f is not None else o for f, o in zip(shares, found, strict=True)))
         tile.store(own[spec.out], *at, column, value=tile.cast(total, spec.dtype), bounds=bounds)

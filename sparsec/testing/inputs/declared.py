@@ -172,6 +172,18 @@ variant kl_chunks(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], r: 
   return o, loss
 }
 """,
+    # Two sizes of chunks, weighed by one tensor.
+    "weighted": """
+variant weighted(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], w: [B, TQ, H, 2]) {
+  large = tokens(k, v) {chunk = 32}
+  small = tokens(k, v) {chunk = 16}
+  far = score(q, summary(large) {size = 32, stride = 32})
+  near = score(q, summary(small) {size = 16, stride = 16})
+  few = topk(far) {k = 1, size = 32, scope = head, eligible = complete_past}
+  more = topk(near) {k = 3, size = 16, scope = head, eligible = complete_past}
+  return merge(attend(q, large, few), attend(q, small, more), map(w) {row = softmax}) {fn = weighted}
+}
+""",
 }
 """Name -> text."""
 
