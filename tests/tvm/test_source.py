@@ -60,7 +60,7 @@ def test_names_of_tensors_are_kept_clear_of_what_is_made_of_others(name: str) ->
         row = tile.iota(m)
         both = tile.apply(Fn.ADD, tile.load(x, row), tile.load(other, row))
         tile.store(out, row, value=both)
-        program = b.program("both", [x, other, out], [("T", "int32")], [tile.const(1)])
+        program = b.program("both", [other, x, out], [("T", "int32")], [tile.const(1)])
     build(emit(program, Schedule(lanes=("m",))))
 
 
