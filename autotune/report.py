@@ -53,6 +53,9 @@ class KernelReport:
         return {name: value for name, value in own.items() if value != base[name]}
 
     def __str__(self) -> str:
+        if self.schedule is None and self.stopped:
+            said = f"{self.kernel}: {self.stopped} before it had a result; {summary(self.trials)}"
+            return f"{said}; the same command goes on from here" if self.stopped == "interrupted" else said
         if self.schedule is None:
             return f"{self.kernel}: no configuration can be used; {summary(self.trials)}"
         fields = ", ".join(f"{n} = {v}" for n, v in self.changed.items()) or "the default stays"

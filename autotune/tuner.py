@@ -20,6 +20,7 @@ from sparsec.autotune.space import Space
 from sparsec.autotune.subject import KernelBuilder, KernelSubject
 from sparsec.autotune.trial import Comparison, TuneError
 from sparsec.autotune.workers import Pool
+from sparsec.ir.error import InputError
 from sparsec.lower import segments
 from sparsec.lower.registry import default, known, space
 from sparsec.oracle.values import OracleError
@@ -75,7 +76,7 @@ def tune(
             that tune every kernel there is, a GPU that a candidate broke.
         InputError, TargetError: as a call with these inputs.
     """
-    _check(compiled, trials)
+    _check(compiled, trials, inputs)
     began = time.monotonic()
     given = Given(cu_seqlens, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q_offset)
     call = _call(compiled, inputs, given, gradients)
@@ -204,9 +205,14 @@ def _report(kernel: Kernel, space: Space, found: Found, last: Comparison | None)
     return KernelReport(kernel.name, found.schedule, space.default, own, base, found.trials, found.stopped)
 
 
-def _check(compiled: Compiled, trials: int) -> None:
+def _check(compiled: Compiled, trials: int, inputs: object) -> None:
     import torch
 
+    if not isinstance(inputs, Mapping):
+        named = ", ".join(f'"{name}": {name}' for name in compiled.names)
+        raise InputError(
+            "inputs", f"a {type(inputs).__name__}", "a layer is tuned on its inputs by name", f"{{{named}}}"
+        )
     if trials < 1:
         raise TuneError(f"trials = {trials}: try at least one configuration")
     if compiled.target.backend not in PRELOAD:

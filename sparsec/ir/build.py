@@ -196,9 +196,9 @@ def lse(output: Node) -> Node:
     return make(Op.LSE, (output,))
 
 
-def merge(*outputs: Node, fn: str, gates: Sequence[Node] = ()) -> Node:
+def merge(*outputs: Node, fn: str, gates: Node | Sequence[Node] = ()) -> Node:
     """Outputs -> one: lse (joint softmax of disjoint sets), sum, gated or convex (gates ``[B,TQ,H]``), weighted, …"""
-    return make(Op.MERGE, (*outputs, *gates), fn=fn)
+    return make(Op.MERGE, (*outputs, *((gates,) if isinstance(gates, Node) else gates)), fn=fn)
 
 
 def vjp(primal: Node, *cotangents: Node, of: str, capture: str | None = None, lse_grad: Node | None = None) -> Node:

@@ -27,7 +27,9 @@ def rank(node: Node, *ranks: int) -> Problem | None:
         return None
     wanted = " or ".join(str(r) for r in ranks)
     return Problem(
-        dims(node), f"this source must have {wanted} dims", "reshape it before the call, see the op's docstring"
+        dims(node),
+        f"this source must have {wanted} dims",
+        "declare it so, with 1 for a dim that it lacks, and reshape it",
     )
 
 

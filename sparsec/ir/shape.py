@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from sparsec.ir.coerce import Refused, divides
@@ -9,6 +10,7 @@ from sparsec.ir.node import Shape
 from sparsec.scalar.expr import Expr, constant, var
 
 DTYPES = ("float", "float32", "int32")
+OTHER = re.compile(r"u?int\d+|bfloat16|float(16|64)|half|bf16|fp(16|32|64)|bool")
 
 
 def parse_shape(shape: str | Sequence[str | int | Expr]) -> tuple[Shape, str | None]:
@@ -40,6 +42,8 @@ def _dim(piece: str | int | Expr) -> Expr:
     dim = _read(piece)
     if dim.kind != "int":
         raise Refused(piece, "a dim is a whole number", "such as TK or (TK + 63) // 64")
+    if isinstance(piece, str) and OTHER.fullmatch(piece):
+        raise Refused(piece, "no input is declared with this dtype", "none, for that of the call, or float32, or int32")
     divides(dim)
     if dim.head == "const" and int(dim.value or 0) < 0:
         raise Refused(piece, "a dim is not negative", "0 or more")

@@ -73,7 +73,8 @@ def _sources(node: Node, schema: Schema) -> Problem | None:
     for at, source in enumerate(given):
         name, kinds = wanted[min(at, len(wanted) - 1)]
         if source.kind not in kinds:
-            fix = "look at the order of the sources"
+            made = "tokens(k, v) makes one of keys and values" if "memory" in kinds and source.kind == "tensor" else ""
+            fix = made or "look at the order of the sources"
             return Problem(
                 f"a {source.kind} ({source.op.value})", f"`{name.rstrip('?*+')}` is a {' or '.join(kinds)}", fix
             )

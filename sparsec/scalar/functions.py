@@ -107,6 +107,10 @@ def named(name: str) -> Callable[..., Expr]:
         return lambda x, inplace=False: COMPOSED[name](x)  # torch's own activations hand on that they are not in place
     if name in _SWAPPED:
         return lambda a, b: call(_SWAPPED[name], b, a)
+    if name == "__getitem__":
+        raise TypeError(
+            "a torch tensor is no part of a declaration: make it an input, and give it to the op by keyword"
+        )
     if name not in NAMED:
         known = ", ".join(sorted({fn.value for fn in Fn} | COMPOSED.keys()))
         raise TypeError(f"`{name}` is no scalar function that can be traced; there are {known}")

@@ -57,7 +57,11 @@ def _arguments(
     fn: Callable[..., Any], name: str, variables: Mapping[str, Kind], captures: Mapping[str, Any]
 ) -> list[Expr]:
     """One variable per positional parameter without a default."""
-    listed = [p for p in inspect.signature(fn).parameters.values() if p.default is p.empty]
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # functions that are not written in Python, such as torch.tanh, do not say what they take
+        return [var(n, kind) for n, kind in variables.items()]
+    listed = [p for p in signature.parameters.values() if p.default is p.empty]
     names = [p.name for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(names) != len(listed):
         raise TraceError(f"`{name}` takes *args or keywords: give it plain parameters out of {', '.join(variables)}")

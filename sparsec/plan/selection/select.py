@@ -54,8 +54,10 @@ def follow(planner: Planner, topk: Node) -> Chain:
         raise planner.refuse(node, f"the selector scores by dots or an indexer; fn = {node['fn']} has no kernel yet")
     if node["fn"] == "indexer" and (group is not None or pool is not None):
         raise planner.refuse(topk, "an indexer's scores are chosen from as they are; pools of them have no kernel yet")
-    if topk["scope"] == "query_set" or topk.operands:
-        raise planner.refuse(topk, "the selector lists units per token; other scopes have no kernel here yet")
+    if topk["scope"] == "query_set":
+        raise planner.refuse(topk, "the selector lists units per token; scope = query_set has no kernel here yet")
+    if topk.operands:
+        raise planner.refuse(topk, "only routers of states choose `within` a list yet; the oracle alone runs this one")
     honours(planner, node, "fn", "scale", "detach", "rounding")
     honours(planner, topk, *_CHOSEN)
     return Chain(node, group, pool, (*covers, node))
