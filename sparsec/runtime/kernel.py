@@ -13,6 +13,7 @@ from sparsec.lower.descriptors import without_roles
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import Kernel
+from sparsec.plan.specs import GatheredAttention
 from sparsec.runtime.launch import Again, build
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
@@ -46,7 +47,8 @@ class BuiltKernel:
     ) -> None:
         self.schedule, self.target, self.cache_dir = schedule, target, cache_dir
         self.kernel, self.lowered = lowered(kernel, schedule) if own is None else (kernel, own)
-        alike = self._alike if own is None and schedule.has_roles else None
+        shared = isinstance(kernel.spec, GatheredAttention)  # its other programs know the tiles, so these stay
+        alike = self._alike if own is None and schedule.has_roles and not shared else None
         self._binds = [
             (step.program, build(step, target, cache_dir, alike and partial(alike, number)))
             for number, step in enumerate(self.lowered.steps)

@@ -106,6 +106,9 @@ def guesses(kernel: Kernel, schedule: Schedule, params: Mapping[str, int]) -> Gu
         carried = union_size(spec, schedule, params)
         known[f"{spec.name}_union_counts"] = carried
         known[spec.counts or ""] = float(spec.slots)
+        if schedule.has_roles:
+            known[f"{spec.name}_used"] = listed_rows(spec, params) / schedule.rows
+            known[f"{spec.name}_entries"] = float(params["TQ"] * spec.heads * spec.slots)  # last tokens: all is past
     if isinstance(spec, TiledAttention):
         for piece in spec.pieces:
             if piece.listed is not None:
@@ -119,6 +122,11 @@ def guesses(kernel: Kernel, schedule: Schedule, params: Mapping[str, int]) -> Gu
         return known.get(access.tensor.name, 0.0) if isinstance(access, Access) else 0.0
 
     return guess
+
+
+def listed_rows(spec: GatheredAttention, params: Mapping[str, int]) -> float:
+    """Rows of a set of lists, those of a token's own chunk left out where it is known to be among them."""
+    return float(params["TQ"] * (spec.heads // spec.kv_heads) * (spec.slots - spec.own_first))
 
 
 def union_size(spec: GatheredAttention, schedule: Schedule, params: Mapping[str, int]) -> float:

@@ -14,10 +14,14 @@ import torch
 from sparsec.backends.triton.arguments import signature
 from sparsec.backends.triton.compile import Compiled, Job, compile_all
 from sparsec.backends.triton.emit import emit
+from sparsec.frontends.preset import preset
 from sparsec.lower.gathered import key_outer
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.specs import GatheredAttention
+from sparsec.runtime.compiled import compile
+from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.predict import predict
 from sparsec.scalar.expr import var
 from sparsec.testing.gluon import machine, memory
 from sparsec.testing.gluon.machine import run
@@ -67,12 +71,13 @@ def prepared(spec: GatheredAttention, schedule: Schedule) -> tuple[Lowered, dict
     return low, *with_scratch(low, x, SIZES.params)
 
 
-@pytest.fixture(autouse=True)
-def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each walks over several tiles, and some over none."""
     monkeypatch.setattr(key_outer, "PROCESSORS", 8)
 
 
+@pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize("name", SPECS)
 def test_the_text_computes_what_the_program_does(name: str) -> None:
     spec, schedule = SPECS[name]
@@ -88,6 +93,7 @@ def test_the_text_computes_what_the_program_does(name: str) -> None:
         assert (mine["out"].double() - want).norm() <= 4e-3 * want.norm()
 
 
+@pytest.mark.usefixtures("few_programs")
 def test_rows_out_of_range_are_read_again_with_a_maximum() -> None:
     spec, schedule = SPECS["no maximum"]
     low, x, params = prepared(spec, schedule)
@@ -98,6 +104,7 @@ def test_rows_out_of_range_are_read_again_with_a_maximum() -> None:
     assert (x["out"].double() - want).norm() <= 4e-3 * want.norm()
 
 
+@pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize(
     "line", ["mbarrier.wait(keys_full", "mbarrier.wait(values_full", "mbarrier.wait(free", "async_copy.wait"]
 )
@@ -107,6 +114,31 @@ def test_a_machine_sees_a_wait_that_is_not_there(line: str, monkeypatch: pytest.
     with pytest.raises((AssertionError, memory.Misused, RuntimeError)):
         run_all(low, x, params, lambda source: re.sub(rf"( +){re.escape(line)}.*", r"\1pass", source))
         assert not x["out"].isnan().any()
+
+
+def test_where_boxes_cannot_be_loaded_the_same_tiles_are_read_by_pointers(tmp_path: Path) -> None:
+    """The index and the merge of such a kernel know its tiles."""
+    layer = compile(preset("moba", block=512, k=3), "triton:sm_90", cache_dir=tmp_path)
+    dims = {"B": 1, "T": 1024, "H": 8, "HKV": 2, "D": 128, "DV": 128, "q_offset": 0}
+    kernel = next(k for k in layer.plan(dims, "bfloat16").kernels if isinstance(k.spec, GatheredAttention))
+    schedule = layer.schedule(kernel, dims)
+    assert schedule.has_roles
+    low = lower_kernel(kernel.spec, schedule)
+    built = BuiltKernel(kernel, schedule, layer.target, tmp_path)
+    for step, (_, bind) in zip(low.steps, built._binds, strict=True):
+        other = bind._other()  # type: ignore[attr-defined]
+        assert (other.program.name, other.schedule.rows) == (step.program.name, step.schedule.rows)
+        assert not other.schedule.descriptors and "gluon" not in emit(other.program, other.schedule)
+
+
+def test_predictions_count_the_tiles_that_are_walked_over() -> None:
+    layer = compile(preset("moba", block=512, k=3), "triton:sm_90")
+    dims = {"B": 1, "T": 16384, "TQ": 16384, "TK": 16384, "H": 32, "HKV": 8, "D": 128, "DV": 128, "q_offset": 0}
+    kernel = next(k for k in layer.plan(dims, "bfloat16").kernels if isinstance(k.spec, GatheredAttention))
+    schedule = layer.schedule(kernel, dims)
+    found = predict(kernel, lower_kernel(kernel.spec, schedule), schedule, layer.target, dims)
+    products = 4 * 128 * 16384 * 32 * 2 * 512
+    assert products < found.work.dots < 2.5 * products
 
 
 @pytest.mark.slow

@@ -24,6 +24,9 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
 from sparsec.tile.schedule import Schedule, ScheduleError
 
+WALKED = 128
+"""Rows of a tile that groups walk over."""
+
 PROCESSORS = 132
 """Of the largest GPU whose warps can have roles; each runs one such program at a time."""
 
@@ -171,6 +174,26 @@ def _doubt(found: Inverse, at: tuple[Node, Node], unsafe: Node | None) -> None:
 
 
 def default(spec: GatheredAttention, target: str) -> Schedule:
+    """A warp that loads for groups that walk, where that was measured; else what is best where all warps are alike."""
+    found = alike(spec, target)
+    return walk(spec, found) if flat.fits(spec) and may_walk(spec, target) else found
+
+
+def may_walk(spec: GatheredAttention, target: str) -> bool:
+    """Whether a warp that loads for the others is among the choices: whole rows of half precision, on Hopper."""
+    whole = all(16 <= d <= 128 and d & (d - 1) == 0 for d in (spec.head_dim, spec.value_dim))
+    fits = spec.chunk % 64 == 0 and spec.heads // spec.kv_heads <= WALKED
+    return target == "triton:sm_90" and spec.dtype != "float32" and whole and fits
+
+
+def walk(spec: GatheredAttention, base: Schedule) -> Schedule:
+    """Two groups of 64 rows, whose keys come a tile ahead, and their own rows as well."""
+    block = 128 if spec.chunk % 128 == 0 else 64
+    tiles = replace(base, rows=WALKED, block=block, warps=8, stages=2, registers=168, value_block=0)
+    return replace(tiles, descriptors=True, producer=True, maximum=not flat.fits(spec))
+
+
+def alike(spec: GatheredAttention, target: str) -> Schedule:
     """64 rows, or as many as hold a key/value head's heads, and a chunk's keys up to 64 at a time.
 
     128 registers a thread hide latency best, by twice the warps. At head dims of 128 Hopper's kernels do with them

@@ -106,8 +106,9 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         "value_block": tuple(b for b in (0, 64) if not b or (spec.value_dim % b == 0 and b < spec.value_dim)),
         "phases": ("branch", "split"),
         "descriptors": (False, True),
+        "producer": (False, True) if few and key_outer.may_walk(spec, target) else (False,),
         "warps": (1, 2, 4, 8),
         "stages": (1, 2, 3, 4),
-        "registers": (0, 96, 128),
+        "registers": (0, 96, 128, 168) if few and key_outer.may_walk(spec, target) else (0, 96, 128),
         "maximum": (True, False) if flat.fits(spec) and (few or spec.per == "joint") else (True,),
     }
