@@ -131,6 +131,14 @@ def test_where_boxes_cannot_be_loaded_the_same_tiles_are_read_by_pointers(tmp_pa
         assert not other.schedule.descriptors and "gluon" not in emit(other.program, other.schedule)
 
 
+@pytest.mark.parametrize(("slots", "rows"), [(3, 128), (8, 64)])
+def test_the_merge_has_tiles_of_its_own(slots: int, rows: int) -> None:
+    spec = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512, slots=slots, own_first=True)
+    merge = lower_kernel(spec, key_outer.default(spec, "triton:sm_90")).steps[-1]
+    assert merge.program.name == "attend_merge" and not merge.schedule.producer
+    assert (merge.schedule.rows, merge.schedule.warps) == (rows, rows // 16)
+
+
 def test_predictions_count_the_tiles_that_are_walked_over() -> None:
     layer = compile(preset("moba", block=512, k=3), "triton:sm_90")
     dims = {"B": 1, "T": 16384, "TQ": 16384, "TK": 16384, "H": 32, "HKV": 8, "D": 128, "DV": 128, "q_offset": 0}
