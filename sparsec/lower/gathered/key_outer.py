@@ -176,7 +176,9 @@ def _doubt(found: Inverse, at: tuple[Node, Node], unsafe: Node | None) -> None:
 def default(spec: GatheredAttention, target: str) -> Schedule:
     """A warp that loads for groups that walk, where that was measured; else what is best where all warps are alike."""
     found = alike(spec, target)
-    return walk(spec, found) if flat.fits(spec) and may_walk(spec, target) else found
+    plain = flat.fits(spec) and spec.softcap is None and spec.bias is None and not spec.captures
+    measured = min(spec.head_dim, spec.value_dim) >= 64
+    return walk(spec, found) if plain and measured and may_walk(spec, target) else found
 
 
 def may_walk(spec: GatheredAttention, target: str) -> bool:
