@@ -12,6 +12,7 @@ import torch
 from sparsec.frontends.preset import preset
 from sparsec.ir.variant import Variant
 from sparsec.lower.decode import company, together
+from sparsec.lower.decode.choice import choices
 from sparsec.lower.decode.schedules import schedule
 from sparsec.oracle.error import check
 from sparsec.oracle.truth import oracle
@@ -146,3 +147,19 @@ def test_schedules_by_how_many_lists_there_are() -> None:
             found[batch, type(kernel.spec).__name__] = one.splits, one.stages
     assert [found[b, "GatheredAttention"] for b in (1, 8, 32, 64)] == [(8, 3), (8, 3), (1, 3), (1, 3)]
     assert [found[b, "Selector"] for b in (1, 8, 32, 64)] == [(64, 3), (16, 3), (16, 1), (8, 1)]
+
+
+def with_weights(spec: AnySpec, name: str) -> AnySpec:
+    """Attention over chunks that reads weights of another name."""
+    return replace(spec, weights=name) if isinstance(spec, GatheredAttention) else spec
+
+
+def test_attention_makes_the_list_whose_weights_it_reads() -> None:
+    """Weights of another choice are not made beside the list: it stays as it is then."""
+    made = compile(preset("hsa"), "triton:sm_90")
+    dims = {"B": 1, "TQ": 1, "TK": 65536, "H": 64, "HKV": 4, "D": 128, "DV": 128, "DR": 128, "q_offset": 65535}
+    plan = made.plan(dims, "bfloat16")
+    pairs = [(k, schedule(k.spec, made.schedule(k, dims), 132, 32)) for k in plan.kernels]
+    assert len(choices(pairs, set(plan.outputs), company.SHARED)) == 1
+    others = [(replace(k, spec=with_weights(k.spec, "others")), s) for k, s in pairs]
+    assert choices(others, set(plan.outputs), company.SHARED) == {}

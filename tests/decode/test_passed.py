@@ -101,6 +101,17 @@ def maker() -> Step:
         return Step(builder.program("maker", [X, y, z], PARAMS, GRID()), Schedule())
 
 
+def twice() -> Step:
+    """y = 2 x, then y = 3 x at the same place."""
+    with tile.Builder() as builder:
+        axis = builder.axis("e", 8)
+        place = (tile.program_id(2), tile.program_id(0), tile.program_id(1), tile.iota(axis))
+        x, y = tile.load(X, *place), Buffer("y", "float32", X.shape)
+        for factor in (2.0, 3.0):
+            tile.store(y, *place, value=tile.apply(Fn.MUL, x, factor))
+        return Step(builder.program("twice", [X, y], PARAMS, GRID()), Schedule())
+
+
 def reader(head: int = 0, bound: bool = False, size: int = 8) -> Step:
     """out = y + 1 of a head behind its own, of the first token alone where ``bound``."""
     with tile.Builder() as builder:
@@ -142,6 +153,13 @@ def test_a_value_is_passed_on(bound: bool) -> None:
     assert torch.equal(run([one], x), wanted) and wanted[:, 1:].eq(6.0).all() == bound
     kept = passed(maker(), reader(), {"y", "z"})
     assert kept is not None and {t.name for t in kept.program.tensors} == {"x", "y", "z", "out"}
+
+
+def test_of_two_stores_of_one_place_the_last_is_passed_on() -> None:
+    x = torch.randn(2, 3, 4, 8)
+    one = passed(twice(), reader(), set())
+    assert one is not None
+    assert torch.equal(run([one], x), run([twice(), reader()], x)) and torch.equal(run([one], x), 3 * x + 1)
 
 
 def test_what_another_grid_point_stored_is_not_passed_on() -> None:

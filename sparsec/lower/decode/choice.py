@@ -67,4 +67,5 @@ def choices(kernels: Sequence[tuple[Kernel, Schedule]], outputs: Set[str], order
 def _fits(selector: Selector, splits: int, reader: GatheredAttention) -> bool:
     few = portion.buffers(without_constants(selector), splits)
     alike = selector.slots == reader.slots and selector.heads // sharing(selector) == chunks.lists(reader)
+    alike = alike and reader.weights in (None, selector.weights_out)  # others are not those of this list
     return alike and few.lists * few.slots <= MOST and reader.counts is None and selector.hard_out is None

@@ -77,8 +77,9 @@ class _Values:
             return None
         access = access_of(node)
         name, index, value = access.tensor.name, args[: access.tensor.rank], args[-1]
-        if not access.atomic and value.axes == tile.union(*index):
-            self.known.append((name, index, value))
+        if access.atomic or value.axes != tile.union(*index):
+            self.missing = True  # what lies there now is no value at hand
+        self.known.append((name, index, value))
         return value if name in self.gone else None
 
     def give(self, node: Node, args: tuple[Node, ...]) -> Node | None:
@@ -98,8 +99,8 @@ class _Values:
         return tile.apply(Fn.WHERE, reduce(both, inside), value, tile.const(access.other, value.dtype))
 
     def _stored(self, name: str, index: tuple[Node, ...]) -> Node | None:
-        """What was stored there, along the axes of the index."""
-        for _, known, value in (entry for entry in self.known if entry[0] == name):
+        """What was stored there last, along the axes of the index."""
+        for _, known, value in (entry for entry in reversed(self.known) if entry[0] == name):
             axes = dict[Axis, Axis]()
             if all(_same(x, y, axes) for x, y in zip(known, index, strict=True)):
                 for old, new in axes.items():

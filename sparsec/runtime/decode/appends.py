@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AppendKernel:
-    """New rows of some inputs, of each as many."""
+    """New rows of some inputs, of each as many tokens."""
 
     spec: decode_append.Append
     program: Program
     bind: Bind
 
-    def fits(self, new: Mapping[str, Tensor]) -> bool:
-        """Whether all its inputs have new rows, of each as many."""
-        shapes = {tuple(new[p.name].shape[:2]) if p.name in new else (0, 0) for p in self.spec.parts}
-        return len(shapes) == 1 and 0 not in next(iter(shapes))
+    def rows(self, new: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Sequences, and new rows that all its inputs have: what some have beyond those belongs to no whole chunk."""
+        shapes = [tuple(new[p.name].shape[:2]) if p.name in new else (0, 0) for p in self.spec.parts]
+        return min(batch for batch, _ in shapes), min(count for _, count in shapes)
 
     def launch(self, new: Mapping[str, Tensor], buffers: Mapping[str, Tensor], tokens: int) -> Callable[[], None]:
         """A launch on the new rows ``[B, R, …]`` by input name."""
-        every, (batch, count) = dict(buffers), new[self.spec.parts[0].name].shape[:2]
+        every, (batch, count) = dict(buffers), self.rows(new)
         for part in self.spec.parts:
-            every[part.name + decode_append.NEW] = new[part.name].reshape(batch, count, *part.row)
+            every[part.name + decode_append.NEW] = new[part.name][:, :count].reshape(batch, count, *part.row)
             pages = buffers[part.name]
             every[part.name] = pages if pages.dim() == 4 else pages.view(-1, part.paged.rows, *part.row)
         return self.bind([every[t.name] for t in self.program.tensors], {"B": batch, "R": count, TOKENS: tokens})
@@ -70,9 +70,12 @@ def appended(
     kernels: Sequence[AppendKernel], new: Mapping[str, Tensor], buffers: Mapping[str, Tensor], tokens: int
 ) -> list[Callable[[], None]]:
     """Launches that write new rows: one, where all inputs have as many."""
-    some = [k for k in kernels if k.fits(new)]
-    one = len(some) == len(kernels) > 1
-    return [kernel.launch(new, buffers, tokens) for kernel in (some[-1:] if one else some)]
+    several = len(kernels) > 1
+    each = kernels[:-1] if several else kernels
+    rows = {kernel.rows(new) for kernel in each}
+    if several and len(rows) == 1 and 0 not in next(iter(rows)):
+        return [kernels[-1].launch(new, buffers, tokens)]
+    return [kernel.launch(new, buffers, tokens) for kernel in each if 0 not in kernel.rows(new)]
 
 
 def _row(row: Sequence[int]) -> tuple[int, int]:
