@@ -20,6 +20,7 @@ from sparsec.ir.variant import Variant, dim_names
 from sparsec.nn import sources
 from sparsec.nn.rotary import rotate
 from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.decode.declared import Declared, declared
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import variables
 
@@ -39,6 +40,12 @@ def fits(cache: LayerCache, x: Tensor) -> None:
         rule = f"the cache was made for {cache.op.batch} sequences"
         raise InputError("cache", f"a batch of {x.shape[0]}", rule, "give every sequence its tokens")
     cache.op.reserve(x.shape[1])
+
+
+@cache
+def _kept(variant: Variant) -> Declared:
+    """What caches of a variant know of it."""
+    return declared(variant)
 
 
 @cache
@@ -171,6 +178,13 @@ class Layer(nn.Module):
         step = compiled(self.step, self.out.weight.device.type)
         return LayerCache(step.init_cache(batch, max_length, **options))
 
+    def accepts(self, cache: LayerCache, x: Tensor) -> None:
+        """Raises InputError where a cache is no cache of this layer, or has no room for the tokens of x."""
+        if cache.op.declared != _kept(self.step):
+            rule = f"this layer computes {self.step.name}"
+            raise InputError("cache", f"made for {cache.op.declared.name}", rule, "the layers' caches in their order")
+        fits(cache, x)
+
     def op(self, device: torch.device) -> Compiled:
         """The kernels for a device."""
         return compiled(self.variant, device.type)
@@ -199,7 +213,7 @@ class Layer(nn.Module):
             rule = f"hidden states are [B, T, {self.dim}]"
             raise InputError("x", f"shape {tuple(x.shape)}", rule, "x[None] where the batch is missing")
         if cache is not None:
-            fits(cache, x)
+            self.accepts(cache, x)
         before = {} if cache is None else dict(cache.tails)
         try:
             named = self.inputs(x, cache)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from sparsec.ir.error import DeclarationError, InputError
-from sparsec.nn.layer import Layer, LayerCache, fits
+from sparsec.nn.layer import Layer, LayerCache
 
 
 class Mlp(nn.Module):
@@ -67,13 +67,22 @@ class LanguageModel(nn.Module):
 
     def hidden(self, ids: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
         """Normalised hidden states ``[B,T,dim]``, for losses that need few logits."""
-        for cache in caches or ():
-            fits(cache, ids)  # what has no room in one layer is refused before another has seen it
+        self._check(ids, caches)
         x = self.embedding(ids)
         for n, block in enumerate(self.blocks):
             x = block(x, None if caches is None else caches[n])
         done: Tensor = self.norm(x)
         return done
+
+    def _check(self, ids: Tensor, caches: Sequence[LayerCache] | None) -> None:
+        """Raises InputError for what one of the layers refuses, before another has seen it."""
+        if caches is None:
+            return
+        if len(caches) != len(self.blocks):
+            rule = f"there are {len(self.blocks)} layers"
+            raise InputError("caches", f"{len(caches)} caches", rule, "model.init_caches(…)")
+        for block, cache in zip(self.blocks, caches, strict=True):
+            block.layer.accepts(cache, ids)  # type: ignore[union-attr, operator]
 
     def losses(self) -> list[Tensor]:
         """What the layers returned beside their outputs in the last call, such as balance losses, in order."""

@@ -1,6 +1,8 @@
-"""Landmarks that come by chunks: rows beyond those that are due are ignored, also where some inputs have more of them."""
+"""Landmarks that come by chunks: rows that are not due are ignored, also where some inputs have more of them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ variant two(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV], r: [B, TQ
   return a, b
 }
 """
-SIZES = {"B": 2, "TQ": 21, "TK": 21, "H": 2, "HKV": 2, "D": 16, "DV": 16, "DR": 16}
+SIZES: dict[str, Any] = {"B": 2, "TQ": 21, "TK": 21, "H": 2, "HKV": 2, "D": 16, "DV": 16, "DR": 16}
 
 
 @pytest.mark.parametrize("extra", [("",), ("l",), ("m",), ("l", "m")], ids="+".join)

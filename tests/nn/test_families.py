@@ -188,3 +188,19 @@ def test_a_step_that_has_no_room_changes_nothing() -> None:
         with pytest.raises(InputError, match="the cache was made for 8 tokens"):
             model.blocks[1].layer(hidden()[:1, :4], caches[1])  # type: ignore[operator]
         torch.testing.assert_close(model(ids[:, 5:], caches), model(ids)[:, 5:])
+
+
+@pytest.mark.parametrize("given", ["swapped", "too few", "too many"])
+def test_caches_of_other_layers_change_nothing(given: str) -> None:
+    """Layers before the one whose cache it is not have not seen the step either."""
+    torch.manual_seed(0)
+    designs = ("gdn", "gdn", "retnet")
+    model = nn.LanguageModel(7, DIM, [layer(design) for design in designs])
+    ids = torch.randint(7, (1, 8))
+    with torch.no_grad():
+        caches = model.init_caches(1)
+        model(ids[:, :5], caches)
+        wrong = {"swapped": [caches[0], caches[2], caches[1]], "too few": caches[:2], "too many": [*caches, caches[0]]}
+        with pytest.raises(InputError, match=r"made for|there are 3 layers"):
+            model(ids[:, 5:], wrong[given])
+        torch.testing.assert_close(model(ids[:, 5:], caches), model(ids)[:, 5:])

@@ -70,7 +70,7 @@ def make(
     kernels = [over_pages(k, s, found, lengths, beside[k.name], maps) for k, s in scheduled]
     joins = few and (counts or not spec.paged)
     if few:
-        kernels = without_squares(kernels, set(plan.outputs))
+        kernels = without_squares(kernels, set(plan.outputs), found.keys())
     first = appends(kept, found, *where, chain)
     before = set[str]().union(*(written(a.program) for a in first)) if chain else None
     launches = together(kernels, *where, joins, counts, before, set(plan.outputs))

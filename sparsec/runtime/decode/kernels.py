@@ -87,12 +87,15 @@ def over_pages(
     return DecodeKernel(kernel, lowered, tuple(steps), windows)
 
 
-def without_squares(kernels: Sequence[DecodeKernel], outputs: Set[str]) -> list[DecodeKernel]:
-    """Kernels whose programs work out the squares of the rows that they read; kernels that did that alone are gone."""
+def without_squares(kernels: Sequence[DecodeKernel], outputs: Set[str], paged: Set[str]) -> list[DecodeKernel]:
+    """Kernels whose programs work out the squares of the rows that they read; kernels that did that alone are gone.
+
+    Rows that are ``paged`` lie elsewhere than their squares do: those are read as they were made.
+    """
     found = list(kernels)
     for made in kernels:
         spec = made.kernel.spec
-        if not squares(spec) or spec.delta in outputs:
+        if not squares(spec) or spec.delta in outputs or spec.out in paged:
             continue
         readers = [k for k in found if spec.delta in set[str]().union(*(loaded(s.program) for s in k.steps))]
         steps = [s for k in readers for s in k.steps if spec.delta in loaded(s.program)]
