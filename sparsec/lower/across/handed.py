@@ -83,7 +83,7 @@ def _index(load: Node) -> tuple[Node, ...]:
 def _places(made: Made, load: Node) -> Node | None:
     """Where the rows of a load lie, by a list of one place per token; None if it reads no such list."""
     index = _index(load)
-    if len(index) != len(made.index) or index[1].op is not TileOp.LOAD:
+    if not 1 < len(index) == len(made.index) or index[1].op is not TileOp.LOAD:
         return None
     places, of = access_of(index[1]).tensor, _index(index[1])
     listed = places.name.endswith("_places") and places.shape[-1] == 1
