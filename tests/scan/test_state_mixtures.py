@@ -101,6 +101,31 @@ def test_biases_of_an_odd_number_of_heads(tmp_path: Path) -> None:
     held_to_its_nodes(made, x, plan, tmp_path)
 
 
+def test_masses_that_are_nothing_yet(tmp_path: Path) -> None:
+    """Their neighbours in a chunk are far from 1, and what is far below those counts as it should."""
+    variant = sparsec.parse(f"variant late({HEAD}) {{\n  {MASS}  return mixture(q, z, y)\n}}")
+    x = given(variant, {"B": 1, "T": 40, "H": 2, "D": 16})
+    x["k"] = x["k"] * torch.tensor([1e-22, 1e22]).bfloat16()[:, None]
+    x["k"][:, :5], x["k"][:, 20:23] = 0, 0
+    made, x, plan = joint_of(variant, x)
+    held_to_its_nodes(made, x, plan, tmp_path)
+
+
+def test_queries_alone_are_asked_for(tmp_path: Path) -> None:
+    """Nothing is handed from chunk to chunk where no key has a gradient."""
+    variant = sparsec.preset("rsa", **LEVELS)
+    joint, x = training(variant, ("q",)), given(variant, SIZES)
+    made, (name,) = sparsec.compile(joint.variant, target="interpreter"), joint.cotangents.values()
+    grad = torch.randn(2, 70, 2, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
+    x |= {name: grad if joint.variant.inputs[name].dtype != "float32" else grad.float()}
+    plan = scored(made.plan(*made.bind(x)), everywhere)
+    back = next(k.spec for k in plan.kernels if isinstance(k.spec, StateMixtureGrad))
+    assert back.masses == (None, None, None)
+    buffers = held_to_its_nodes(made, x, plan, tmp_path)
+    verdict = check(buffers[plan.outputs[-1]], oracle(made.variant, x, form="vector")[-1], "bfloat16", "grad")
+    assert verdict, verdict.sentence
+
+
 def results(made: Compiled, x: dict[str, Tensor]) -> list[Tensor]:
     """The output with and without gradients, and all gradients."""
     leaves = {name: t.clone().requires_grad_() for name, t in x.items()}

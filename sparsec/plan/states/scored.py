@@ -93,10 +93,11 @@ def _adjoint(kernels: Sequence[Kernel], back: Kernel, forward: StateMixture, out
     specs = tuple(k.spec if k is not None and isinstance(k.spec, ScanGrad) else None for k in scans)
     spec = StateMixtureGrad(mixture.name, forward, mixture, specs)
     taken = [back, *(k for k in scans if k is not None)]
-    own = [k for k in kernels if isinstance(k.spec, StateMixture) and k.spec == forward]
+    own = next(k for k in kernels if isinstance(k.spec, StateMixture) and k.spec == forward)
     inner = [*grads, *forward.mixture.z, *_ones(forward.masses)]
-    made = _replaced(kernels, taken, replace(back, spec=spec, reads=(*back.reads, forward.mixture.out)), inner)
-    given = next(r for r in own[0].results if r[0] == forward.mixture.out)
+    reads, sources = (*back.reads, *own.reads, forward.mixture.out), (*back.sources, *own.sources)
+    made = _replaced(kernels, taken, replace(back, spec=spec, reads=reads, sources=sources), inner)
+    given = next(r for r in own.results if r[0] == forward.mixture.out)
     return [replace(k, sources=(*k.sources, given)) if k.spec is spec else k for k in made]
 
 
