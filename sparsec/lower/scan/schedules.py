@@ -147,7 +147,7 @@ def _checked(w: Writes) -> bool:
 
 
 def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
-    """A schedule of the token recurrence in place of one of chunks, which know no documents, or of one token."""
+    """A schedule of the token recurrence in place of one of chunks, where those have no form, or of one token."""
     if schedule.order not in ("chunk", one_token.ORDER):
         return schedule
     w = spec.writes if isinstance(spec, Scan) else spec.forward.writes

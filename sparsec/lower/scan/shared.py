@@ -79,7 +79,10 @@ def _askers_back(spec: ScanGrad) -> int:
 
 
 def _ratio(spec: Scan) -> int:
-    return spec.reads[0].heads // spec.writes.heads if spec.writes.route is None and len(spec.reads) == 1 else 1
+    """Query heads per state; 1 where first states are shared by the batch, whose heads lie in another dimension."""
+    w = spec.writes
+    alone = w.route is None and len(spec.reads) == 1 and (w.initial is None or w.initial_batched)
+    return spec.reads[0].heads // w.heads if alone else 1
 
 
 def lower(spec: Scan, schedule: Schedule, inner: Callable[[Scan, Schedule], Lowered]) -> Lowered:

@@ -6,10 +6,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
+import torch
 from torch import Tensor
 
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.scan.schedules import default, default_grad, lower, lower_grad
+from sparsec.lower.scan.shared import groups, groups_back
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.testing.kernels.scan import Setting, truth
 from sparsec.testing.kernels.scratch import with_scratch
 from sparsec.tile.interpreter import interpret
@@ -78,6 +81,36 @@ def test_they_go_by_chunks_on_a_gpu(change: dict[str, Any]) -> None:
     layer = Setting("delta", "scalar", True, heads=32, state_heads=32, rows=128, cols=128, dtype="bfloat16", sharers=2)
     s = replace(layer, **change)
     assert default(s.scan(), GPU).order == default_grad(s.grad(), GPU).order == "chunk"
+
+
+def first_states(s: Setting, batched: bool) -> tuple[Scan, ScanGrad]:
+    """The specs with initial states that nobody asks the gradient of."""
+    scan, grad = s.scan(), s.grad()
+    own = replace(scan, writes=replace(scan.writes, initial="h0", initial_batched=batched))
+    return own, replace(grad, forward=own)
+
+
+@pytest.mark.parametrize("rule", ["gated delta", "delta, fading channels"])
+def test_queries_that_ask_one_state_begin_with_its_first(rule: str) -> None:
+    s = replace(RULES[rule], heads=4, state_heads=2, initial=True, length=75, rows=48, cols=24, batch=2)
+    x, want, schedule = s.draw(), truth(s, s.draw()), Schedule(order="chunk", rows=16, value_block=16, splits=2)
+    scan, grad = first_states(replace(s, initial=False), True)
+    for lowered, made in (
+        (lower(scan, schedule), s.outputs(torch.float32)),
+        (lower_grad(grad, schedule), s.gradients()),
+    ):
+        out = {n: t for n, t in made.items() if n != "dh0"}
+        every = ran(lowered, {n: t.double() for n, t in (x | out).items()}, s, "exact")
+        assert all(float((every[n].double() - want[n]).norm() / want[n].norm()) < 1e-12 for n in out)
+
+
+@pytest.mark.parametrize("rule", ["gated delta", "delta, fading channels"])
+def test_first_states_of_the_whole_batch_have_no_state_per_query(rule: str) -> None:
+    s = replace(RULES[rule], heads=4, state_heads=2, rows=128, cols=128, dtype="bfloat16")
+    scan, grad = first_states(s, False)
+    assert "h0" not in groups(scan) | groups_back(grad)
+    assert default_grad(grad, GPU).order == "token"
+    assert default(scan, GPU).order == ("token" if rule != "gated delta" else "chunk")
 
 
 @pytest.mark.parametrize("sharers", [1, 2])

@@ -29,7 +29,7 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
     if not spec.reads:
         return "nobody reads the states; use order 'token'"
     if w.sharers > 1 or any(read.sharers > 1 for read in spec.reads):
-        return "heads that share keys or queries have no chunk form; use order 'token'"
+        return "heads that share keys or queries have no chunk form here; use order 'token'"
     if odd := [read.q for read in spec.reads if not form.meets(read.q, w)]:
         return f"{odd[0].name} is {odd[0].dtype}, keys are {w.k.dtype}; use order 'token'"
     if spec.surprise is not None and parts.needs_keyed(w):

@@ -1,7 +1,7 @@
 """Gradients of a chunked scan: states and their gradients at every chunk by two walks, then all chunks side by side.
 
-Nothing is kept from the forward: decay sums, triangular solves and states are worked out again. Memory is O(N): a state
-and its gradient per chunk, in the keys' dtype. No two programs add to one place.
+Nothing is kept from the forward but by ``Schedule.keep``: decay sums, triangular solves and states are worked out
+again. Memory is O(N): a state and its gradient per chunk, in the keys' dtype. No two programs add to one place.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The programs of a scan's gradients in this form, one after another.
 
-Nothing is kept from the forward. Memory is O(N): a state and its gradient per chunk, in the dtype of the keys.
+Nothing is kept from the forward but by ``Schedule.keep``. Memory is O(N): a state and its gradient per chunk, in the
+dtype of the keys.
 """
 
 from __future__ import annotations

@@ -64,18 +64,18 @@ def lower_deep(keyed: Keyed) -> Program:
 def grid(keyed: Keyed, group: int = 1) -> tuple[tile.Value, ...]:
     """One (batch, ``group`` of chunks, head) per grid point, in the dimension that has no limit.
 
-    Heads are neighbours in memory, so programs at work read whole rows. Documents take three dimensions.
+    Heads are neighbours in memory, so programs at work read whole rows. Documents have the second dimension.
     """
     if keyed.own.schedule.documents:
-        return (tile.const(keyed.own.writes.heads), _groups(group), tile.param("B"))
+        return (mul(_groups(group), keyed.own.writes.heads), tile.param("B"))
     return (mul(mul(tile.param("B"), _groups(group)), keyed.own.writes.heads),)
 
 
 def chunk_of(keyed: Keyed, group: int = 1) -> Chunk:
     """The chunk of a program, or the first of its group."""
     if keyed.own.schedule.documents:
-        number = tile.program_id(1) if group == 1 else mul(tile.program_id(1), group)
-        return Chunk(keyed.own, tile.program_id(2), tile.program_id(0), number)
+        number, head = (tile.apply(fn, tile.program_id(0), keyed.own.writes.heads) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
+        return Chunk(keyed.own, tile.program_id(1), head, number if group == 1 else mul(number, group))
     heads, groups = keyed.own.writes.heads, _groups(group)
     before, head = (tile.apply(fn, tile.program_id(0), heads) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
     batch, number = (tile.apply(fn, before, groups) for fn in (Fn.TRUNCDIV, Fn.TRUNCMOD))
