@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sparsec.plan.states.fenwick_specs import LadderGrad
 from sparsec.plan.states.scan_specs import ScanGrad
 from sparsec.runtime.joint import Joint, Whole, halved
 from sparsec.runtime.known import MOST_PLANS, room
@@ -56,5 +57,5 @@ class Closer:
 
 def _keeps(halves: Joint, schedules: Mapping[str, Schedule]) -> bool:
     """Whether every scan of the backward reads what the forward made of its chunks."""
-    scans = [schedules[k.name] for k in halves.split.backward.kernels if isinstance(k.spec, ScanGrad)]
+    scans = [schedules[k.name] for k in halves.split.backward.kernels if isinstance(k.spec, ScanGrad | LadderGrad)]
     return bool(scans) and all(s.keep and s.order == "chunk" for s in scans)

@@ -31,8 +31,8 @@ class Schedule:
             ``descriptors``).
         maximum: keep a running maximum of the scores; without one weights are measured against zero, and rows whose sum
             leaves the safe range are read again with one (gathered attention).
-        keep: a backward reads what its forward has sorted, solved and carried from segment to segment, which is kept
-            for it, instead of making it again (scans, where those of a whole backward do).
+        keep: a backward reads what its forward has sorted, solved, carried from segment to segment and made of levels'
+            blocks, which is kept for it, instead of making it again (scans, where those of a whole backward do).
         documents: batch entries have a dimension of every grid of their own, by which packed calls tell documents
             (scans in chunks; never tuned).
         exact: what half precision rounds between the products of a chunk is multiplied as a sum of two (scans).

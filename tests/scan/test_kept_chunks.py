@@ -12,6 +12,7 @@ import sparsec
 from sparsec.frontends.text import parse
 from sparsec.lower.registry import default
 from sparsec.plan.grad_specs import GatheredGradQ
+from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.across import programs, whole
 from sparsec.runtime.compiled import Compiled
@@ -40,7 +41,7 @@ def called(preset: str, knobs: dict[str, Any], keep: bool) -> tuple[Compiled, di
 
 
 def is_scan(spec: object) -> bool:
-    return isinstance(spec, Scan | ScanGrad)
+    return isinstance(spec, Scan | ScanGrad | Ladder | LadderGrad)
 
 
 def steps(made: Compiled, x: dict[str, Tensor], halves: Joint) -> list[list[str]]:
@@ -59,6 +60,13 @@ def steps(made: Compiled, x: dict[str, Tensor], halves: Joint) -> list[list[str]
         ("deltanet", {"raw": True}, ("solve", "ends", "starts")),
         ("sse_gdn", {"parts": 3, "raw": True}, ("tally", "fill", "cut", "solve", "ends", "sorted_k", "sorted_v")),
         ("sse_gdn", {"parts": 3, "k": 2}, ("tally", "fill", "cut", "solve", "ends", "sorted_k", "sorted_v")),
+        (
+            "log_linear",
+            {"rule": "delta", "levels": 8, "raw": True},
+            ("sums", "solve", "leaf", "leaf_moves", "climb_moves1"),
+        ),
+        ("log_linear", {"rule": "delta", "levels": 8}, ("solve", "leaf", "leaf_moves", "climb1")),
+        ("log_linear", {"rule": "additive", "levels": 8, "raw": True}, ("sums", "group")),
         ("sse", {"parts": 2, "raw": True}, ("tally", "fill", "cut", "sorted_k", "sorted_v", "sorted_decay")),
     ],
 )
@@ -99,6 +107,40 @@ def test_which_scans_keep() -> None:
         specs = [k.spec for k in made.training.joint(sizes, dtype, names).split.backward.kernels]
         found = [default(spec, "triton:sm_90") for spec in specs if isinstance(spec, ScanGrad)]
         assert len(found) == 2 and all(s.keep == keeps == (s.order == "chunk") for s in found)
+
+
+def test_which_levels_keep() -> None:
+    """Those of a delta rule on a GPU, whose blocks are a sixth of a step."""
+    for rule in ("delta", "additive"):
+        made = sparsec.compile(sparsec.preset("log_linear", rule=rule, levels=12, raw=True), target="triton:sm_90")
+        dims = {**SIZES, "D": 128, "DV": 128, "T": 2048, "q_offset": 0}
+        names = tuple(made.variant.inputs)
+        (spec,) = (
+            k.spec
+            for k in made.training.joint(dims, "bfloat16", names).split.backward.kernels
+            if isinstance(k.spec, LadderGrad)
+        )
+        assert default(spec, "triton:sm_90").keep is (rule == "delta")
+        kept = training_peak(made, dims, "bfloat16", names).kept
+        out = 2 * dims["T"] * dims["H"] * dims["DV"]
+        assert (kept == out) is (rule == "additive")
+
+
+def test_levels_under_unlike_schedules_keep_nothing() -> None:
+    """Chunks of other sizes are not the forward's; gradients are made of blocks of their own."""
+    made, x, halves, found = called("log_linear", {"rule": "delta", "levels": 8, "raw": True}, keep=True)
+    (back,) = (k.name for k in halves.split.backward.kernels if isinstance(k.spec, LadderGrad))
+    made.schedules = {**made.schedules, back: Schedule(order="chunk", rows=32, value_block=16, keep=True)}
+    dims, dtype = made.bind(x)
+    _, backward = steps(made, x, made.training.halves(dims, dtype, tuple(x)))
+    assert {"leaf", "leaf_moves"} <= {n.rpartition("grad_q_")[2] for n in backward}
+    leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
+    out = made(**leaves)
+    assert isinstance(out, Tensor)
+    for actual, right in zip(
+        torch.autograd.grad(out.float().square().sum(), list(leaves.values())), found[1:], strict=True
+    ):
+        torch.testing.assert_close(actual.float(), right.float(), rtol=0.05, atol=0.05)
 
 
 BESIDE = """variant beside(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], beta: [B,T,HKV], g: [B,T,HKV] float32,

@@ -1,7 +1,8 @@
 """Programs that kernels of one plan have in common: who chose which part, and rows that are sorted alike.
 
 Steps are numbered by their values. A step that reads what another read and does with it what that one did makes what
-that one made: it is left out, and what it would have made is read from there.
+that one made: it is left out, and what it would have made is read from there. Steps that store shares of one tensor
+count as one.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ def without_repeats(pieces: Sequence[Piece]) -> list[Piece]:
         alias: dict[str, str] = {}
         steps = list[Step]()
         known = piece.params()
-        for given in piece.lowered.steps:
-            step = replace(given, program=renamed(given.program, _within(given, alias)))
-            made = _made(piece, step)
+        for given in _units(piece):
+            unit = [replace(s, program=renamed(s.program, _within(s, alias))) for s in given]
+            made = _made(piece, unit)
             if made is not None:
-                earlier = seen.setdefault(_key(step, made, known), made)
+                earlier = seen.setdefault(_key(unit, made, known), made)
                 if earlier is not made:
                     alias |= dict(zip(made, earlier, strict=True))
                     continue
-            steps.append(step)
-            for other in step.also:
+            steps += unit
+            for other in [other for step in unit for other in step.also]:
                 part = replace(other, program=renamed(other.program, _within(other, alias)))
-                own = _stored(part)
-                seen.setdefault(_key(part, own, known), own)
+                own = _stored([part])
+                seen.setdefault(_key([part], own, known), own)
         scratch = tuple(s for s in piece.lowered.scratch if s.name not in alias)
         lowered = replace(piece.lowered, steps=tuple(steps), scratch=scratch) if alias else piece.lowered
         found.append(replace(piece, lowered=lowered))
@@ -52,22 +53,46 @@ def _within(step: Step, alias: dict[str, str]) -> dict[str, str]:
     return {t.name: alias[t.name] for t in step.program.tensors if t.name in alias}
 
 
-def _made(piece: Piece, step: Step) -> list[str] | None:
-    """The scratch that a step makes, in the order of its tensors; None where it makes or changes something else."""
-    own, others = stores(step.program), [s for s in piece.lowered.steps if s.program.name != step.program.name]
-    if not own <= piece.scratch or own & loads(step.program) or any(own & stores(s.program) for s in others):
+def _units(piece: Piece) -> list[Sequence[Step]]:
+    """Steps one by one, but as one those that make something together: each stores a share of it."""
+    steps, found, first = piece.lowered.steps, list[Sequence[Step]](), 0
+    last = {name: n for n, step in enumerate(steps) for name in stores(step.program)}
+    while first < len(steps):
+        end = number = first
+        while number <= end:
+            end = max([end, *(last[name] for name in stores(steps[number].program))])
+            number += 1
+        unit = steps[first : end + 1]
+        found += [unit] if _made(piece, unit) is not None else [[step] for step in unit]
+        first = end + 1
+    return found
+
+
+def _made(piece: Piece, unit: Sequence[Step]) -> list[str] | None:
+    """The scratch that steps make, in the order of their tensors; None where they make or change something else."""
+    own, missing = [s.program.name for s in unit], set(_stored(unit))
+    others = [s for s in piece.lowered.steps if s.program.name not in own]
+    if not missing <= piece.scratch or missing & set(_stored(others)):
         return None
-    return _stored(step)
+    for number, step in enumerate(unit):
+        if missing & loads(step.program):  # before all of it is there
+            return None
+        missing -= stores(step.program) - set(_stored(unit[number + 1 :]))
+    return _stored(unit)
 
 
-def _stored(step: Step) -> list[str]:
-    """What a step stores to, in the order of its tensors."""
-    own = stores(step.program)
-    return [t.name for t in step.program.tensors if t.name in own]
+def _stored(unit: Sequence[Step]) -> list[str]:
+    """What steps store to, in the order of their tensors."""
+    names = (t.name for s in unit for own in [stores(s.program)] for t in s.program.tensors if t.name in own)
+    return list(dict.fromkeys(names))
 
 
-def _key(step: Step, made: Sequence[str], known: dict[str, Expr]) -> Key:
-    """What a step does, whatever it and its results are called."""
+def _key(unit: Sequence[Step], made: Sequence[str], known: dict[str, Expr]) -> Key:
+    """What steps do, whatever they and their results are called."""
+    return tuple(_said(step, made, known) for step in unit)
+
+
+def _said(step: Step, made: Sequence[str], known: dict[str, Expr]) -> Key:
     alike = renamed(step.program, {name: f"made_{n}" for n, name in enumerate(made)})
     tensors = tuple(sorted(alike.tensors, key=lambda t: t.name))
     used = sorted(_used(alike), key=lambda name: (str(known.get(name, name)), name))

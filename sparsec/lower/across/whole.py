@@ -12,12 +12,16 @@ from sparsec.lower.across.taken import made_by, placed, taken
 from sparsec.lower.lowered import Lowered
 from sparsec.plan.maps.map_specs import Map
 from sparsec.plan.plan import Kernel, Plan
+from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
 from sparsec.plan.states.mixture_specs import StateMixture, StateMixtureGrad
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.tile.schedule import Schedule
 
 SCANS = (Scan, ScanGrad, StateMixture, StateMixtureGrad)
 """Specs of kernels that may sort, and sum decays."""
+
+ALIKE = (*SCANS, Ladder, LadderGrad)
+"""Specs of kernels of which one may do what another has done."""
 
 
 def shares(plan: Plan, schedules: Mapping[str, Schedule]) -> bool:
@@ -50,7 +54,7 @@ def together(plan: Plan, lowered: Mapping[str, Lowered]) -> tuple[Plan, dict[str
 
 def _once(pieces: Sequence[Piece]) -> list[Piece]:
     """Scans without steps that another scan has done."""
-    changed = without_repeats([p for p in pieces if isinstance(p.kernel.spec, SCANS)])
+    changed = without_repeats([p for p in pieces if isinstance(p.kernel.spec, ALIKE)])
     new = {p.kernel.name: p for p in changed}
     return [new.get(p.kernel.name, p) for p in pieces]
 

@@ -8,6 +8,7 @@ from sparsec.lower.fenwick import (
     asked,
     descend,
     far,
+    leaf,
     parts_delta,
     sharing,
     through,
@@ -32,19 +33,27 @@ def lower(spec: LadderGrad, schedule: Schedule) -> Lowered:
     ScheduleError where there is no such form.
     """
     inner = sharing.apart(spec)
-    found = _apart(inner, schedule)
-    return found if inner is spec else sharing.around(spec, found, schedule)
+    if inner is spec:
+        return _apart(spec, schedule)
+    return sharing.around(spec, _apart(inner, replace(schedule, keep=False)), schedule)
 
 
 def _apart(spec: LadderGrad, schedule: Schedule) -> Lowered:
     """Of as many states as query heads."""
     b = Back(spec, rungs_of(spec.forward, schedule, spec.name))
-    steps = blocks(b.rungs, schedule, apart=True) + (_down(b, schedule) if b.rungs.outer else [])
+    steps = _blocks(b, schedule) + (_down(b, schedule) if b.rungs.outer else [])
     steps += _tokens(b, schedule)
     if b.rungs.outer and b.learns_decay:
         steps.append(Step(through.lower(b), replace(schedule, warps=1, stages=1)))
     scratch = (*b.rungs.scratch(), *b.scratch())
     return Lowered(tuple(steps), tuple(as_scratch(t) for t in scratch), b.rungs.params())
+
+
+def _blocks(b: Back, schedule: Schedule) -> list[Step]:
+    """All blocks again; with ``keep`` by the forward's own programs, which a training step runs once."""
+    own = schedule.keep and b.matrices
+    seconds = [Step(leaf.lower_seconds(b.rungs), schedule)] * (own and b.rungs.outer > 1)
+    return blocks(b.rungs, schedule, apart=not own) + seconds
 
 
 def _tokens(b: Back, schedule: Schedule) -> list[Step]:

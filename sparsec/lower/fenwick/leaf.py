@@ -45,10 +45,7 @@ def lower_moves(rungs: Rungs, apart: bool) -> Program:
     """P, with ``apart`` that of second chunks too; one (two chunks and tile of columns, head, batch) per grid point."""
     own, w = rungs.own, rungs.own.writes
     with tile.Builder() as builder:
-        tiles = -(-power(w.rows) // own.columns)
-        number, part = tile_number(own, tiles)
-        a = axes(builder, own, "cdne")
-        column = column_of(part, a.columns)
+        a, number, column, tiles = _columns_of_moves(builder, rungs)
         index, (left, right) = (tile.iota(a.dims), column), two(rungs, number)
         move = _move(rungs, left, a, column, tiles)
         keep(left, rungs.read_moves, index, move)
@@ -57,10 +54,31 @@ def lower_moves(rungs: Rungs, apart: bool) -> Program:
             keep_two(rungs.moves(1), rungs.read_moves, left, number, index, after(rungs, right, a, move))
             tensors.append(rungs.moves(1))
             if apart:
-                place = (left.batch, left.head, add(left.number, 1), *index)
-                store(rungs.moves(0), place, _move(rungs, right, a, column, tiles))
-                tensors.append(rungs.moves(0))
+                tensors.append(_second(rungs, left, right, a, column, tiles))
         return own.program(builder, "leaf_moves", tensors, grid(tiles, w.heads))
+
+
+def lower_seconds(rungs: Rungs) -> Program:
+    """P of second chunks alone, where the forward's programs have made all else."""
+    with tile.Builder() as builder:
+        a, number, column, tiles = _columns_of_moves(builder, rungs)
+        tensors = [rungs.keys, *of_writes(rungs), _second(rungs, *two(rungs, number), a, column, tiles)]
+        return rungs.own.program(builder, "seconds", tensors, grid(tiles, rungs.own.writes.heads))
+
+
+def _columns_of_moves(builder: tile.Builder, rungs: Rungs) -> tuple[Axes, Node, Node, int]:
+    """The axes of a program on transitions, the number of its two chunks, its columns, and the tiles of columns."""
+    tiles = -(-power(rungs.own.writes.rows) // rungs.own.columns)
+    number, part = tile_number(rungs.own, tiles)
+    a = axes(builder, rungs.own, "cdne")
+    return a, number, column_of(part, a.columns), tiles
+
+
+def _second(rungs: Rungs, left: Chunk, right: Chunk, a: Axes, column: Node, tiles: int) -> Tensor:
+    """Store P of the second of two chunks; the tensor that it is stored to."""
+    place = (left.batch, left.head, add(left.number, 1), tile.iota(a.dims), column)
+    store(rungs.moves(0), place, _move(rungs, right, a, column, tiles))
+    return rungs.moves(0)
 
 
 def two(rungs: Rungs, number: Node) -> tuple[Chunk, Chunk]:

@@ -29,8 +29,13 @@ def default(spec: Ladder | LadderGrad, target: str) -> Schedule:
         return _tokens(spec, target)
     columns = min(64, padded(w.cols))
     if target.startswith("triton"):
-        return Schedule(order="chunk", rows=64, value_block=columns, warps=4, stages=2)
+        return Schedule(order="chunk", rows=64, value_block=columns, warps=4, stages=2, keep=_keeps(spec))
     return Schedule(order="chunk", rows=32, value_block=columns, lanes=("e", "d", "n", "s"))
+
+
+def _keeps(spec: Ladder | LadderGrad) -> bool:
+    """Whether a backward reads its forward's blocks: of a delta rule, where to make them again is a sixth of a step."""
+    return isinstance(spec, LadderGrad) and spec.forward.writes.rule == "delta"
 
 
 def _tokens(spec: Ladder, target: str) -> Schedule:
@@ -45,5 +50,6 @@ def space(spec: Ladder | LadderGrad, target: str) -> Choices:
     if isinstance(spec, Ladder) and unchunked(spec) is not None:
         return {"value_block": (4, 8, 16), "warps": (1, 2, 4, 8)} if target.startswith("triton") else {}
     if target.startswith("triton"):
-        return {"rows": (32, 64), "value_block": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3)}
+        kept = {"keep": (False, True)} if isinstance(spec, LadderGrad) else {}
+        return {"rows": (32, 64), "value_block": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3), **kept}
     return {"rows": (16, 32, 64), "value_block": (16, 32, 64)}

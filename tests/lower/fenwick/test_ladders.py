@@ -70,6 +70,18 @@ def test_half_precision(rule: str) -> None:
     assert all(error < limits.get(n, 0.008) for n, error in found.items()), found
 
 
+@pytest.mark.parametrize("length", [15, 40, 150, 230])
+def test_the_forwards_own_programs_leave_second_chunks_to_another(length: int) -> None:
+    s = Setting("delta", length=length, levels=9, rows=20, cols=24)
+    schedule = Schedule(order="chunk", rows=16, value_block=16, keep=True)
+    lowered = backward.lower(s.grad(), schedule)
+    own = {step.program.name.removeprefix("ladder_") for step in forward.lower(s.ladder(), schedule).steps}
+    again = {step.program.name.removeprefix("grad_") for step in lowered.steps}
+    assert own - again == {"ladder"} and "seconds" in again
+    found = errors(s, lowered, s.gradients)
+    assert all(e < 1e-12 for e in found.values()), found
+
+
 @pytest.mark.parametrize("rule", ["additive", "delta"])
 def test_what_nobody_asks_for_is_not_needed(rule: str) -> None:
     s = Setting(rule, length=75)
@@ -90,9 +102,9 @@ def test_compiled_for_a_gpu(rule: str, tmp_path: Path) -> None:
     s = Setting(rule, rows=128, cols=128, heads=16, levels=9, dtype="bfloat16")
     spec: LadderGrad = s.grad()
     schedule = schedules.default(spec, "triton:sm_90")
-    steps = {
-        p.program.name: p for p in (*forward.lower(s.ladder(), schedule).steps, *backward.lower(spec, schedule).steps)
-    }
+    apart = backward.lower(spec, replace(schedule, keep=False)).steps
+    every = (*forward.lower(s.ladder(), schedule).steps, *apart, *backward.lower(spec, schedule).steps)
+    steps = {p.program.name + ("_apart" * (p in apart)): p for p in every}
     wanted = [(n, wide_dots(p.program), job(p.program, p.schedule, "sm_90")) for n, p in steps.items()]
     wrong = {n: x for n, x in misfits(wanted, "sm_90", tmp_path).items() if not isinstance(x, Resources)}
     assert not wrong
