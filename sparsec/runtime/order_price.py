@@ -58,7 +58,8 @@ def _price(compiled: Compiled, kernel: Kernel, dims: Mapping[str, int]) -> Order
     target, spec = compiled.target, kernel.spec
     runs, plain = compiled.preferred(kernel, dims), default(spec, target.name)
     if not ordered(spec, runs):
-        record = compiled.records.read(record_key(spec, target, bucket(compiled.lengths.longest(dims))))
+        key = record_key(spec, target, bucket(compiled.lengths.longest(dims)))
+        record = compiled.records.read(key, lambda: plain)
         if record is not None and record.schedule == runs and ordered(spec, plain):
             return OrderPrice(kernel.name, record.time_s, record.default_s, True, True)
         one = _seconds(compiled, kernel, plain, dims) if ordered(spec, plain) else None

@@ -1,8 +1,8 @@
 """Tuned records: the best schedule of a kernel on a target, one small file each, read here and written by the tuner.
 
 A record's key has everything that can make a schedule wrong or slow elsewhere: the kernel's spec, the length bucket,
-the
-target with its device and driver, and the versions of the compiler, of torch and of sparsec.
+the target with its device and driver, and the versions of the compiler, of torch and of sparsec. What a schedule had
+no field for when a record was written is what the default has today.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sparsec.lower.registry import default
 from sparsec.plan.grad_specs import AnySpec
 from sparsec.runtime.target import Target
 from sparsec.tile.schedule import Schedule
@@ -77,6 +78,10 @@ class Record:
     toolchain: str
 
 
+TIED = frozenset({"producer", "maximum"})
+"""Fields that ask something of the others: records from before them were found without."""
+
+
 class Records:
     """The folder ``<cache>/records``; unreadable or altered files are set aside and count as missing."""
 
@@ -89,20 +94,20 @@ class Records:
     def best(self, spec: AnySpec, target: Target, length: int, packed: bool = False) -> Schedule | None:
         """The tuned schedule for this key, if one reads back intact; for packed documents else that of dense calls."""
         for key in dict.fromkeys(record_key(spec, target, length, p) for p in (packed, False)):
-            record = self.read(key)
+            record = self.read(key, lambda: default(spec, target.name))
             if record is not None:
                 return record.schedule
         return None
 
-    def read(self, key: str) -> Record | None:
-        """A record by key; a corrupt one is renamed to ``.corrupt`` and forgotten."""
+    def read(self, key: str, usual: Callable[[], Schedule] = Schedule) -> Record | None:
+        """A record by key; a corrupt one is renamed to ``.corrupt`` and forgotten. ``usual``: the kernel's default."""
         path = self.folder / f"{key}.json"
         try:
             content = path.read_bytes()
         except OSError:
             return None
         try:
-            return parse(content)
+            return parse(content, usual)
         except ValueError:
             _set_aside(path)
             return None
@@ -123,17 +128,28 @@ def serialise(record: Record) -> str:
     return json.dumps({"record": body, "sha256": _digest(body)}, indent=1)
 
 
-def parse(content: bytes) -> Record:
-    """The record in a file's content; ValueError if it is none, or its digest does not match."""
+def parse(content: bytes, usual: Callable[[], Schedule] = Schedule) -> Record:
+    """The record in a file's content; ValueError if it is none, or its digest does not match.
+
+    ``usual`` is the schedule that fields stand for which are not in the file.
+    """
     data = json.loads(content)
     body = data.get("record") if isinstance(data, dict) else None
     if not isinstance(body, dict) or _digest(body) != data.get("sha256"):
         raise ValueError("the record was altered after it was written")
-    saved, known = body.pop("schedule", None), {f.name for f in fields(Schedule)}
+    saved = body.pop("schedule", None)
     if not isinstance(saved, dict) or {*body} != {f.name for f in fields(Record)} - {"schedule"}:
         raise ValueError("a record of another version of sparsec")
-    read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
-    return Record(schedule=Schedule(**read), **body)
+    return Record(schedule=_schedule(saved, usual), **body)
+
+
+def _schedule(saved: Mapping[str, Any], usual: Callable[[], Schedule]) -> Schedule:
+    """A schedule back from what was saved of it."""
+    known = {f.name for f in fields(Schedule)}
+    read = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
+    later = known - {*read}
+    plain = {name: getattr(Schedule(), name) for name in later & TIED}
+    return replace(usual() if later else Schedule(), **plain, **read)
 
 
 def _digest(body: Mapping[str, object]) -> str:

@@ -82,6 +82,17 @@ def test_a_backward_makes_nothing_again(preset: str, knobs: dict[str, Any], once
         torch.testing.assert_close(actual, right, rtol=0, atol=0)
 
 
+def test_programs_that_round_nothing_are_made_once_however_the_backward_rounds() -> None:
+    """Sums of decays know of no products: those of an exact backward are the forward's."""
+    made, x, halves, _ = called("gdn", {"raw": True}, keep=True)
+    (back,) = (k.name for k in halves.whole.plan.kernels if isinstance(k.spec, ScanGrad))
+    made.schedules = {**made.schedules, back: Schedule("chunk", 16, value_block=16, splits=2, keep=True, exact=True)}
+    dims, dtype = made.bind(x)
+    forward, backward = steps(made, x, made.training.halves(dims, dtype, tuple(x)))
+    assert any(n.endswith("_sums") for n in forward) and not any(n.endswith("_sums") for n in backward)
+    assert any(n.endswith("_ends") for n in backward), "a state of the backward is rounded less"
+
+
 def test_what_is_kept_is_said() -> None:
     """By the prediction of memory, which is what the halves allocate; and no more where one scan keeps nothing."""
     sizes, dims = dict[bool, int](), {**SIZES, "DX": 4, "q_offset": 0}

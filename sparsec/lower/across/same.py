@@ -111,5 +111,5 @@ def _used(program: Program) -> set[str]:
 def _printed(schedule: Schedule) -> Schedule:
     """What of a schedule still says something once there is a program."""
     plain = Schedule()
-    names = ("order", "rows", "block", "value_block", "phases", "splits", "maximum", "keep")
+    names = ("order", "rows", "block", "value_block", "phases", "splits", "maximum", "keep", "documents", "exact")
     return replace(schedule, **{name: getattr(plain, name) for name in names})

@@ -212,12 +212,16 @@ def default(spec: Scan, target: str) -> Schedule:
 
 
 def default_grad(spec: ScanGrad, target: str) -> Schedule:
-    """As ``default``; the recurrence keeps a state per 16 tokens, from which it walks a few at a time on a CPU."""
+    """As ``default``; the recurrence keeps a state per 16 tokens, from which it walks a few at a time on a CPU.
+
+    What chunks keep says nothing to the recurrence: it is set for those that the tuner may try in its place.
+    """
     w = spec.forward.writes
-    if (chunked := in_chunks_back(spec, target)) is not None and _checked(w):
+    chunked = in_chunks_back(spec, target)
+    if chunked is not None and _checked(w):
         return chunked
     if target.startswith("triton"):
-        return _token_back(spec.forward.writes)
+        return replace(_token_back(w), keep=chunked is not None)
     return Schedule(order=_walked(spec.forward.writes), block=16, rows=_held(spec), lanes=("e", "d"), split_dims=False)
 
 
@@ -243,7 +247,7 @@ def _beside(w: Writes, usual: Schedule, chunked: Schedule | None) -> tuple[Sched
     """Delta rules both rounded and exact: slow decays need the latter, others are quicker without."""
     if chunked is None:
         return ()
-    names = ("order", "value_block", "splits", "warps", "stages", "descriptors", "exact")
+    names = ("order", "value_block", "splits", "warps", "stages", "descriptors", "keep", "exact")
     found = replace(usual, **{name: getattr(chunked, name) for name in names})
     sizes = (found,) if usual.order == "chunk" else (replace(found, rows=32), replace(found, rows=64))
     every = [*sizes, *(replace(each, exact=not each.exact) for each in sizes if _rounds(w))]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sparsec.autotune.space import Space
+from sparsec.autotune.space import Space, encode
 from sparsec.lower import segments
 from sparsec.lower.registry import default, known, lower_kernel, space
 from sparsec.testing.kernels.scan import Setting
@@ -85,12 +85,16 @@ def test_documents_go_by_chunks() -> None:
     "s", [replace(LAYER, decay="key", rows=64), replace(LAYER, erase=True, reads="undecayed"), replace(LAYER, rows=32)]
 )
 def test_the_tuner_tries_chunks_where_they_are_not_the_default(s: Setting) -> None:
-    for spec in (s.scan(), s.grad()):
+    forward, back = s.scan(), s.grad()
+    for spec in (forward, back):
         found, usual = known(spec, GPU), Space(default(spec, GPU), space(spec, GPU))
         assert [(k.order, k.exact, k.rows) for k in found] == [("chunk", x, n) for x in (False, True) for n in (32, 64)]
         for schedule in found:
             assert usual.schedule(usual.params(schedule)) == schedule
             assert lower_kernel(spec, schedule).steps
+            assert schedule.keep == (spec is not forward)
+        tried = usual.schedule(usual.params(usual.default) | {"order": encode("chunk")})
+        assert tried.keep == (spec is not forward)  # whichever chunks are tried, a backward reads what its forward made
 
 
 def test_nothing_else_is_known() -> None:
