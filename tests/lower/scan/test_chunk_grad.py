@@ -8,6 +8,8 @@ from typing import Literal
 import pytest
 
 from sparsec.lower.scan.chunk import gradient as chunk_grad
+from sparsec.lower.scan.token import gradient as token_grad
+from sparsec.plan.states.scan_specs import Operand, ScanGrad
 from sparsec.testing.kernels.scan import Setting, truth
 from sparsec.testing.kernels.scratch import with_scratch
 from sparsec.tile.interpreter import interpret
@@ -94,6 +96,37 @@ def test_what_nobody_asks_for_is_not_needed(rule: str) -> None:
     assert set(errors) == {"dq", "dk"} and max(errors.values()) < 1e-12, errors
 
 
-def test_groups_have_no_chunk_form() -> None:
-    with pytest.raises(ScheduleError, match="one read of as many heads"):
-        chunk_grad.lower(replace(RULES["linear"], heads=2).grad(), Schedule(order="chunk", rows=16))
+ALIKE = {name: replace(s, heads=1) for name, s in RULES.items()}
+UNREAD = replace(ALIKE["linear"].scan(), reads=())
+OTHER = Operand("do", "float16")
+REFUSED = [
+    (replace(RULES["linear"], heads=2).grad(), "reads have 2 heads, states 1"),
+    (replace(ALIKE["linear"].grad(), forward=UNREAD, grads=(), grad_q=()), "reads have no heads, states 1"),
+    (replace(ALIKE["fading"], when="before").grad(), "a read before the own write"),
+    (replace(ALIKE["fading"].grad(), grads=(OTHER,)), "the outputs' gradient is float16, chunks multiply float32;"),
+    (
+        replace(replace(ALIKE["fading"], dtype="bfloat16").grad(), grads=(OTHER,)),
+        "the outputs' gradient is float16, chunks multiply bfloat16 or float32;",
+    ),
+    (
+        replace(Setting("additive", "key", heads=1, dtype="bfloat16").grad(), grads=(Operand("do", "float32"),)),
+        "the outputs' gradient is float32, chunks multiply bfloat16;",
+    ),
+    (Setting("delta", "key", heads=1, surprise=True).grad(), "have no chunk form that says what a write was surprised"),
+]
+
+
+@pytest.mark.parametrize(("spec", "sentence"), REFUSED)
+def test_what_has_no_chunk_form_says_what_it_has(spec: ScanGrad, sentence: str) -> None:
+    """Numbers and dtypes of the sentence are those of the spec, and the token recurrence takes what it refuses."""
+    with pytest.raises(ScheduleError, match=sentence):
+        chunk_grad.lower(spec, Schedule(order="chunk", rows=16))
+    assert token_grad.lower(spec, Schedule(order="token", block=16, rows=1)).steps
+
+
+def test_queries_of_other_dtypes_are_named() -> None:
+    spec = replace(ALIKE["fading"], dtype="bfloat16").grad()
+    read = replace(spec.forward.reads[0], q=Operand("asked", "float16"))
+    spec = replace(spec, forward=replace(spec.forward, reads=(read,)))
+    with pytest.raises(ScheduleError, match="asked is float16, keys are bfloat16"):
+        chunk_grad.lower(spec, Schedule(order="chunk", rows=16))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scan.chunk import units
-from sparsec.lower.scan.chunk.form import checked, meets
+from sparsec.lower.scan.chunk.form import SURPRISED, checked, meets
 from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, SEGMENTS, Chunk, Chunked, needs_keyed
 from sparsec.lower.scan.runs import Runs
 from sparsec.plan.states.scan_specs import Operand, Read, ScanGrad
@@ -114,15 +114,19 @@ def refusal(spec: ScanGrad) -> str | None:
     """Why a backward has no chunk form beyond what the forward says, in a sentence; None where it has."""
     reads, w = spec.forward.reads, spec.forward.writes
     if len(reads) != 1 or reads[0].heads != w.heads:
-        heads = ", ".join(str(r.heads) for r in reads)
-        return f"reads of {heads} heads from {w.heads} states; one read of as many heads has a chunk form: use 'token'"
+        heads = " and ".join(str(r.heads) for r in reads) or "no"
+        one = "a backward in chunks has one read of as many heads: use order 'token'"
+        return f"reads have {heads} heads, states {w.heads}; {one}"
     if reads[0].when != "after" and not needs_keyed(w):
-        return "a read before the own write has no chunk form of its backward; use order 'token'"
+        return "a read before the own write has no chunk form of its backward here; use order 'token'"
     if spec.surprise is not None and needs_keyed(w):
-        return "what channels that fade by themselves are surprised by has no chunk form; use order 'token'"
-    wide = spec.grads[0].dtype == "float32" and not needs_keyed(w)  # rounded, or split, as they are loaded
-    if (spec.grads[0].dtype != w.half and not wide) or not meets(reads[0].q, w):
-        return f"q, k and the outputs' gradients are {reads[0].q.dtype}, {w.half}, {spec.grads[0].dtype}; use 'token'"
+        return f"{SURPRISED}; use order 'token'"
+    if not meets(reads[0].q, w):
+        return f"{reads[0].q.name} is {reads[0].q.dtype}, keys are {w.k.dtype}; use order 'token'"
+    taken = (w.half,) if needs_keyed(w) else (w.half, "float32")  # rounded, or split, as they are loaded
+    if spec.grads[0].dtype not in taken:
+        multiplied = " or ".join(dict.fromkeys(taken))
+        return f"the outputs' gradient is {spec.grads[0].dtype}, chunks multiply {multiplied}; use order 'token'"
     return None
 
 

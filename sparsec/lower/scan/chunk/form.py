@@ -7,6 +7,10 @@ from sparsec.lower.scan.runs import Runs
 from sparsec.plan.states.scan_specs import Operand, Writes
 from sparsec.tile.schedule import Schedule, ScheduleError
 
+OWN = "decays per key channel, erase vectors and reads of the undecayed state"
+"""What needs the form of ``keyed``."""
+SURPRISED = f"{OWN} have no chunk form that says what a write was surprised by"
+
 
 def refusal(writes: Writes, schedule: Schedule) -> str | None:
     """Why a scan has no chunk form here, in a sentence; None where it has."""

@@ -33,9 +33,9 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
     if odd := [read.q for read in spec.reads if not form.meets(read.q, w)]:
         return f"{odd[0].name} is {odd[0].dtype}, keys are {w.k.dtype}; use order 'token'"
     if spec.surprise is not None and parts.needs_keyed(w):
-        return "what channels that fade by themselves are surprised by has no chunk form; use order 'token'"
+        return f"{form.SURPRISED}; use order 'token'"
     if parts.needs_keyed(w) and (len(spec.reads) != 1 or spec.reads[0].heads != w.heads):
-        return "decays per key channel and erase vectors have a chunk form with one read per state; use order 'token'"
+        return f"{form.OWN} have a chunk form with one read per state; use order 'token'"
     return form.refusal(w, schedule)
 
 
