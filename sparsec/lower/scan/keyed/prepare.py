@@ -22,6 +22,7 @@ def lower(keyed: Keyed) -> Program:
     own = keyed.own
     with tile.Builder() as builder:
         axes, chunk = _axes(builder, keyed), chunk_of(keyed)
+        near = own.schedule.precision if own.writes.half == "float32" else "tf32"  # more than half precision has
 
         def visit(at: Space, *products: Node) -> Sequence[Node]:
             f = Fades(keyed, chunk, at)
@@ -29,7 +30,7 @@ def lower(keyed: Keyed) -> Program:
             rows = [_row(keyed, f, row) for row in keyed.rows]
             columns = [_column(keyed, f, column) for column in keyed.columns]
             pairs = [(x, y) for y in columns for x in rows]
-            return [tile.dot(x, y, at.dims, acc, precision="tf32") for (x, y), acc in zip(pairs, products, strict=True)]
+            return [tile.dot(x, y, at.dims, acc, near) for (x, y), acc in zip(pairs, products, strict=True)]
 
         pairs = _pairs(keyed)
         found = over_dims(own, axes, [tile.full(0.0, axes[0], axes[2])] * len(pairs), visit)
