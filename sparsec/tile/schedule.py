@@ -29,6 +29,8 @@ class Schedule:
         splits: programs that share what all queries see (backward): each sums a part, another adds the parts up.
         producer: a warp of its own loads boxes while groups of four warps compute 64 rows each (Gluon on Hopper; needs
             ``descriptors``).
+        merge: who puts a row's partial outputs together where a warp loads for the chunks' kernel: "alike" warps, or
+            warps with "roles" as well, to which they come as boxes (gathered attention, key-outer).
         maximum: keep a running maximum of the scores; without one weights are measured against zero, and rows whose sum
             leaves the safe range are read again with one (gathered attention).
         keep: a backward reads what its forward has sorted, solved, carried from segment to segment and made of levels'
@@ -56,6 +58,7 @@ class Schedule:
     splits: int = 1
     maximum: bool = True
     producer: bool = False
+    merge: str = "alike"
     keep: bool = False
     documents: bool = False
     exact: bool = False

@@ -10,7 +10,7 @@ from sparsec.backends.triton.gluon.gather import USED as GATHER_USED
 from sparsec.backends.triton.gluon.gather import Gather
 from sparsec.backends.triton.gluon.groups import USED, Groups
 from sparsec.backends.triton.gluon.producer import Producer
-from sparsec.backends.triton.gluon.shared import BARRIERS, TILES, memory
+from sparsec.backends.triton.gluon.shared import BARRIERS, LATE, TILES, memory, names
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, roles
 from sparsec.backends.triton.legal import check
 from sparsec.backends.triton.text import wrapped
@@ -33,9 +33,8 @@ _COPIES = """from triton.experimental.gluon.language.nvidia.ampere import async_
 copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared
 """
 
-_SHARED = [*TILES, *BARRIERS]
 _TAKEN = [
-    *_SHARED, *USED, *GATHER_USED, "async_copy", "copy",
+    *TILES, *BARRIERS, *LATE, *USED, *GATHER_USED, "async_copy", "copy",
     "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put", "GROUP", "STAGES",
 ]  # fmt: skip
 PRODUCER_REGISTERS = 24
@@ -74,7 +73,7 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
         )
     groups = Groups(made, _TAKEN, given)
     bodies = {"rows": groups.body(), "loads": Producer(made, _TAKEN).body()}
-    used = {role: [*_used(lines, arguments), *_SHARED] for role, lines in bodies.items()}
+    used = {role: [*_used(lines, arguments), *names(made)] for role, lines in bodies.items()}
     helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
     rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], schedule, bodies["rows"])
     loads = _function(f"{program.name}_loads", used["loads"], schedule, bodies["loads"])

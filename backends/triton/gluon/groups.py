@@ -10,7 +10,8 @@ from __future__ import annotations
 from sparsec.backends.triton.access import address, mask, summed
 from sparsec.backends.triton.address import split
 from sparsec.backends.triton.gluon.layouts import Laid, across
-from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, Turn, places, row_dim
+from sparsec.backends.triton.gluon.products import SCORES, VALUES, add, added, multiply, product
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, Turn, places, row_dim
 from sparsec.backends.triton.text import Text, dtype_name
 from sparsec.backends.triton.uses import operands, uses
 from sparsec.tile.language import Axis, LoopBody, Node, TileOp, access_of
@@ -46,8 +47,8 @@ class Groups(Laid):
     def body(self) -> list[str]:
         """The lines of the function."""
         made = self.roles
-        self.line(f"SCORES: tl.constexpr = {_product(made.keys)}")
-        self.line(f"SUMS: tl.constexpr = {_product(made.values)}")
+        self.line(f"SCORES: tl.constexpr = {product(made.keys)}")
+        self.line(f"SUMS: tl.constexpr = {product(made.values)}")
         self.line("WEIGHTS: tl.constexpr = tl.DotOperandLayout(0, SUMS, 2)")
         for node in self.uses.order[TOP]:
             if node.op in (TileOp.PROGRAM_ID, TileOp.IOTA):
@@ -65,6 +66,8 @@ class Groups(Laid):
 
     def wants_a_line(self, node: Node) -> bool:
         """Tiles in shared memory have no line, and the products of a turn stand where the loop puts them."""
+        if node in self.roles.late:
+            return True
         hidden = node.serial in self.boxes or node.serial in self.parts or node is self.roles.queries
         return not hidden and super().wants_a_line(node)
 
@@ -74,7 +77,10 @@ class Groups(Laid):
 
     def expression(self, node: Node) -> Text:
         """A number per row that sums give moves to the layout of the scores, in which all such numbers lie."""
-        made, text = self.roles, super().expression(node)
+        made = self.roles
+        if node in made.late:
+            return Text(f"late_rows.index({made.late.index(node) * made.groups} + GROUP).load(SUMS)")
+        text = super().expression(node)
         if node.op is TileOp.REDUCE and node.attrs[1] == made.values and made.values.size != made.keys.size:
             return Text(f"tl.convert_layout({text.text}, tl.SliceLayout(1, SCORES))")
         return text
@@ -101,6 +107,8 @@ class Groups(Laid):
         if node is self.roles.walk:
             return self.walk(node)
         body = body_of(node)
+        if body.number not in self.roles.turns:
+            return super().loop(node)
         turn = self.roles.turns[body.number]
         lo, hi, *inits = node.args
         names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
@@ -111,16 +119,22 @@ class Groups(Laid):
         more = f", {body.step}" if body.step > 1 else ""
         self.line(f"for {index} in range({self.bound(lo)}, {self.bound(hi)}{more}):")
         self.depth += 1
-        freed = [*_added(acc), "mbarrier.arrive(free.index(slot), count=1)"]
-        self.block(*_multiply(), _add(acc, self.before), *before, _SCORES, *after, *_VALUES, *freed)
+        freed = [*added(acc), "mbarrier.arrive(free.index(slot), count=1)"]
+        self.block(*multiply(), add(acc, self.before), *before, SCORES, *after, *VALUES, *freed)
         self.block(*self.weigh(turn, acc))
         self.depth -= 1
         for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
             self.named[result.serial] = names[int(str(result.attrs[0]))]
         if turn is self.roles.last and self.roles.walk is not None:
-            self.block(_add(acc, self.before), *_added(acc))
+            self.block(add(acc, self.before), *added(acc))
         elif turn is self.roles.last:
-            self.block("slot = turn % STAGES", _add(acc, "slot"), *_added(acc), freed[-1])
+            self.block("slot = turn % STAGES", add(acc, "slot"), *added(acc), freed[-1])
+
+    def assign(self, node: Node) -> None:
+        """``name = expression``; rows that come late are waited for by the first that needs them."""
+        if self.roles.late and node is self.roles.late[0]:
+            self.line("mbarrier.wait(late_full, 0)")
+        super().assign(node)
 
     def store(self, node: Node) -> None:
         """Rows of the output leave through the shared memory where the queries were: as a box, or in whole pieces."""
@@ -255,34 +269,3 @@ class Groups(Laid):
             "turn += 1",
             *(["before = later"] if self.roles.walk is not None else []),
         ]
-
-
-_SCORES = "dot = hopper.warpgroup_mma_wait(1, deps=(dot,))"
-_VALUES = ["later = (turn + 1) % STAGES", "mbarrier.wait(values_full.index(later), ((turn + 1) // STAGES) & 1)"]
-"""For the values of this turn, which the next one needs. It stands where the exponentials end and before the wait for
-the sums, since ptxas moves that wait up to the scores, but not across a wait for a barrier, which is a branch."""
-
-
-def _multiply() -> list[str]:
-    """Queries and the keys of this turn, as soon as those are there."""
-    keys = "keys_ring.index(slot).permute([1, 0])"
-    return [
-        "slot = turn % STAGES",
-        "mbarrier.wait(keys_full.index(slot), (turn // STAGES) & 1)",
-        f"dot = hopper.warpgroup_mma(q_rows, {keys}, nothing, use_acc=False, is_async=True)",
-    ]
-
-
-def _add(acc: str, slot: str) -> str:
-    """The weights of the turn before meet their values."""
-    return f"sums = hopper.warpgroup_mma(weights, values_ring.index({slot}), {acc}, is_async=True)"
-
-
-def _added(acc: str) -> list[str]:
-    return [f"{acc}, weights = hopper.warpgroup_mma_wait(0, deps=(sums, weights))"]
-
-
-def _product(columns: Axis) -> str:
-    """The layout of a warp group's product."""
-    shape = f"instr_shape=[16, {columns.size}, 16]"
-    return f"tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[{GROUP_WARPS}, 1], {shape})"

@@ -26,7 +26,7 @@ class Producer(Printer):
                 turn = roles.turns[body_of(node).number]
                 return (*node.args[:2], turn.keys, turn.values)
             if node.op is TileOp.STORE:
-                return (roles.queries, *(turn.loop for turn in roles.turns.values()))
+                return (roles.queries, *roles.late, *(turn.loop for turn in roles.turns.values()))
             return places(node) if node.serial in loads else operands(node)
 
         super().__init__(roles.program, roles.boxes, seen=uses(roles.program, reads=reads))
@@ -42,11 +42,16 @@ class Producer(Printer):
                 self.assign(node)
         self.line("turn = 0")
         self.region(TOP)
+        if self.roles.late:
+            self.fetch_late(0)
         return self.lines
 
     def region(self, number: int) -> None:
         """The printed nodes of a region; a load through a box goes to shared memory."""
-        for node in self.uses.order.get(number, ()):
+        nodes = self.uses.order.get(number, ())
+        if number == TOP and self.roles.late:  # whose places are known before the first turn
+            nodes = tuple(sorted(nodes, key=lambda node: node.op is TileOp.LOOP))
+        for node in nodes:
             if node is self.roles.queries:
                 self.fetch_queries(node)
             elif node.op is TileOp.LOOP:
@@ -74,6 +79,8 @@ class Producer(Printer):
         self.line("mbarrier.wait(free.index(slot), ((turn + 1) // STAGES + 1) & 1)")
         self.fetched(turn.values, "values", "slot")
         self.line("turn += 1")
+        if self.roles.late:
+            self.fetch_late(1)
         self.depth -= 1
 
     def walk(self, node: Node) -> None:
@@ -95,6 +102,18 @@ class Producer(Printer):
         self.line(f"mbarrier.expect(queries_full, {self.bytes_of(node) * self.roles.groups})")
         for group in range(self.roles.groups):
             self.line(self.fetch(node, "queries_full", f"queries.index({group})", GROUP_ROWS * group))
+
+    def fetch_late(self, turn: int) -> None:
+        """The rows that are met after the turns: behind the boxes of the first turn, or alone where there is none."""
+        made = self.roles
+        self.line(f"if turn == {turn}:")
+        self.depth += 1
+        self.line(f"mbarrier.expect(late_full, {sum(map(self.bytes_of, made.late)) * made.groups})")
+        for number, node in enumerate(made.late):
+            for group in range(made.groups):
+                slot = f"late_rows.index({number * made.groups + group})"
+                self.line(self.fetch(node, "late_full", slot, GROUP_ROWS * group))
+        self.depth -= 1
 
     def bytes_of(self, node: Node) -> int:
         """The size of a box of two-byte numbers."""

@@ -6,6 +6,9 @@ from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles
 from sparsec.backends.triton.text import dtype_name
 
 TILES = ("queries", "keys_ring", "values_ring")
+LATE = ("late_rows", "late_full")
+"""Rows beside the queries, and the barrier that says they are there; of kernels that have such rows."""
+
 AHEAD = 2
 """Tiles of queries that lie side by side where one is copied while another is read."""
 BARRIERS = ("queries_full", "keys_full", "values_full", "free")
@@ -28,7 +31,25 @@ def memory(made: Roles, stages: int) -> list[str]:
         lines.append(f"    {name} = tl.allocate_shared_memory(tl.int64, {shape}, mbarrier.MBarrierLayout())")
         each = [name] if name == "queries_full" else [f"{name}.index({slot})" for slot in range(slots)]
         lines += [f"    mbarrier.init({barrier}, {arrivals})" for barrier in each]
-    return [*lines, *_zeros(made, stages if walks else 0)]
+    return [*lines, *_late(made), *_zeros(made, stages if walks else 0)]
+
+
+def names(made: Roles) -> tuple[str, ...]:
+    """The tiles and barriers of a kernel."""
+    return (*TILES, *BARRIERS, *(LATE if made.late else ()))
+
+
+def _late(made: Roles) -> list[str]:
+    """A tile of each such load for each group."""
+    if not made.late:
+        return []
+    tiles, barrier = LATE
+    shape = (len(made.late) * made.groups, GROUP_ROWS, made.values.size)
+    return [
+        f"    {tiles} = {_tiles(made.late[0].dtype, shape)}",
+        f"    {barrier} = tl.allocate_shared_memory(tl.int64, [1], mbarrier.MBarrierLayout())",
+        f"    mbarrier.init({barrier}, 1)",
+    ]
 
 
 def _zeros(made: Roles, slot: int) -> list[str]:

@@ -63,6 +63,7 @@ class Roles:
         stored: the descriptor of the output by the store's, where it fits where the queries were.
         rows, keys, values, dims: the axes of both products.
         walk: the loop around the turns, which goes from one tile of queries to the next, if there is one.
+        late: loads of rows beside the queries, as wide as the values, that a group meets after its turns.
     """
 
     program: Program
@@ -75,6 +76,7 @@ class Roles:
     values: Axis
     dims: Axis
     walk: Node | None = None
+    late: tuple[Node, ...] = ()
 
     @property
     def base(self) -> int:
@@ -112,7 +114,8 @@ def roles(program: Program) -> Roles:
     found = regions(program)
     walk = _walk(found)
     base = TOP if walk is None else body_of(walk).number
-    loops = [n for nodes in found.nodes.values() for n in nodes if n.op is TileOp.LOOP and n is not walk]
+    every_loop = (n for nodes in found.nodes.values() for n in nodes if n.op is TileOp.LOOP and n is not walk)
+    loops = [n for n in every_loop if not conditional(n) or found.home[n.serial] != base]
     if not loops:
         raise _refused(program, "has no loop")
     turns = {body_of(loop).number: _turn(program, loop, found, base) for loop in loops}
@@ -126,7 +129,14 @@ def roles(program: Program) -> Roles:
     made = Roles(program, turns, queries, {}, {}, rows, keys, first.sums.axes[1], first.keys.axes[1], walk)
     _check(made, found)
     _chained(made, found)
+    made = replace(made, late=_late(made, found))
     return replace(made, boxes=_boxes(made), stored=_stored(made, found))
+
+
+def conditional(loop: Node) -> bool:
+    """Whether a loop is a condition, of code without turns that may have no boxes."""
+    lo, hi = loop.args[:2]
+    return hi.dtype == "bool" and lo.op is TileOp.CONST and lo.attrs[0] == 0
 
 
 def _walk(found: Regions) -> Node | None:
@@ -183,11 +193,22 @@ def _chained(made: Roles, found: Regions) -> None:
             raise _refused(made.program, "has loops that do not add to the same sums, one after the other")
 
 
+def _late(made: Roles, found: Regions) -> tuple[Node, ...]:
+    """What the loading warp can bring of rows beside the queries: they read it from shared memory after their turns."""
+    if made.walk is not None:
+        return ()
+    wanted, every = (made.rows, made.values), descriptors(made.program, True)
+    loads = [n for n in found.nodes[TOP] if n.op is TileOp.LOAD and n.axes == wanted and n is not made.queries]
+    halves = [n for n in loads if n.serial in every and n.dtype in ("float16", "bfloat16")]
+    return tuple(n for n in halves if n.dtype == halves[0].dtype)
+
+
 def _boxes(made: Roles) -> dict[int, Descriptor]:
     """The descriptors that the loading warp uses; a box of queries is what one group reads."""
     every = descriptors(made.program, True)
     wanted = {} if made.gathered else {made.queries.serial: made.queries}
     wanted |= {load.serial: load for t in made.turns.values() for load in (t.keys, t.values)}
+    wanted |= {load.serial: load for load in made.late}
     boxes = {}
     for serial, load in wanted.items():
         if load.op is not TileOp.LOAD or serial not in every:
@@ -209,7 +230,7 @@ def _stored(made: Roles, found: Regions) -> dict[int, Descriptor]:
 def _swizzled(box: Descriptor, load: Node, made: Roles) -> Descriptor:
     size = access_of(load).tensor.shape[-1]
     assert isinstance(size, int)
-    grouped = load is made.queries or load.op is TileOp.STORE
+    grouped = load is made.queries or load in made.late or load.op is TileOp.STORE
     halved = row_dim(load, made.rows) if grouped else -1
     block = tuple(GROUP_ROWS if d == halved else b for d, b in zip(box.dims, box.block, strict=True))
     return replace(box, block=block, swizzle=min(128, 2 * size))

@@ -121,9 +121,14 @@ def _rows(
     entry = tile.apply(Fn.WHERE, there, chosen, 0)
     token = tile.apply(Fn.TRUNCDIV, entry, found.per_token)
     local = tile.apply(Fn.TRUNCMOD, tile.iota(axis), share)
-    place = tile.apply(Fn.WHERE, there, add(mul(entry, share), local), partials.count(spec))
+    by_slot = partials.by_slot(schedule)
+    if not by_slot:
+        place = tile.apply(Fn.WHERE, there, add(mul(entry, share), local), partials.count(spec))
     if found.lists > 1:
         local = tile.apply(Fn.TRUNCDIV, sub(entry, mul(token, found.per_token)), spec.slots)
+    if by_slot:
+        slot = tile.apply(Fn.TRUNCMOD, entry, spec.slots)
+        place = tile.apply(Fn.WHERE, there, partials.row(spec, local, slot, token), partials.count(spec))
     head = add(mul(key_head, spec.heads // spec.kv_heads), local)
     last = add(item.first, sub(item.count, 1))
     ends = [tile.apply(Fn.TRUNCDIV, tile.load(found.entries, *at, x), found.per_token) for x in (item.first, last)]

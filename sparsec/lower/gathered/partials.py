@@ -16,7 +16,7 @@ from sparsec.lower.gathered.chunks import Frame
 from sparsec.lower.inverse import index as inverse
 from sparsec.lower.lowered import Scratch
 from sparsec.lower.pieces import Span
-from sparsec.lower.scalars import most, mul
+from sparsec.lower.scalars import add, most, mul
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
@@ -32,8 +32,9 @@ SMALLEST = 2.0**-126
 class Partials:
     """What every choice of every head gives, without the sink: outputs are ``out * scale``.
 
-    Row ``entry * share + r`` belongs to head r of those that share the list of an entry of the inverse. Rows of choices
-    that are none, and of a token's own chunk, are left as they are.
+    Row ``entry * share + r`` belongs to head r of those that share the list of an entry of the inverse; ``by_slot``,
+    row ``(head * slots + slot) * TQ + token`` to a key/value head's ``head``, so that tokens are neighbours. Rows of
+    choices that are none, and of a token's own chunk, are left as they are.
 
     Attributes:
         out: ``[B, HKV, PT, DV]``, fp16 for half precision, else fp32.
@@ -70,6 +71,16 @@ def count(spec: GatheredAttention) -> Node:
 def params(spec: GatheredAttention) -> tuple[tuple[str, Expr], ...]:
     """The number of partial outputs of a key/value head."""
     return (("PT", var("TQ") * (spec.heads // spec.kv_heads * spec.slots)),)
+
+
+def by_slot(schedule: Schedule) -> bool:
+    """Whether a slot's partial outputs of a head lie together, as a merge reads them whose warps have roles."""
+    return schedule.has_roles and schedule.merge == "roles"
+
+
+def row(spec: GatheredAttention, head: Node, slot: Node | int, token: Node) -> Node:
+    """The row of a token's slot where they lie by slot; ``head`` counts those of a key/value head."""
+    return add(mul(add(mul(head, spec.slots), slot), tile.param("TQ")), token)
 
 
 def scratch(spec: GatheredAttention, schedule: Schedule) -> tuple[Scratch, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsec.lower.gathered import chunks, flat, key_outer, partials, slot_merge, tile_union, union_list
+from sparsec.lower.gathered import box_merge, chunks, flat, key_outer, partials, slot_merge, tile_union, union_list
 from sparsec.lower.gathered import gpu as gathered_gpu
 from sparsec.lower.gathered import query_outer as gathered
 from sparsec.lower.inverse import index as inverse
@@ -39,14 +39,21 @@ def _key_outer(spec: GatheredAttention, schedule: Schedule) -> Lowered:
     wide = replace(schedule, warps=4, stages=1, registers=0, descriptors=False, producer=False)
     narrow = replace(wide, warps=1)
     index = (Step(tally, narrow), Step(offsets, wide), Step(fill, narrow))
-    after = slot_merge.schedule(spec, schedule)
     chosen = [Step(key_outer.lower(spec, schedule), schedule)]
     if inverse.inverse(spec, schedule).doubt is not None:
         chosen.append(Step(key_outer.lower(spec, schedule, again=True), replace(schedule, maximum=True)))
-    steps = (*index, *chosen, Step(slot_merge.lower(spec, after), after))
+    steps = (*index, *chosen, _merge(spec, schedule))
     buffers = (*inverse.scratch(spec, schedule), *partials.scratch(spec, schedule))
     params = (*inverse.params(spec, schedule), *partials.params(spec))
     return Lowered(steps, buffers, params, inverse.limits(spec, schedule))
+
+
+def _merge(spec: GatheredAttention, before: Schedule) -> Step:
+    if box_merge.wanted(spec, before):
+        own = box_merge.schedule(before)
+        return Step(box_merge.lower(spec, own), own)
+    own = slot_merge.schedule(spec, before)
+    return Step(slot_merge.lower(spec, own), own)
 
 
 def check(spec: GatheredAttention, schedule: Schedule) -> None:
@@ -99,6 +106,7 @@ def space(spec: GatheredAttention, target: str) -> Choices:
     blocks = tuple(b for b in (16, 32, 64, 128) if spec.chunk % b == 0)
     rows = tuple(sorted({gathered_gpu.row_tile(share), 32, 64, 128}))
     few = share < gathered_gpu.FEW
+    walks = few and key_outer.may_walk(spec, target)
     return {
         "order": ORDERS if few else ORDERS[:2],
         "rows": rows,
@@ -106,9 +114,10 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         "value_block": tuple(b for b in (0, 64) if not b or (spec.value_dim % b == 0 and b < spec.value_dim)),
         "phases": ("branch", "split"),
         "descriptors": (False, True),
-        "producer": (False, True) if few and key_outer.may_walk(spec, target) else (False,),
+        "producer": (False, True) if walks else (False,),
         "warps": (1, 2, 4, 8),
         "stages": (1, 2, 3, 4),
-        "registers": (0, 96, 128, 168) if few and key_outer.may_walk(spec, target) else (0, 96, 128),
+        "registers": (0, 96, 128, 168) if walks else (0, 96, 128),
+        "merge": ("alike", "roles") if walks and box_merge.fits(spec) else ("alike",),
         "maximum": (True, False) if flat.fits(spec) and (few or spec.per == "joint") else (True,),
     }

@@ -125,7 +125,14 @@ def _choice(f: Frame, slot: Node) -> Node:
 
 def _near(f: Frame, others: Others, state: Sequence[Node]) -> list[Node]:
     """The softmax after each row's own chunk where the row chose it."""
-    size, member = f.spec.chunk, others.member
+    member = others.member
+    near = own_stretch(f, others.own, member)
+    return stretch.read(f, near, state, None if member is None else tile.apply(Fn.EQ, member, 1))
+
+
+def own_stretch(f: Frame, own: Node, member: Node | None = None) -> Stretch:
+    """The keys of the rows' own chunks; of rows that are no ``member``, if there is one, where any row is."""
+    size = f.spec.chunk
     first, last = (_chunk_at(f, position) for position in (f.rows.first_position, f.rows.last_position))
     low, high, clear = mul(first, size), mul(add(last, 1), size), tile.apply(Fn.EQ, first, last)
     if member is None:
@@ -133,19 +140,17 @@ def _near(f: Frame, others: Others, state: Sequence[Node]) -> list[Node]:
     else:
         anyone = tile.apply(Fn.EQ, tile.reduce("max", member, f.rows.axis), 1)
         high = tile.apply(Fn.WHERE, anyone, high, low)
-        member = tile.apply(Fn.EQ, member, 1)
-
-    near = Stretch(low, high, _of_own(f, others), clear, aligned=size % f.schedule.block == 0)
-    return stretch.read(f, near, state, member)
+    among = _of_own(f, own, member is None)
+    return Stretch(low, high, among, clear, aligned=size % f.schedule.block == 0)
 
 
-def _of_own(f: Frame, others: Others) -> Callable[[Node], Node]:
-    """From keys to which rows' own chunk they are of."""
+def _of_own(f: Frame, own: Node, every: bool) -> Callable[[Node], Node]:
+    """From keys to which rows' own chunk they are of; ``every`` row that has one chose it."""
     size, position = f.spec.chunk, add(f.rows.token, tile.param("q_offset"))
-    if others.member is None and size & (size - 1) == 0:  # a negative position differs in its sign
+    if every and size & (size - 1) == 0:  # a negative position differs in its sign
         above = size.bit_length() - 1
         return lambda key: tile.apply(Fn.EQ, tile.apply(Fn.SHR, tile.apply(Fn.XOR, key, position), above), 0)
-    return lambda key: tile.apply(Fn.EQ, tile.apply(Fn.TRUNCDIV, key, size), others.own)
+    return lambda key: tile.apply(Fn.EQ, tile.apply(Fn.TRUNCDIV, key, size), own)
 
 
 def _chunk_at(f: Frame, position: Node) -> Node:
@@ -220,10 +225,10 @@ def _sum(f: Frame, results: Partials, others: Others, outs: Sequence[Node], weig
     else:
         for slot in range(first, f.spec.slots):
             outs = add_up(tile.const(slot), *outs)
-    return tile.loop(0, _beyond(f), 1, list(outs), add_up) if first else list(outs)
+    return tile.loop(0, beyond(f), 1, list(outs), add_up) if first else list(outs)
 
 
-def _beyond(f: Frame) -> Node:
+def beyond(f: Frame) -> Node:
     """Whether some row's own chunk would come after the last one, so that its first slot holds another."""
     return tile.apply(Fn.LE, inverse.chunk_count(f.spec), _chunk_at(f, f.rows.last_position))
 

@@ -1,0 +1,137 @@
+"""The merge of key-outer attention whose warps have roles: against fp64, the tile interpreter; what an H100 gets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsec.backends.triton.arguments import signature
+from sparsec.backends.triton.compile import Compiled, Job, compile_all
+from sparsec.backends.triton.emit import emit
+from sparsec.lower.gathered import box_merge, key_outer, schedules
+from sparsec.lower.lowered import Lowered
+from sparsec.lower.registry import lower_kernel
+from sparsec.plan.specs import GatheredAttention
+from sparsec.scalar.expr import var
+from sparsec.testing.gluon import machine, memory
+from sparsec.testing.gluon.machine import run
+from sparsec.testing.kernels.gathered import Sizes, attention, draw, truth
+from sparsec.testing.kernels.scratch import with_scratch
+from sparsec.tile.interpreter import interpret
+from sparsec.tile.schedule import Schedule, ScheduleError
+
+OTHERS = [p for p in os.environ.get("SPARSEC_TEST_TRITONS", "").split(os.pathsep) if p]
+ROLES = Schedule(
+    order="key_outer", rows=128, block=64, warps=8, stages=2, registers=168, descriptors=True, producer=True,
+    merge="roles",
+)  # fmt: skip
+PAST = var("j") <= var("i")
+PER_HEAD = attention(
+    2, 2, (64, 64), scope="head", slots=3, chunk=128, dtype="bfloat16", where=PAST, own_first=True
+)  # fmt: skip
+SIZES = Sizes(tq=300, tk=500, offset=200, own=1.0)
+BEYOND = Sizes(tq=150, tk=300, offset=300, own=1.0)
+BEFORE = Sizes(tq=300, tk=260, offset=-40, own=1.0)
+
+CASES: dict[str, tuple[GatheredAttention, Schedule, Sizes]] = {
+    "a list per head": (PER_HEAD, ROLES, SIZES),
+    "a list for a group, two slots": (replace(PER_HEAD, scope="kv_head", slots=2), ROLES, SIZES),
+    "one group of heads, no maximum": (replace(PER_HEAD, kv_heads=1), replace(ROLES, maximum=False), SIZES),
+    "wider values": (replace(PER_HEAD, value_dim=128), ROLES, SIZES),
+    "wider keys in fp16, a sink": (replace(PER_HEAD, head_dim=128, dtype="float16", sink="zero"), ROLES, SIZES),
+    "tokens after the last key": (PER_HEAD, ROLES, BEYOND),
+    "tokens before the first key": (replace(PER_HEAD, chunk=64), ROLES, BEFORE),
+}
+
+
+def ordered(spec: GatheredAttention, n: Sizes) -> dict[str, Tensor]:
+    """Inputs whose lists begin with a token's own chunk where there is one."""
+    x, position = draw(spec, n, getattr(torch, spec.dtype)), torch.arange(n.tq) + n.offset
+    mine, none = (position.clamp_min(0) // spec.chunk)[None, :, None, None], (position < 0)[None, :, None, None]
+    ids = x["ids"].masked_fill(none, -1)
+    x["ids"] = ids.gather(-1, (ids != mine).int().sort(dim=-1, stable=True).indices)
+    return x
+
+
+def prepared(
+    spec: GatheredAttention, schedule: Schedule, n: Sizes
+) -> tuple[Lowered, dict[str, Tensor], dict[str, int]]:
+    """The programs, inputs with scratch, and parameters."""
+    low, x, shape = lower_kernel(spec, schedule), ordered(spec, n), (1, n.tq, spec.heads)
+    x |= {"out": torch.full((*shape, spec.value_dim), float("nan"), dtype=x["q"].dtype), "lse": torch.zeros(shape)}
+    return low, *with_scratch(low, x, n.params)
+
+
+def merged(low: Lowered, x: dict[str, Tensor], params: dict[str, int], change: Callable[[str], str] | None) -> None:
+    """All programs in the tile interpreter; with a ``change``, the printed merge on the machine of threads."""
+    for step in low.steps:
+        program, mine = step.program, {t.name: x[t.name] for t in step.program.tensors}
+        if change is not None and step is low.steps[-1]:
+            run(change(emit(program, step.schedule)), program, step.schedule, mine, params)
+        else:
+            interpret(program, mine, params)
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks over several tiles."""
+    monkeypatch.setattr(key_outer, "PROCESSORS", 8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_text_computes_what_the_program_does(name: str) -> None:
+    spec, schedule, n = CASES[name]
+    low, x, params = prepared(spec, schedule, n)
+    assert low.steps[-1].schedule.has_roles
+    for tensor in ("attend_partial", "attend_partial_lse", "attend_partial_scale"):
+        x[tensor].fill_(float("nan"))  # what nobody writes
+    mine, theirs = ({k: t.clone() for k, t in x.items()} for _ in range(2))
+    merged(low, mine, params, str)
+    merged(low, theirs, params, None)
+    torch.testing.assert_close(mine["out"], theirs["out"], rtol=0, atol=4e-3)
+    torch.testing.assert_close(mine["lse"], theirs["lse"], rtol=0, atol=1e-4)
+    want = truth(spec, x, n.offset, lambda i, j, h: j <= i)
+    assert (theirs["out"].double() - want["out"]).norm() <= 4e-3 * want["out"].norm()
+    assert (mine["out"].double() - want["out"]).norm() <= 4e-3 * want["out"].norm()
+
+
+@pytest.mark.parametrize("line", ["mbarrier.wait(late_full", "mbarrier.wait(queries_full", "tma.store_wait"])
+def test_a_machine_sees_a_wait_that_is_not_there(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LATE", 0.01)
+    low, x, params = prepared(PER_HEAD, ROLES, SIZES)
+    with pytest.raises((AssertionError, memory.Misused, RuntimeError)):
+        merged(low, x, params, lambda source: re.sub(rf"( +){re.escape(line)}.*", r"\1pass", source))
+        assert not x["out"].isnan().any()
+
+
+def test_it_is_a_choice_where_few_chunks_join_a_rows_own() -> None:
+    spec = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512)
+    assert schedules.space(spec, "triton:sm_90")["merge"] == ("alike", "roles")
+    assert key_outer.default(spec, "triton:sm_90").merge == "alike"
+    assert schedules.space(replace(spec, slots=8), "triton:sm_90")["merge"] == ("alike",)
+    with pytest.raises(ScheduleError, match="merge='alike'"):
+        lower_kernel(replace(spec, slots=8), ROLES)
+    assert not box_merge.wanted(spec, replace(ROLES, producer=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [None, *OTHERS])
+def test_an_h100_gets_unserialised_products(other: str | None, tmp_path: Path) -> None:
+    wide = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512)
+    jobs = []
+    for spec in (PER_HEAD, wide):
+        step = lower_kernel(spec, replace(ROLES, block=128)).steps[-1]
+        own, types = step.schedule, signature(step.program, step.schedule)
+        source = emit(step.program, own)
+        jobs.append(Job(source, step.program.name, types, "sm_90", own.warps, own.stages, own.registers))
+    for made in compile_all(jobs, tmp_path, python_path=other):
+        assert isinstance(made, Compiled), made
+        assert made.resources.wgmma and made.resources.spills == 0 and made.resources.registers == 128
+        assert made.text.count("wgmma.wait_group.sync.aligned") == 3, "products are serialised"
