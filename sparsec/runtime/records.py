@@ -146,7 +146,7 @@ def parse(content: bytes, usual: Callable[[], Schedule] = Schedule) -> Record:
 def _schedule(saved: Mapping[str, Any], usual: Callable[[], Schedule]) -> Schedule:
     """A schedule back from what was saved of it."""
     known = {f.name for f in fields(Schedule)}
-    read = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
+    read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
     later = known - {*read}
     plain = {name: getattr(Schedule(), name) for name in later & TIED}
     return replace(usual() if later else Schedule(), **plain, **read)
