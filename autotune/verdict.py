@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsec.autotune.truth import Truth
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
+from sparsec.lower.softmax import NOTHING
 from sparsec.oracle.error import Quantity, check
 from sparsec.oracle.form import FORMS
 from sparsec.oracle.gap import same_selection, ulp
@@ -108,6 +109,15 @@ def _delta(truth: Truth, node: Node) -> Tensor:
     return found if spec.lse_grad is None else found - truth.buffers[spec.lse_grad].double()
 
 
+def _sink_grad(truth: Truth, node: Node) -> Tensor:
+    """Minus the share of each sink in the rows' weights times what those rows hand back, over all rows."""
+    spec = truth.kernel.spec
+    assert isinstance(spec, RowDot) and spec.sink is not None and spec.lse is not None
+    lse = truth.buffers[spec.lse].double()
+    share = torch.where(lse > NOTHING, torch.exp(truth.buffers[spec.sink].double() - lse), 0.0)
+    return -(share * _delta(truth, node)).sum((0, 1))
+
+
 def _chosen_scores(truth: Truth, node: Node) -> Tensor:
     """The gradients of the scores of chosen units: those of all scores, at the kernel's lists."""
     spec = truth.kernel.spec
@@ -169,6 +179,7 @@ def _slopes(truth: Truth, node: Node) -> Tensor:
 
 INNER: dict[str, Callable[[Truth, Node], Tensor]] = {
     "delta": _delta,
+    "sink_grad": _sink_grad,
     "chosen": _chosen_scores,
     "mass": _mass,
     "total": _total,

@@ -46,6 +46,10 @@ def row_dot(planner: Planner, at: Pull, forward: TiledAttention | GatheredAttent
     read = [forward.out, grad, *(b for b in (lse_grad, spec.sink, spec.lse) if b)]
     written = [delta, *([sink_grad] if sink_grad else [])]
     planner.follow(at.owner, spec, read, written, [sink] if sink is not None else [])
+    if sink_grad is not None:  # made of buffers alone: scores, which the adjoint is of, are none of this kernel's
+        own = planner.kernels[-1]
+        results = (r if r[0] != sink_grad else (sink_grad, at.owner, "sink_grad") for r in own.results)
+        planner.kernels[-1] = replace(own, results=tuple(results))
     planner.deltas[at] = delta
     return delta
 

@@ -15,6 +15,9 @@ from sparsec.autotune.cases import Case, cases
 from sparsec.autotune.joint import Joint, is_backward
 from sparsec.autotune.space import Space
 from sparsec.autotune.trial import Rejection
+from sparsec.autotune.truth import Truth
+from sparsec.autotune.verdict import wrong
+from sparsec.frontends.text import parse
 from sparsec.lower.registry import default
 from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ
 from sparsec.plan.plan import Kernel
@@ -25,6 +28,11 @@ from sparsec.tile.schedule import Schedule
 
 Change = Callable[[Any], Any]
 
+SUNK = """variant sunk(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV], s: [H] float32) {
+  m = tokens(k, v)
+  o = attend(q, m, mask(m) {where = j <= i & i - j < 24}, sink=s) {sink = given}
+  return o, lse(o)
+}"""
 KNOBS: dict[str, dict[str, Any]] = {
     "streaming": {"window": 24, "sinks": 4},
     "hsa": {"chunk": 16, "k": 2},
@@ -38,7 +46,8 @@ class Court:
     """A joint variant with the cases of each of its backward kernels."""
 
     def __init__(self, name: str, length: int, wrt: tuple[str, ...] | None = None) -> None:
-        compiled = compile(sparsec.preset(name, **KNOBS[name]), "interpreter")
+        variant = parse(SUNK) if name == "sunk" else sparsec.preset(name, **KNOBS[name])
+        compiled = compile(variant, "interpreter")
         dims: dict[str, Any] = {"H": 2, "HKV": 1, "D": 16, "DV": 16, "DR": 16, "TQ": length, "TK": length}
         known = {str(d) for spec in compiled.variant.inputs.values() for d in spec.shape}
         self.joint = Joint.of(compiled, wrt)
@@ -137,6 +146,21 @@ def test_rowdots_of_their_own_are_judged() -> None:
     assert set(alone.kernels) == {"RowDot", "TiledGradKV"}
     assert alone.judge("RowDot") is None
     assert alone.judge("RowDot", lambda spec: replace(spec, out=spec.grad)) is not None
+
+
+@pytest.mark.parametrize("length", [61, 401])
+def test_rowdots_with_a_learned_sink_are_judged(length: int) -> None:
+    """From the buffers that it reads, not from scores, which it does not know."""
+    sunk = Court("sunk", length)
+    kernel = sunk.kernels["RowDot"]
+    assert kernel.spec.sink_grad is not None and kernel.spec.lse_grad is not None
+    assert sunk.judge("RowDot") is None
+    case = sunk.cases["RowDot"][0]
+    written = Admission(kernel, [case]).run(sunk._built(kernel, kernel.spec), case)
+    truth = Truth(kernel, case.buffers, case.dims, None)
+    for name in (kernel.spec.sink_grad, kernel.spec.delta):
+        found = wrong(truth, {**written, name: written[name] * 1.001})
+        assert wrong(truth, written) is None and found is not None and found.startswith(name), found
 
 
 def test_rowdots_of_gradients_of_queries_are_judged() -> None:
