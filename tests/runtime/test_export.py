@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sparsec.cli import main
-from sparsec.runtime.exported.host import digest, distance
+from sparsec.runtime.exported.host import digest, distance, expect
 from sparsec.runtime.exported.kernels import merged
 
 SMALL = ["H=2", "HKV=1", "D=32", "DV=32", "--dtype", "float32"]
@@ -55,6 +55,14 @@ def test_the_blocker_blocks(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
     done = run(tmp_path / "none.py", "import sparsec")
     assert done.returncode == 1 and "sparsec is blocked here" in done.stderr
+
+
+def test_views_that_negate_are_refused() -> None:
+    """Kernels read memory, which has other signs than such a view."""
+    x = torch.ones(2, 3)
+    expect("q", x, (2, 3), torch.float32, "cpu")
+    with pytest.raises(ValueError, match="`q` is a view that negates"):
+        expect("q", torch._neg_view(x), (2, 3), torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("name", ["window", "given"])

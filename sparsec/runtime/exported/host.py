@@ -10,12 +10,14 @@ from torch import Tensor
 
 
 def expect(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
-    """Raise ValueError unless a tensor has this shape, dtype and device, and a last stride of 1."""
+    """Raise ValueError unless a tensor has this shape, dtype and device, a last stride of 1, and memory its signs."""
     found = f"`{name}` is {tuple(x.shape)} {x.dtype} on {x.device}, strides {x.stride()}"
     if tuple(x.shape) != shape or x.dtype != dtype or x.device.type != device:
         raise ValueError(f"{found}: it must be {shape} {dtype} on {device}")
     if x.dim() and x.numel() and x.shape[-1] > 1 and x.stride(-1) != 1:
         raise ValueError(f"{found}: the last stride must be 1; use .contiguous()")
+    if x.is_neg():
+        raise ValueError(f"`{name}` is a view that negates, and kernels read memory as it is; use .resolve_neg()")
 
 
 def expect_indices(name: str, x: Tensor, units: int, counts: Tensor | None = None) -> None:
