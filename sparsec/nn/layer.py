@@ -27,11 +27,15 @@ from sparsec.scalar.walk import variables
 
 @dataclass
 class LayerCache:
-    """What a layer keeps between decode steps: the op's cache, convolutions' tails, and how many tokens were seen."""
+    """What a layer keeps between decode steps: the op's cache, convolutions' tails, and how many tokens were seen.
+
+    ``manner`` is in which dtypes and on what devices the model's last step was computed.
+    """
 
     op: Any
     tails: sources.Tails = field(default_factory=dict)
     seen: int = 0
+    manner: object = None
 
 
 def fits(cache: LayerCache, x: Tensor) -> None:
@@ -218,7 +222,7 @@ class Layer(nn.Module):
         try:
             named = self.inputs(x, cache)
             o, *losses = self.outputs(named, x, cache)
-        except InputError:
+        except Exception:
             if cache is not None:
                 cache.tails = before  # a step that is refused leaves the cache as it was
             raise

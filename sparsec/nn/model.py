@@ -10,6 +10,7 @@ from torch.nn.functional import silu
 
 from sparsec.ir.error import DeclarationError, InputError
 from sparsec.nn.layer import Layer, LayerCache
+from sparsec.nn.undone import all_or_nothing, manner
 
 
 class Mlp(nn.Module):
@@ -67,17 +68,21 @@ class LanguageModel(nn.Module):
 
     def hidden(self, ids: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
         """Normalised hidden states ``[B,T,dim]``, for losses that need few logits."""
+        if caches is None:
+            return self._through(ids, [None] * len(self.blocks))
         self._check(ids, caches)
+        with all_or_nothing(caches, manner(self, ids)):
+            return self._through(ids, caches)
+
+    def _through(self, ids: Tensor, caches: Sequence[LayerCache | None]) -> Tensor:
         x = self.embedding(ids)
-        for n, block in enumerate(self.blocks):
-            x = block(x, None if caches is None else caches[n])
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, cache)
         done: Tensor = self.norm(x)
         return done
 
-    def _check(self, ids: Tensor, caches: Sequence[LayerCache] | None) -> None:
-        """Raises InputError for what one of the layers refuses, before another has seen it."""
-        if caches is None:
-            return
+    def _check(self, ids: Tensor, caches: Sequence[LayerCache]) -> None:
+        """Raises InputError for caches and lengths that one of the layers refuses, before another has seen them."""
         if len(caches) != len(self.blocks):
             rule = f"there are {len(self.blocks)} layers"
             raise InputError("caches", f"{len(caches)} caches", rule, "model.init_caches(…)")

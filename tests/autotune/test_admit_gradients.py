@@ -19,7 +19,7 @@ from sparsec.autotune.truth import Truth
 from sparsec.autotune.verdict import wrong
 from sparsec.frontends.text import parse
 from sparsec.lower.registry import default
-from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ
+from sparsec.plan.grad_specs import CombineGrad, GatheredGradQ, RowDot
 from sparsec.plan.plan import Kernel
 from sparsec.runtime.compiled import compile
 from sparsec.runtime.kernel import BuiltKernel
@@ -153,12 +153,13 @@ def test_rowdots_with_a_learned_sink_are_judged(length: int) -> None:
     """From the buffers that it reads, not from scores, which it does not know."""
     sunk = Court("sunk", length)
     kernel = sunk.kernels["RowDot"]
-    assert kernel.spec.sink_grad is not None and kernel.spec.lse_grad is not None
+    spec = kernel.spec
+    assert isinstance(spec, RowDot) and spec.sink_grad is not None and spec.lse_grad is not None
     assert sunk.judge("RowDot") is None
     case = sunk.cases["RowDot"][0]
-    written = Admission(kernel, [case]).run(sunk._built(kernel, kernel.spec), case)
+    written = Admission(kernel, [case]).run(sunk._built(kernel, spec), case)
     truth = Truth(kernel, case.buffers, case.dims, None)
-    for name in (kernel.spec.sink_grad, kernel.spec.delta):
+    for name in (spec.sink_grad, spec.delta):
         found = wrong(truth, {**written, name: written[name] * 1.001})
         assert wrong(truth, written) is None and found is not None and found.startswith(name), found
 
