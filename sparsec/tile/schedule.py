@@ -31,6 +31,7 @@ class Schedule:
             ``descriptors``).
         merge: who puts a row's partial outputs together where a warp loads for the chunks' kernel: "alike" warps, or
             warps with "roles" as well, to which they come as boxes (gathered attention, key-outer).
+        peel: the first turn of a program whose warps have roles has code of its own, without a product of zeros.
         maximum: keep a running maximum of the scores; without one weights are measured against zero, and rows whose sum
             leaves the safe range are read again with one (gathered attention).
         keep: a backward reads what its forward has sorted, solved, carried from segment to segment and made of levels'
@@ -59,6 +60,7 @@ class Schedule:
     maximum: bool = True
     producer: bool = False
     merge: str = "alike"
+    peel: bool = False
     keep: bool = False
     documents: bool = False
     exact: bool = False

@@ -142,6 +142,14 @@ REFUSED: dict[str, tuple[TiledAttention, Schedule, str]] = {
 }
 
 
+def test_a_first_turn_of_its_own_needs_one_loop() -> None:
+    spec, base = SPECS["dense, one group"]
+    one = replace(base, phases="branch", peel=True)
+    assert "first = " in emit(lower(spec, one), one)
+    with pytest.raises(ScheduleError, match="peel=False"):
+        emit(lower(SPECS["window of wider keys"][0], replace(PRODUCER, peel=True)), replace(PRODUCER, peel=True))
+
+
 def test_sums_that_are_read_between_loops_are_refused() -> None:
     with tile.Builder() as b:
         m, n, d, e = (b.axis(x, s) for x, s in (("m", 64), ("n", 64), ("d", 64), ("e", 64)))

@@ -43,6 +43,8 @@ SPECS: dict[str, tuple[GatheredAttention, Schedule]] = {
     "one tile of keys a chunk, three stages": (PER_HEAD, replace(ROLES, block=128, stages=3)),
     "a list for a group": (replace(PER_HEAD, scope="kv_head", slots=2), ROLES),
     "no maximum": (PER_HEAD, replace(ROLES, maximum=False)),
+    "a first turn of its own, four stages": (PER_HEAD, replace(ROLES, peel=True, stages=4)),
+    "a first turn and a last, no maximum": (PER_HEAD, replace(ROLES, peel=True, maximum=False)),
     "one group of warps": (PER_HEAD, replace(ROLES, rows=64, warps=4)),
     "wider keys in fp16": (replace(PER_HEAD, head_dim=128, dtype="float16"), ROLES),
     "wider values, a bias": (replace(PER_HEAD, value_dim=128, bias=var("score", "float") * 0.5), ROLES),
@@ -155,12 +157,14 @@ def test_an_h100_gets_unserialised_products(other: str | None, tmp_path: Path) -
     wide = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512)
     kinds = [(PER_HEAD, replace(ROLES, block=128)), (wide, replace(ROLES, block=128)), (wide, replace(ROLES, stages=4))]
     kinds.append((wide, replace(ROLES, block=128, maximum=False)))
+    kinds.append((wide, replace(ROLES, block=128, maximum=False, peel=True)))
     jobs = []
     for spec, schedule in kinds:
         step = next(s for s in lower_kernel(spec, schedule).steps if s.schedule.has_roles)
         types = signature(step.program, schedule)
         jobs.append(Job(emit(step.program, schedule), step.program.name, types, "sm_90", 8, schedule.stages, 168))
-    for made in compile_all(jobs, tmp_path, python_path=other):
+    for made, (_, schedule) in zip(compile_all(jobs, tmp_path, python_path=other), kinds, strict=True):
         assert isinstance(made, Compiled), made
         assert made.resources.wgmma and made.resources.spills == 0 and made.resources.registers == 168
-        assert made.text.count("wgmma.wait_group.sync.aligned") == 6, "products are serialised"
+        waits = 8 if schedule.peel else 6
+        assert made.text.count("wgmma.wait_group.sync.aligned") == waits, "products are serialised"

@@ -28,11 +28,12 @@ USED = (
 class Groups(Laid):
     """Prints the function of a group of warps, number ``GROUP``.
 
-    ``gather`` are the arguments of the function that copies rows of queries, where the groups do.
+    ``gather`` are the arguments of the function that copies rows of queries, where the groups do; ``peel`` gives the
+    first turn lines of its own.
     """
 
-    def __init__(self, roles: Roles, taken: list[str], gather: list[str]) -> None:
-        loads, self.gather, self.away = frozenset(roles.boxes), gather, False
+    def __init__(self, roles: Roles, taken: list[str], gather: list[str], peel: bool = False) -> None:
+        loads, self.gather, self.away, self.peel = frozenset(roles.boxes), gather, False, peel
 
         def reads(node: Node) -> tuple[Node, ...]:
             if node.serial in loads or node is roles.queries:
@@ -113,11 +114,13 @@ class Groups(Laid):
         lo, hi, *inits = node.args
         names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
         self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
+        acc, start = names[turn.position], self.bound(lo)
+        if self.peel:
+            start = self.first(turn, names)
         index = self.named[body.index.serial] = self.names.fresh("i")
-        acc = names[turn.position]
         before, after = self.rest(turn, body, names)
         more = f", {body.step}" if body.step > 1 else ""
-        self.line(f"for {index} in range({self.bound(lo)}, {self.bound(hi)}{more}):")
+        self.line(f"for {index} in range({start}, {self.bound(hi)}{more}):")
         self.depth += 1
         freed = [*added(acc), "mbarrier.arrive(free.index(slot), count=1)"]
         self.block(*multiply(), add(acc, self.before), *before, SCORES, *after, *VALUES, *freed)
@@ -129,6 +132,20 @@ class Groups(Laid):
             self.block(add(acc, self.before), *added(acc))
         elif turn is self.roles.last:
             self.block("slot = turn % STAGES", add(acc, "slot"), *added(acc), freed[-1])
+
+    def first(self, turn: Turn, names: list[str]) -> str:
+        """The first turn, which has no weights before it; where the others start."""
+        body, (lo, hi), outside = body_of(turn.loop), turn.loop.args[:2], dict(self.named)
+        index = self.named[body.index.serial] = self.names.fresh("first")
+        begin = self.bound(lo)
+        before, after = self.rest(turn, body, names)
+        self.line(f"if {begin} < {self.bound(hi)}:")
+        self.depth += 1
+        self.block(f"{index} = {begin}", *multiply(), *before, SCORES.replace("(1", "(0"), *after, *VALUES)
+        self.block("mbarrier.arrive(free.index(slot), count=1)", *self.weigh(turn, names[turn.position]))
+        self.depth -= 1
+        self.named = outside
+        return f"{begin} + {body.step}"
 
     def assign(self, node: Node) -> None:
         """``name = expression``; rows that come late are waited for by the first that needs them."""
