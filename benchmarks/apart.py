@@ -1,41 +1,51 @@
 """Cases in processes of their own: a kernel that breaks the GPU's context, or never ends, stops no other case."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
+
+from sparsec.benchmarks.row import read_json, write_json
 
 Report = Callable[[str], None]
 Keep = Callable[[list[dict[str, Any]]], None]
 
 
 def rows_apart(
-    names: Sequence[str], options: Sequence[str], limit: float, report: Report, keep: Keep = lambda rows: None
+    names: Sequence[str],
+    options: Sequence[str],
+    limit: float,
+    report: Report,
+    keep: Keep = lambda rows: None,
+    begun: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows, as JSON values, of `sparsec bench NAME` for each name.
 
     Args:
-        limit: seconds after which a case is given up; 0 for no limit.
+        limit: seconds after which a case is given up; 0 for no limit. What it had by then is kept.
         report: told each line that a process prints on its way.
         keep: given all rows so far after each case, so that a run that is cut short leaves what it had.
+        begun: by name, rows that go on from where they ended.
     """
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             path = Path(folder) / f"{name}.json"
-            _run([name, *options, f"--out={path}"], limit, report)
-            rows += json.loads(path.read_text()) if path.exists() else []
+            if begun and name in begun:
+                write_json([begun[name]], path)
+            resume = ["--resume"] if path.exists() else []
+            run([name, *options, *resume, f"--out={path}"], limit, report)
+            rows += read_json(path)
             keep(rows)
     return rows
 
 
-def _run(words: Sequence[str], limit: float, report: Report) -> None:
+def run(words: Sequence[str], limit: float, report: Report) -> None:
     """Run one process to its end or to the limit; it and its workers are a group of their own, and end together."""
     command, env = [sys.executable, "-m", "sparsec", "bench", *words], {**os.environ, "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryFile("w+") as errors:

@@ -59,6 +59,7 @@ class Crossover:
     Attributes:
         refused: why it could not go on, if it could not; no length ran where there are no points.
         stopped: which lengths were left out because a step would take too long.
+        unfinished: whether longer lengths are still to be tried, as in a row that is kept on the way.
     """
 
     preset: str
@@ -69,6 +70,7 @@ class Crossover:
     points: tuple[Point, ...]
     refused: str = ""
     stopped: str = ""
+    unfinished: bool = False
 
 
 HEAD = ("preset", "knobs", "beats dense from", "ratio there", "lengths that ran")
@@ -78,10 +80,27 @@ def line(found: Mapping[str, Any]) -> tuple[str, ...]:
     """A crossover as JSON -> its line under ``HEAD``."""
     knobs = " ".join(f"{name}={value}" for name, value in found["knobs"].items()) or "defaults"
     ratios = ", ".join(f"{p['length']}: {p['ratio']:.2f}" for p in found["points"])
-    ratios = "; ".join(said for said in (ratios, found.get("stopped", ""), found["refused"][:100]) if said)
+    open_end = "not finished" if found.get("unfinished") else ""
+    ratios = "; ".join(x for x in (ratios, found.get("stopped", ""), found["refused"][:100], open_end) if x)
     won = found["length"] is not None
     best = f"{found['points'][-1]['ratio']:.2f}" if won else ""
     return found["preset"], knobs, f"T = {found['length']}" if won else "–", best, ratios
+
+
+def points_of(row: Mapping[str, Any], here: Setting) -> list[Point]:
+    """The points of a row as JSON; none of another shape or device."""
+    return [Point(**p) for p in row["points"]] if row.get("shape") == shape_of(here) else []
+
+
+def shape_of(here: Setting) -> str:
+    """The setting as a row says it."""
+    heads, kv_heads = here.heads
+    return f"B1 H{heads} HKV{kv_heads} D{here.dim} {here.dtype} on {here.device}"
+
+
+def present() -> Setting:
+    """The setting of this machine."""
+    return GPU if torch.cuda.is_available() else CPU
 
 
 def default_presets() -> list[str]:
@@ -108,39 +127,70 @@ def crossovers(
     trials: int = 0,
     longest: float = LONGEST_STEP,
     report: Report = print,
+    known: Mapping[str, Sequence[Point]] | None = None,
+    keep: Callable[[Crossover], None] = lambda row: None,
 ) -> Iterator[Crossover]:
     """One per preset; lengths double until one wins. A preset that cannot run, or is wrong, says so.
 
     Args:
         trials: tune each kernel at each length with so many trials first; 0 for default schedules or records.
         longest: seconds of a step of ours after which no longer length is tried; the row says so.
+        known: points by preset that were measured before, and are not again.
+        keep: given the row of a preset after each length, unfinished.
     """
-    here = setting or (GPU if torch.cuda.is_available() else CPU)
+    here = setting or present()
     for name in names or default_presets():
-        points: list[Point] = []
+        points = [*(known or {}).get(name, ())]
         refused = stopped = ""
         try:
-            stopped = _search(preset(name, **knobs_of(name)), here, points, (rounds, trials, longest))
+            for late in _search(preset(name, **knobs_of(name)), here, points, (rounds, trials, longest)):
+                stopped = late
+                report(f"{name} at {points[-1].length}: {_beside(points[-1], here)}")
+                keep(_row(name, here, points, unfinished=True))
         except Exception as error:  # the presets after it are worth having
             refused = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        won = bool(points) and points[-1].ratio > 1
-        heads, kv_heads = here.heads
-        shape = f"B1 H{heads} HKV{kv_heads} D{here.dim} {here.dtype} on {here.device}"
-        dense = "SDPA cuDNN" if here.device == "cuda" else "SDPA"
-        length = points[-1].length if won else None
-        found = Crossover(name, knobs_of(name), shape, dense, length, tuple(points), refused, stopped)
-        report(
-            f"{name}: {f'beats {dense} from {found.length}' if won else refused or stopped or f'{dense} is quicker'}"
-        )
+        found, dense = _row(name, here, points, refused, stopped), dense_of(here)
+        won = f"beats {dense} from {found.length}" if found.length else ""
+        report(f"{name}: {won or refused or stopped or f'{dense} is quicker'}")
         yield found
 
 
-def _search(variant: Variant, here: Setting, points: list[Point], bounds: tuple[int, int, float]) -> str:
-    """Fill in points up to the first that wins or takes too long; a sentence about the lengths left out, "" if none."""
+def _beside(point: Point, here: Setting) -> str:
+    return f"{point.ours_ms:.3f} ms, {dense_of(here)} {point.dense_ms:.3f} ms, ratio {point.ratio:.2f}"
+
+
+def _row(
+    name: str, here: Setting, points: Sequence[Point], refused: str = "", stopped: str = "", unfinished: bool = False
+) -> Crossover:
+    """What is known of a preset by its points."""
+    won = bool(points) and points[-1].ratio > 1
+    length = points[-1].length if won else None
+    return Crossover(
+        name,
+        knobs_of(name),
+        shape_of(here),
+        dense_of(here),
+        length,
+        tuple(points),
+        refused,
+        stopped,
+        unfinished and not won,
+    )
+
+
+def dense_of(here: Setting) -> str:
+    """What is compared with."""
+    return "SDPA cuDNN" if here.device == "cuda" else "SDPA"
+
+
+def _search(variant: Variant, here: Setting, points: list[Point], bounds: tuple[int, int, float]) -> Iterator[str]:
+    """Add points up to the first that wins or takes too long; after each a sentence about lengths left out, or ""."""
     rounds, trials, longest = bounds
     compiled = compile(variant, "cuda" if here.device == "cuda" else "cpu")
+    if points and points[-1].ratio > 1:
+        return
     _check(compiled, here)
-    for length in here.lengths:
+    for length in here.lengths[len(points) :]:
         given = _inputs(variant, here, length)
         if trials:
             compiled.tune(given, trials=trials, gradients=True)
@@ -148,11 +198,17 @@ def _search(variant: Variant, here: Setting, points: list[Point], bounds: tuple[
         taken = _seconds(step, here.device)
         pair = time_pair(step, _dense(here, length), rounds if taken <= longest else 1, here.device)
         points.append(Point(length, pair.ours_ms, pair.peer_ms, pair.ratio))
-        if pair.ratio > 1:
-            return ""
-        if taken > longest and length < here.lengths[-1]:
-            return f"no longer one: a step at {length} took {taken:.1f} s, more than {longest:g}"
-    return ""
+        late = taken > longest and length < here.lengths[-1] and pair.ratio <= 1
+        yield f"no longer one: a step at {length} took {taken:.1f} s, more than {longest:g}" if late else ""
+        if late or pair.ratio > 1:
+            return
+
+
+def first_step(name: str, here: Setting) -> Run:
+    """A forward and backward of a preset at the shortest length."""
+    variant = preset(name, **knobs_of(name))
+    compiled = compile(variant, "cuda" if here.device == "cuda" else "cpu")
+    return _step(compiled, _inputs(variant, here, here.lengths[0]))
 
 
 def _seconds(step: Run, device: str) -> float:

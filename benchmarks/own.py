@@ -16,11 +16,25 @@ from sparsec.runtime.peak import call_bytes, training_peak
 
 def own(case: Case, inputs: Inputs, trials: int) -> Call:
     """The case's variant; with `trials`, its kernels are tuned first, those of its backward too where it trains."""
+    return called(case, compiled_for(case), inputs, trials)
+
+
+def compiled_for(case: Case, target: str | None = None) -> Compiled:
+    """The case's variant for a target, by default that of its device."""
     from sparsec.frontends.preset import preset
 
     knobs: dict[str, Any] = dict(case.knobs)
-    compiled = compile(preset(case.preset, **knobs), "cuda" if case.device == "cuda" else "cpu")
-    given = inputs if "v" in inputs else inputs | {"v": inputs["k"]}
+    return compile(preset(case.preset, **knobs), target or ("cuda" if case.device == "cuda" else "cpu"))
+
+
+def given_to(inputs: Inputs) -> Inputs:
+    """What the variant takes; a case without values has keys in their place."""
+    return inputs if "v" in inputs else inputs | {"v": inputs["k"]}
+
+
+def called(case: Case, compiled: Compiled, inputs: Inputs, trials: int) -> Call:
+    """A call of the case's variant that was compiled before."""
+    given = given_to(inputs)
     report = _tuned(compiled, case, given, trials) if trials else None
     made = selector_call(compiled, given) if isinstance(case, SelectorCase) else _call(compiled, case, given)
     made.tuning = report

@@ -1,10 +1,15 @@
 """What is kept of a case that was checked and timed, as JSON and as a short table."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from sparsec.benchmarks.cases import Case
 from sparsec.benchmarks.hardware import Record
 from sparsec.benchmarks.timing import Pair
 from sparsec.benchmarks.verdict import Verdict
@@ -59,15 +64,35 @@ def agrees(predicted: int | None, measured: int | None) -> bool | None:
     return abs(predicted - measured) <= PEAK_SLACK * measured
 
 
+def shape_of(case: Case) -> dict[str, object]:
+    """The case's fields as JSON."""
+    return {name: str(value) if isinstance(value, torch.dtype) else value for name, value in asdict(case).items()}
+
+
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Write rows as a JSON list."""
     write_json([asdict(row) for row in rows], path)
 
 
 def write_json(values: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Write JSON values as a list; the folder is made."""
+    """Write JSON values as a list, or one per line where the name ends in ``.jsonl``; the folder is made.
+
+    What was there is replaced at once: a process that is killed leaves the values before, or these.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list(values), indent=1) + "\n")
+    lined = path.suffix == ".jsonl"
+    text = "".join(json.dumps(value) + "\n" for value in values) if lined else json.dumps(list(values), indent=1) + "\n"
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def read_json(path: Path) -> list[dict[str, Any]]:
+    """What ``write_json`` wrote; nothing where there is no such file."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
 
 
 HEAD = ("case", "ours ms", "peer", "peer ms", "ratio (low to high)", "TFLOP/s", "error", "peak MB", "predicted")

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sparsec.benchmarks.cases import Case, Inputs
 from sparsec.benchmarks.cases_nsa import SelectorCase
-from sparsec.benchmarks.forms import Ours, judges_of, time_forms
+from sparsec.benchmarks.forms import Judges, Ours, judges_of, time_forms
 from sparsec.benchmarks.groups import small
 from sparsec.benchmarks.hardware import hardware
 from sparsec.benchmarks.peers.form import Compiler, Run, compile_static
 from sparsec.benchmarks.registry import cases_named
-from sparsec.benchmarks.row import FormTime, Row, agrees
+from sparsec.benchmarks.row import FormTime, Row, agrees, shape_of
 from sparsec.benchmarks.step import Call, Step
 from sparsec.benchmarks.timing import Pair, clock_for, peak_bytes, time_pair
 from sparsec.benchmarks.verdict import Verdict
@@ -60,10 +60,9 @@ def _run_case(
     inputs = case.inputs()
     judges = judges_of(case, inputs)
     run = ours(case, inputs)
-    verdict = check(case, inputs, run()) if check else judges.output(run())
-    errors, wrong = judges.gradients(run) if judges.gradients and isinstance(run, Step) else ({}, "")
-    if not verdict.passed or wrong:
-        report(f"{case.name}: refused, {'; '.join(r for r in (verdict.reason, wrong) if r)}")
+    verdict, errors, wrong = checked(case, inputs, run, judges, check)
+    if wrong:
+        report(f"{case.name}: refused, {wrong}")
         return None
     peak, predicted = peak_bytes(run, case.device), run.predicted_peak_bytes if isinstance(run, Call) else None
     tuning = run.tuning_seconds if isinstance(run, Call) else None
@@ -81,9 +80,18 @@ def _run_case(
     if agrees(predicted, peak) is False:
         report(f"{case.name}: holds {peak} bytes, predicted were {predicted}")
     return Row(
-        case.name, _shape(case), ms, fastest, pair, case.flops / ms / 1e9, peak, predicted, agrees(predicted, peak),
+        case.name, shape_of(case), ms, fastest, pair, case.flops / ms / 1e9, peak, predicted, agrees(predicted, peak),
         verdict, forms, hardware(case.device), errors, tuning, half,
     )  # fmt: skip
+
+
+def checked(
+    case: Case, inputs: Inputs, run: Run, judges: Judges, check: Check | None = None
+) -> tuple[Verdict, dict[str, float], str]:
+    """What a case's judges say of a call: of the output, the errors of gradients, and what is wrong, "" if nothing."""
+    verdict = check(case, inputs, run()) if check else judges.output(run())
+    errors, wrong = judges.gradients(run) if judges.gradients and isinstance(run, Step) else ({}, "")
+    return verdict, errors, "; ".join(r for r in (verdict.reason, wrong) if r) or ("" if verdict.passed else "wrong")
 
 
 def _timed(
@@ -103,8 +111,3 @@ def _half_peak(case: Case, ours: Ours) -> int | None:
     run = ours(shorter, shorter.inputs())
     run()
     return peak_bytes(run, case.device)
-
-
-def _shape(case: Case) -> dict[str, object]:
-    """The case's fields as JSON."""
-    return {name: str(value) if isinstance(value, torch.dtype) else value for name, value in asdict(case).items()}

@@ -20,15 +20,20 @@ def selector_plan(plan: Plan) -> Plan:
     return split(replace(plan, outputs=(lists, *plan.outputs)), (lists,)).forward
 
 
-def selector_call(compiled: Compiled, inputs: Inputs) -> Call:
-    """A call that gives the lists int32 [B, T, HKV, slots]."""
+def selector_ready(compiled: Compiled, inputs: Inputs) -> tuple[Ready, list[Tensor]]:
+    """The selector alone worked out for inputs, and those that it takes."""
     dims, dtype = compiled.bind(inputs)
     plan = selector_plan(compiled.plan(dims, dtype))
     names = [b.name for b in plan.buffers if b.role == "input"]
     ready = Ready(plan, dims, [compiled.built(kernel, dims) for kernel in plan.kernels], names)
-    tensors = [inputs[name] for name in names]
+    return ready, [inputs[name] for name in names]
+
+
+def selector_call(compiled: Compiled, inputs: Inputs) -> Call:
+    """A call that gives the lists int32 [B, T, HKV, slots]."""
+    ready, tensors = selector_ready(compiled, inputs)
 
     def run() -> Tensor:
         return ready(tensors)[0]
 
-    return Call(run, call_bytes(compiled, plan, dims))
+    return Call(run, call_bytes(compiled, ready.plan, ready.dims))

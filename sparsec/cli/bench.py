@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,24 +12,35 @@ from sparsec.cli.output import print_json, say
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from sparsec.benchmarks.session import Asked
+
 Cases = Annotated[
     list[str],
     typer.Argument(metavar="[CASE]…", help="Cases or groups of them (presets with --crossover); by default all."),
 ]
-Path_ = Annotated[str, typer.Option("--out", help="Write the rows to this file as JSON.")]
+Path_ = Annotated[str, typer.Option("--out", help="Write the rows to this file as JSON; .jsonl: a row per line.")]
 Trials = Annotated[int, typer.Option(help="Tune each kernel with so many trials first; 0: default or records.")]
 Skip = Annotated[list[str], typer.Option(help="Leave out a form of a peer, such as flex/tuned.")]
 Apart = Annotated[bool, typer.Option(help="A process per case, so that one that crashes stops no other.")]
 Crossover = Annotated[bool, typer.Option("--crossover", help="Where each preset beats dense attention.")]
+Events = Annotated[
+    bool, typer.Option("--events", help="The time of each kernel of a call, and the bytes it must move.")
+]
 Small = Annotated[bool, typer.Option("--small", help="Each case at a few tokens on the CPU: does it run, is it right?")]
 StepLimit = Annotated[float, typer.Option(help="With --crossover: seconds of a step after which lengths end.")]
 Limit = Annotated[float, typer.Option(help="Seconds after which a case that runs apart is given up; 0: none.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the rows that --out has: only what is not there.")]
+Ahead = Annotated[
+    int, typer.Option(help="Build all kernels before any is timed, so many cases at once; 0: as they come.")
+]
+BuildOnly = Annotated[bool, typer.Option("--build-only", help="Build the kernels; check and time nothing.")]
 
 
 def bench(
     cases: Cases = [],  # noqa: B006
     list_cases: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,
     crossover: Crossover = False,
+    events: Events = False,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds per case.")] = 5,
     trials: Trials = 0,
     skip: Skip = [],  # noqa: B006
@@ -39,37 +48,32 @@ def bench(
     limit: Limit = 0.0,
     step_limit: StepLimit = 10.0,
     small: Small = False,
+    ahead: Ahead = 0,
+    build_only: BuildOnly = False,
     out: Path_ = "",
+    resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
     """Time sparsec beside the fastest form of each peer; a row only where the check against the oracle passed.
 
     `--crossover`: the shortest length, doubling from 1K, at which forward and backward of each preset are quicker than
-    dense causal attention (cuDNN on a GPU).
+    dense causal attention (cuDNN on a GPU). `--events`: each kernel of a call, by CUDA events, without a peer.
     """
+    from sparsec.benchmarks.session import Asked, rows_of
+
     if list_cases:
         return _list(as_json)
+    if (crossover and events) or (resume and not out):
+        raise typer.BadParameter("--crossover and --events are two tables, and --resume goes on from --out FILE")
     report: Callable[[str], None] = (lambda text: None) if as_json else say
     names = _presets(cases) if crossover else _names(cases)
-    rows: Sequence[dict[str, object]]
-    if apart and len(names) > 1:
-        from sparsec.benchmarks.apart import rows_apart
+    table = "crossover" if crossover else "events" if events else "peers"
+    asked = Asked(table, rounds, trials, tuple(skip), step_limit, small, apart, limit, ahead, out, resume)
+    if build_only:
+        from sparsec.benchmarks.ahead import build
 
-        options = [f"--rounds={rounds}", f"--trials={trials}", *(f"--skip={name}" for name in skip)]
-        options += ["--crossover", f"--step-limit={step_limit}"] if crossover else ["--small"] if small else []
-        rows = rows_apart(names, options, limit, report, lambda rows: _write(rows, out))
-    elif crossover:
-        from sparsec.benchmarks.crossover import crossovers
-
-        found = crossovers(names, rounds=rounds, trials=trials, longest=step_limit, report=report)
-        rows = [asdict(row) for row in found]
-    else:
-        from sparsec.benchmarks.own import own
-        from sparsec.benchmarks.run import run_cases
-
-        made = run_cases(names, lambda c, x: own(c, x, trials), rounds=rounds, skip=skip, report=report, as_small=small)
-        rows = [asdict(row) for row in made]
-    _show(rows, names, crossover, out, as_json)
+        return build(names, crossover, report)
+    _show(rows_of(names, asked, report), names, asked, as_json)
 
 
 def _list(as_json: bool) -> None:
@@ -101,22 +105,12 @@ def _presets(names: Sequence[str]) -> list[str]:
     return list(names) or default_presets()
 
 
-def _show(rows: Sequence[Mapping[str, object]], names: Sequence[str], crossover: bool, out: str, as_json: bool) -> None:
-    from sparsec.benchmarks import crossover as crossing
-    from sparsec.benchmarks.row import HEAD, aligned, table_of
+def _show(rows: Sequence[Mapping[str, object]], names: Sequence[str], asked: Asked, as_json: bool) -> None:
+    from sparsec.benchmarks.session import text_of
 
-    _write(rows, out)
     if as_json:
         print_json(rows)
     elif rows:
-        say("")
-        say(aligned(crossing.HEAD, map(crossing.line, rows)) if crossover else aligned(HEAD, table_of(rows)))
+        say(f"\n{text_of(rows, asked.table)}")
     if len(rows) < len(names):
         raise typer.Exit(1)
-
-
-def _write(rows: Sequence[Mapping[str, object]], out: str) -> None:
-    from sparsec.benchmarks.row import write_json
-
-    if out:
-        write_json(rows, Path(out))

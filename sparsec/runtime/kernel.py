@@ -14,7 +14,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import GatheredAttention
-from sparsec.runtime.launch import Again, build
+from sparsec.runtime.launch import Again, Run, build
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
 from sparsec.tile.schedule import Schedule
@@ -82,15 +82,19 @@ class BuiltKernel:
 
     def bound(self, buffers: Mapping[str, Tensor], fixed: Fixed) -> tuple[Callable[[], None], dict[str, Tensor]]:
         """As ``prepared``, for lengths that were worked out before."""
-        scratch = self._scratch(buffers, fixed)
-        every = {**buffers, **scratch}
-        runs = [bind([every[t.name] for t in program.tensors], fixed.params) for program, bind in self._binds]
+        launches, scratch = self.launches(buffers, fixed)
 
         def run() -> None:
-            for launch in runs:
+            for _, launch in launches:
                 launch()
 
         return run, scratch
+
+    def launches(self, buffers: Mapping[str, Tensor], fixed: Fixed) -> tuple[list[tuple[str, Run]], dict[str, Tensor]]:
+        """The name and the launch of each of its programs, in order, and its scratch buffers."""
+        scratch = self._scratch(buffers, fixed)
+        every = {**buffers, **scratch}
+        return [(p.name, bind([every[t.name] for t in p.tensors], fixed.params)) for p, bind in self._binds], scratch
 
     @property
     def waits(self) -> int:

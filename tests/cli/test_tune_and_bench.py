@@ -14,6 +14,7 @@ from sparsec.benchmarks import crossover
 from sparsec.benchmarks.apart import rows_apart
 from sparsec.benchmarks.cases import WindowCase
 from sparsec.benchmarks.own import own
+from sparsec.benchmarks.row import read_json, write_json
 from sparsec.benchmarks.timing import Pair
 from sparsec.cli import main
 from sparsec.frontends.preset import preset
@@ -101,7 +102,7 @@ def test_rows_are_kept_case_by_case(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ]
         Path(words[-1].removeprefix("--out=")).write_text(json.dumps(found))
 
-    monkeypatch.setattr("sparsec.benchmarks.apart._run", stub)
+    monkeypatch.setattr("sparsec.benchmarks.apart.run", stub)
     out = tmp_path / "rows.json"
     assert main(["bench", "nsa", "moba", "--crossover", "--out", str(out)]) == 0
     assert [row["preset"] for row in json.loads(out.read_text())] == [
@@ -133,7 +134,7 @@ def test_crossover_ends_where_a_step_takes_too_long(monkeypatch: pytest.MonkeyPa
     said: list[str] = []
     (found,) = crossover.crossovers(["streaming"], TINY, rounds=3, longest=0.0, report=said.append)
     assert [p.length for p in found.points] == [64] and rounds == [1] and found.length is None
-    assert found.stopped.startswith("no longer one: a step at 64 took") and found.stopped in said[0]
+    assert found.stopped.startswith("no longer one: a step at 64 took") and found.stopped in said[-1]
     assert found.stopped in crossover.line(asdict(found))[-1]
 
 
@@ -177,3 +178,66 @@ def test_cases_apart_do_not_stop_one_another() -> None:
         assert any(line.startswith("window: failed, ") for line in said)
     assert rows_apart(["window_cpu"], [], 0.2, said.append) == []
     assert said[-1] == "window_cpu: given up after 0.2 s"
+
+
+def test_a_crossover_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out, ratios = tmp_path / "rows.jsonl", iter([0.5, 1.5])
+
+    def pair(*_: object) -> Pair:
+        try:
+            return Pair(1.0, r := next(ratios), r, r, r, 1)
+        except StopIteration:
+            raise AssertionError("a length was timed again") from None
+
+    def cut_off(*_: object) -> Pair:
+        (row,) = read_json(out) if out.exists() else ({"unfinished": None},)
+        if row["unfinished"]:
+            raise KeyboardInterrupt
+        return pair()
+
+    monkeypatch.setattr(crossover, "CPU", TINY)
+    monkeypatch.setattr(crossover, "time_pair", cut_off)
+    words = ["bench", "streaming", "--crossover", "--out", str(out), "--resume"]
+    main(words)
+    (row,) = read_json(out)
+    assert row["unfinished"] and [p["length"] for p in row["points"]] == [64]
+    assert "not finished" in crossover.line(row)[-1]
+    monkeypatch.setattr(crossover, "time_pair", pair)
+    for _ in range(2):
+        assert main(words) == 0
+        (row,) = read_json(out)
+        assert not row["unfinished"] and row["length"] == 128 and [p["length"] for p in row["points"]] == [64, 128]
+
+
+def test_a_run_goes_on_with_the_cases_that_are_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    out, run = tmp_path / "rows.jsonl", list[list[str]]()
+    old: dict[str, object] = {"knobs": {}, "length": None, "points": [], "refused": ""}
+    write_json([{**old, "preset": "nsa"}, {**old, "preset": "hsa", "unfinished": True}], out)
+
+    def stub(words: list[str], limit: float, report: object) -> None:
+        run.append(words)
+        if "--build-only" not in words:
+            path = Path(words[-1].removeprefix("--out="))
+            assert ("--resume" in words) is (words[0] == "hsa") is path.exists()
+            write_json([{**old, "preset": words[0]}], path)
+
+    monkeypatch.setattr("sparsec.benchmarks.apart.run", stub)
+    words = ["bench", "nsa", "moba", "hsa", "--crossover", "--out", str(out), "--resume", "--ahead", "2"]
+    assert main(words) == 0
+    assert sorted(w[0] for w in run[:2]) == ["hsa", "moba"] and all("--build-only" in w for w in run[:2])
+    assert [w[0] for w in run[2:]] == ["moba", "hsa"]
+    assert [row["preset"] for row in read_json(out)] == ["nsa", "moba", "hsa"]
+
+
+def test_building_ahead_fills_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    monkeypatch.setenv("SPARSEC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(crossover, "CPU", TINY)
+    assert main(["bench", "streaming", "--crossover", "--build-only"]) == 0
+    before = {*(tmp_path / "tvm").rglob("*.so")}
+    assert before and "not built" not in capsys.readouterr().out
+    next(crossover.crossovers(["streaming"], TINY, rounds=1, report=lambda text: None))
+    assert {*(tmp_path / "tvm").rglob("*.so")} == before
+    assert main(["bench", "gdn", "--build-only"]) == 0
+    assert "gdn: not built ahead" in capsys.readouterr().out or torch.cuda.is_available()

@@ -1,0 +1,90 @@
+"""What a compiler says of each program of a case, without a GPU: `python -m sparsec.benchmarks.resources CASE …`.
+
+Registers, spills and shared memory of what a call of the case launches under its schedules; of a case that trains,
+backward too. `--spilled` prints only programs that spill. `--out` keeps the cases that are done, and goes on from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sparsec.benchmarks.cases import Case
+from sparsec.benchmarks.cases_scan import LevelsCase
+from sparsec.benchmarks.own import compiled_for, given_to
+from sparsec.benchmarks.registry import cases_named, cases_on
+from sparsec.benchmarks.row import read_json, write_json
+from sparsec.runtime.explain import explain
+
+TOKENS = 2048
+"""Of the inputs that tell a case's dims: what is compiled does not depend on lengths."""
+Made = Mapping[str, Any]
+
+
+def resources(case: Case, target: str) -> list[Made]:
+    """Per program of a call its kernel and what it needs, or the sentence of the compiler that refused it."""
+    compiled = compiled_for(case, target)
+    tokens = case.T if isinstance(case, LevelsCase) else min(case.T, TOKENS)  # as many levels as the length asks for
+    dims, dtype = compiled.bind(given_to(replace(case, device="cpu", B=1, T=tokens).inputs()))
+    found = explain(compiled, dims, dtype, resources=True, gradients=case.learned if case.train else ())
+    return [
+        {"kernel": kernel.name, "program": name} | (needs if isinstance(needs, dict) else {"refused": str(needs)})
+        for kernel in found.kernels
+        for name, needs in kernel.resources.items()
+    ]
+
+
+def lines(case: str, programs: Sequence[Made], spilled: bool) -> list[str]:
+    """The programs of a case as text."""
+    kept = [p for p in programs if p.get("spills") or "refused" in p or not spilled]
+    return [
+        f"{case}: {len(programs)} programs, {sum(bool(p.get('spills')) for p in programs)} spill",
+        *map(_line, kept),
+    ]
+
+
+def _line(program: Made) -> str:
+    if "refused" in program:
+        return f"  {program['program']}: does not compile: {program['refused'][:200]}"
+    spills = f", {program['spills']} bytes spilled" if program["spills"] else ""
+    return f"  {program['program']}: {program['registers']} registers, {program['shared']} bytes shared{spills}"
+
+
+def survey(cases: Sequence[Case], target: str, out: Path | None, report: Callable[[list[Made]], None]) -> list[Made]:
+    """A row per case; those that ``out`` has are taken from it, and each is written to it as soon as it is done."""
+    rows: list[Made] = list(read_json(out)) if out else []
+    for case in cases:
+        row = next((r for r in rows if r["case"] == case.name), None)
+        if row is None:
+            row = {"case": case.name, "target": target, "programs": resources(case, target)}
+            rows.append(row)
+            if out:
+                write_json(rows, out)
+        report([row])
+    return rows
+
+
+def main(words: Sequence[str]) -> int:
+    """Print a block per case; 1 where a program does not compile."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="cases or groups; by default all of a GPU")
+    parser.add_argument("--target", default="triton:sm_90")
+    parser.add_argument("--spilled", action="store_true", help="print only the programs that spill")
+    parser.add_argument("--out", type=Path, help="rows as JSON, one per line where it ends in .jsonl")
+    asked = parser.parse_args(words)
+    cases = cases_named(asked.cases) if asked.cases else cases_on("cuda")
+
+    def report(rows: list[Made]) -> None:
+        for row in rows:
+            print("\n".join(lines(row["case"], row["programs"], asked.spilled)), flush=True)
+
+    rows = survey(cases, asked.target, asked.out, report)
+    return int(any("refused" in p for row in rows for p in row["programs"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
