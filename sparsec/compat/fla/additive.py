@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsec.compat.fla.normalised import normalised
-from sparsec.compat.fla.options import checked, forbid, refuse, renamed
+from sparsec.compat.fla.options import checked, forbid, placed, refuse, renamed
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
@@ -33,7 +33,8 @@ def chunk_simple_gla(
     )  # fmt: skip
 
 
-fused_recurrent_simple_gla = fused_chunk_simple_gla = chunk_simple_gla
+fused_recurrent_simple_gla = placed(8, "reverse", "state_v_first", "cu_seqlens")(chunk_simple_gla)
+fused_chunk_simple_gla = placed(8, "cu_seqlens")(chunk_simple_gla)
 
 
 @checked
@@ -60,7 +61,8 @@ def chunk_retention(
                             reverse=reverse)  # fmt: skip
 
 
-fused_recurrent_retention = fused_chunk_retention = chunk_retention
+fused_recurrent_retention = placed(6, "reverse", "state_v_first", "cu_seqlens")(chunk_retention)
+fused_chunk_retention = chunk_retention
 
 
 @checked

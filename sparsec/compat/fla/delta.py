@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsec.compat.fla.gates import channel_gate, head_gate, rate
-from sparsec.compat.fla.options import checked, need, refuse, renamed
+from sparsec.compat.fla.options import checked, need, placed, refuse, renamed, shaped
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
@@ -61,6 +61,8 @@ def chunk_gated_delta_rule(
 chunk_gdn = chunk_gated_delta_rule
 
 
+@placed(11, "use_gate_in_kernel", "A_log", "dt_bias", "use_beta_sigmoid_in_kernel", "allow_neg_eigval",
+        "state_v_first", "cu_seqlens")  # fmt: skip
 @renamed
 @checked
 def fused_recurrent_gated_delta_rule(
@@ -71,6 +73,8 @@ def fused_recurrent_gated_delta_rule(
     """As ``chunk_gated_delta_rule``; g may be missing, or be channel-wise as gk ``[B,T,HV,K]``, or both be given."""
     op = "fused_recurrent_gated_delta_rule"
     refuse(op, gv=gv)
+    order = "arguments go g [B,T,HV], gk [B,T,HV,K], gv, beta [B,T,HV]"
+    shaped(op, order, "give g, gk and beta by name", g=(g, 3), gk=(gk, 4), beta=(beta, 3))
     rates = torch.ones(v.shape[:3], device=v.device) if beta is None else beta
     shared: dict[str, Any] = {
         "scale": scale, "initial_state": initial_state, "output_final_state": output_final_state,
@@ -115,6 +119,8 @@ def chunk_kda(
     )  # fmt: skip
 
 
+@placed(10, "use_qk_l2norm_in_kernel", "use_gate_in_kernel", "use_beta_sigmoid_in_kernel", "allow_neg_eigval",
+        "lower_bound", "state_v_first", "cu_seqlens")  # fmt: skip
 @renamed
 @checked
 def fused_recurrent_kda(

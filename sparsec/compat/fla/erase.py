@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsec.compat.fla.gates import channel_gate
-from sparsec.compat.fla.options import checked, refuse, renamed
+from sparsec.compat.fla.options import checked, placed, refuse, renamed
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
@@ -28,7 +28,7 @@ def chunk_dplr_delta_rule(
     )  # fmt: skip
 
 
-fused_recurrent_dplr_delta_rule = chunk_dplr_delta_rule
+fused_recurrent_dplr_delta_rule = placed(9, "reverse", "cu_seqlens")(chunk_dplr_delta_rule)
 
 
 @checked
@@ -92,6 +92,7 @@ def chunk_gdn2(
     )  # fmt: skip
 
 
+@placed(11, "use_qk_l2norm_in_kernel", "use_gate_in_kernel", "lower_bound", "state_v_first", "cu_seqlens")
 @renamed
 @checked
 def fused_recurrent_gdn2(

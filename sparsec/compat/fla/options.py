@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from torch import Tensor
+
 from sparsec.ir.error import InputError
 
 P = ParamSpec("P")
@@ -77,6 +79,33 @@ def forbid(op: str, reason: str, **tensors: object) -> None:
     for name, value in tensors.items():
         if value is not None:
             raise InputError(f"{op}: {name}", "a tensor", reason, f"leave out {name}")
+
+
+def shaped(op: str, rule: str, fix: str, **tensors: tuple[Tensor | None, int]) -> None:
+    """Raises InputError for the first tensor that has another number of dims than the one beside it."""
+    for name, (x, dims) in tensors.items():
+        if x is not None and x.dim() != dims:
+            raise InputError(f"{op}: {name}", f"shape {tuple(x.shape)}", rule, fix)
+
+
+def placed(first: int, *names: str) -> Callable[[Callable[P, R]], Callable[..., R]]:
+    """An op that takes its first arguments by place as it says, and those after them in fla's order, as ``names``."""
+
+    def wrapped(op: Callable[P, R]) -> Callable[..., R]:
+        @functools.wraps(op)
+        def call(*args: object, **options: object) -> R:
+            more = dict(zip(names, args[first:], strict=False))
+            if len(args) > first + len(names):
+                rule = f"{first + len(names)} go by place"
+                raise InputError(f"{op.__name__}: arguments", f"{len(args)} of them", rule, "give options by name")
+            if twice := sorted(more.keys() & options.keys()):
+                name = f"{op.__name__}: {twice[0]}"
+                raise InputError(name, "given twice", "an argument goes by place or by name", f"leave out {twice[0]}=")
+            return op(*args[:first], **more, **options)  # type: ignore[arg-type]
+
+        return call
+
+    return wrapped
 
 
 def checked(op: Callable[P, R]) -> Callable[P, R]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsec.compat.fla.options import checked, forbid, refuse
+from sparsec.compat.fla.options import checked, forbid, placed, refuse
 from sparsec.compat.fla.recurrence import Form
 from sparsec.compat.fla.run import Result, recur, scaled
 
@@ -39,7 +39,7 @@ def chunk_gsa(
     return o, (held, read)
 
 
-fused_recurrent_gsa = chunk_gsa
+fused_recurrent_gsa = placed(8, "reverse", "cu_seqlens")(chunk_gsa)
 
 
 def cumulative(s: Tensor) -> tuple[Tensor, Tensor]:
