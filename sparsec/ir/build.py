@@ -50,9 +50,18 @@ def slots(k: Node, v: Node, *, origin: str = "learned") -> Node:
 
 
 def summary(
-    memory: Node, given: Node | None = None, *, size: int, stride: int, fn: str = "mean", fields: str = "k"
+    memory: Node,
+    given: Node | None = None,
+    *,
+    size: int,
+    stride: int | None = None,
+    fn: str = "mean",
+    fields: str = "k",
 ) -> Node:
-    """Windows of ``size`` tokens every ``stride`` -> memory of ceil(TK / stride) summaries, the last ones ragged."""
+    """Windows of ``size`` tokens every ``stride`` -> memory of ceil(TK / stride) summaries, the last ones ragged.
+
+    Without a stride windows lie one after another.
+    """
     src = (memory,) if given is None else (memory, given)
     return make(Op.SUMMARY, src, fn=fn, size=size, stride=stride, fields=fields)
 

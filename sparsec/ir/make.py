@@ -115,5 +115,7 @@ def _complete(op: Op, src: tuple[Node, ...], values: dict[str, Value]) -> None:
         values["slots"] = values["k"]
     if op is Op.REDUCE and values["over"] == "overlap" and values["importance"] is None:
         values["importance"] = "overlap"
+    if op is Op.SUMMARY and values["stride"] is None:
+        values["stride"] = values["size"]
     if op in (Op.MAP, Op.PREFIX) and values["fn"] is None:
         values["fn"] = var("x0", "float")

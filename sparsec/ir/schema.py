@@ -98,7 +98,7 @@ SCHEMA: dict[Op, Schema] = {
         attrs={
             "fn": _choice("mean", "max", "given"),
             "size": _count(),
-            "stride": _count(),
+            "stride": _count(None),
             "fields": _choice("k", "kv"),
         },
     ),

@@ -17,6 +17,10 @@ class ShortConvolution(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, width).uniform_(-(width**-0.5), width**-0.5))
 
+    def extra_repr(self) -> str:
+        """Its sizes."""
+        return "{}, width={}".format(*self.weight.shape)
+
     def forward(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The result and the last ``width − 1`` tokens, which the next call is given as ``tail``; zeros come first."""
         behind = self.weight.shape[1] - 1

@@ -130,6 +130,11 @@ class Layer(nn.Module):
         """What copies and files hold: not the last call's losses, which belong to its graph."""
         return {**self.__dict__, "losses": ()}
 
+    def extra_repr(self) -> str:
+        """What its parts do not say."""
+        sizes = " ".join(f"{name}={self.sizes[name]}" for name in ("H", "HKV", "D", "DV"))
+        return f"{self.variant.name}, dim={self.dim}, {sizes}" + ", rotary" * self.rotary
+
     def _make(self, name: str, shape: Any, dtype: str) -> None:
         tokens = lengths(self.variant).names
         counted = [bool({str(dim)} & tokens) for dim in shape]

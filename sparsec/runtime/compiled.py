@@ -17,7 +17,7 @@ from sparsec.plan.build import build_plan
 from sparsec.plan.plan import Kernel, Plan
 from sparsec.plan.sizes import static_names
 from sparsec.runtime import bind
-from sparsec.runtime.across import Together, fitted, launched, programs, whole
+from sparsec.runtime.across import Together, fitted, launched, whole
 from sparsec.runtime.cache import usable
 from sparsec.runtime.decode.face import Decoding
 from sparsec.runtime.deterministic import in_order
@@ -69,6 +69,10 @@ class Compiled(Decoding):
         self._floats = [spec.dtype == "float" for spec in variant.inputs.values()]
         self._route, self.operator = route, register(self)
         self.packed_operator, self.packed_rows = packed_operator(self), packed_rows(self)
+
+    def __repr__(self) -> str:
+        inputs = (f"{name} [{','.join(map(str, spec.shape))}]" for name, spec in self.variant.inputs.items())
+        return f"<sparsec {self.variant.name} on {self.target.name}: {', '.join(inputs)}>"
 
     def __call__(
         self, q_offset: Any = None, *nameless: Tensor, cu_seqlens: Tensor | None = None,
@@ -243,15 +247,9 @@ class Compiled(Decoding):
 
         A length bucket may have its own tuned schedule, so lengths matter here; without them the defaults are shown.
         """
-        from sparsec.runtime.launch import source
+        from sparsec.runtime.source import source
 
-        (plan, lowered), parts = programs(self, self.plan(dims, dtype), dims), []
-        for kernel in plan.kernels:
-            schedule = self.schedule(kernel, dims)
-            for step in lowered[kernel.name].steps:
-                heading = f"# {kernel.name}: {step.program.name} for {self.target.name}\n# {schedule}\n"
-                parts.append(heading + source(step, self.target))
-        return "\n\n".join(parts)
+        return source(self, dims, dtype)
 
     def explain(self, dims: Mapping[str, int], dtype: str = "float32", resources: bool = False) -> Explanation:
         """Formulas, memory, tiles and predicted times at these dims; needs no device. See ``sparsec explain``."""

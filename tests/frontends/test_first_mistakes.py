@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparsec
-from sparsec import lang
+from sparsec import lang, nn
 from sparsec.autotune.report import KernelReport
 from sparsec.ir.error import DeclarationError, InputError
 from sparsec.ir.node import Node
@@ -68,3 +68,35 @@ def test_a_layer_is_tuned_on_inputs_by_name() -> None:
 def test_a_search_that_was_interrupted_at_once_does_not_say_that_nothing_works() -> None:
     report = KernelReport("attend", None, Schedule(), None, None, (), "interrupted")
     assert str(report).startswith("attend: interrupted before it had a result")
+
+
+def test_summaries_lie_one_after_another_unless_a_stride_is_said() -> None:
+    def summed(stride: int | None = None) -> Variant:
+        def body(q: Node, k: Node, v: Node, g: Node) -> Node:
+            summaries = lang.summary(lang.tokens(k, v), size=16, stride=stride, fields="kv")
+            return lang.merge(lang.attend(q, summaries), lang.attend(q, lang.tokens(k, v)), fn="convex", gates=g)
+
+        return declared(body)
+
+    assert summed() == summed(stride=16) != summed(stride=8)
+    text = summed(stride=16).text()
+    assert sparsec.parse(text.replace(", stride = 16", "").replace("stride = 16, ", "")) == sparsec.parse(text)
+
+
+def test_a_layer_says_what_it_takes() -> None:
+    layer = sparsec.compile(sparsec.preset("streaming", window=8), target="interpreter")
+    said = "<sparsec streaming on interpreter: q [B,TQ,H,D], k [B,TK,HKV,D], v [B,TK,HKV,DV]>"
+    assert repr(layer) == said
+    module = repr(nn.GatedDeltaNet(24, 2, head_dim=16))
+    assert "gdn, dim=24, H=2 HKV=2 D=16 DV=16" in module and "ShortConvolution(32, width=4)" in module
+
+
+def test_a_router_that_can_learn_nothing_is_noted() -> None:
+    """The only chosen part has all of what is renormalised."""
+    text = sparsec.preset("sse", k=1, raw=True).text()
+    sizes = {"B": 1, "T": 9, "H": 2, "HKV": 2, "D": 16, "DV": 16, "DX": 8, "q_offset": 0}
+    plain = sparsec.parse(text)
+    one = sparsec.parse(text.replace("fn = softmax, renormalise = false", "fn = softmax, renormalise = true"))
+    assert one != plain
+    notes = ["\n".join(sparsec.compile(x, target="interpreter").plan(sizes, "float32").notes) for x in (plain, one)]
+    assert "learns nothing" not in notes[0] and "the router learns nothing by it; renormalise = false" in notes[1]

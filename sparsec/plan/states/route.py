@@ -82,6 +82,9 @@ def _router(planner: Planner, topk: Node) -> None:
         within=_within(planner, topk),
     )
     planner.specs[topk] = spec
+    if spec.renormalise and spec.slots == 1:
+        one = "the only part of a token has weight 1 whatever its score"
+        planner.notes.append(f"{planner.name(topk)}: {one}, so the router learns nothing by it; renormalise = false")
     covers = [topk, score, *([weights] if weights is not None else [])]
     dims = {"N": topk.shape[1], "TQ": topk.shape[1], "TK": topk.shape[1]}
     read = [x, rows, *([spec.within.ids] if spec.within is not None else [])]
