@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparsec.backends.triton.address import Index, Term, narrow, split
 from sparsec.backends.triton.functions import literal
+from sparsec.backends.triton.names import argument
 from sparsec.backends.triton.text import Speaker, Text, sizes
 from sparsec.tile.build import union
 from sparsec.tile.language import Axis, Node, access_of
@@ -39,7 +40,7 @@ def narrow_stride(tensor: str, dim: int) -> str:
 def address(speaker: Speaker, node: Node, axes: tuple[Axis, ...]) -> str:
     """Pointers to the elements of an access, as a tile over ``axes``."""
     tensor = access_of(node).tensor
-    scalars, tiles = [tensor.name], []
+    scalars, tiles = [argument(tensor.name)], []
     for dim, arg in enumerate(node.args[: tensor.rank]):
         index, last = split(arg), dim == tensor.rank - 1
         if index.scalars:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from sparsec.backends.triton.descriptors import BYTES, Descriptor, descriptors
 from sparsec.backends.triton.gluon.turns import roles
+from sparsec.backends.triton.names import argument
 from sparsec.tile.language import Program, Tensor, TileOp, access_of
 from sparsec.tile.regions import regions
 from sparsec.tile.schedule import Schedule
@@ -28,7 +29,7 @@ def distinct(found: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
 def parameters(program: Program, extra: Iterable[Descriptor]) -> dict[str, str]:
     """The type that the printed signature gives each argument; empty where Triton sees it itself."""
     return {
-        **{t.name: "" for t in program.tensors},
+        **{argument(t.name): "" for t in program.tensors},
         **{name: f"tl.{dtype}" for name, dtype in program.params},
         **{name: "tl.int64" for name in program.stride_params},
         **{d.name: "" for d in distinct(extra)},
@@ -57,7 +58,7 @@ def pinned(program: Program) -> list[str]:
 def signature(program: Program, schedule: Schedule) -> dict[str, str]:
     """The arguments' types for ahead-of-time compilation; ``:16`` marks addresses and strides that 16 divides."""
     fixed = set(pinned(program))
-    made = {t.name: f"*{SHORT[t.dtype]}:16" for t in program.tensors}
+    made = {argument(t.name): f"*{SHORT[t.dtype]}:16" for t in program.tensors}
     made |= {name: SHORT[dtype] for name, dtype in program.params}
     made |= {name: "i64" if name in fixed else "i64:16" for name in program.stride_params}
     for d in descriptor_arguments(program, schedule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sparsec.backends.triton.names import RESERVED
+from sparsec.backends.triton.names import RESERVED, argument
 from sparsec.tile.language import Axis, Node, Program, TileOp
 from sparsec.tile.regions import regions
 from sparsec.tile.schedule import ScheduleError
@@ -17,7 +17,7 @@ _SMALLEST_DOT = 16
 def check(program: Program) -> None:
     """Raise ScheduleError with one sentence where a program cannot become a Triton kernel."""
     verify(program)
-    for name in (program.name, *(t.name for t in program.tensors), *(name for name, _ in program.params)):
+    for name in (program.name, *(argument(t.name) for t in program.tensors), *(name for name, _ in program.params)):
         if name in RESERVED or not name.isidentifier():
             raise ScheduleError(f"{program.name}: an argument or kernel cannot be named {name!r} in Triton; rename it")
     for node in (n for nodes in regions(program).nodes.values() for n in nodes):

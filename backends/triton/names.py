@@ -11,10 +11,20 @@ from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
 from sparsec.tile.language import Node, TileOp, access_of
 
 RESERVED = frozenset({*keyword.kwlist, *HELPERS, "tl", "triton", "float", "range"})
+_MADE = re.compile(r"\w+_([st]\d+|desc(_\d+)?)")
 _HINTS = {
     TileOp.DOT: "dot", TileOp.TOP_INSERT: "best", TileOp.SCAN: "running", TileOp.FULL: "fill", TileOp.MASK_IF: "kept",
 }  # fmt: skip
 _KINDS = {"max": "top", "min": "least", "sum": "total"}
+
+
+def argument(tensor: str) -> str:
+    """The name of a tensor as printed: its own, with an underscore where it is one that the printer makes or needs.
+
+    Names that end in an underscore after such a word get one more, so that no two tensors have one name.
+    """
+    plain = tensor.rstrip("_")
+    return f"{tensor}_" if plain in RESERVED or _MADE.fullmatch(plain) else tensor
 
 
 def hint(node: Node) -> str:

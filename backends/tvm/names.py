@@ -15,7 +15,8 @@ def safe(name: str) -> str:
     So do those that it makes of another name: its strides, its length and its address.
     """
     plain = re.sub(r"\W", "_", name)
-    if plain in RESERVED or keyword.iskeyword(plain) or plain[:1].isdigit() or OWN.fullmatch(plain):
+    word = plain.rstrip("_")  # names with underscores after such a word get one more: no two names become one
+    if word in RESERVED or keyword.iskeyword(word) or plain[:1].isdigit() or OWN.fullmatch(word):
         return f"{plain}_"
     return plain
 

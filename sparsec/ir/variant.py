@@ -119,6 +119,7 @@ def variant(
 RETURNED = ("tensor", "selection", "scores")
 ARGUMENTS = ("self", "q_offset", "cu_seqlens", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "cache")
 """What calls and decode steps take beside inputs."""
+LENGTHS = ("B", "TQ", "TK")
 
 
 def _check_outputs(name: str, outputs: Sequence[object]) -> None:
@@ -157,6 +158,7 @@ def _check_inputs(done: Variant, found: Sequence[Node]) -> None:
 def _check_name(done: Variant, name: str, origin: Origin | None) -> None:
     """An input's name is free to be an argument, and means nothing else in expressions."""
     taken = dict.fromkeys(ARGUMENTS, "an argument of every compiled variant")
+    taken |= dict.fromkeys(LENGTHS, "a length that every kernel takes")
     taken |= dict.fromkeys(dim_names(done), "also a dim")
     if any(name in node.captures for node in done.nodes):
         taken |= dict.fromkeys(INDEX, "an index variable of the expressions that read it")

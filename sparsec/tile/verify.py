@@ -30,8 +30,10 @@ def verify(program: Program) -> None:
 
 
 def _check_names(program: Program) -> None:
-    names = [t.name for t in program.tensors] + [name for name, _ in program.params] + list(program.stride_params)
-    if twice := sorted({n for n in names if names.count(n) > 1}):
+    # A tensor may be called what a stride of another one is: back ends print such a tensor under another name.
+    tensors, params = [t.name for t in program.tensors], [name for name, _ in program.params]
+    groups = (tensors + params, params + list(program.stride_params))
+    if twice := sorted({n for names in groups for n in names if names.count(n) > 1}):
         raise TileError(f"{program.name}: {', '.join(twice)} names two arguments; rename one")
     if len(program.grid) > 3:
         raise TileError(f"{program.name}: a grid has at most 3 dimensions, not {len(program.grid)}")

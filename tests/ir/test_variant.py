@@ -159,6 +159,14 @@ def test_fixed_dims() -> None:
         bind(fixed, {"x": (1, 5)})
 
 
+@pytest.mark.parametrize("name", ["TQ", "TK", "B"])
+def test_an_input_is_called_as_no_length_of_a_kernel(name: str) -> None:
+    """Its kernels would have two arguments of that name."""
+    x = lang.input(name, ["N", "T", "H", "D"])
+    with pytest.raises(DeclarationError, match=f"`{name}`: it is a length that every kernel takes"):
+        variant("one", lang.map(x, fn="x0"))
+
+
 @pytest.mark.parametrize("name", ["q_offset", "cu_seqlens", "max_seqlen_k", "cache"])
 def test_an_input_is_called_as_no_argument_of_a_call(name: str) -> None:
     """It could never be given by name."""

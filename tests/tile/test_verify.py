@@ -131,6 +131,10 @@ def test_broken_programs_are_refused_with_a_reason(body: Callable[[tile.Builder]
         verify(program(body))
 
 
+def test_a_tensor_may_be_called_what_a_stride_is() -> None:
+    verify(CASES["names"]().program)
+
+
 def test_two_arguments_of_one_name_are_refused() -> None:
     with tile.Builder() as b:
         put(tile.load(X, tile.param("x"), tile.iota(b.axis("d", 16))))

@@ -10,6 +10,7 @@ from sparsec.testing.tile.case import Case
 from sparsec.testing.tile.loops import nested, recurrence, vectors
 from sparsec.testing.tile.maps import axes, floats, integers
 from sparsec.testing.tile.memory import gather, prefix, scatter
+from sparsec.testing.tile.names import names
 from sparsec.testing.tile.selection import top
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -36,5 +37,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "floats": floats,
     "integers": integers,
     "axes": axes,
+    "names": names,
 }
 """Cases by name; make one by calling it."""
