@@ -10,8 +10,8 @@ class Schedule:
     """One point of the tuner's space; a lowering reads what concerns it and refuses what is illegal.
 
     Attributes:
-        order: the loop order: "query_outer", "tile_union", "key_outer" (gathered), "one_pass" or "two_pass" (selector);
-            "apart": in programs of their own gradients of keys and of values (backward), log-sum-exps (selector).
+        order: the loop order: "query_outer", "tile_union", "key_outer" (gathered), "one_pass", "two_pass" or
+            "rounds" (selector); "apart": in programs of their own gradients of keys and of values (backward), log-sum-exps (selector).
         rows: query rows of a tile (tokens x heads of the group that share keys).
         block: keys of a tile.
         value_block: columns of the output per program; 0 means all.

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower import descriptors, softmax
-from sparsec.lower.ranges import tile_ranges
+from sparsec.lower.ranges import TileRange, tile_ranges
 from sparsec.lower.scalars import add, both, ceil_div, emit, mul
-from sparsec.lower.select import chosen, insert, log_sums
+from sparsec.lower.select import chosen, insert, log_sums, rounds
 from sparsec.lower.select.candidates import as_keys, block_scores, summary_scores
 from sparsec.lower.select.frame import Frame, frame, params, sharing, without_constants
 from sparsec.lower.select.insert import Axes
@@ -18,7 +18,7 @@ from sparsec.lower.select.shares import fits, shares
 from sparsec.plan.specs import Piece, Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import EMPTY_KEY, Node, Program
+from sparsec.tile.language import EMPTY_KEY, Axis, Node, Program
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 
@@ -28,24 +28,65 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
     spec = without_constants(spec)
     with tile.Builder() as builder:
         f = frame(builder, spec, schedule)
-        slots, spare = (builder.axis(name, 1 << (spec.slots - 1).bit_length()) for name in ("k", "kk"))
-        best, everything = _best(f, Axes(f.rows, slots, f.keys, spare))
-        ids, scores = chosen.listed(spec, best, slots, spare)
-        place = (f.batch, f.row, tile.program_id(1), tile.iota(slots))
-        bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
-        if slots.size > spec.slots:
-            bounds[3] = spec.slots
-        tile.store(f.tensors[spec.indices], *place, value=ids, bounds=bounds)
-        if spec.weights is not None:
-            assert spec.weights_out is not None
-            value = chosen.weights(spec.weights, ids, scores, slots, everything)
-            tile.store(f.tensors[spec.weights_out], *place, value=value, bounds=bounds)
-        if spec.hard_out is not None:
-            tile.store(f.tensors[spec.hard_out], *place, value=chosen.hard(ids), bounds=bounds)
+        if schedule.order == "rounds":
+            _store_rounds(f)
+        else:
+            _store_sorted(f, *(builder.axis(name, 1 << (spec.slots - 1).bit_length()) for name in ("k", "kk")))
         units = spec.heads // sharing(spec)
         grid = (ceil_div(tile.param("TQ"), schedule.rows), tile.const(units), tile.param("B"))
         read = [log_sums.tensor(spec)] if schedule.order == "apart" else []
         return builder.program(spec.name, [*f.tensors.values(), *read], params(spec), grid)
+
+
+def _store_sorted(f: Frame, slots: Axis, spare: Axis) -> None:
+    """A row's list from its rank keys, and what else is asked for of it."""
+    spec = f.spec
+    best, everything = _best(f, Axes(f.rows, slots, f.keys, spare))
+    ids, scores = chosen.listed(spec, best, slots, spare)
+    place = (f.batch, f.row, tile.program_id(1), tile.iota(slots))
+    bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
+    if slots.size > spec.slots:
+        bounds[3] = spec.slots
+    tile.store(f.tensors[spec.indices], *place, value=ids, bounds=bounds)
+    if spec.weights is not None:
+        assert spec.weights_out is not None
+        value = chosen.weights(spec.weights, ids, scores, slots, everything)
+        tile.store(f.tensors[spec.weights_out], *place, value=value, bounds=bounds)
+    if spec.hard_out is not None:
+        tile.store(f.tensors[spec.hard_out], *place, value=chosen.hard(ids), bounds=bounds)
+
+
+def _store_rounds(f: Frame) -> None:
+    """A row's list slot by slot, -1 where nothing is left."""
+    spec, scores = f.spec, summary_scores(f)
+
+    def visit(at: Node, *state: Node) -> Sequence[Node]:
+        block = add(mul(at, f.schedule.block), tile.iota(f.keys))
+        found = block_scores(f, scores, block)
+        return rounds.insert(state, rounds.ranks(found, *_predicates(f, block)), block, f.keys)
+
+    ranges = _ranges(f)
+    state = tile.loop(ranges[0].start, ranges[-1].stop, 1, rounds.start(spec, f.rows), visit, f.schedule.stages)
+    names = [*state[1::2], *[tile.full(-1, f.rows, dtype="int32")] * (spec.slots - len(state) // 2)]
+    for slot, name in enumerate(names):
+        place = (f.batch, f.row, tile.program_id(1), tile.const(slot))
+        tile.store(f.tensors[spec.indices], *place, value=name, bounds={1: tile.param("TQ")})
+
+
+def _ranges(f: Frame) -> list[TileRange]:
+    """The tiles of candidates that the rows may choose from."""
+    piece = Piece(f.spec.keys, f.spec.keys, f.spec.block_length, as_keys(f.spec.eligible))
+    return tile_ranges(piece, f.schedule.block, tile.param(f.spec.block_length), f.env, f.tensors)
+
+
+def _predicates(f: Frame, block: Node) -> tuple[Node | None, Node]:
+    """Which candidates are forced, and which may be chosen at all."""
+    spec, env = f.spec, {**f.env, "c": block}
+    open_ = tile.apply(Fn.LT, block, tile.param(spec.block_length))
+    forced = None if spec.forced is None else emit(spec.forced, env)
+    if spec.eligible is not None:
+        open_ = both(open_, emit(spec.eligible, env))
+    return forced, open_
 
 
 def check(spec: Selector, schedule: Schedule) -> None:
@@ -53,24 +94,22 @@ def check(spec: Selector, schedule: Schedule) -> None:
     rows, block = schedule.rows, schedule.block
     if schedule.split_dims and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
         raise ScheduleError(f"{rows} rows x {block} keys do not fill tensor-core tiles: powers of two from 16 on do")
+    if schedule.order == "rounds" and not rounds.fits(spec):
+        raise ScheduleError(f"the order 'rounds' is for lists of {rounds.LONGEST} ids at most, by rank; use 'one_pass'")
     if schedule.order == "apart" and not fits(spec):
         raise ScheduleError("the order 'apart' is for shares of a softmax, by sums of few summaries; use 'two_pass'")
 
 
 def _best(f: Frame, axes: Axes) -> tuple[Node, Node | None]:
     """The rank keys of the best blocks, descending; the log-sum-exp of all eligible scores where weights need it."""
-    spec, apart, limit = f.spec, f.schedule.order == "apart", tile.param(f.spec.block_length)
+    spec, apart = f.spec, f.schedule.order == "apart"
     scores = None if apart else summary_scores(f)
-    piece = Piece(spec.keys, spec.keys, spec.block_length, as_keys(spec.eligible))
-    ranges = tile_ranges(piece, f.schedule.block, limit, f.env, f.tensors)
+    ranges = _ranges(f)
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
         found = shares(f, at) if scores is None else block_scores(f, scores, block)
-        env, open_ = {**f.env, "c": block}, tile.apply(Fn.LT, block, limit)
-        forced = None if spec.forced is None else emit(spec.forced, env)
-        if spec.eligible is not None:
-            open_ = both(open_, emit(spec.eligible, env))
+        forced, open_ = _predicates(f, block)
         if apart:
             kept = insert.insert(state[:2], insert.ranks(found, forced, open_), block, axes)
         else:
@@ -132,6 +171,7 @@ def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
         return {"rows": (8, 16, 32), "block": (8, 16, 32)}
     found: dict[str, tuple[object, ...]] = {"rows": (32, 64, 128), "warps": (2, 4, 8), "stages": (1, 2, 3)}
     if not fits(spec):
-        return found | {"block": (16, 32)}
+        orders = ("one_pass", "rounds") if rounds.fits(without_constants(spec)) else ()
+        return found | {"block": (16, 32)} | ({"order": orders} if orders else {})
     wide = (64, 128) if _whole(spec) else ()
     return found | {"order": ("two_pass", "apart"), "block": (16, 32, *wide), "descriptors": (False, True)}

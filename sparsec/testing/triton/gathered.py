@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,9 +25,11 @@ from sparsec.testing.triton.pace import keep_pace
 from sparsec.tile.scalars import grid_of
 
 
-def run(spec: AnySpec, tensors: dict[str, torch.Tensor], params: dict[str, int], folder: Path) -> None:
-    """All programs of a kernel under its default schedule for an H100."""
-    lowered = lower_kernel(spec, default(spec, "triton:sm_90"))
+def run(
+    spec: AnySpec, tensors: dict[str, torch.Tensor], params: dict[str, int], folder: Path, **changes: object
+) -> None:
+    """All programs of a kernel under its default schedule for an H100, with ``changes``."""
+    lowered = lower_kernel(spec, replace(default(spec, "triton:sm_90"), **changes))  # type: ignore[arg-type]
     every, dims = with_scratch(lowered, tensors, params)
     for step in lowered.steps:
         kernel = load(emit(step.program, step.schedule), step.program.name, folder)

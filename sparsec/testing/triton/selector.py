@@ -1,7 +1,7 @@
-"""Runs the backward of one small selector and of a summary under Triton's interpreter, in fp32.
+"""Runs the backward of a small selector and of a summary, and a choice by rounds, under Triton's interpreter, in fp32.
 
 Usage: ``python -m sparsec.testing.triton.selector FOLDER`` with TRITON_INTERPRET=1 in the environment. Prints
-one JSON object: the largest error of each gradient, relative to its largest element.
+one JSON object: the largest error of each gradient, relative to its largest element, and how many ids differ.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import SummariseGrad
-from sparsec.plan.specs import Summarise
+from sparsec.plan.specs import Selector, Summarise
+from sparsec.scalar.expr import var
 from sparsec.testing.kernels.selector import OUTPUTS, Sizes, draw, grads, selector, truth
 from sparsec.testing.triton.gathered import run
 from sparsec.testing.triton.pace import keep_pace
@@ -43,10 +45,26 @@ def of_summary(folder: Path) -> dict[str, float]:
     return {"dx": float((out - want).abs().max() / want.abs().max())}
 
 
+def of_rounds(folder: Path) -> dict[str, float]:
+    """Ids that a list by rounds has other than sorted keys give; scores are exact and many are equal."""
+    c, i = var("c"), var("i")
+    s = Selector("select", "q", "keys", "ids", None, 2, 1, 16, "N", "NB", 0.25, 3, 3, "float32")
+    s = replace(s, eligible=c * 16 <= i, forced=c == i // 16)
+    torch.manual_seed(0)
+    q, keys = torch.randint(-2, 3, (1, 37, 2, 16)).float(), torch.randint(-1, 2, (1, 40, 1, 16)).float()
+    found = []
+    for order in ("one_pass", "rounds"):
+        ids = torch.full((1, 37, 2, 3), 12345, dtype=torch.int32)
+        params = {"B": 1, "TQ": 37, "TK": 640, "q_offset": 500, "N": 40, "NB": 40}
+        run(s, {"q": q, "keys": keys, "ids": ids}, params, folder, order=order)
+        found.append(ids)
+    return {"rounds": float((found[0] != found[1]).sum())}
+
+
 def main(folder: str) -> None:
-    """Both."""
+    """All three."""
     keep_pace()
-    print(json.dumps(of_selector(Path(folder)) | of_summary(Path(folder))))
+    print(json.dumps(of_selector(Path(folder)) | of_summary(Path(folder)) | of_rounds(Path(folder))))
 
 
 if __name__ == "__main__":
