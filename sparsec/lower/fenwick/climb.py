@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sparsec.lower.fenwick.leaf import store
 from sparsec.lower.fenwick.rungs import Rungs, column_of, edges, tile_number, when
+from sparsec.lower.per_head import PerHead
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk.parts import CHUNKS, power, power_of_two
 from sparsec.scalar.fn import Fn
@@ -20,7 +21,7 @@ COLUMNS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(PerHead):
     """Two blocks of a level, seen from the block that they make one level up.
 
     Attributes:
@@ -35,16 +36,6 @@ class Pair:
     tiles: int
     number: Node
     column: Node
-
-    @property
-    def batch(self) -> Node:
-        """The batch entry."""
-        return tile.program_id(2)
-
-    @property
-    def head(self) -> Node:
-        """The state head."""
-        return tile.program_id(1)
 
     def load(self, tensor: Tensor, block: Node, *index: Node, count: Node | None = None) -> Node:
         """A block's matrix or number, 0 where it is padded or not complete."""

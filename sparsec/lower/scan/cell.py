@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sparsec.lower.per_head import PerHead
 from sparsec.lower.pointwise.rows import L2_EPSILON
 from sparsec.lower.scalars import add, mul
 from sparsec.lower.scan.runs import ROOM, SEGMENTS, Runs
@@ -37,7 +38,7 @@ def padded(size: int) -> int:
 
 
 @dataclass(slots=True)
-class Cell:
+class Cell(PerHead):
     """The state of one program.
 
     Attributes:
@@ -52,16 +53,6 @@ class Cell:
     tiles: int = 1
     runs: Runs | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def batch(self) -> Node:
-        """The batch entry."""
-        return tile.program_id(2)
-
-    @property
-    def head(self) -> Node:
-        """The state's head."""
-        return tile.program_id(1)
 
     @property
     def key_head(self) -> Node:

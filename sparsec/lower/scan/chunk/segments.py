@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sparsec.lower.per_head import PerHead
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import resets
 from sparsec.lower.scan.chunk.blocks import product_of_halves
@@ -110,7 +111,7 @@ def _unit(at: Walk) -> Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Combining:
+class Combining(PerHead):
     """One (tile of columns, head, batch) of a program that combines the transitions of all segments.
 
     Attributes:
@@ -122,16 +123,6 @@ class Combining:
     dims: Axis
     columns: Axis
     tiles: int
-
-    @property
-    def batch(self) -> Node:
-        """The batch entry."""
-        return tile.program_id(2)
-
-    @property
-    def head(self) -> Node:
-        """The state head."""
-        return tile.program_id(1)
 
     @property
     def row(self) -> Node:
