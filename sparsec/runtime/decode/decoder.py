@@ -44,12 +44,11 @@ class Decoder:
     """
 
     def __init__(self, compiled: Compiled) -> None:
-        from sparsec.runtime.compiled import compile
-
         self.declared = declared(compiled.variant)
         ahead, rest = before_memory(compiled.graph)
         found, folder = stream(rest), compiled.records.folder.parent
         apart = found.variant is not compiled.graph
+        compile = type(compiled)  # for the same target and cache
         self.ahead = compile(ahead, compiled.target, folder) if ahead is not None else None
         self.step = compile(found.variant, compiled.target, folder) if apart else compiled
         self.streamed = found

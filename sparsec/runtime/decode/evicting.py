@@ -39,13 +39,11 @@ class EvictingDecoder:
     """
 
     def __init__(self, compiled: Compiled) -> None:
-        from sparsec.runtime.compiled import compile
-
         self.declared, self.compiled = declared(compiled.variant), compiled
         self.target, self.folder = compiled.target, compiled.cache_dir
         self.form = form_of(compiled.graph)
         ahead = features_of(compiled.graph, self.form)
-        self.ahead = None if ahead is None else compile(ahead, compiled.target, compiled.records.folder.parent)
+        self.ahead = None if ahead is None else type(compiled)(ahead, self.target, compiled.records.folder.parent)
         self.size = self.form.node.integer("size")
         self.constant: frozenset[str] = frozenset()
         self._built: dict[tuple[Held, bool], tuple[Bind, list[str], Bind, list[str]]] = {}

@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sparsec.ir.dims import bind as bind_dims
-from sparsec.plan.packed.layout import TABLE, TOTAL, Layout, layout
+from sparsec.plan.packed.layout import TABLE, TOTAL, layout
 from sparsec.plan.packed.plan import packed_plan, packing_of
 from sparsec.plan.plan import Plan
 from sparsec.runtime import bind
 from sparsec.runtime.joint import Joint
+from sparsec.runtime.packed.batch import batched, unbatched
 from sparsec.runtime.packed.documents import Documents, Face, Given
 from sparsec.runtime.ready import Ready
 from sparsec.runtime.records import Records
@@ -138,13 +139,3 @@ class PackedCalls:
                 column = str(extent.value) if extent.head == "var" else self.packing.visible.index(extent)
                 found[f"{TOTAL}{column}"] = x.shape[at.along]
         return found | ({f"{TOTAL}TK": found[f"{TOTAL}TQ"]} if self.face.shared else {})
-
-
-def batched(x: Tensor, at: Layout | None) -> Tensor:
-    """A packed tensor with a batch of one; another as it is."""
-    return x if at is None or at.along is None else x.unsqueeze(at.batch)
-
-
-def unbatched(x: Tensor, at: Layout | None) -> Tensor:
-    """The inverse of ``batched``."""
-    return x if at is None or at.along is None else x.squeeze(at.batch)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sparsec.ir.error import InputError
 from sparsec.plan.packed.layout import Packing, layout
 from sparsec.runtime.inputs import inputs
-from sparsec.runtime.packed.calls import unbatched
+from sparsec.runtime.packed.batch import unbatched
 from sparsec.scalar.expr import Expr
 
 if TYPE_CHECKING:

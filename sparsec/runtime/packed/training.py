@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsec.runtime import bind, route
 from sparsec.runtime.joint import Joint
 from sparsec.runtime.once import once
-from sparsec.runtime.packed.calls import batched, unbatched
+from sparsec.runtime.packed.batch import batched, unbatched
 from sparsec.runtime.packed.operator import call_dims, dim_names
 
 if TYPE_CHECKING:
