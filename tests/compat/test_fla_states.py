@@ -248,58 +248,6 @@ def test_refusals(op: str, names: tuple[str, ...], options: dict[str, Any], said
         getattr(fla, op)(**x, **options)
 
 
-def test_rates_where_key_decays_go_are_refused() -> None:
-    """fla's order is g, gk, gv, beta; its own example gives beta after g."""
-    x = draw("g", "beta")
-    q, k, v, g, beta = (x[n] for n in ("q", "k", "v", "g", "beta"))
-    with pytest.raises(InputError, match=r"gk: shape \(2, 19, 2\).*gk \[B,T,HV,K\].*by name"):
-        fla.fused_recurrent_gated_delta_rule(q, k, v, g, beta)
-    with pytest.raises(InputError, match=r"g: shape \(2, 19, 2, 1\)"):
-        fla.fused_recurrent_gated_delta_rule(q, k, v, g[..., None])
-    done, _ = fla.fused_recurrent_gated_delta_rule(q, k, v, g, None, None, beta)
-    assert torch.equal(done, fla.fused_recurrent_gated_delta_rule(q, k, v, g, beta=beta)[0])
-
-
-# Each: the inputs beside q, k and v, arguments by place, and the same by name.
-PLACED: dict[str, tuple[tuple[str, ...], tuple[Any, ...], dict[str, Any]]] = {
-    "fused_recurrent_simple_gla": (("g",), (None, None, None, False, True), {"reverse": True}),
-    "fused_chunk_simple_gla": (("g",), (None, None, None, False, torch.tensor(ENDS)), {"cu_seqlens": ENDS}),
-    "fused_recurrent_retention": ((), (None, None, False, True), {"reverse": True}),
-    "fused_recurrent_dplr_delta_rule": (("a", "b", "gk"), (None, None, False, True), {"reverse": True}),
-    "fused_recurrent_gated_delta_rule": (
-        ("g",),
-        (*[None] * 5, False, True, *[False, None, None, False, False, False], torch.tensor(ENDS)),
-        {"use_qk_l2norm_in_kernel": True, "cu_seqlens": ENDS},
-    ),
-    "fused_recurrent_kda": (
-        ("gk", "beta"),
-        (*[None] * 4, False, True, False, True),
-        {"use_qk_l2norm_in_kernel": True, "use_beta_sigmoid_in_kernel": True},
-    ),
-}
-
-
-@pytest.mark.parametrize("op", PLACED)
-def test_arguments_by_place_go_in_the_order_of_fla(op: str) -> None:
-    names, places, options = PLACED[op]
-    x = draw(*names, batch=1)
-    given = [x[n].detach() for n in ("q", "k", "v", *names)]
-    options = {n: torch.tensor(y) if n == "cu_seqlens" else y for n, y in options.items()}
-    named = dict(zip(("g" if n == "gk" and "dplr" not in op else n for n in names), given[3:], strict=True))
-    found, right = getattr(fla, op)(*given, *places)[0], getattr(fla, op)(*given[:3], **named, **options)[0]
-    assert torch.equal(found, right)
-    assert not torch.equal(found, getattr(fla, op)(*given[:3], **named)[0])
-
-
-def test_arguments_are_given_once() -> None:
-    x = draw()
-    q, k, v = (x[n] for n in ("q", "k", "v"))
-    with pytest.raises(InputError, match="reverse: given twice"):
-        fla.fused_recurrent_retention(q, k, v, None, None, False, True, reverse=True)
-    with pytest.raises(InputError, match="arguments: 10 of them: 9 go by place"):
-        fla.fused_recurrent_retention(q, k, v, None, None, False, True, False, None, 3)
-
-
 def test_kernels_are_built_once() -> None:
     from sparsec.compat.fla.recurrence import Form, compiled
 
