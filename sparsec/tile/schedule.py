@@ -33,6 +33,8 @@ class Schedule:
         merge: who puts a row's partial outputs together where a warp loads for the chunks' kernel: "alike" warps, or
             warps with "roles" as well, to which they come as boxes (gathered attention, key-outer).
         peel: the first turn of a program whose warps have roles has code of its own, without a product of zeros.
+        late: groups that walk from tile to tile ask for their next rows beneath a tile's last product, not before its
+            first.
         maximum: keep a running maximum of the scores; without one weights are measured against zero, and rows whose sum
             leaves the safe range are read again with one (gathered attention).
         keep: a backward reads what its forward has sorted, solved, carried from segment to segment and made of levels'
@@ -62,6 +64,7 @@ class Schedule:
     producer: bool = False
     merge: str = "alike"
     peel: bool = False
+    late: bool = False
     keep: bool = False
     documents: bool = False
     exact: bool = False

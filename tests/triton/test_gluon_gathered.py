@@ -45,6 +45,8 @@ SPECS: dict[str, tuple[GatheredAttention, Schedule]] = {
     "no maximum": (PER_HEAD, replace(ROLES, maximum=False)),
     "a first turn of its own, four stages": (PER_HEAD, replace(ROLES, peel=True, stages=4)),
     "a first turn and a last, no maximum": (PER_HEAD, replace(ROLES, peel=True, maximum=False)),
+    "rows beneath the last product": (PER_HEAD, replace(ROLES, late=True)),
+    "all of it": (PER_HEAD, replace(ROLES, late=True, peel=True, maximum=False)),
     "one group of warps": (PER_HEAD, replace(ROLES, rows=64, warps=4)),
     "wider keys in fp16": (replace(PER_HEAD, head_dim=128, dtype="float16"), ROLES),
     "wider values, a bias": (replace(PER_HEAD, value_dim=128, bias=var("score", "float") * 0.5), ROLES),
@@ -107,12 +109,15 @@ def test_rows_out_of_range_are_read_again_with_a_maximum() -> None:
 
 
 @pytest.mark.usefixtures("few_programs")
+@pytest.mark.parametrize("schedule", [ROLES, replace(ROLES, peel=True, late=True)], ids=["as measured", "peeled"])
 @pytest.mark.parametrize(
     "line", ["mbarrier.wait(keys_full", "mbarrier.wait(values_full", "mbarrier.wait(free", "async_copy.wait"]
 )
-def test_a_machine_sees_a_wait_that_is_not_there(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_sees_a_wait_that_is_not_there(
+    line: str, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine, "LATE", 0.01)
-    low, x, params = prepared(PER_HEAD, ROLES)
+    low, x, params = prepared(PER_HEAD, schedule)
     with pytest.raises((AssertionError, memory.Misused, RuntimeError)):
         run_all(low, x, params, lambda source: re.sub(rf"( +){re.escape(line)}.*", r"\1pass", source))
         assert not x["out"].isnan().any()
@@ -158,6 +163,7 @@ def test_an_h100_gets_unserialised_products(other: str | None, tmp_path: Path) -
     kinds = [(PER_HEAD, replace(ROLES, block=128)), (wide, replace(ROLES, block=128)), (wide, replace(ROLES, stages=4))]
     kinds.append((wide, replace(ROLES, block=128, maximum=False)))
     kinds.append((wide, replace(ROLES, block=128, maximum=False, peel=True)))
+    kinds.append((wide, replace(ROLES, block=128, maximum=False, peel=True, late=True)))
     jobs = []
     for spec, schedule in kinds:
         step = next(s for s in lower_kernel(spec, schedule).steps if s.schedule.has_roles)

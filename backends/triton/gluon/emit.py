@@ -73,7 +73,7 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
         )
     if schedule.peel and len(made.turns) > 1:
         raise ScheduleError(f"{program.name}: any of {len(made.turns)} loops may hold the first turn; use peel=False")
-    groups = Groups(made, _TAKEN, given, schedule.peel)
+    groups = Groups(made, _TAKEN, given, schedule)
     bodies = {"rows": groups.body(), "loads": Producer(made, _TAKEN).body()}
     used = {role: [*_used(lines, arguments), *names(made)] for role, lines in bodies.items()}
     helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]

@@ -16,7 +16,7 @@ from sparsec.backends.triton.text import Text, dtype_name
 from sparsec.backends.triton.uses import operands, uses
 from sparsec.tile.language import Axis, LoopBody, Node, TileOp, access_of
 from sparsec.tile.regions import TOP, body_of
-from sparsec.tile.schedule import ScheduleError
+from sparsec.tile.schedule import Schedule, ScheduleError
 
 USED = (
     "SCORES", "SUMS", "WEIGHTS", "nothing", "turn", "slot", "later", "dot", "sums", "weights", "q_rows",
@@ -28,12 +28,13 @@ USED = (
 class Groups(Laid):
     """Prints the function of a group of warps, number ``GROUP``.
 
-    ``gather`` are the arguments of the function that copies rows of queries, where the groups do; ``peel`` gives the
-    first turn lines of its own.
+    ``gather`` are the arguments of the function that copies rows of queries, where the groups do.
     """
 
-    def __init__(self, roles: Roles, taken: list[str], gather: list[str], peel: bool = False) -> None:
-        loads, self.gather, self.away, self.peel = frozenset(roles.boxes), gather, False, peel
+    def __init__(self, roles: Roles, taken: list[str], gather: list[str], schedule: Schedule) -> None:
+        loads, self.gather, self.away = frozenset(roles.boxes), gather, False
+        self.peel, self.late = schedule.peel, schedule.late
+        self.following = list[str]()
 
         def reads(node: Node) -> tuple[Node, ...]:
             if node.serial in loads or node is roles.queries:
@@ -129,7 +130,7 @@ class Groups(Laid):
         for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
             self.named[result.serial] = names[int(str(result.attrs[0]))]
         if turn is self.roles.last and self.roles.walk is not None:
-            self.block(add(acc, self.before), *added(acc))
+            self.block(add(acc, self.before), *self.following, *added(acc))
         elif turn is self.roles.last:
             self.block("slot = turn % STAGES", add(acc, "slot"), *added(acc), freed[-1])
 
@@ -198,12 +199,16 @@ class Groups(Laid):
         self.line("half = 0")
         self.line(f"for {index} in range({first}, {end}, {body.step}):")
         self.depth += 1
+        further = (
+            f"{begin}tl.minimum({index} + {body.step}, {end} - 1), "
+            f"queries.index((1 - half) * {self.roles.groups} + GROUP), {rest})"
+        )
+        self.following = [further] if self.late else []
         self.block(
             "async_copy.wait_group(0)",
             "hopper.fence_async_shared()",
             f"q_rows = queries.index(half * {self.roles.groups} + GROUP)",
-            f"{begin}tl.minimum({index} + {body.step}, {end} - 1), "
-            f"queries.index((1 - half) * {self.roles.groups} + GROUP), {rest})",
+            *([] if self.late else [further]),
             "weights = none",
             "before = STAGES",
         )

@@ -119,6 +119,7 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         "stages": (1, 2, 3, 4),
         "registers": (0, 96, 128, 168) if walks else (0, 96, 128),
         "peel": (False, True) if walks else (False,),
+        "late": (False, True) if walks else (False,),
         "merge": ("alike", "roles") if walks and box_merge.fits(spec) else ("alike",),
         "maximum": (True, False) if flat.fits(spec) and (few or spec.per == "joint") else (True,),
     }
