@@ -24,7 +24,7 @@ from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor, TileOp, access_of
-from sparsec.tile.rewrite import accesses, rewrite, stored
+from sparsec.tile.rewrite import accesses, rebuilt, rewrite, stored
 
 MOST = 2
 """Tiles of what is read, the maker's own among them, for which a program that multiplies has registers."""
@@ -152,7 +152,8 @@ def without_reader(pieces: Sequence[Piece], found: Handed) -> list[Piece]:
 
 def _with_store(program: Program, found: Handed, names: dict[str, str]) -> Program:
     """The maker's program, which stores what the reader would have made."""
-    rule, name = _Going(found, names), found.rows.name
+    name = found.rows.name
+    rule = _Going(found, names, next(n for n, a in accesses(program) if n.op is TileOp.STORE and a.tensor.name == name))
     others = [access_of(n).tensor for n in found.made.nodes() if n.op is TileOp.LOAD and n is not found.load]
     others = [t for t in others if found.places is None or t.name != access_of(found.places).tensor.name]
     room = next(t for t in program.tensors if t.name == name).shape[1]
@@ -169,8 +170,9 @@ def _with_store(program: Program, found: Handed, names: dict[str, str]) -> Progr
 class _Going:
     """The rule: what becomes of the store."""
 
-    def __init__(self, found: Handed, names: dict[str, str]) -> None:
-        self.found, self.taken = found, Taken(found.made, names)
+    def __init__(self, found: Handed, names: dict[str, str], store: Node) -> None:
+        self.found, self.taken, self.store = found, Taken(found.made, names), store
+        self.known: dict[int, Node] = {}
 
     def tokens(self, room: int | str) -> Tensor:
         """The list of tokens in the order of the rows."""
@@ -178,18 +180,46 @@ class _Going:
         return tokens_of(access_of(self.found.places).tensor, str(room))
 
     def __call__(self, node: Node, args: tuple[Node, ...]) -> Node | None:
-        """The store of what the reader makes; None for other nodes."""
-        if node.op is not TileOp.STORE or access_of(node).tensor.name != self.found.rows.name:
+        """The store of what the reader makes, and where rows are numbered, loads per row; None for other nodes."""
+        if node is self.store:
+            return self._stored(args)
+        rank = access_of(self.store).tensor.rank
+        if node not in self.store.args[:rank]:
             return None
-        made, access, rank = self.found.made, access_of(node), access_of(node).tensor.rank
-        index, bounds = list(args[:rank]), dict(zip(access.bounded, args[rank:-1], strict=True))
-        if self.found.places is not None:
-            index[1], bounds[1] = self._token(access.tensor.shape[1], index, bounds.get(1))
+        self.known[node.serial] = rebuilt(node, args)
+        index = [self.known.get(n.serial) for n in self.store.args[: min(3, rank)]]
+        if node is self.store.args[1] and None not in index:
+            self._ahead([n for n in index if n is not None])
+        return self.known[node.serial]
+
+    def _stored(self, args: tuple[Node, ...]) -> Node:
+        made, access, rank = self.found.made, access_of(self.store), access_of(self.store).tensor.rank
+        index, bounds = self._placed(list(args[:rank]), dict(zip(access.bounded, args[rank:-1], strict=True)))
         at = {x.serial: y for x, y in zip(made.index, index, strict=True)} | {self.found.load.serial: args[-1]}
-        limits = {made.index[d].serial: limit for d, limit in bounds.items()}
-        value, limit = self.taken.value(made.value, at, limits), {d: bounds[d] for d in sorted(bounds)}
-        tile.store(self.taken.tensor(made.tensor), *index, value=value, bounds=dict(limit))
+        value = self.taken.value(made.value, at, self._limits(bounds))
+        tile.store(self.taken.tensor(made.tensor), *index, value=value, bounds={d: bounds[d] for d in sorted(bounds)})
         return stored()
+
+    def _ahead(self, index: list[Node]) -> None:
+        """What is read per row, long before it is wanted: the store finds it."""
+        access = access_of(self.store)
+        limits = self.store.args[access.tensor.rank : -1]
+        bounds = {d: rebuilt(n, ()) for d, n in zip(access.bounded, limits, strict=True) if not n.args}
+        index, bounds = self._placed(index, bounds)
+        at = {x.serial: y for x, y in zip(self.found.made.index, index, strict=False)}
+        for node in self.found.made.nodes():
+            if node.op is TileOp.LOAD and len(node.axes) == 1 and node is not self.found.load:
+                self.taken.value(node, at, self._limits(bounds))
+
+    def _limits(self, bounds: dict[int, Node]) -> dict[int, Node]:
+        return {self.found.made.index[d].serial: limit for d, limit in bounds.items()}
+
+    def _placed(self, index: list[Node], bounds: dict[int, Node]) -> tuple[list[Node], dict[int, Node]]:
+        """Index and bounds of what is stored, of those of the rows."""
+        if self.found.places is None:
+            return index, bounds
+        token, count = self._token(access_of(self.store).tensor.shape[1], index, bounds.get(1))
+        return [index[0], token, *index[2:]], bounds | {1: count}
 
     def _token(self, room: int | str, index: Sequence[Node], limit: Node | None) -> tuple[Node, Node]:
         """Where a row is put, and how many such places there are."""
@@ -197,7 +227,7 @@ class _Going:
         assert places is not None
         access = access_of(made.store)
         count = dict(zip(access.bounded, made.store.args[access.tensor.rank : -1], strict=True))[1]
-        at = {x.serial: y for n, (x, y) in enumerate(zip(made.index, index, strict=True)) if n != 1}
+        at = {x.serial: y for n, (x, y) in enumerate(zip(made.index, index, strict=False)) if n != 1}
         length, listed = (self.taken.value(n, at, {}) for n in (count, _index(places)[2]))
         bounds: dict[int, tile.Value] = {} if limit is None else {2: limit}
         token = tile.load(self.tokens(room), index[0], listed, index[1], bounds=bounds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 
 from sparsec.lower.inverse.index import as_scratch
@@ -19,13 +20,17 @@ from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
 
+AHEAD = 5
+"""Stages of a program that only adds up small tiles of x, and waits for them."""
+
 
 def lower(spec: RouterGrad, schedule: Schedule) -> Lowered:
     """Scores' gradients and those of x; those of rows, per stretch of tokens; their sum."""
     steps, scratch = [Step(_tokens(spec, schedule), schedule)], list[Scratch]()
     stretches = maximum((var(spec.router.length) + (LONG - 1)) // LONG, constant(1))
     if spec.grad_rows is not None:
-        steps += [Step(_rows(spec, schedule), schedule), Step(_sum(spec, schedule), schedule)]
+        ahead = replace(schedule, stages=max(schedule.stages, AHEAD))
+        steps += [Step(_rows(spec, schedule), ahead), Step(_sum(spec, schedule), schedule)]
         scratch = [as_scratch(_scores(spec)), as_scratch(_made(spec))]
     return Lowered(tuple(steps), tuple(scratch), ((STRETCHES, stretches),))
 

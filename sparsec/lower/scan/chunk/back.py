@@ -19,10 +19,14 @@ class Back:
 
     States and their gradients at the ends of chunks are kept for the last program, which then works on all chunks side
     by side: in the keys' dtype, in fp32 where gradients cancel.
+
+    Attributes:
+        unweighed: queries without e; their products with the gradients of those with it are e's.
     """
 
     spec: ScanGrad
     own: Chunked
+    unweighed: Operand | None = None
 
     @property
     def read(self) -> Read:
@@ -38,6 +42,11 @@ class Back:
     def queries(self) -> Tensor:
         """``[B,N,H,D]``."""
         return self.own.tensor(self.read.q, self.read.heads, self.own.writes.rows)
+
+    def unweighed_queries(self) -> list[Tensor]:
+        """``[B,N,H,D]``, where the gradient of e is asked for."""
+        w, given = self.own.writes, self.unweighed
+        return [] if given is None else [self.own.tensor(given, self.read.heads, w.rows)]
 
     def of_queries(self, chunk: Chunk, token: Node) -> Node | None:
         """What brings queries of some tokens to length 1, if they are to have it."""
@@ -71,23 +80,10 @@ class Back:
 
     @property
     def grad_values(self) -> Tensor:
-        """The gradient of v: an output, or scratch of a delta rule, which multiplies with it in the keys' dtype."""
-        w, given = self.own.writes, self.spec.grad_v
-        if given is None or self.rounds_values:
-            given = Operand(f"{self.own.name}_grad_v", w.half)
+        """The gradient of v: an output, or scratch where nobody asks for it and a delta rule needs it."""
+        w = self.own.writes
+        given = self.spec.grad_v or Operand(f"{self.own.name}_grad_v", w.v.dtype)
         return self.own.tensor(given, w.heads, w.cols)
-
-    @property
-    def rounds_values(self) -> bool:
-        """Whether a delta rule multiplies with other than what is asked for: nothing, or fp32 that others add to."""
-        w, given = self.own.writes, self.spec.grad_v
-        return self.own.delta and w.erase is None and (given is None or given.dtype != w.half)
-
-    def all_values(self) -> list[Tensor]:
-        """Where the gradient of v is stored: as it is asked for, and as a delta rule multiplies with it."""
-        w, given = self.own.writes, self.spec.grad_v
-        asked = [self.own.tensor(given, w.heads, w.cols)] if given is not None and self.rounds_values else []
-        return [*asked, self.grad_values]
 
     @property
     def grad_ends(self) -> Tensor:
@@ -106,7 +102,8 @@ class Back:
     def scratch(self) -> list[Tensor]:
         """What is written beyond what the forward's programs write."""
         found = [self.states, self.grad_states] + [self.surprises] * self.own.delta
-        found += [self.grad_values] * self.rounds_values
+        if self.own.delta and self.spec.grad_v is None:
+            found.append(self.grad_values)
         return found + [self.grad_ends, self.grad_starts] * (self.own.splits > 1)
 
 
@@ -130,9 +127,9 @@ def refusal(spec: ScanGrad) -> str | None:
     return None
 
 
-def back(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Back:
+def back(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None, unweighed: Operand | None = None) -> Back:
     """The backward in chunks; ScheduleError where there is no such form."""
     own = checked(spec.name, spec.forward.writes, schedule, runs)
     if sentence := refusal(spec):
         raise ScheduleError(sentence)
-    return Back(spec, own)
+    return Back(spec, own, unweighed)

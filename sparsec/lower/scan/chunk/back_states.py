@@ -188,8 +188,7 @@ def lower_grad_states(b: Back) -> Program:
             if values is not None:
                 bounds: dict[int, tile.Value] = {1: tile.param(w.length), **({3: limits[4]} if 4 in limits else {})}
                 place = (batch, chunk.token(at.axes.keys), head, at.column)
-                for made in b.all_values():
-                    tile.store(made, *place, value=tile.cast(values, made.dtype), bounds=dict(bounds))
+                tile.store(b.grad_values, *place, value=tile.cast(values, b.grad_values.dtype), bounds=bounds)
             return [before]
 
         (grad,) = tile.loop(0, sub(last, first), 1, [grad], visit)
@@ -197,7 +196,7 @@ def lower_grad_states(b: Back) -> Program:
         if own.splits == 1 and b.spec.grad_initial is not None and own.runs is None:
             place = (batch, head, row, at.column)
             tensors.append(store_final(own, b.spec.grad_initial, place, grad, limits))
-        tensors += [*found.tensors(), b.grad_states] + (b.all_values() if own.delta else [])
+        tensors += [*found.tensors(), b.grad_states] + [b.grad_values] * own.delta
         return own.program(builder, "grad_states", tensors, own_place.grid)
 
 

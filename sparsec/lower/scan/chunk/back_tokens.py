@@ -61,12 +61,13 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Gradients of a chunk in fp32: ``[c,d]``, ``[n,d]``, ``[n]`` and ``[n]``."""
+    """Gradients of a chunk in fp32: ``[c,d]``, ``[n,d]``, ``[n]`` and ``[n]``; of what multiplies queries ``[c]``."""
 
     q: Node
     k: Node
     beta: Node
     decay: Node | None
+    weight: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,20 +184,22 @@ class Tokens:
         grad_q = self._dot(weighted, k, a.keys, far_q)
         grad_k = self._dot(asked, q, a.queries, times(far_k, beta) or far_k)
         passed = mul(times(x, of_q, of_k) or x, self._dot(q, k, a.dims))
-        ends = units.scaled(tile.reduce("sum", mul(tile.cast(k, "float32"), far_k), a.dims), of_k)
-        gains = units.scaled(tile.reduce("sum", mul(tile.cast(q, "float32"), far_q), a.dims), of_q)
+        ends = units.scaled(_row_products(k, far_k, a.dims), of_k)
+        gains = units.scaled(_row_products(q, far_q, a.dims), of_q)
         if own.delta:
             grad_k, among, lost = self._of_the_rule(s, k, beta, since, grad_k)
             passed, gains = add(passed, among), sub(gains, lost)
         grad_beta = add(tile.reduce("sum", passed, a.queries), ends)
+        given = [self._rows(t, True, tile.iota(a.dims), self._row_limit) for t in self.b.unweighed_queries()]
+        weight = _row_products(given[0], grad_q, a.dims) if given else None
         if not own.decays:
-            return Found(grad_q, grad_k, grad_beta, None)
+            return Found(grad_q, grad_k, grad_beta, None, weight)
         rows = tile.reduce("sum", times(passed, beta) or passed, a.keys)
         gains = tile.rename(add(gains, rows), a.queries, a.keys)
         change = sub(gains, times(grad_beta, beta) or grad_beta)
         through = add(tile.reduce("sum", times(ends, beta) or ends, a.keys), mul(s.kept, power_of_two(chunk.total())))
         after = sub(tile.reduce("sum", change, a.keys), sub(tile.scan(change, a.keys), change))
-        return Found(grad_q, grad_k, grad_beta, add(after, through))
+        return Found(grad_q, grad_k, grad_beta, add(after, through), weight)
 
     def _of_the_rule(
         self, s: Sums, k: Node, beta: Node | None, since: Node | None, grad_k: Node
@@ -211,13 +214,21 @@ class Tokens:
         grad_k = sub(tile.rename(grad_k, a.keys, a.queries), known)
         grad_k = tile.rename(self._dot(weighted, k, a.keys, grad_k), a.queries, a.keys)
         grad_k = self._dot(asked, other, a.queries, grad_k)
-        lost = units.scaled(tile.reduce("sum", mul(tile.cast(other, "float32"), known), a.dims), rows)
+        lost = units.scaled(_row_products(other, known, a.dims), rows)
         return grad_k, mul(times(c, rows, columns) or c, self._dot(other, k, a.dims)), lost
 
     def tensors(self) -> list[Tensor]:
         """What is read."""
         b, own, w = self.b, self.b.own, self.b.own.writes
-        found = [b.queries, own.tensor(w.k, w.heads, w.rows), b.grad_out, b.states, b.grad_states, *b.lengths()]
+        found = [
+            b.queries,
+            *b.unweighed_queries(),
+            own.tensor(w.k, w.heads, w.rows),
+            b.grad_out,
+            b.states,
+            b.grad_states,
+            *b.lengths(),
+        ]
         found += [b.surprises, b.grad_values] if own.delta else [own.tensor(w.v, w.heads, w.cols)]
         found += strengths.tensors(own) if w.k.unit else own.betas()
         return found + [own.sums] * own.decays
@@ -228,6 +239,11 @@ def _weighted(x: Node, beta: Node | None, lengths: tuple[Node | None, Node | Non
     if lengths == (None, None):
         return [tile.cast(times(x, beta) or x, dtype)] * 2
     return [tile.cast(times(x, beta, factor) or x, dtype) for factor in lengths]
+
+
+def _row_products(a: Node, b: Node, over: Axis) -> Node:
+    """The products of the rows of two tiles in fp32."""
+    return tile.reduce("sum", mul(tile.cast(a, "float32"), tile.cast(b, "float32")), over)
 
 
 def _inner(a: Node, b: Node) -> Node:
@@ -248,7 +264,8 @@ class _Stored:
         for operand, value in ((spec.grad_q[0], found.q), (spec.grad_k, found.k)):
             if operand is not None:
                 self._wide(at.b.own.tensor(operand, w.heads, w.rows), value)
-        for operand, per_token in ((spec.grad_beta, found.beta), (spec.grad_decay, found.decay)):
+        narrow = (spec.grad_beta, found.beta), (spec.grad_decay, found.decay), (spec.grad_weight, found.weight)
+        for operand, per_token in narrow:
             if operand is not None and per_token is not None:
                 self._narrow(operand, tile.cast(per_token, operand.dtype))
 
@@ -269,6 +286,6 @@ class _Stored:
     def _narrow(self, operand: Operand, value: Node) -> None:
         w, chunk = self.at.b.own.writes, self.at.chunk
         tensor = self.at.b.own.tensor(operand, w.heads)
-        token = chunk.token(self.at.axes.keys)
+        token = chunk.token(value.axes[0])
         tile.store(tensor, chunk.batch, token, chunk.head, value=value, bounds={1: tile.param(w.length)})
         self.tensors.append(tensor)

@@ -14,16 +14,19 @@ from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.chunk import back, back_states, back_tokens, forward, units
 from sparsec.lower.scan.keyed import gradient
 from sparsec.lower.scan.runs import Runs
-from sparsec.plan.states.scan_specs import ScanGrad
+from sparsec.plan.states.scan_specs import Operand, ScanGrad
 from sparsec.tile.schedule import Schedule
 
 WHOLE = 128
 """Value columns that the last program of products of halves takes at once: more do not fit a processor."""
 
 
-def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None) -> Lowered:
-    """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for."""
-    b = back.back(spec, schedule, runs)
+def lower(spec: ScanGrad, schedule: Schedule, runs: Runs | None = None, unweighed: Operand | None = None) -> Lowered:
+    """What the forward read, gradients of outputs ``[B,N,H,DV]`` and of the final states -> all that is asked for.
+
+    Of ``unweighed`` sorted queries and the gradients of those with e that of e is made on the way.
+    """
+    b = back.back(spec, schedule, runs, unweighed)
     own = b.own
     if own.keyed:
         return gradient.lower(b)
@@ -51,5 +54,5 @@ def _per_token(b: back.Back, schedule: Schedule) -> Step:
     w = b.own.writes
     if w.split:
         last = replace(last, value_block=min(WHOLE, padded(w.cols)), stages=1)
-        b = back.back(b.spec, last, b.own.runs)
+        b = back.back(b.spec, last, b.own.runs, b.unweighed)
     return Step(back_tokens.lower(b), last)

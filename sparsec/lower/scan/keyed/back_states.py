@@ -153,7 +153,7 @@ def lower_grad_states(b: KeyedBack) -> Program:
         if own.splits == 1 and b.back.spec.grad_initial is not None and own.runs is None:
             tensors.append(store_final(own, b.back.spec.grad_initial, (batch, head, row, at.column), grad, at.limits))
         tensors += [*found.tensors(), b.back.grad_states]
-        tensors += (b.back.all_values() if b.keeps_values else []) + [b.grad_answers] * b.keyed.erases
+        tensors += [b.back.grad_values] * b.keeps_values + [b.grad_answers] * b.keyed.erases
         return own.program(builder, "grad_states", tensors, at.place.grid)
 
 
@@ -167,8 +167,8 @@ def _last_gradient(b: KeyedBack, at: Walk, batch: Node, head: Node) -> tuple[Nod
 
 
 def _store_values(b: KeyedBack, at: Walk, chunk: Chunk, values: Node) -> None:
+    tensor = b.back.grad_values
     bounds: dict[int, tile.Value] = {1: tile.param(b.keyed.own.writes.length)}
     bounds |= {3: at.limits[4]} if 4 in at.limits else {}
     place = (chunk.batch, chunk.token(at.axes.keys), chunk.head, at.column)
-    for made in b.back.all_values():
-        tile.store(made, *place, value=tile.cast(values, made.dtype), bounds=dict(bounds))
+    tile.store(tensor, *place, value=tile.cast(values, tensor.dtype), bounds=bounds)

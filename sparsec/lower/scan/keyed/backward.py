@@ -32,6 +32,7 @@ class KeyedBack:
         """What is written beyond what the forward's programs write."""
         own = self.keyed.own
         found = [self.back.states, self.back.grad_states] + [self.back.surprises] * own.delta
-        found += [self.back.grad_values] * self.back.rounds_values
+        if self.keyed.tied and self.back.spec.grad_v is None:
+            found.append(self.back.grad_values)
         found += [self.grad_answers] * self.keyed.erases
         return found + [self.back.grad_ends, self.back.grad_starts] * (own.splits > 1)

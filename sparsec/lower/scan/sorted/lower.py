@@ -47,10 +47,12 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
     for r, x, y in zip(spec.forward.reads, spec.grads, inner.grads, strict=True):
         moved.append(Moved(x, y, r.heads, w.cols, slotted=r.slotted))
     moved += sort.surprise(w, spec.surprise, inner.surprise)
+    unweighed = sort.unweighed(spec)
+    moved += [Moved(spec.forward.reads[0].q, q, w.heads, w.rows) for q in unweighed]
     put, made = put_back(spec, inner, runs, schedule)
     held = [m.tensors(w)[1] for m in moved] + strengths(inner.forward.writes) + made
     steps = brought_in(runs, w, inner.forward.writes, moved, schedule)
-    return _together(runs, steps, chunk_grad.lower(inner, schedule, runs), put, held)
+    return _together(runs, steps, chunk_grad.lower(inner, schedule, runs, *unweighed), put, held)
 
 
 def put_back(spec: ScanGrad, inner: ScanGrad, runs: Runs, schedule: Schedule) -> tuple[list[Step], list[Tensor]]:
@@ -131,15 +133,17 @@ def _made(inner: ScanGrad, w: Writes) -> list[Tensor]:
         for _, made, heads, last, _ in _pairs(inner, inner)
         if made is not None
     ]
-    rate = inner.grad_beta
-    return found + ([Tensor(rate.name, "float32", ("B", ROOM, w.heads))] if rate is not None else [])
+    rates = [x for x in (inner.grad_beta, inner.grad_weight) if x is not None]
+    return found + [Tensor(x.name, "float32", ("B", ROOM, w.heads)) for x in rates]
 
 
 def _rates(spec: ScanGrad, inner: ScanGrad, runs: Runs, schedule: Schedule) -> tuple[list[Step], list[Tensor]]:
     """The gradients of beta and of e."""
     w, rate, asked = spec.forward.writes, inner.grad_beta, spec.grad_weight
     assert rate is not None
-    small, held = moving(schedule), Tensor(rate.name, "float32", ("B", ROOM, w.heads))
+    small, held = moving(schedule), [Tensor(rate.name, "float32", ("B", ROOM, w.heads))]
+    if inner.grad_weight is not None:
+        held.append(Tensor(inner.grad_weight.name, "float32", ("B", ROOM, w.heads)))
     sides = _multiplied(spec, inner) if asked is not None else []
     count = 1 + len(sides)
     shares = (asked.name, count) if asked is not None else None
@@ -160,7 +164,7 @@ def _multiplied(spec: ScanGrad, inner: ScanGrad) -> list[tuple[Moved, Tensor]]:
     """Vectors that e multiplies, beside k and v, and the gradients of the products."""
     w, found = spec.forward.writes, list[tuple[Moved, Operand | None]]()
     for r, s in zip(spec.forward.reads, inner.grad_q, strict=True):
-        if r.weighed:
+        if r.weighed and not sort.unweighed(spec):
             found.append((Moved(r.q, r.q, r.heads, w.rows), s))
     if w.erase is not None:
         found.append((Moved(w.erase[1], w.erase[1], w.heads, w.rows), inner.grad_erase[1]))

@@ -140,13 +140,13 @@ def lower_products(
 
 
 def lower_rates(
-    runs: Runs, w: Writes, held: Tensor, beta: Operand | None, out: tuple[str, int] | None, schedule: Schedule
+    runs: Runs, w: Writes, held: Sequence[Tensor], beta: Operand | None, out: tuple[str, int] | None, schedule: Schedule
 ) -> Program:
-    """From the gradient of e·beta that of beta, and the share of e."""
+    """From the gradient of e·beta that of beta, and the share of e; a second sorted tensor adds to that."""
     with tile.Builder() as builder:
         at = Tokens(runs, w, builder.axis("m", TOKENS), w.heads)
-        slopes = [at.read(held, slot, (), {}) for slot in range(w.slots)]
-        tensors = [held]
+        slopes, *others = [[at.read(x, slot, (), {}) for slot in range(w.slots)] for x in held]
+        tensors = [*held]
         rate: Node | None = None
         if w.beta is not None and out is not None:
             read = Tensor(w.beta.name, w.beta.dtype, ("B", w.length, w.heads))
@@ -155,7 +155,8 @@ def lower_rates(
         if out is not None:
             made = shares(runs, out[0], w, out[1])
             for slot, slope in enumerate(slopes):
-                _put(at, made, 0, slot, slope if rate is None else mul(rate, slope))
+                share = slope if rate is None else mul(rate, slope)
+                _put(at, made, 0, slot, reduce(add, [share, *(x[slot] for x in others)]))
             tensors.append(made)
         if beta is not None:
             weights = [at.weight(slot) for slot in range(w.slots)]

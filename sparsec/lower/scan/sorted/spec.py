@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sparsec.lower.scan.chunk.parts import needs_keyed
 from sparsec.lower.scan.runs import ROOM, Runs
 from sparsec.plan.states.scan_specs import Operand, Read, Scan, ScanGrad, Writes
 from sparsec.tile.language import Tensor
@@ -59,6 +60,13 @@ def weighs(w: Writes) -> bool:
     return w.route is not None and w.route.weight is not None
 
 
+def unweighed(spec: ScanGrad) -> list[Operand]:
+    """The sorted queries without e, as the forward has them, where a program with them at hand makes e's gradient."""
+    w, (read, *_) = spec.forward.writes, spec.forward.reads
+    wanted = spec.grad_weight is not None and read.weighed and not needs_keyed(w)
+    return [sorted_(spec.name, "q0", read.q)] if wanted else []
+
+
 def sorted_(name: str, which: str, operand: Operand) -> Operand:
     """Where a tensor goes."""
     return Operand(f"{name}_sorted_{which}", operand.dtype, operand.unit)
@@ -106,13 +114,19 @@ def gradient(spec: ScanGrad) -> ScanGrad:
     name, w = spec.name, spec.forward.writes
     forward = scan(replace(spec.forward, name=name))
     rated = spec.grad_beta is not None or spec.grad_weight is not None
-    asked = spec.grad_weight is not None
+    asked, apart = spec.grad_weight is not None, unweighed(spec)
+    reads = tuple(
+        replace(s, q=sorted_(name, f"weighed_q{n}", r.q)) if r.weighed and weighs(w) else s
+        for n, (r, s) in enumerate(zip(spec.forward.reads, forward.reads, strict=True))
+    )
     queries = zip(spec.grad_q, spec.forward.reads, strict=True)
     return replace(
         spec,
-        forward=forward,
+        forward=replace(forward, reads=reads),
         grads=tuple(sorted_(name, f"do{n}", x) for n, x in enumerate(spec.grads)),
-        grad_q=tuple(_share(name, f"dq{n}", q, w, r.q, asked and r.weighed) for n, (q, r) in enumerate(queries)),
+        grad_q=tuple(
+            _share(name, f"dq{n}", q, w, r.q, asked and r.weighed and not apart) for n, (q, r) in enumerate(queries)
+        ),
         grad_k=_share(name, "dk", spec.grad_k, w),
         grad_v=_share(name, "dv", spec.grad_v, w),
         grad_beta=Operand(f"{name}_sorted_dbeta", "float32") if rated else None,
@@ -121,7 +135,7 @@ def gradient(spec: ScanGrad) -> ScanGrad:
             _share(name, "da", spec.grad_erase[0], w),
             _share(name, "db", spec.grad_erase[1], w, w.erase[1] if w.erase else None, asked),
         ),
-        grad_weight=None,
+        grad_weight=Operand(f"{name}_sorted_de", "float32") if apart else None,
         surprise=sorted_(name, "dsurprise", spec.surprise) if spec.surprise is not None else None,
     )
 
