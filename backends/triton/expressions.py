@@ -58,6 +58,9 @@ def _dot(speaker: Speaker, node: Node) -> Text | str:
     if node.axes[0] not in a.axes:
         a, b = b, a
     operands = [_matrix(speaker, a, (node.axes[0], over)), _matrix(speaker, b, (over, node.axes[1]))]
+    if a.dtype == "float32" and node.attrs[1] == "tf32":
+        speaker.helpers.add("tf32")
+        operands = [f"tf32({x})" for x in operands]
     operands += [speaker.text(x).text for x in acc]
     precision = f', input_precision="{node.attrs[1]}"' if a.dtype == "float32" else ""
     return f"tl.dot({', '.join(operands)}{precision})"

@@ -29,6 +29,13 @@ def tanh(x):
     near = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0)))
     return tl.where(size < 0.125, near, tl.where(x < 0.0, -far, far))
 ''',
+    "tf32": '''
+@triton.jit
+def tf32(x):
+    """x to the nearest of what tensor cores read as tf32, which cut off 13 bits of what they are given."""
+    near = ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+    return tl.where(x == x, near, x)
+''',
     "rank": '''
 @triton.jit
 def rank(score, index):

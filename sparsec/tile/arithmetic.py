@@ -83,5 +83,5 @@ FUNCTIONS: dict[Fn, Callable[..., Tensor]] = {
 
 
 def tf32(x: Tensor) -> Tensor:
-    """fp32 rounded to 10 bits of mantissa, ties away from zero, as tensor cores read it."""
+    """fp32 rounded to 10 bits of mantissa, ties away from zero, which tensor cores read as it is."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)

@@ -79,6 +79,7 @@ def test_stages_of_a_loop_are_printed() -> None:
     [
         ("float32", "ieee", 'input_precision="ieee"'),
         ("float32", "tf32x3", 'input_precision="tf32x3"'),
+        ("float32", "tf32", 'tl.dot(tf32(x_tile), tf32(tl.trans(y_tile)), input_precision="tf32")'),
         ("bfloat16", "ieee", "tl.dot(x_tile, tl.trans(y_tile))"),
     ],
 )
