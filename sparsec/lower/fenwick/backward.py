@@ -63,7 +63,7 @@ def _tokens(b: Back, schedule: Schedule) -> list[Step]:
         return [Step(tokens.lower(_columns(b, 32)), wide)]
     steps = [Step(values_delta.lower(_columns(b, 64)), replace(wide, stages=3))]
     if b.rungs.outer:
-        steps.append(Step(parts_delta.lower(_columns(b, 32)), replace(wide, warps=4)))
+        steps.append(Step(parts_delta.lower(_columns(b, 32)), replace(wide, warps=4, stages=3)))
     return [*steps, Step(tokens_delta.lower(_columns(b, 64)), replace(wide, stages=1))]
 
 
@@ -82,7 +82,7 @@ def _down(b: Back, schedule: Schedule) -> list[Step]:
         steps = [Step(walk.lower_out(whole), small), Step(walk.lower_back(whole), replace(small, stages=1))]
     else:
         steps = [Step(far.lower(whole), wide)]
-    apart, read = _columns(b, 64), replace(schedule, warps=4, stages=3)  # a chain of loads: the next are on their way
+    apart, read = _columns(b, 64), replace(schedule, warps=4, stages=4)  # a chain of loads: the next are on their way
     steps.append(Step(asked.lower_reads(apart), read))
     steps += [Step(asked.lower_passes(apart), read)] * b.matrices
     products = of_blocks(b.rungs, schedule)
