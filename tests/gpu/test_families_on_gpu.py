@@ -47,6 +47,20 @@ def test_outputs_and_gradients(name: str, dim: int) -> None:
     assert wrong_on(sparsec.compile(variant, target="cuda"), drawn(variant, dim, LENGTH), "bfloat16") == []
 
 
+@pytest.mark.parametrize("name", ["gla", "kda", "gdn2", "rwkv7"])
+def test_channels_that_fade_slowly(name: str) -> None:
+    """What is rounded comes back for hundreds of tokens; with 64 dims, where chunks that answer are exact."""
+    variant = declared(name)
+    x = drawn(variant, 64, LENGTH)
+    assert wrong_on(sparsec.compile(variant, target="cuda"), x | {"g": x["g"] / 64}, "bfloat16") == []
+
+
+def test_rates_of_one() -> None:
+    variant = declared("deltanet")
+    x = drawn(variant, 64, LENGTH)
+    assert wrong_on(sparsec.compile(variant, target="cuda"), x | {"beta": torch.ones_like(x["beta"])}, "bfloat16") == []
+
+
 @pytest.mark.parametrize("name", ["gdn", "kda", "mamba2"])
 def test_more_value_heads_than_key_heads(name: str) -> None:
     knobs = {knob.name for knob in find(name).knobs} & {"raw"}
