@@ -21,11 +21,12 @@ GPU = "triton:sm_90"
         (LAYER, GPU, "chunk"),
         (replace(LAYER, decay="none"), GPU, "chunk"),
         (replace(LAYER, rule="additive"), GPU, "chunk"),
-        (replace(LAYER, decay="none", rows=64), GPU, "token"),
-        (replace(LAYER, decay="none", beta=False), GPU, "token"),
+        (replace(LAYER, decay="none", rows=64), GPU, "chunk"),
+        (replace(LAYER, decay="none", beta=False), GPU, "chunk"),
+        (replace(LAYER, decay="none", rows=256, cols=256), GPU, "token"),
         (replace(LAYER, decay="key"), GPU, "chunk"),
         (replace(LAYER, rule="additive", decay="key"), GPU, "chunk"),
-        (replace(LAYER, rule="additive", decay="key", rows=64), GPU, "token"),
+        (replace(LAYER, rule="additive", decay="key", rows=64), GPU, "chunk"),
         (replace(LAYER, decay="none", erase=True), GPU, "token"),
         (replace(LAYER, dtype="float32"), GPU, "token"),
         (replace(LAYER, rows=32), GPU, "token"),
@@ -58,6 +59,24 @@ def test_outputs_of_two_groups_of_warps(s: Setting, columns: int, stages: int) -
     assert back.order == "token" or (back.value_block, back.warps) == (64, 4)
 
 
+@pytest.mark.parametrize(
+    ("s", "exact"),
+    [
+        (replace(LAYER, decay="none", rows=64), True),
+        (replace(LAYER, decay="none", beta=False), True),
+        (replace(LAYER, decay="none"), False),
+        (replace(LAYER, decay="key", rows=64), True),
+        (replace(LAYER, decay="key", rows=64, erase=True, reads="undecayed"), True),
+        (replace(LAYER, decay="key"), False),
+        (replace(LAYER, rule="additive", decay="key", rows=64), False),
+        (replace(LAYER, rows=64), False),
+    ],
+)
+def test_where_answers_come_back_and_nothing_fades_chunks_are_exact(s: Setting, exact: bool) -> None:
+    for spec in (s.scan(), s.grad()):
+        assert (default(spec, GPU).order, default(spec, GPU).exact) == ("chunk", exact)
+
+
 def test_erase_vectors_go_by_chunks_in_both_directions() -> None:
     s = replace(LAYER, decay="key", erase=True, reads="undecayed")
     assert [default(spec, GPU).order for spec in (s.scan(), s.grad())] == ["chunk", "chunk"]
@@ -82,13 +101,14 @@ def test_documents_go_by_chunks() -> None:
 
 
 @pytest.mark.parametrize(
-    "s", [replace(LAYER, decay="key", rows=64), replace(LAYER, erase=True, reads="undecayed"), replace(LAYER, rows=32)]
+    "s", [replace(LAYER, decay="key", rows=32), replace(LAYER, erase=True, reads="undecayed"), replace(LAYER, rows=32)]
 )
 def test_the_tuner_tries_chunks_where_they_are_not_the_default(s: Setting) -> None:
     forward, back = s.scan(), s.grad()
     for spec in (forward, back):
         found, usual = known(spec, GPU), Space(default(spec, GPU), space(spec, GPU))
-        assert [(k.order, k.exact, k.rows) for k in found] == [("chunk", x, n) for x in (False, True) for n in (32, 64)]
+        both = [("chunk", x, n) for x in (False, True) for n in (32, 64)]
+        assert sorted((k.order, k.exact, k.rows) for k in found) == both
         for schedule in found:
             assert usual.schedule(usual.params(schedule)) == schedule
             assert lower_kernel(spec, schedule).steps

@@ -62,9 +62,9 @@ def weighs(w: Writes) -> bool:
 
 def unweighed(spec: ScanGrad) -> list[Operand]:
     """The sorted queries without e, as the forward has them, where a program with them at hand makes e's gradient."""
-    w, (read, *_) = spec.forward.writes, spec.forward.reads
-    wanted = spec.grad_weight is not None and read.weighed and not needs_keyed(w)
-    return [sorted_(spec.name, "q0", read.q)] if wanted else []
+    w, reads = spec.forward.writes, spec.forward.reads
+    wanted = spec.grad_weight is not None and len(reads) == 1 and reads[0].weighed and not needs_keyed(w)
+    return [sorted_(spec.name, "q0", reads[0].q)] if wanted else []
 
 
 def sorted_(name: str, which: str, operand: Operand) -> Operand:
