@@ -171,7 +171,9 @@ def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
         return {"rows": (8, 16, 32), "block": (8, 16, 32)}
     found: dict[str, tuple[object, ...]] = {"rows": (32, 64, 128), "warps": (2, 4, 8), "stages": (1, 2, 3)}
     if not fits(spec):
-        orders = ("one_pass", "rounds") if rounds.fits(without_constants(spec)) else ()
-        return found | {"block": (16, 32)} | ({"order": orders} if orders else {})
+        if not rounds.fits(without_constants(spec)):
+            return found | {"block": (16, 32)}
+        boxes = (False, True) if descriptors.pay(target, spec.dtype, spec.dim) else (False,)
+        return found | {"order": ("one_pass", "rounds"), "block": (16, 32), "descriptors": boxes}
     wide = (64, 128) if _whole(spec) else ()
     return found | {"order": ("two_pass", "apart"), "block": (16, 32, *wide), "descriptors": (False, True)}
