@@ -37,13 +37,19 @@ class Fixed:
 
     def under(self, plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, Lowered]:
         """The programs, those of other schedules where a kernel shares nothing."""
+        then = self.made_under(plan, schedules)
+        new = [k for k in plan.kernels if then[k.name] != self.schedules[k.name]]
+        return {**self.lowered, **{k.name: lower_kernel(k.spec, then[k.name]) for k in new}}
+
+    def made_under(self, plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, Schedule]:
+        """The schedules of those programs: of then, where a kernel shares something, else these."""
         return {k.name: self._of(k, schedules[k.name]) for k in plan.kernels}
 
-    def _of(self, kernel: Kernel, schedule: Schedule) -> Lowered:
+    def _of(self, kernel: Kernel, schedule: Schedule) -> Schedule:
         own, before = self.lowered[kernel.name], self.schedules[kernel.name]
         if schedule == before or launched(own) != launched(lower_kernel(kernel.spec, before)):
-            return own
-        return lower_kernel(kernel.spec, schedule)
+            return before
+        return schedule
 
 
 class Together:
@@ -67,6 +73,11 @@ class Together:
             room(self._known, MOST_PLANS)
             self._known[key] = plan, together(plan, apart(plan, schedules))  # the plan keeps its id its own
         return self._known[key][1]
+
+    def made_under(self, plan: Plan, schedules: Mapping[str, Schedule]) -> Mapping[str, Schedule]:
+        """The schedules of a plan's programs: those of then, where another plan relies on what they leave."""
+        fixed = self._fixed.get(id(plan))
+        return schedules if fixed is None else fixed.made_under(plan, schedules)
 
     def fix(self, plan: Plan, lowered: Mapping[str, Lowered], schedules: Mapping[str, Schedule]) -> None:
         """Say what the programs of a plan are as long as it lives: another plan relies on what they leave."""
@@ -106,4 +117,5 @@ def whole(compiled: Compiled, plan: Plan, dims: Mapping[str, int]) -> tuple[Plan
     plan, lowered = compiled.together(plan, schedules) or (plan, {})
     if compiled._route.deterministic():
         refuse_additions(plan, schedules, lowered)
-    return plan, dims, [compiled.built(k, dims, schedules[k.name], lowered.get(k.name)) for k in plan.kernels]
+    under = compiled.together.made_under(plan, schedules)
+    return plan, dims, [compiled.built(k, dims, under[k.name], lowered.get(k.name)) for k in plan.kernels]

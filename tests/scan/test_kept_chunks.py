@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,6 +153,24 @@ def test_levels_under_unlike_schedules_keep_nothing() -> None:
         torch.autograd.grad(out.float().square().sum(), list(leaves.values())), found[1:], strict=True
     ):
         torch.testing.assert_close(actual.float(), right.float(), rtol=0.05, atol=0.05)
+
+
+def test_a_backward_reads_what_its_own_forward_kept() -> None:
+    """Not what another one did, in other segments, under the schedules of now."""
+    made, x, _, (_, *expected) = called("sse_gdn", {"parts": 3, "raw": True}, keep=True)
+    few = dict(made.schedules)
+    more = {name: replace(schedule, splits=4) for name, schedule in few.items()}
+    calls = []
+    for schedules in (few, more):
+        made.schedules = schedules
+        leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
+        out = made(**leaves)
+        assert isinstance(out, Tensor)
+        calls.append((out, [*leaves.values()]))
+    for out, given in reversed(calls):
+        found = torch.autograd.grad(out.float().square().sum(), given)
+    for actual, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=0, atol=0)
 
 
 BESIDE = """variant beside(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], beta: [B,T,HKV], g: [B,T,HKV] float32,
