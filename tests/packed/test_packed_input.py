@@ -12,6 +12,7 @@ import sparsec
 from sparsec.ir.error import InputError
 from sparsec.plan.plan import PlanError
 from sparsec.runtime.compiled import Compiled
+from sparsec.runtime.packed.documents import Given
 from sparsec.runtime.packed.segments import check_count
 from sparsec.testing.inputs.variants import small
 from sparsec.testing.whole.packed import PackedCase, cotangents_like, largest_difference, looped, packed_case, results
@@ -54,6 +55,16 @@ def test_wrong_ends_are_named(layer: Compiled, given: dict[str, Any], sentence: 
     case = packed_case(layer.variant, (2, 3), (2, 3))
     with pytest.raises(InputError, match=sentence):
         results(layer, **case.packed, **given)
+
+
+def test_ends_on_another_device_are_refused_after_a_call_on_theirs() -> None:
+    """The table of that call lies on its device: kernels of another would read memory that is not theirs."""
+    layer = sparsec.compile(small("full"), "interpreter")
+    case = packed_case(layer.variant, (2, 3), (2, 3))
+    inputs, given = [case.packed[name] for name in layer.names], Given(_ends(0, 2, 5), None, None, None, None)
+    assert layer.packed.documents(inputs, given).table.device.type == "cpu"
+    with pytest.raises(InputError, match="cu_seqlens: on cpu: it lives with the inputs, on meta"):
+        layer.packed.documents([x.to("meta") for x in inputs], given)
 
 
 def test_inputs_may_be_declared_in_any_order() -> None:
