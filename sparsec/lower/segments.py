@@ -49,7 +49,7 @@ FEW = 4
 
 def schedule(spec: AnySpec, found: Schedule) -> Schedule:
     """The schedule of a packed kernel: every share of every document has sums of its own, so that there are few."""
-    found = without_roles(found)
+    found = without_roles(found, spec)
     if isinstance(spec, Scan | ScanGrad):
         return packed_form(spec, found)
     batched = isinstance(spec, TiledGradKV) and spec.forward.pieces[spec.piece].batched

@@ -20,7 +20,8 @@ from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.specs import GatheredAttention
 from sparsec.runtime.compiled import compile
-from sparsec.runtime.kernel import BuiltKernel
+from sparsec.runtime.exported.module import Exported
+from sparsec.runtime.kernel import BuiltKernel, lowered
 from sparsec.runtime.predict import predict
 from sparsec.scalar.expr import var
 from sparsec.testing.gluon import machine, memory
@@ -136,6 +137,19 @@ def test_where_boxes_cannot_be_loaded_the_same_tiles_are_read_by_pointers(tmp_pa
         other = bind._other()  # type: ignore[attr-defined]
         assert (other.program.name, other.schedule.rows) == (step.program.name, step.schedule.rows)
         assert not other.schedule.descriptors and "gluon" not in emit(other.program, other.schedule)
+
+
+@pytest.mark.parametrize(("heads", "rows"), [(4, 64), (65, 128)])
+def test_packed_and_exported_tiles_hold_the_heads_of_a_key_head(heads: int, rows: int) -> None:
+    layer = compile(preset("moba", block=512, k=3), "triton:sm_90")
+    dims = {"B": 1, "T": 1024, "TQ": 1024, "TK": 1024, "H": heads, "HKV": 1, "D": 64, "DV": 64, "q_offset": 0}
+    plan = layer.packed.plan(layer.plan(dims, "bfloat16", packed=True))
+    kernel = next(k for k in plan.kernels if isinstance(k.spec, GatheredAttention))
+    assert layer.schedule(kernel, dims).has_roles
+    attend = next(s for s in lowered(kernel, layer.schedule(kernel, dims))[1].steps if s.program.name == kernel.name)
+    assert (attend.schedule.rows, attend.schedule.warps, attend.schedule.has_roles) == (rows, rows // 16, False)
+    (own,) = (s for s in Exported(layer, dims, "bfloat16").steps if s.program.name == kernel.name)
+    assert (own.schedule.rows, own.schedule.has_roles) == (rows, False)
 
 
 @pytest.mark.parametrize(("slots", "rows"), [(3, 128), (8, 64)])

@@ -25,7 +25,7 @@ from sparsec.tile.schedule import Schedule
 
 def for_steps(spec: AnySpec, found: Schedule, target: Target, batch: int, tokens: int) -> Schedule:
     """A forward's schedule as one for new tokens: with splits over the keys where they are few."""
-    found = without_roles(found)
+    found = without_roles(found, spec)
     if isinstance(spec, Scan) and tokens == 1 and serves(spec, once := one_token_form(spec, target.name), tokens):
         return once
     if isinstance(spec, Router) and tokens <= FEW:

@@ -57,7 +57,7 @@ class Exported:
     @cached_property
     def kernels(self) -> list[tuple[Kernel, Lowered]]:
         """Each kernel under its schedule; by pointers, which any strides allow, where it would use descriptors."""
-        own = [(k, without_roles(self.compiled.schedule(k, self.dims))) for k in self.plan.kernels]
+        own = [(k, without_roles(self.compiled.schedule(k, self.dims), k.spec)) for k in self.plan.kernels]
         schedules = [(k, replace(schedule, descriptors=False)) for k, schedule in own]
         return [(kernel, lower_kernel(kernel.spec, schedule)) for kernel, schedule in schedules]
 
