@@ -47,6 +47,7 @@ CASES: dict[str, tuple[GatheredAttention, Schedule, Sizes]] = {
     "wider values": (replace(PER_HEAD, value_dim=128), ROLES, SIZES),
     "wider keys in fp16, a sink": (replace(PER_HEAD, head_dim=128, dtype="float16", sink="zero"), ROLES, SIZES),
     "a first turn of its own": (PER_HEAD, replace(ROLES, peel=True), SIZES),
+    "two sequences": (PER_HEAD, ROLES, replace(SIZES, tq=100, offset=400, batch=2)),
     "tokens after the last key": (PER_HEAD, ROLES, BEYOND),
     "tokens before the first key": (replace(PER_HEAD, chunk=64), ROLES, BEFORE),
 }
@@ -65,7 +66,7 @@ def prepared(
     spec: GatheredAttention, schedule: Schedule, n: Sizes
 ) -> tuple[Lowered, dict[str, Tensor], dict[str, int]]:
     """The programs, inputs with scratch, and parameters."""
-    low, x, shape = lower_kernel(spec, schedule), ordered(spec, n), (1, n.tq, spec.heads)
+    low, x, shape = lower_kernel(spec, schedule), ordered(spec, n), (n.batch, n.tq, spec.heads)
     x |= {"out": torch.full((*shape, spec.value_dim), float("nan"), dtype=x["q"].dtype), "lse": torch.zeros(shape)}
     return low, *with_scratch(low, x, n.params)
 
@@ -120,6 +121,13 @@ def test_it_is_a_choice_where_few_chunks_join_a_rows_own() -> None:
     with pytest.raises(ScheduleError, match="merge='alike'"):
         lower_kernel(replace(spec, slots=8), ROLES)
     assert not box_merge.wanted(spec, replace(ROLES, producer=False))
+
+
+def test_where_boxes_cannot_be_loaded_rows_lie_where_they_did() -> None:
+    spec = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512)
+    step = lower_kernel(spec, replace(ROLES, block=128)).steps[-1]
+    plain = emit(step.program, replace(step.schedule, descriptors=False))
+    assert "gluon" not in plain and "_desc" not in plain and "attend_merge" in plain
 
 
 @pytest.mark.slow

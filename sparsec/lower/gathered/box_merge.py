@@ -28,8 +28,9 @@ ROWS = 64
 
 def fits(spec: GatheredAttention) -> bool:
     """Whether every row has its own chunk first and few others, under one softmax, in half precision."""
-    few = 2 <= spec.slots <= 1 + slot_merge.TOGETHER
-    return spec.own_first and spec.per == "joint" and few and spec.dtype != "float32" and spec.chunk % ROWS == 0
+    few = 2 <= spec.slots <= 1 + slot_merge.TOGETHER and spec.counts is None
+    plain = spec.per == "joint" and spec.dtype != "float32" and not spec.captures
+    return spec.own_first and few and plain and spec.chunk % ROWS == 0
 
 
 def wanted(spec: GatheredAttention, before: Schedule) -> bool:
@@ -86,12 +87,9 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
 
 def _other(f: Frame, results: Partials, own: Node, slot: int) -> Other:
     spec, token = f.spec, f.rows.token
-    bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
-    ids = tile.load(f.tensors[spec.indices], f.batch, token, f.listed, tile.const(slot), bounds=dict(bounds), other=-1)
+    listed = (f.batch, token, f.listed, tile.const(slot))
+    ids = tile.load(f.tensors[spec.indices], *listed, bounds={1: tile.param("TQ")}, other=-1)
     used = both(tile.apply(Fn.LE, 0, ids), tile.apply(Fn.NE, ids, own))
-    if spec.counts is not None:
-        count = tile.load(f.tensors[spec.counts], f.batch, token, f.listed, bounds=dict(bounds))
-        used = both(used, tile.apply(Fn.LT, slot, count))
     local = sub(f.rows.head, mul(f.key_head, spec.heads // spec.kv_heads))
     place = partials.row(spec, local, slot, token)
     at, there = (f.batch, f.key_head), tile.param("PT")
