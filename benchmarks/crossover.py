@@ -191,7 +191,7 @@ def _search(variant: Variant, here: Setting, points: list[Point], bounds: tuple[
         return
     _check(compiled, here)
     for length in here.lengths[len(points) :]:
-        given = _inputs(variant, here, length)
+        given = inputs_of(variant, here, length)
         if trials:
             compiled.tune(given, trials=trials, gradients=True)
         step = _step(compiled, given)
@@ -208,7 +208,7 @@ def first_step(name: str, here: Setting) -> Run:
     """A forward and backward of a preset at the shortest length."""
     variant = preset(name, **knobs_of(name))
     compiled = compile(variant, "cuda" if here.device == "cuda" else "cpu")
-    return _step(compiled, _inputs(variant, here, here.lengths[0]))
+    return _step(compiled, inputs_of(variant, here, here.lengths[0]))
 
 
 def _seconds(step: Run, device: str) -> float:
@@ -227,12 +227,13 @@ def _check(compiled: Compiled, here: Setting) -> None:
 
     states = any(node.op is Op.STATE for node in compiled.graph.nodes)
     length = min(CHECKED_STATES if states else CHECKED, here.lengths[0])
-    wrong = wrong_on(compiled, _inputs(compiled.variant, here, length), here.dtype)
+    wrong = wrong_on(compiled, inputs_of(compiled.variant, here, length), here.dtype)
     if wrong:
         raise ValueError("; ".join(wrong))
 
 
-def _inputs(variant: Variant, here: Setting, length: int) -> dict[str, Tensor]:
+def inputs_of(variant: Variant, here: Setting, length: int) -> dict[str, Tensor]:
+    """Random inputs of a setting's heads, dims and dtype."""
     known = {str(d) for spec in variant.inputs.values() for d in spec.shape if d.head == "var"}
     heads, kv_heads = here.heads
     wanted = {"B": 1, "H": heads, "HKV": kv_heads, "D": here.dim, "DV": here.dim, "DR": here.dim}

@@ -10,15 +10,20 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparsec.benchmarks.cases import Case
+from sparsec.benchmarks import crossover
+from sparsec.benchmarks.cases import Case, Inputs
 from sparsec.benchmarks.cases_scan import LevelsCase
 from sparsec.benchmarks.own import compiled_for, given_to
 from sparsec.benchmarks.registry import cases_named, cases_on
 from sparsec.benchmarks.row import read_json, write_json
+from sparsec.frontends.preset import preset
+from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.explain import explain
+from sparsec.runtime.peak import float_inputs
 
 TOKENS = 2048
 """Of the inputs that tell a case's dims: what is compiled does not depend on lengths."""
@@ -27,14 +32,26 @@ Made = Mapping[str, Any]
 
 def resources(case: Case, target: str) -> list[Made]:
     """Per program of a call its kernel and what it needs, or the sentence of the compiler that refused it."""
-    compiled = compiled_for(case, target)
     tokens = case.T if isinstance(case, LevelsCase) else min(case.T, TOKENS)  # as many levels as the length asks for
-    dims, dtype = compiled.bind(given_to(replace(case, device="cpu", B=1, T=tokens).inputs()))
-    found = explain(compiled, dims, dtype, resources=True, gradients=case.learned if case.train else ())
+    inputs = given_to(replace(case, device="cpu", B=1, T=tokens).inputs())
+    return needs(compiled_for(case, target), inputs, case.learned if case.train else ())
+
+
+def preset_resources(name: str, target: str) -> list[Made]:
+    """The same of a preset as a crossover on a GPU runs it, forward and backward."""
+    variant = preset(name, **crossover.knobs_of(name))
+    inputs = crossover.inputs_of(variant, replace(crossover.GPU, device="cpu"), crossover.GPU.lengths[0])
+    return needs(compile(variant, target), inputs, float_inputs(variant))
+
+
+def needs(compiled: Compiled, inputs: Inputs, gradients: Sequence[str]) -> list[Made]:
+    """What each program of a call with such inputs needs."""
+    dims, dtype = compiled.bind(inputs)
+    found = explain(compiled, dims, dtype, resources=True, gradients=gradients)
     return [
-        {"kernel": kernel.name, "program": name} | (needs if isinstance(needs, dict) else {"refused": str(needs)})
+        {"kernel": kernel.name, "program": name} | (own if isinstance(own, dict) else {"refused": str(own)})
         for kernel in found.kernels
-        for name, needs in kernel.resources.items()
+        for name, own in kernel.resources.items()
     ]
 
 
@@ -54,35 +71,51 @@ def _line(program: Made) -> str:
     return f"  {program['program']}: {program['registers']} registers, {program['shared']} bytes shared{spills}"
 
 
-def survey(cases: Sequence[Case], target: str, out: Path | None, report: Callable[[list[Made]], None]) -> list[Made]:
-    """A row per case; those that ``out`` has are taken from it, and each is written to it as soon as it is done."""
+def survey(
+    names: Sequence[str], made: Callable[[str], list[Made]], out: Path | None, report: Callable[[Made], None]
+) -> list[Made]:
+    """A row per name; those that ``out`` has are taken from it, and each is written to it as soon as it is done."""
     rows: list[Made] = list(read_json(out)) if out else []
-    for case in cases:
-        row = next((r for r in rows if r["case"] == case.name), None)
+    for name in names:
+        row = next((r for r in rows if r["case"] == name), None)
         if row is None:
-            row = {"case": case.name, "target": target, "programs": resources(case, target)}
+            row = _row(name, made)
             rows.append(row)
             if out:
                 write_json(rows, out)
-        report([row])
+        report(row)
     return rows
+
+
+def _row(name: str, made: Callable[[str], list[Made]]) -> Made:
+    try:
+        return {"case": name, "programs": made(name)}
+    except Exception as error:  # the cases after it are worth having
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {"case": name, "programs": [{"kernel": "", "program": name, "refused": why}]}
 
 
 def main(words: Sequence[str]) -> int:
     """Print a block per case; 1 where a program does not compile."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases or groups; by default all of a GPU")
+    parser.add_argument("--crossover", action="store_true", help="presets as `bench --crossover` runs them on a GPU")
     parser.add_argument("--target", default="triton:sm_90")
     parser.add_argument("--spilled", action="store_true", help="print only the programs that spill")
     parser.add_argument("--out", type=Path, help="rows as JSON, one per line where it ends in .jsonl")
     asked = parser.parse_args(words)
-    cases = cases_named(asked.cases) if asked.cases else cases_on("cuda")
+    made: Callable[[str], list[Made]]
+    if asked.crossover:
+        names = asked.cases or crossover.default_presets()
+        made = partial(preset_resources, target=asked.target)
+    else:
+        cases = {case.name: case for case in (cases_named(asked.cases) if asked.cases else cases_on("cuda"))}
+        names, made = [*cases], lambda name: resources(cases[name], asked.target)
 
-    def report(rows: list[Made]) -> None:
-        for row in rows:
-            print("\n".join(lines(row["case"], row["programs"], asked.spilled)), flush=True)
+    def report(row: Made) -> None:
+        print("\n".join(lines(row["case"], row["programs"], asked.spilled)), flush=True)
 
-    rows = survey(cases, asked.target, asked.out, report)
+    rows = survey(names, made, asked.out, report)
     return int(any("refused" in p for row in rows for p in row["programs"]))
 
 

@@ -106,22 +106,21 @@ def test_the_wall_clock_times_each_launch() -> None:
     assert made == [0, 1] * 4 and len(found) == 2 and min(found) >= 0
 
 
-def test_spills_are_told_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spills_are_told_and_kept(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    def stub(case: object, target: str) -> list[dict[str, object]]:
-        asked.append(target)
+    def stub(name: str) -> list[resources.Made]:
+        asked.append(name)
         needs = {"registers": 255, "shared": 10, "wgmma": True}
         return [
             {"kernel": "k", "program": "a", "spills": 0, **needs},
             {"kernel": "k", "program": "b", "spills": 8, **needs},
         ]
 
-    monkeypatch.setattr(resources, "resources", stub)
     out, said = tmp_path / "rows.jsonl", list[object]()
     for _ in range(2):
-        (row,) = resources.survey([CASES["gdn"]], "triton:sm_90", out, said.append)
-    assert asked == ["triton:sm_90"] and read_json(out) == [row] and len(said) == 2
+        (row,) = resources.survey(["gdn"], stub, out, said.append)
+    assert asked == ["gdn"] and read_json(out) == [row] and len(said) == 2
     assert resources.lines("gdn", row["programs"], spilled=True) == [
         "gdn: 2 programs, 1 spill",
         "  b: 255 registers, 10 bytes shared, 8 bytes spilled",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from typing import Any, Literal
 
 import pytest
@@ -9,9 +13,11 @@ import torch
 from torch import Tensor
 
 import sparsec
+from sparsec.backends.triton.descriptors import descriptors
 from sparsec.frontends.text import parse
 from sparsec.ir.error import DeclarationError, InputError
 from sparsec.ir.variant import dim_names
+from sparsec.lower.registry import default, lower_kernel
 from sparsec.oracle import oracle
 from sparsec.testing.whole.trained import wrong_on
 from sparsec.tile.schedule import Schedule
@@ -55,6 +61,48 @@ def test_in_chunks() -> None:
     halves = made.training.joint(dims, dtype, tuple(x)).split
     made.schedules = {k.name: chunks for half in (halves.forward, halves.backward) for k in half.kernels}
     assert wrong_on(made, x, "bfloat16") == []
+
+
+CHUNKS = """
+import json, torch, sparsec
+from sparsec.backends.triton.descriptors import descriptors
+from sparsec.passes.differentiate import differentiate
+from sparsec.runtime.across import programs
+from sparsec.runtime.compiled import compile
+from sparsec.testing.whole.chain import links
+from sparsec.tile.schedule import Schedule
+joint = differentiate(sparsec.preset("delta_product", raw=True, initial=True, final=True)).variant
+made = compile(joint, target="triton:sm_90")
+x = sparsec.inputs(joint, T=21, B=2, H=1, HKV=1, D=16, DV=16)
+chunks = Schedule(order="chunk", rows=16, value_block=16, splits=2, descriptors=True)
+dims, dtype = made.bind(x, None)
+plan = made.plan(dims, dtype)
+made.schedules = {k.name: chunks for k in plan.kernels}
+steps = [s for low in programs(made, plan, dims)[1].values() for s in low.steps]
+boxes = sum(len({d.name for d in descriptors(s.program, s.schedule.descriptors).values()}) for s in steps)
+print(json.dumps([boxes, [link.sentence for link in links(made, x) if not link.ok]]))
+"""
+
+
+@pytest.mark.slow
+def test_chunks_by_descriptors_interpreted_by_triton() -> None:
+    """What lies chunk by chunk goes through descriptors; what lies per token of several steps is read by pointers."""
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", CHUNKS], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    boxes, wrong = json.loads(done.stdout.splitlines()[-1])
+    assert boxes > 4 and wrong == []
+
+
+def test_by_default_scratch_goes_through_descriptors_on_hopper() -> None:
+    """Of the programs of one step per token that an H100 has timed, those by pointers spill more."""
+    made = sparsec.compile(sparsec.preset("delta_product"), target="triton:sm_90")
+    kernel = made.plan({"H": 16, "HKV": 16, "D": 128, "DV": 128}, "bfloat16").kernels[-1]
+    schedule = default(kernel.spec, "triton:sm_90")
+    assert schedule.order == "chunk" and schedule.descriptors
+    last = lower_kernel(kernel.spec, schedule).steps[-1]
+    named = {d.tensor.name for d in descriptors(last.program, last.schedule.descriptors).values()}
+    assert named and not named & {*made.variant.inputs}
 
 
 def test_one_step_is_gated_delta_and_none_turns_back() -> None:

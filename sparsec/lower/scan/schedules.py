@@ -42,7 +42,7 @@ def lower(spec: Scan, schedule: Schedule) -> Lowered:
     """The programs of a scan."""
     _check(spec, schedule)
     if spec.writes.steps > 1:
-        return interleaved.lower(spec, replace(schedule, descriptors=False), lower)
+        return interleaved.lower(spec, schedule, lower)
     if schedule.order == step.ORDER:
         return step.lower(spec, schedule)
     if schedule.order != "chunk":
@@ -56,7 +56,7 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
     """The programs of a scan's adjoint."""
     _check(spec.forward, schedule)
     if spec.forward.writes.steps > 1:
-        return interleaved.lower_grad(spec, replace(schedule, descriptors=False), lower_grad)
+        return interleaved.lower_grad(spec, schedule, lower_grad)
     if schedule.order != "chunk":
         return token_grad.lower(spec, schedule)
     if shared.groups_back(spec):
@@ -106,7 +106,7 @@ def _one_group(spec: Scan, target: str) -> Schedule | None:
     tall, delta = rows > _TALLEST, w.rule == "delta" or w.erase is not None
     columns = min(32 if tall else 64, cols, rows if delta else 64)
     splits = 1 if tall and delta else _splits(w, columns)
-    tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and w.steps == 1
+    tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and (w.steps == 1 or (delta and not needs_keyed(w)))
     stages = 1 if w.erase is not None else 2  # two do not fit with what erases
     found = Schedule("chunk", 64, value_block=columns, splits=splits, warps=4, stages=stages, descriptors=tma)
     return replace(found, exact=_exact(w))
