@@ -1,6 +1,7 @@
 # Two commands from nothing: `make demo` and `make test`. Both create .venv here first, and are quick when it exists.
 # PYTHON=python3.12 picks the interpreter, CONSTRAINTS=cpu|cuda the pins, TORCH=2.11.0 another torch, ARGS="-k text"
 # goes to pytest, JOBS=4 runs tests in four processes, not one per core.
+# `make test-gpu ARGS="-n 8 --budget 500 --done gpu.jsonl -k rsa"`: in processes, until the time is over; again: the rest.
 # ARGS="-m exhaustive" runs what a plain run covers in part: every named kernel compiled for every architecture.
 
 PYTHON ?= python3
@@ -31,7 +32,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-gpu: setup-dev
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m pytest -m gpu -p sparsec.testing.budget $(ARGS)
 
 lint: setup-dev
 	$(BIN)/python -m ruff check .
