@@ -237,6 +237,8 @@ def inputs_of(variant: Variant, here: Setting, length: int) -> dict[str, Tensor]
     known = {str(d) for spec in variant.inputs.values() for d in spec.shape if d.head == "var"}
     heads, kv_heads = here.heads
     wanted = {"B": 1, "H": heads, "HKV": kv_heads, "D": here.dim, "DV": here.dim, "DR": here.dim}
+    if "HV" in known:  # heads of states, which share the keys of fewer
+        wanted |= {"HV": heads, "H": kv_heads}
     dims = {name: size for name, size in wanted.items() if name in known}
     return inputs(variant, dtype=here.dtype, device=here.device, T=length, **dims)
 

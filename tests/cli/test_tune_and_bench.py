@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from sparsec.benchmarks.row import read_json, write_json
 from sparsec.benchmarks.timing import Pair
 from sparsec.cli import main
 from sparsec.frontends.preset import preset
+from sparsec.runtime.compiled import compile
 from sparsec.tile.schedule import Schedule
 
 Captured = pytest.CaptureFixture[str]
@@ -160,6 +161,14 @@ def test_crossover_knobs_are_ones_that_presets_take() -> None:
     named = {name: crossover.knobs_of(name) for name in crossover.default_presets()}
     assert {preset(name, **knobs).name for name, knobs in named.items()} == set(named)
     assert named["nsa"] == {"block": 64, "k": 16} and named["streaming"] == {} and named["infllm2"]["k"] == 16
+
+
+def test_every_preset_has_inputs_of_the_settings() -> None:
+    """Heads fit one another: those of states that share keys too."""
+    for here in (crossover.CPU, replace(crossover.GPU, device="cpu")):
+        for name in crossover.default_presets():
+            made = compile(preset(name, **crossover.knobs_of(name)), "interpreter")
+            made.bind(crossover.inputs_of(made.variant, here, 1024))
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,11 @@ from sparsec.plan.states.scan_specs import Operand
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 
+MOST_AT_ONCE = 2
+"""Query heads that are written out one after the other; more go through a loop, whose turns share registers."""
 
-def slope(level: Level, at: Chunk, a: Axes, slopes: Tensor, scale: float, number: int) -> Node:
+
+def slope(level: Level, at: Chunk, a: Axes, slopes: Tensor, scale: float, number: int | Node) -> Node:
     """scale ds ``[c]`` of one of the query heads."""
     bounds: dict[int, tile.Value] = {1: tile.param(level.own.writes.length)}
     found = tile.load(slopes, at.batch, at.token(a.asking), head(level, at, number), bounds=bounds)
@@ -27,19 +30,25 @@ def slope(level: Level, at: Chunk, a: Axes, slopes: Tensor, scale: float, number
 
 def across(level: Level, at: Chunk, a: Axes, z: Node, slopes: Tensor, scale: float, made: Tensor | None) -> Node:
     """dz ``[c,d]``; stores dq where there is room for it."""
-    unit, total = inverse(z, a.dims), list[Node]()
-    for number in range(level.group):
+    unit = inverse(z, a.dims)
+
+    def of(number: int | Node) -> Node:
         q = query(level, at, a, number)
         by = mul(slope(level, at, a, slopes, scale, number), unit)
         along = mul(unit, tile.reduce("sum", mul(q, z), a.dims))
-        total.append(mul(by, sub(q, mul(along, mul(unit, z)))))
         if made is not None:
             bounds: dict[int, tile.Value] = {1: tile.param(level.own.writes.length)}
             bounds |= {3: level.limit} if level.limit else {}
             value = tile.cast(mul(by, z), made.dtype)
             place = (at.batch, at.token(a.asking), head(level, at, number), tile.iota(a.dims))
             tile.store(made, *place, value=value, bounds=bounds)
-    return reduce(add, total)
+        return mul(by, sub(q, mul(along, mul(unit, z))))
+
+    if level.group <= MOST_AT_ONCE:
+        return reduce(add, map(of, range(level.group)))
+    nothing = [tile.full(0.0, a.asking, a.dims)]
+    (total,) = tile.loop(0, level.group, 1, nothing, lambda number, sum_: [add(sum_, of(number))])
+    return total
 
 
 def gradient(level: Level, dtype: str) -> Tensor:

@@ -17,7 +17,7 @@ from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule
 
 WARPS = 4
-"""Of programs that hold several tiles of masses and their gradients; eight take longer."""
+"""Of programs that hold several tiles of masses and their gradients; eight take longer where no loop holds one more."""
 TOKENS = 8
 """Of a program that adds up gradients of queries."""
 
@@ -80,7 +80,8 @@ class _Level:
     def lowered(self) -> tuple[Lowered, Prepared]:
         """Masses anew, what queries ask of them, and what that means for what was added up."""
         (ahead, slopes), f, small = self.prepared(), self.spec.mixture.forward, level.small(self.schedule)
-        own, wide = ahead.level, replace(small, warps=WARPS)
+        own = ahead.level
+        wide = replace(small, warps=WARPS if own.group <= asked.MOST_AT_ONCE else 2 * WARPS)
         dq = asked.gradient(own, f.dtype) if self.spec.mixture.grad_q is not None else None
         steps = [*masses(own, self.schedule), Step(asked.lower(own, slopes, f.scale, dq), wide)]
         scratch = [*held(own), asked.handed(own), *([dq] if dq is not None else [])]

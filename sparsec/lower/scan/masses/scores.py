@@ -21,12 +21,12 @@ def inverse(z: Node, dims: Axis) -> Node:
     return mul(by, tile.apply(Fn.RSQRT, tile.apply(Fn.WHERE, empty, 1.0, square)))
 
 
-def head(level: Level, at: Chunk, number: int) -> Node:
+def head(level: Level, at: Chunk, number: int | Node) -> Node:
     """One of the query heads of the masses' head."""
     return add(mul(at.head, level.group), number)
 
 
-def query(level: Level, at: Chunk, a: Axes, number: int) -> Node:
+def query(level: Level, at: Chunk, a: Axes, number: int | Node) -> Node:
     """``[c,d]`` of one of the query heads, in fp32."""
     return tile.cast(level.rows(at, a.asking, a.dims, head(level, at, number)), "float32")
 
