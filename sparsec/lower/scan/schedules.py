@@ -107,9 +107,8 @@ def _one_group(spec: Scan, target: str) -> Schedule | None:
     columns = min(32 if tall else 64, cols, rows if delta else 64)
     splits = 1 if tall and delta else _splits(w, columns)
     tma = descriptors.pay(target, w.k.dtype, w.rows, w.cols) and (w.steps == 1 or (delta and not needs_keyed(w)))
-    stages = 1 if w.erase is not None else 2  # two do not fit with what erases
-    found = Schedule("chunk", 64, value_block=columns, splits=splits, warps=4, stages=stages, descriptors=tma)
-    return replace(found, exact=_exact(w))
+    found = Schedule("chunk", 64, value_block=columns, splits=splits, warps=4, descriptors=tma, exact=_exact(w))
+    return replace(found, stages=1 if w.erase is not None else 2)  # two do not fit with what erases
 
 
 def _exact(w: Writes) -> bool:
