@@ -126,6 +126,13 @@ def _chosen_scores(truth: Truth, node: Node) -> Tensor:
     return at_columns(truth.tensor(node, "tensor"), ids, spec.columns if isinstance(spec, IndexGradQ) else 1)
 
 
+def _forward_scores(truth: Truth, node: Node) -> Tensor:
+    """The scores of chosen units, 0 where a list holds nothing."""
+    spec = truth.kernel.spec
+    assert isinstance(spec, Selector)
+    return at_columns(truth.tensor(node.src[0], "tensor"), truth.buffers[spec.indices].long(), 1)
+
+
 def at_columns(x: Tensor, ids: Tensor, columns: int, other: float = 0.0) -> Tensor:
     """Numbers ``[B,TQ,HS,N]`` at the columns of lists ``[B,TQ,HS,K]`` -> ``[B,TQ,HS,K * columns]``."""
     key = ids[..., None] * columns + torch.arange(columns, device=ids.device)
@@ -181,6 +188,7 @@ INNER: dict[str, Callable[[Truth, Node], Tensor]] = {
     "delta": _delta,
     "sink_grad": _sink_grad,
     "chosen": _chosen_scores,
+    "scores": _forward_scores,
     "mass": _mass,
     "total": _total,
     "index_lse": _index_lse,

@@ -22,7 +22,15 @@ from sparsec.lower.scan.masses import backward as state_mixture_grad
 from sparsec.lower.scan.masses import forward as state_mixture
 from sparsec.lower.scan.mixture import gradient as mixture_grad
 from sparsec.lower.scan.mixture import weights as mixture
-from sparsec.lower.select import dense_grad_keys, divergence, index_grad_keys, index_grad_q, list_sum, set_selector
+from sparsec.lower.select import (
+    dense_grad_keys,
+    divergence,
+    index_grad_keys,
+    index_grad_q,
+    list_sum,
+    pooled_grad,
+    set_selector,
+)
 from sparsec.lower.select import grad_keys as selector_grad_keys
 from sparsec.lower.select import grad_q as selector_grad_q
 from sparsec.lower.select import grad_space as selector_grad_space
@@ -51,6 +59,7 @@ from sparsec.plan.grad_specs import (
 from sparsec.plan.maps.map_specs import Map, MapGrad
 from sparsec.plan.maps.prefix_specs import Prefix, PrefixGrad
 from sparsec.plan.maps.row_specs import RowLse
+from sparsec.plan.selection.pooled_specs import PooledGrad
 from sparsec.plan.selection.shared_specs import Members, SetSelector
 from sparsec.plan.selection.signal_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.specs import (
@@ -148,6 +157,7 @@ CLASSES: dict[type, ScheduleClass] = {
     SelectorGradKeys: ScheduleClass(
         selector_grad_keys.lower, selector_grad_space.default_keys, selector_grad_space.space_keys
     ),
+    PooledGrad: ScheduleClass(pooled_grad.lower, pooled_grad.default, pooled_grad.space),
     GatheredGradQ: ScheduleClass(
         gathered_grad_class.lower_q,
         gathered_grad_class.default_q,

@@ -19,9 +19,12 @@ from sparsec.plan.grad_specs import (
     Total,
 )
 from sparsec.plan.maps.prefix_specs import PrefixGrad
+from sparsec.plan.reach import keys_seen
+from sparsec.plan.selection.pooled_specs import PooledGrad
 from sparsec.plan.specs import GatheredAttention, Selector, TiledAttention
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.functions import minimum
+from sparsec.scalar.walk import substitute
 
 
 def _row_dot(spec: RowDot) -> Cost:
@@ -122,6 +125,17 @@ def _selector_keys(spec: SelectorGradKeys) -> Cost:
     return Cost(2 * entries * D, B * TQ * H * D * item(f.dtype) + keys + 8 * entries, sizes=known)
 
 
+def _pooled(spec: PooledGrad) -> Cost:
+    f = spec.forward
+    entries, known = _selector_sizes(f)
+    where = substitute(f.visible, {"c": var("j")}) if f.visible is not None else None
+    pairs = B * H * keys_seen(where, var(f.key_length))
+    walks = 4 * f.softmax + 2 * (spec.grad_q is not None) + 4 * (spec.grad_keys is not None)
+    keys = B * var(f.key_length) * HKV * D * (item(f.key_dtype or f.dtype) + item(spec.keys_dtype))
+    moved = B * TQ * H * D * (item(f.dtype) + item(spec.q_dtype)) + keys + 8 * entries
+    return Cost(walks * pairs * D, moved, pairs, known)
+
+
 def _combine(spec: CombineGrad) -> Cost:
     f, rows = spec.forward, B * TQ * H
     written = sum(item(spec.branch_grad_dtype) for b in spec.branch_grads if b)
@@ -147,6 +161,7 @@ GRAD_COSTS: dict[type, Callable[..., Cost]] = {
     PrefixGrad: _prefix,
     SelectorGradQ: _selector_q,
     SelectorGradKeys: _selector_keys,
+    PooledGrad: _pooled,
     CombineGrad: _combine,
     Total: _total,
 }

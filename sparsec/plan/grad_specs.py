@@ -3,8 +3,8 @@
 A backward kernel names the spec of the forward kernel that it belongs to, so masks, biases, scales and the buffers of
 what was read are said once. ``forward.lse`` is always set. With ``s`` the natural logit of a pair after scale, soft cap
 and bias, ``p = exp(s - lse)`` (0 for hidden pairs and for rows that see nothing, whose lse is -inf), ``do`` the
-gradient of the output, ``dp = do . v`` and ``delta = rowdot(do, o) - dlse``: the gradient of ``s`` is ``ds = p * (dp -
-delta)``. It goes through the derivative of bias and soft cap to ``dr``, the gradient of ``scale * q . k``.
+gradient of the output, ``dp = do . v``, ``delta = rowdot(do, o) - dlse``: ``ds = p * (dp - delta)`` is the gradient of
+``s``. It goes through the derivative of bias and soft cap to ``dr``, the gradient of ``scale * q . k``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from sparsec.plan.maps.map_specs import Map, MapGrad
 from sparsec.plan.maps.prefix_specs import Prefix, PrefixGrad
 from sparsec.plan.maps.row_specs import RowLse
+from sparsec.plan.selection.pooled_specs import PooledGrad
 from sparsec.plan.selection.shared_specs import Members, SetSelector
 from sparsec.plan.selection.signal_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
@@ -180,8 +181,7 @@ class SelectorGradQ:
     scores_grad ``[B,TQ,HS,K]`` fp32, 0 where the index is -1: with s the chosen scores and w their weights, softmax
     and softmax_sink: w * (dw - sum w dw); sigmoid: dw * w * (1 - w); raw: dw; stick: ds_i = w_i dw_i sigmoid(-s_i) -
     sigmoid(s_i) * sum of w_j dw_j over j > i. grad_q ``[B,TQ,H,DR]`` = scale * sum over the list of scores_grad *
-    keys[index]; a ``mean`` over the group gives each head its share, a ``sum`` the whole. A selector with a softmax or
-    a pool before its choice has no such gradient.
+    keys[index]; a ``mean`` over the group gives each head its share. Behind a softmax or pool: ``PooledGrad``.
 
     Attributes:
         grad_weights: fp32 ``[B,TQ,HS,K]``.
@@ -269,6 +269,7 @@ GradSpec = (
     | PrefixGrad
     | SelectorGradQ
     | SelectorGradKeys
+    | PooledGrad
     | IndexGradQ
     | IndexGradKeys
     | DenseGradKeys

@@ -157,25 +157,24 @@ class Selector:
 
     scores[h, n] = scale * q[h] . keys[kv(h), n]; with ``softmax`` they become per-head probabilities over the summaries
     with ``visible``; ``group`` sums or means them over the heads of a key/value head; ``pool`` maps summaries
-    to blocks.     Eligible blocks rank by (forced, score, lower id); slots left over are -1. ``order = newest`` sorts
-    the chosen by
-    descending id, ``oldest`` by ascending id with -1 last, ``score`` leaves them by rank.
+    to blocks. Eligible blocks rank by (forced, score, lower id); slots left over are -1. ``order = newest`` sorts the
+    chosen by descending id, ``oldest`` by ascending id with -1 last, ``score`` leaves them by rank.
 
     Attributes:
         key_length: the launch parameter with the number of summaries; ``block_length`` with the number of blocks.
         visible, eligible, forced: over i and c (c counts summaries in ``visible``, blocks in the others). Without
             ``softmax``, summaries that are not visible do not exist for the pool.
-        weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores, or
-            "softmax_all": their share of a softmax over all that is eligible; fp32, 0 where id is -1.
+        weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores, or "softmax_all":
+            their share of a softmax over all that is eligible; fp32, 0 where id is -1.
         batched: false for learned keys ``[N, HKV, D]``, the same for every batch entry.
-        key_dtype: the dtype of ``keys`` where it is not ``dtype``: fp32 for computed summaries, so
-            that rounding them does not change what is chosen.
+        key_dtype: the dtype of ``keys`` where it is not ``dtype``: fp32 for computed summaries, so that rounding them
+            does not change what is chosen.
         scope: "kv_head" when ``group`` reduces, "head" when it does not.
-        count_forced: whether forced members use up k; if not, k is the number of free slots and ``slots`` the list's
-            length.
+        count_forced: whether forced members use up k; if not, k counts the free slots and ``slots`` all.
         head_weights: of an indexer, ``[B,TQ,H]`` of ``dtype``: scores are scale * sum over the heads of weight *
             max(q[h] . keys[n], 0), one list for all heads; ``group`` and ``softmax`` are not set then.
         hard_out: where a straight-through choice writes 1 for what was chosen and 0 elsewhere, beside its weights.
+        scores_out: where the chosen scores are kept for a backward, fp32, 0 for an id of -1.
     """
 
     name: str
@@ -205,6 +204,7 @@ class Selector:
     batched: bool = True
     head_weights: str | None = None
     hard_out: str | None = None
+    scores_out: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

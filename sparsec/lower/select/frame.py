@@ -73,6 +73,8 @@ def tensors(spec: Selector) -> dict[str, Tensor]:
         found.append(Tensor(spec.weights_out, "float32", units))
     if spec.hard_out is not None:
         found.append(Tensor(spec.hard_out, "float32", units))
+    if spec.scores_out is not None:
+        found.append(Tensor(spec.scores_out, "float32", units))
     return {t.name: t for t in found}
 
 

@@ -58,10 +58,10 @@ class Frame:
 
 def lower(spec: SelectorGradQ, schedule: Schedule) -> Program:
     """grad_weights -> scores_grad, both ``[B,TQ,HS,K]`` fp32, and grad_q ``[B,TQ,H,D]`` if it is asked for."""
-    selector_grad_space.check_q(spec.forward, schedule)
+    selector_grad_space.check_q(spec, schedule)
     with tile.Builder() as builder:
         f = _frame(builder, spec, schedule)
-        queries = _queries(f) if spec.forward.weights in chosen_grad.NEEDS_SCORES else None
+        queries = _queries(f) if _scored(spec.forward) else None
         start = [_total(f), *(tile.full(0.0, f.rows, d.axis) for d in _columns(f))]
 
         def visit(n: Node, outside: Node, *sums: Node) -> Sequence[Node]:
@@ -81,7 +81,7 @@ def _tensors(spec: SelectorGradQ) -> dict[str, Tensor]:
     own = spec.forward
     assert own.weights_out is not None, "scores have a gradient through weights"
     listed: tuple[str | int, ...] = ("B", "TQ", own.heads // sharing(own), own.slots)
-    scored = own.weights in chosen_grad.NEEDS_SCORES
+    scored = _scored(own)
     queries: tuple[str | int, ...] = ("B", "TQ", own.heads, own.dim)
     keys: tuple[str | int, ...] = ("B", own.key_length, own.kv_heads, own.dim)
     found = [
@@ -89,11 +89,17 @@ def _tensors(spec: SelectorGradQ) -> dict[str, Tensor]:
         *([Tensor(own.keys, own.key_dtype or own.dtype, keys)] if scored or spec.grad_q else []),
         Tensor(own.indices, "int32", listed),
         Tensor(own.weights_out, "float32", listed),
+        *([Tensor(own.scores_out, "float32", listed)] if own.scores_out else []),
         Tensor(spec.grad_weights, "float32", listed),
         Tensor(spec.scores_grad, "float32", listed),
         *([Tensor(spec.grad_q, spec.out_dtype, queries)] if spec.grad_q else []),
     ]
     return {t.name: t for t in found}
+
+
+def _scored(own: Selector) -> bool:
+    """Whether scores are worked out again."""
+    return own.weights in chosen_grad.NEEDS_SCORES and own.scores_out is None
 
 
 def _frame(builder: tile.Builder, spec: SelectorGradQ, schedule: Schedule) -> Frame:
@@ -171,9 +177,11 @@ def _step(f: Frame, n: Node, queries: Sequence[Node] | None, outside: Node, sums
     """Store the gradients of the scores of part ``n``; what its successor needs, and the gradients of the queries."""
     assert f.spec.weights is not None
     part, unit = _part(f, n)
-    scores = None if queries is None else _scores(f, unit, queries)
-    found = chosen_grad.score_grads(f.spec.weights, part, scores, outside)
     place, bounds = _place(f, n)
+    scores = None if queries is None else _scores(f, unit, queries)
+    if f.spec.scores_out is not None:
+        scores = tile.load(f.tensors[f.spec.scores_out], *place, bounds=bounds)
+    found = chosen_grad.score_grads(f.spec.weights, part, scores, outside)
     tile.store(f.tensors[f.grad.scores_grad], *place, value=found, bounds=bounds)
     if f.spec.weights == "stick":
         outside = add(outside, tile.reduce("sum", part.product, f.part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsec.lower.select.chosen_grad import NEEDS_SCORES
 from sparsec.lower.select.frame import sharing
 from sparsec.plan.grad_specs import SelectorGradKeys, SelectorGradQ
 from sparsec.plan.specs import Selector
@@ -10,9 +11,11 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 Choices = dict[str, tuple[object, ...]]
 
 
-def check_q(spec: Selector, schedule: Schedule) -> None:
+def check_q(spec: SelectorGradQ, schedule: Schedule) -> None:
     """Refuse a schedule that cannot carry this spec out."""
-    refuse(spec)
+    own = spec.forward
+    if spec.grad_q is not None or (own.weights in NEEDS_SCORES and own.scores_out is None):
+        refuse(own)
     rows, block = schedule.rows, schedule.block
     if rows & (rows - 1) or block & (block - 1):
         raise ScheduleError(f"{rows} tokens x {block} slots are no tile: use powers of two")

@@ -35,7 +35,7 @@ def schedule(spec: Selector, found: Schedule) -> Schedule:
 
 def lower(spec: Selector, schedule: Schedule) -> Program:
     """q ``[B,TQ,H,D]``, keys ``[B,N,HKV,D]`` -> sums ``[B,TQ,H]``, a program per (tile of tokens, head, batch)."""
-    out, alone = tensor(spec), replace(spec, group=None, weights=None, weights_out=None, hard_out=None)
+    out, alone = tensor(spec), replace(spec, group=None, weights=None, weights_out=None, hard_out=None, scores_out=None)
     with tile.Builder() as builder:
         f = frame(builder, alone, schedule)
         value = log_sum(f, tile.const(0))

@@ -54,6 +54,9 @@ def _store_sorted(f: Frame, slots: Axis, spare: Axis) -> None:
         tile.store(f.tensors[spec.weights_out], *place, value=value, bounds=bounds)
     if spec.hard_out is not None:
         tile.store(f.tensors[spec.hard_out], *place, value=chosen.hard(ids), bounds=bounds)
+    if spec.scores_out is not None:
+        value = tile.apply(Fn.WHERE, tile.apply(Fn.LE, 0, ids), scores, 0.0)
+        tile.store(f.tensors[spec.scores_out], *place, value=value, bounds=bounds)
 
 
 def _store_rounds(f: Frame) -> None:

@@ -48,8 +48,8 @@ def follow(planner: Planner, topk: Node) -> Chain:
                 node, f"the selector takes one reduction over the group, then one pooling; found over = {node['over']}"
             )
         node = node.src[0]
-    if pool is not None and group is not None and pool.word("pre") == "softmax":
-        raise planner.refuse(pool, "pre = softmax is carried out per head: write it at the reduction over the group")
+    if pool is not None and group is not None:
+        _both(planner, pool, group)
     if node["fn"] not in ("dot", "indexer"):
         raise planner.refuse(node, f"the selector scores by dots or an indexer; fn = {node['fn']} has no kernel yet")
     if node["fn"] == "indexer" and (group is not None or pool is not None):
@@ -61,6 +61,14 @@ def follow(planner: Planner, topk: Node) -> Chain:
     honours(planner, node, "fn", "scale", "detach", "rounding")
     honours(planner, topk, *_CHOSEN)
     return Chain(node, group, pool, (*covers, node))
+
+
+def _both(planner: Planner, pool: Node, group: Node) -> None:
+    """Refuse a softmax, or what it sees, where a pool comes after a reduction over the group."""
+    if pool.word("pre") == "softmax":
+        raise planner.refuse(pool, "pre = softmax is carried out per head: write it at the reduction over the group")
+    if group.word("pre") == "softmax" and pool.expr("visible") is not None:
+        raise planner.refuse(pool, "`visible` counts where the softmax is: write it at the reduction over the group")
 
 
 _POOLED = {
@@ -121,7 +129,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     scale = chain.score.expr("scale")
     tokens = held.tokens if held and held.tokens is not None else planner.token_length
     group = chain.group
-    shares = group if group is not None else chain.pool
+    shares = group if group is not None and (chain.pool is None or group.word("pre") == "softmax") else chain.pool
     length = keys.shape[1] if keys.kind == "memory" else keys.shape[-3]
     dims = {"TQ": q.shape[1], "TK": tokens, "N": length, "NB": topk.src[0].shape[3]}
     spec = Selector(
@@ -152,11 +160,12 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
         head_weights=planner.input(head_weights) if head_weights is not None else None,
         hard_out=hard,
+        scores_out=_kept_scores(planner, topk, weights) if shares is not None else None,
     )
     planner.specs[topk] = spec
     covers = (*chain.covers, *([weights] if weights is not None else []))
     read = [spec.q, key_buffer, *([spec.head_weights] if spec.head_weights else [])]
-    planner.add(spec, read, [indices, *(name for name in (out, hard) if name)], covers, dims)
+    planner.add(spec, read, [indices, *(name for name in (out, hard, spec.scores_out) if name)], covers, dims)
 
 
 def _weighed_out(planner: Planner, topk: Node, weights: Node) -> tuple[str, str | None]:
@@ -165,6 +174,14 @@ def _weighed_out(planner: Planner, topk: Node, weights: Node) -> tuple[str, str 
         return planner.temporary(weights, "weights", topk.shape, "float32"), None
     soft = planner.temporary(weights, "soft", topk.shape, "float32")
     return soft, planner.temporary(weights, "weights", topk.shape, "float32")
+
+
+def _kept_scores(planner: Planner, topk: Node, weights: Node | None) -> str | None:
+    """Where chosen scores stay for a backward of their weights that reads them."""
+    asked = any(v.src[0] is weights and v["of"] == "scores" for v in planner.vjps)
+    if weights is None or weights["fn"] != "stick" or not asked:
+        return None
+    return planner.temporary(topk, "scores", topk.shape, "float32")
 
 
 def _weighed(planner: Planner, weights: Node) -> str:

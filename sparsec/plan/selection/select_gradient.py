@@ -7,10 +7,11 @@ from sparsec.ir.op import Op
 from sparsec.plan.grad_specs import SelectorGradKeys, SelectorGradQ, SummariseGrad
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
+from sparsec.plan.selection.pooled_specs import PooledGrad
 from sparsec.plan.selection.signal_gradient import index_gradient
 from sparsec.plan.specs import Selector
 
-WAYS = "Declare selector_gradient = none on the topk, or choose by scores without softmax and pool."
+WAYS = "Declare selector_gradient = none on the topk, or pool by a sum or mean."
 
 
 def summary_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> None:
@@ -39,13 +40,14 @@ def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> N
     weights, covers = below, [*covers, below]
     topk, of = weights.src[0].src[1], vjp["of"]
     forward = planner.specs.get(topk)
-    if not isinstance(forward, Selector) or forward.softmax or forward.pool is not None:
-        said = "only scores that are chosen without a softmax or a pool before have a gradient"
-        raise planner.refuse(vjp, f"{said}. {WAYS}")
+    assert isinstance(forward, Selector)
     if not forward.batched:
         raise planner.refuse(vjp, "learned keys that every batch entry shares have no gradient kernel yet")
     if forward.weights == "softmax_all":
         raise planner.refuse(vjp, "weights with renormalise = false have no gradient kernel yet; the oracle has one")
+    if forward.softmax or forward.pool is not None:
+        _through_pools(planner, vjp, (topk, forward), (weights, covers), source, dtype)
+        return
     q_side = next((v for v in planner.vjps if v.src[0] is vjp.src[0] and v["of"] == "q"), None)
     if weights not in planner.score_grads:
         _through_weights(planner, weights, q_side, (topk, forward), covers, source, dtype)
@@ -57,6 +59,36 @@ def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> N
         planner.follow(topk, keys, [forward.q, forward.indices, scores_grad], [out], [vjp])
     elif of != "q":
         raise planner.refuse(vjp, f"no kernel computes the gradient of {of} of a score yet")
+
+
+def _through_pools(
+    planner: Planner,
+    vjp: Node,
+    selector: tuple[Node, Selector],
+    below: tuple[Node, list[Node]],
+    source: Source,
+    dtype: str,
+) -> None:
+    """Plan one kernel for the gradients of queries and keys behind a softmax or a pool."""
+    (topk, forward), (weights, covers) = selector, below
+    asked = {str(v["of"]): v for v in planner.vjps if v.src[0] is vjp.src[0] and v.positional[1] is vjp.positional[1]}
+    if other := [of for of in asked if of not in ("q", "keys")]:
+        raise planner.refuse(vjp, f"no kernel computes the gradient of {other[0]} of a score yet")
+    if forward.pool is not None and forward.pool.kind == "mean" and not forward.softmax and forward.visible is not None:
+        raise planner.refuse(vjp, "a mean over the visible summaries of a block has no gradient in a kernel; use a sum")
+    if any((v, "tensor") in planner.places for v in asked.values()):
+        return
+    if weights not in planner.score_grads:
+        _through_weights(planner, weights, None, selector, [weights], source, dtype)
+    dtypes = {of: planner.precision(v, dtype) for of, v in asked.items()}
+    outs = {of: planner.temporary(v, "tensor", v.shape, dtypes[of]) for of, v in asked.items()}
+    scores_grad = planner.score_grads[weights]
+    spec = PooledGrad(
+        f"grad_{'_'.join(outs.values())}", forward, scores_grad, outs.get("q"), outs.get("keys"),
+        dtypes.get("q", dtype), dtypes.get("keys", dtype),
+    )  # fmt: skip
+    mine = [*(node for node in covers if node is not weights), *asked.values()]
+    planner.follow(topk, spec, [forward.q, forward.keys, forward.indices, scores_grad], list(outs.values()), mine)
 
 
 def _through_weights(
@@ -76,7 +108,8 @@ def _through_weights(
     lists = weights.src[0].shape
     scores_grad = planner.temporary(weights, "chosen", lists, "float32")
     spec = SelectorGradQ(f"grad_{out or scores_grad}", forward, grad, scores_grad, out, out_dtype)
-    read = [forward.q, forward.keys, forward.indices, forward.weights_out, grad]
+    kept = [forward.scores_out] if forward.scores_out else []
+    read = [forward.q, forward.keys, forward.indices, forward.weights_out, *kept, grad]
     mine = [*covers, *([q_side] if q_side is not None else [])]
     planner.follow(topk, spec, read, [scores_grad, *([out] if out else [])], mine)
     planner.score_grads[weights] = scores_grad
@@ -88,9 +121,11 @@ def _below(planner: Planner, vjp: Node) -> tuple[Node, list[Node]]:
     With it the adjoints between them.
     """
     node, covers = vjp.positional[1], []
-    while node.op is Op.VJP and node.src[0].op is Op.REDUCE and node.src[0]["over"] == "group":
-        if node.src[0]["op"] == "max":
-            raise planner.refuse(vjp, "a maximum over the group has no gradient in a kernel; use its mean or sum")
+    while node.op is Op.VJP and node.src[0].op is Op.REDUCE and node.src[0]["over"] in ("group", "overlap", "blocks"):
+        reduction = node.src[0]
+        if reduction["op"] == "max":
+            what = "the group" if reduction["over"] == "group" else "blocks"
+            raise planner.refuse(vjp, f"a maximum over {what} has no gradient in a kernel; use its mean or sum")
         covers.append(node)
         node = node.positional[1]
     if node.op is not Op.VJP or node.src[0].op not in (Op.WEIGHTS, Op.AUX, Op.TOPK):
