@@ -178,10 +178,9 @@ class SummariseGrad:
 class SelectorGradQ:
     """From the gradient of the chosen units' weights to that of their scores, and on to the queries.
 
-    scores_grad ``[B,TQ,HS,K]`` fp32, 0 where the index is -1: with s the chosen scores and w their weights, softmax
-    and softmax_sink: w * (dw - sum w dw); sigmoid: dw * w * (1 - w); raw: dw; stick: ds_i = w_i dw_i sigmoid(-s_i) -
-    sigmoid(s_i) * sum of w_j dw_j over j > i. grad_q ``[B,TQ,H,DR]`` = scale * sum over the list of scores_grad *
-    keys[index]; a ``mean`` over the group gives each head its share. Behind a softmax or pool: ``PooledGrad``.
+    scores_grad ``[B,TQ,HS,K]`` fp32, 0 where the index is -1: for scores s, weights w, softmax and softmax_sink: w *
+    (dw - sum w dw); sigmoid: dw * w * (1 - w); raw: dw; stick: ds_i = w_i dw_i sigmoid(-s_i) - sigmoid(s_i) * sum of
+    w_j dw_j over j > i. grad_q ``[B,TQ,H,DR]`` = scale * sum of scores_grad * keys[index], by a ``mean`` its share.
 
     Attributes:
         grad_weights: fp32 ``[B,TQ,HS,K]``.

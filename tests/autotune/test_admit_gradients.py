@@ -33,6 +33,17 @@ SUNK = """variant sunk(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV], s: [H] 
   o = attend(q, m, mask(m) {where = j <= i & i - j < 24}, sink=s) {sink = given}
   return o, lse(o)
 }"""
+IMPORTANT = """variant important(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]) {
+  memory = tokens(k, v) {chunk = 16}
+  marks = summary(memory) {size = 8, stride = 4}
+  shares = reduce(score(q, marks)) {over = group, op = sum, pre = softmax, visible = 4 * c + 7 <= i}
+  worth = reduce(shares) {over = overlap, size = 8, stride = 4, block = 16, importance = overlap}
+  chosen = topk(worth) {k = 2, size = 16, eligible = 16 * c <= i, order = newest,
+    selector_gradient = through_weights}
+  w = weights(worth, chosen) {fn = stick}
+  return attend(q, memory, chosen, weights=w) {per = chunk}
+}"""
+TEXTS = {"sunk": SUNK, "important": IMPORTANT}
 KNOBS: dict[str, dict[str, Any]] = {
     "streaming": {"window": 24, "sinks": 4},
     "hsa": {"chunk": 16, "k": 2},
@@ -46,7 +57,7 @@ class Court:
     """A joint variant with the cases of each of its backward kernels."""
 
     def __init__(self, name: str, length: int, wrt: tuple[str, ...] | None = None) -> None:
-        variant = parse(SUNK) if name == "sunk" else sparsec.preset(name, **KNOBS[name])
+        variant = parse(TEXTS[name]) if name in TEXTS else sparsec.preset(name, **KNOBS[name])
         compiled = compile(variant, "interpreter")
         dims: dict[str, Any] = {"H": 2, "HKV": 1, "D": 16, "DV": 16, "DR": 16, "TQ": length, "TK": length}
         known = {str(d) for spec in compiled.variant.inputs.values() for d in spec.shape}
@@ -78,6 +89,7 @@ def court(name: str) -> Court:
 KINDS = [
     ("streaming", ("TiledGradQ", "TiledGradKV")),
     ("hsa", ("GatheredGradQ", "GatheredGradKV", "SelectorGradQ", "SelectorGradKeys")),
+    ("important", ("GatheredGradQ", "GatheredGradKV", "SelectorGradQ", "PooledGrad", "Total", "SummariseGrad")),
 ]
 EVERY = [(name, kind) for name, kinds in KINDS for kind in kinds]
 
@@ -129,6 +141,8 @@ WRONG: list[tuple[str, str, Change]] = [
     ("hsa", "SelectorGradQ", scaled),
     ("hsa", "SelectorGradQ", without_weights),
     ("hsa", "SelectorGradKeys", scaled),
+    ("important", "SelectorGradQ", without_weights),
+    ("important", "PooledGrad", scaled),
 ]
 
 

@@ -18,7 +18,9 @@ from sparsec.backends.tvm.build import compile
 from sparsec.lower.registry import default, lower_kernel
 from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import AnySpec, SummariseGrad
-from sparsec.plan.specs import Selector, Summarise
+from sparsec.plan.specs import Pool, Selector, Summarise
+from sparsec.scalar.expr import var
+from sparsec.testing.kernels import pooled
 from sparsec.testing.kernels.scratch import with_scratch
 from sparsec.testing.kernels.selector import OUTPUTS, Sizes, draw, grads, selector, truth
 from sparsec.testing.triton.ahead import ARCHITECTURES, shared_out, unfit
@@ -42,6 +44,13 @@ def layer(heads: int, kv_heads: int, dim: int, slots: int, **changes: object) ->
     return selector(heads, kv_heads, **{**sizes, **changes})
 
 
+def importance(heads: int, kv_heads: int, **changes: object) -> AnySpec:
+    """Behind a softmax over compressed keys of 32 tokens every 16 and blocks of 64."""
+    pool, seen = Pool("overlap", 32, 16, 64), var("c") * 16 + 31 <= var("i")
+    sizes = {"dim": 128, "slots": 16, "k": 16, "dtype": "bfloat16", "pool": pool, "visible": seen, "weights": "stick"}
+    return pooled.grad(pooled.selector(heads, kv_heads, **{**sizes, **changes}))
+
+
 LAYERS: dict[str, tuple[AnySpec, ...]] = {
     "given landmarks": grads(layer(4, 4, 128, 8, key_dtype=None)),
     "16 heads": grads(layer(16, 1, 128, 8)),
@@ -49,6 +58,9 @@ LAYERS: dict[str, tuple[AnySpec, ...]] = {
     "split head dim": grads(layer(12, 4, 80, 5)),
     "wide": grads(layer(8, 4, 256, 32, group=None)),
     "fp32": grads(layer(16, 4, 128, 16, dtype="float32")),
+    "importance": (importance(16, 1),),
+    "importance of fp32 summaries": (importance(8, 2, key_dtype="float32"),),
+    "importance in fp32": (importance(4, 4, dtype="float32"),),
     "summaries": (of_summary(64, 64, 128, "bfloat16"), of_summary(32, 16, 80, "bfloat16")),
 }
 
@@ -88,7 +100,7 @@ def test_triton_agrees_with_autograd(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     errors = json.loads(done.stdout.splitlines()[-1])
-    assert errors.keys() == {*OUTPUTS, "dx", "rounds"} and errors["rounds"] == 0
+    assert errors.keys() == {*OUTPUTS, "pooled dq", "pooled dkeys", "dx", "rounds"} and errors["rounds"] == 0
     assert all(e < 2e-6 for e in errors.values()), errors
 
 

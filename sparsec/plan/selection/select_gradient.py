@@ -11,7 +11,7 @@ from sparsec.plan.selection.pooled_specs import PooledGrad
 from sparsec.plan.selection.signal_gradient import index_gradient
 from sparsec.plan.specs import Selector
 
-WAYS = "Declare selector_gradient = none on the topk, or pool by a sum or mean."
+WAYS = "Declare selector_gradient = none on the topk, or weights of scores that it is chosen by."
 
 
 def summary_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> None:

@@ -18,6 +18,7 @@ from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import SummariseGrad
 from sparsec.plan.specs import Selector, Summarise
 from sparsec.scalar.expr import var
+from sparsec.testing.kernels import pooled
 from sparsec.testing.kernels.selector import OUTPUTS, Sizes, draw, grads, selector, truth
 from sparsec.testing.triton.gathered import run
 from sparsec.testing.triton.pace import keep_pace
@@ -31,6 +32,16 @@ def of_selector(folder: Path) -> dict[str, float]:
     for spec in grads(s):
         run(spec, x, n.params, folder)
     return {name: float((x[name] - want[name]).abs().max() / want[name].abs().max()) for name in OUTPUTS}
+
+
+def of_pooled(folder: Path) -> dict[str, float]:
+    """Queries and keys behind a softmax and an overlap pool."""
+    s, n = pooled.selector(2, 1, dim=16), pooled.Sizes(9, 11, 1)
+    x = pooled.draw(s, n, exact=False)
+    want = pooled.truth(s, n, x)
+    run(pooled.grad(s), x, n.params, folder)
+    far = {name: (x[name] - want[name]).abs().max() / want[name].abs().max() for name in pooled.OUTPUTS}
+    return {f"pooled {name}": float(error) for name, error in far.items()}
 
 
 def of_summary(folder: Path) -> dict[str, float]:
@@ -62,9 +73,10 @@ def of_rounds(folder: Path) -> dict[str, float]:
 
 
 def main(folder: str) -> None:
-    """All three."""
+    """All four."""
     keep_pace()
-    print(json.dumps(of_selector(Path(folder)) | of_summary(Path(folder)) | of_rounds(Path(folder))))
+    at = Path(folder)
+    print(json.dumps(of_selector(at) | of_pooled(at) | of_summary(at) | of_rounds(at)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""Gradients behind a softmax and pools, in the tile interpreter against autograd in fp64, and whole layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsec
+from sparsec.ir.variant import Variant
+from sparsec.lower.registry import lower_kernel
+from sparsec.oracle import oracle
+from sparsec.oracle.error import check as within
+from sparsec.plan.specs import Pool, Selector
+from sparsec.testing.kernels.pooled import OUTPUTS, Sizes, draw, grad, selector, truth
+from sparsec.tile.schedule import Schedule, ScheduleError
+from sparsec.tile.verify import verify
+
+Run = Callable[..., None]
+SMALL = Schedule(rows=16, block=16, splits=2)
+SIZES = Sizes()
+POOLS = {
+    "none": None,
+    "overlap": Pool("overlap", 8, 4, 16),
+    "literal": Pool("paper_literal", 8, 4, 16),
+    "sum": Pool("sum", 4, 4, 16, kernel=4, stride_blocks=4),
+    "mean": Pool("mean", 4, 4, 16, kernel=5, stride_blocks=4, padding=1),
+    "every second": Pool("sum", 4, 4, 8, kernel=1, stride_blocks=2),
+}
+
+
+def check(
+    run: Run, s: Selector, n: Sizes = SIZES, schedule: Schedule = SMALL, queries: bool = True, keys: bool = True
+) -> None:
+    """Run exactly and compare what is asked for."""
+    x, lowered = draw(s, n, True), lower_kernel(grad(s, queries, keys), schedule)
+    for step in lowered.steps:
+        verify(step.program)
+    run(lowered, x, n.params, mode="exact")
+    want = truth(s, n, x)
+    for name, asked in zip(OUTPUTS, (queries, keys), strict=True):
+        if asked:
+            torch.testing.assert_close(x[name], want[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("pool", POOLS)
+def test_pools(run: Run, pool: str, softmax: bool) -> None:
+    s = selector(pool=POOLS[pool], softmax=softmax)
+    check(run, replace(s, visible=None) if not softmax and pool in ("mean", "none") else s)
+
+
+@pytest.mark.parametrize(("group", "heads", "kv_heads"), [("mean", 6, 2), ("sum", 3, 1), (None, 4, 2), ("sum", 2, 2)])
+def test_groups(run: Run, group: str | None, heads: int, kv_heads: int) -> None:
+    check(run, selector(heads, kv_heads, group=group))
+
+
+@pytest.mark.parametrize("queries", [True, False])
+@pytest.mark.parametrize("softmax", [True, False])
+def test_one_side_alone(run: Run, queries: bool, softmax: bool) -> None:
+    check(run, selector(softmax=softmax), queries=queries, keys=not queries)
+
+
+@pytest.mark.parametrize(("tq", "units", "offset"), [(1, 1, 0), (5, 40, 3), (40, 16, 0), (33, 3, 100)])
+def test_lengths(run: Run, tq: int, units: int, offset: int) -> None:
+    """Tokens that see no summary hand nothing back."""
+    check(run, selector(), Sizes(tq, units, offset=offset))
+
+
+@pytest.mark.parametrize("splits", [1, 5])
+def test_shares_of_the_tokens(run: Run, splits: int) -> None:
+    check(run, selector(dim=48), schedule=Schedule(rows=16, block=32, splits=splits))
+
+
+def test_maxima_are_refused() -> None:
+    with pytest.raises(ScheduleError, match="a maximum"):
+        lower_kernel(grad(selector(group="max")), SMALL)
+
+
+MARKS = "reduce(score(q, marks)) {over = group, op = sum, pre = softmax, visible = 4 * c + 7 <= i}"
+WORTH = f"reduce({MARKS}) {{over = overlap, size = 8, stride = 4, block = 16, importance = overlap}}"
+
+
+def layer(fn: str) -> Variant:
+    """NSA's importance as weights of chunks."""
+    return sparsec.parse(f"""
+variant important(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {{
+  memory = tokens(k, v) {{chunk = 16}}
+  marks = summary(memory) {{size = 8, stride = 4}}
+  scores = {WORTH}
+  chosen = topk(scores) {{k = 3, size = 16, eligible = 16 * c <= i, forced = c == i // 16, order = newest,
+    selector_gradient = through_weights}}
+  w = weights(scores, chosen) {{fn = {fn}}}
+  return attend(q, memory, chosen, weights=w) {{per = chunk}}
+}}""")
+
+
+def gradients(variant: Variant, x: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    """Of the oracle."""
+    x = {name: t.double().requires_grad_() for name, t in x.items()}
+    found = oracle(variant, x, form="vector")
+    assert isinstance(found, Tensor)
+    (found * weight).sum().backward()
+    return {name: t.grad for name, t in x.items() if t.grad is not None}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("fn", ["stick", "softmax", "sigmoid"])
+def test_a_layer_agrees_with_the_oracle(fn: str, dtype: str) -> None:
+    variant = layer(fn)
+    x = sparsec.inputs(variant, dtype=getattr(torch, dtype), seed=3, TQ=83, TK=83, H=4, HKV=2, D=16, DV=16, B=2)
+    leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
+    out = sparsec.compile(variant, target="interpreter")(**leaves)
+    assert isinstance(out, Tensor)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.dtype)
+    out.backward(weight)
+    want = gradients(variant, x, weight.double())
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        assert (found := within(leaf.grad, want[name], dtype, "o" if name == "v" else "grad")), found
+    without = sparsec.parse(variant.text().replace("through_weights", "none"))
+    other = gradients(without, x, weight.double())
+    for name in ("q", "k"):
+        assert (other[name] - want[name]).norm() > 0.02 * want[name].norm(), "the scores' share is seen"
+
+
+def test_packed_documents_agree_with_each_by_itself() -> None:
+    variant, ends = layer("stick"), [0, 37, 38, 90]
+    x = sparsec.inputs(variant, seed=3, TQ=90, TK=90, H=4, HKV=2, D=16, DV=16, B=1)
+    leaves = {name: t[0].clone().requires_grad_() for name, t in x.items()}
+    compiled = sparsec.compile(variant, target="interpreter")
+    out = compiled(cu_seqlens=torch.tensor(ends, dtype=torch.int32), **leaves)
+    assert isinstance(out, Tensor)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
+    out.backward(weight)
+    for a, b in pairwise(ends):
+        want = gradients(variant, {n: t[:, a:b] for n, t in x.items()}, weight[None, a:b].double())
+        for name, leaf in leaves.items():
+            assert leaf.grad is not None
+            torch.testing.assert_close(leaf.grad[None, a:b].double(), want[name], rtol=1e-4, atol=1e-5)
