@@ -34,7 +34,7 @@ class Groups(Laid):
     def __init__(self, roles: Roles, taken: list[str], gather: list[str], schedule: Schedule) -> None:
         loads, self.gather, self.away = frozenset(roles.boxes), gather, False
         self.peel, self.late = schedule.peel, schedule.late
-        self.following = list[str]()
+        self.following, self.there = list[str](), list[str]()
 
         def reads(node: Node) -> tuple[Node, ...]:
             if node.serial in loads or node is roles.queries:
@@ -60,7 +60,9 @@ class Groups(Laid):
         none = f"tl.full([{GROUP_ROWS}, {made.keys.size}], 0.0, {dtype_name(made.dtype)}, WEIGHTS)"
         if made.walk is None:
             rows = f"queries.index(GROUP).reshape([{GROUP_ROWS}, {made.dims.size}])"
-            self.block(f"weights = {none}", "turn = 0", "mbarrier.wait(queries_full, 0)", f"q_rows = {rows}")
+            self.there = ["mbarrier.wait(queries_full, 0)", f"q_rows = {rows}"]
+            self.block(f"weights = {none}", "turn = 0", *([] if made.late else self.there))
+            self.there = self.there if made.late else []
         else:
             self.block(f"LOADS: tl.constexpr = {across(made.dims)}", f"none = {none}", "turn = 0")
         self.region(TOP)
@@ -112,6 +114,8 @@ class Groups(Laid):
         if body.number not in self.roles.turns:
             return super().loop(node)
         turn = self.roles.turns[body.number]
+        self.block(*self.there)  # behind what else is read before the first turn, so that it comes meanwhile
+        self.there = []
         lo, hi, *inits = node.args
         names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
         self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
@@ -199,10 +203,8 @@ class Groups(Laid):
         self.line("half = 0")
         self.line(f"for {index} in range({first}, {end}, {body.step}):")
         self.depth += 1
-        further = (
-            f"{begin}tl.minimum({index} + {body.step}, {end} - 1), "
-            f"queries.index((1 - half) * {self.roles.groups} + GROUP), {rest})"
-        )
+        other = f"queries.index((1 - half) * {self.roles.groups} + GROUP)"
+        further = f"{begin}tl.minimum({index} + {body.step}, {end} - 1), {other}, {rest})"
         self.following = [further] if self.late else []
         self.block(
             "async_copy.wait_group(0)",
