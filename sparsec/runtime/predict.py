@@ -38,9 +38,9 @@ EFFICIENCY: dict[tuple[type, str], float] = {
 
 CLOCK = 1.4e9
 LANES = 128
-CACHE = 2.2
+CACHE, CORE_CACHE = 2.2, 85e9
 RANKING = {"triton": 60.0, "tvm": 40.0}
-ELEMENTWISE = 20e9
+ELEMENTWISE = 20 / 110
 LAUNCH = {"triton": 5e-6, "tvm": 1e-5}
 
 
@@ -86,13 +86,13 @@ def predict(
 
 def _parts(total: Work, target: Target, launches: int) -> dict[str, float]:
     gpu = target.backend != "tvm"
-    lanes = target.processors * (LANES * CLOCK if gpu else ELEMENTWISE)
+    lanes = target.processors * LANES * CLOCK if gpu else target.dot_rate * ELEMENTWISE
     ranking = total.ranked * RANKING["triton" if gpu else "tvm"] / lanes
     return {
         "dots": (total.passes if gpu else total.dots) / target.dot_rate,
         "elementwise": total.elements / lanes,
         "ranking": ranking,
-        "cache": total.loaded / (target.copy_rate * CACHE) if gpu else 0.0,
+        "cache": total.loaded / (target.copy_rate * CACHE if gpu else target.processors * CORE_CACHE),
         "launch": launches * LAUNCH.get(target.backend, 0.0),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,16 +64,27 @@ def cpu() -> Target:
     import os
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return Target("tvm", "llvm", 32 * 1024, 10e9 * cores, _core_rate() * cores, cores)
+    return Target("tvm", "llvm", 32 * 1024, 10e9 * cores, core_rate(_cpuinfo()) * cores, cores)
 
 
-def _core_rate() -> float:
-    """FLOP per second of one core's fp32 multiply-adds, by the width of its vectors; see docs/cost.md."""
+def _cpuinfo() -> str:
     try:
-        flags = Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        return 40e9
-    return 110e9 if "avx512f" in flags else 60e9 if "avx2" in flags else 30e9
+        return ""
+
+
+def core_rate(cpuinfo: str) -> float:
+    """FLOP per second of one core's fp32 multiply-adds, by its vectors as Linux names them; see docs/cost.md."""
+    family = re.search(r"^cpu family\s*: (\d+)$", cpuinfo, re.MULTILINE)
+    if "avx512f" in cpuinfo:
+        whole = "AuthenticAMD" in cpuinfo and family is not None and int(family[1]) >= _ZEN_5
+        return 220e9 if whole else 110e9
+    return 60e9 if "avx2" in cpuinfo else 30e9 if cpuinfo else 40e9
+
+
+_ZEN_5 = 26
+"""The first family of AMD's whose cores work on 512 bits at once; those before take two turns."""
 
 
 INTERPRETER = Target("interpreter", "cpu", 227 * 1024, 10e9, 1e9, 1)

@@ -10,7 +10,7 @@ from sparsec.cli.setting import setting
 from sparsec.lower.registry import lower_kernel
 from sparsec.runtime.explain import explain
 from sparsec.runtime.predict import predict
-from sparsec.runtime.target import GPUS, find
+from sparsec.runtime.target import GPUS, core_rate, find
 from sparsec.tile.work import Work, work
 
 WINDOW = ["streaming", "window=512", "sinks=64", "T=2048", "H=9", "HKV=3"]
@@ -75,5 +75,23 @@ def test_explain_reaches_the_python_face() -> None:
 
 
 def test_rates_of_this_cpu_are_plausible() -> None:
-    assert 20e9 <= find("cpu").dot_rate / find("cpu").processors <= 200e9
+    assert 20e9 <= find("cpu").dot_rate / find("cpu").processors <= 220e9
     assert all(gpu.dot_rate > 1e14 for gpu in GPUS.values())
+
+
+INFO = "vendor_id\t: {}\ncpu family\t: {}\nflags\t\t: fpu sse2 avx2 {}\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "gigaflops"),
+    [
+        (INFO.format("AuthenticAMD", 26, "avx512f avx512dq"), 220),
+        (INFO.format("AuthenticAMD", 25, "avx512f avx512dq"), 110),
+        (INFO.format("GenuineIntel", 26, "avx512f"), 110),
+        (INFO.format("AuthenticAMD", 26, ""), 60),
+        ("CPU architecture: 8\n", 30),
+        ("", 40),
+    ],
+)
+def test_rates_of_a_core(cpuinfo: str, gigaflops: int) -> None:
+    assert core_rate(cpuinfo) == gigaflops * 1e9
