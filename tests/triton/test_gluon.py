@@ -118,6 +118,17 @@ def test_a_machine_sees_what_is_freed_while_it_is_read(monkeypatch: pytest.Monke
     assert on_machine(early, program, PRODUCER, case, x)["out"].isnan().any()
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_machine_sees_a_fence_that_is_not_there(place: int) -> None:
+    """After the zeros that the first turn finds, and before the output leaves as a box."""
+    program, (case, x) = lower(PLAIN, PRODUCER), drawn(PLAIN)
+    source, fence = emit(program, PRODUCER), "hopper.fence_async_shared()"
+    start = [found.start() for found in re.finditer(re.escape(fence), source)][place]
+    source = source[:start] + "pass" + source[start + len(fence) :]
+    with pytest.raises(memory.Misused, match="before a fence"):
+        on_machine(source, program, PRODUCER, case, x)
+
+
 def test_a_machine_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "PATIENCE", 0.2)
     program, (case, x) = lower(PLAIN, PRODUCER), drawn(PLAIN)

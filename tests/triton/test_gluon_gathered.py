@@ -124,6 +124,15 @@ def test_a_machine_sees_a_wait_that_is_not_there(
         assert not x["out"].isnan().any()
 
 
+@pytest.mark.usefixtures("few_programs")
+def test_a_machine_sees_rows_that_no_fence_follows() -> None:
+    low, x, params = prepared(PER_HEAD, ROLES)
+    wait, fence = "        async_copy.wait_group(0)\n", "        hopper.fence_async_shared()\n"
+    for hasty in (wait, fence + wait):
+        with pytest.raises(memory.Misused, match="before a fence"):
+            run_all(low, dict(x), params, lambda source, hasty=hasty: source.replace(wait + fence, hasty))
+
+
 def test_where_boxes_cannot_be_loaded_the_same_tiles_are_read_by_pointers(tmp_path: Path) -> None:
     """The index and the merge of such a kernel know its tiles."""
     layer = compile(preset("moba", block=512, k=3), "triton:sm_90", cache_dir=tmp_path)

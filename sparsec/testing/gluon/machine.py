@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsec.backends.triton.arguments import descriptor_arguments
-from sparsec.testing.gluon.memory import Barrier, Box, Pointer, Product, Shared, load, store
+from sparsec.testing.gluon.memory import Barrier, Box, Pointer, Product, Shared, Unfenced, load, store
 from sparsec.tile.language import Program
 from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule
@@ -34,13 +34,14 @@ class Machine:
         self.bell = threading.Condition()
         self.local = threading.local()
         self.errors: list[BaseException] = []
+        self.unfenced = Unfenced()
 
     def names(self) -> dict[str, Any]:
         """The modules that the source imports, and its name for a copy."""
         barriers = SimpleNamespace(init=self.init, expect=self.expect, arrive=self.arrive, wait=self.wait)
         barriers.MBarrierLayout = lambda: "barriers"
         products = SimpleNamespace(warpgroup_mma=self.multiply, warpgroup_mma_wait=self.finish)
-        products.fence_async_shared = lambda: None
+        products.fence_async_shared = self.unfenced.fence
         core = SimpleNamespace(PropagateNan=SimpleNamespace(ALL=None))
         return {
             "tl": self.language(),
@@ -86,7 +87,7 @@ class Machine:
         if layout == "barriers":
             made = [Barrier(self.bell, broken=self.errors) for _ in range(shape[0])]
             return Shared(made if len(shape) > 1 else made[0])
-        return Shared(torch.full(shape, float("nan"), dtype=dtype))
+        return Shared(torch.full(shape, float("nan"), dtype=dtype), self.unfenced)
 
     def init(self, barrier: Shared, count: int) -> None:
         """How many arrive in each phase."""
@@ -113,6 +114,7 @@ class Machine:
 
     def put(self, box: Box, starts: Sequence[int], slot: Shared) -> None:
         """A copy back that ends when it is waited for."""
+        self.unfenced.read(slot.data)
         self.local.__dict__.setdefault("puts", []).append(lambda: box.put(starts, slot.data))
 
     def landed(self, others: int) -> None:
@@ -123,7 +125,7 @@ class Machine:
     def copy(self, to: Shared, pointer: Pointer, mask: Tensor) -> None:
         """A copy of rows, piece by piece, that this role alone waits for; until then there is nothing."""
         to.data.fill_(float("nan"))
-        self.local.__dict__.setdefault("copies", []).append(lambda: to.data.copy_(load(pointer, mask)))
+        self.local.__dict__.setdefault("copies", []).append(lambda: to.store(load(pointer, mask)))
 
     def copied(self, others: int) -> None:
         """End all copies of rows."""
@@ -134,6 +136,8 @@ class Machine:
     def multiply(self, a: Any, b: Shared, acc: Tensor, use_acc: bool = True, is_async: bool = False) -> Product:
         """A product that is computed when it is waited for."""
         assert is_async
+        for tile in (x for x in (a, b) if isinstance(x, Shared)):
+            tile.unfenced.read(tile.data)
 
         def compute() -> Tensor:
             left: Tensor = a.data if isinstance(a, Shared) else a

@@ -61,22 +61,49 @@ class Barrier:
                     raise Stuck(f"a barrier stays in phase {self.phase}")
 
 
+class Unfenced:
+    """Tiles that threads wrote and that no fence has shown to products and copies of boxes."""
+
+    def __init__(self) -> None:
+        self._written: set[tuple[int, int]] = set()
+        self._lock = threading.Lock()
+
+    def write(self, tile: Tensor) -> None:
+        """This thread has written a tile."""
+        with self._lock:
+            self._written.add((tile.data_ptr(), threading.get_ident()))
+
+    def fence(self) -> None:
+        """What this thread wrote is seen from here on."""
+        with self._lock:
+            self._written = {(tile, by) for tile, by in self._written if by != threading.get_ident()}
+
+    def read(self, tile: Tensor) -> None:
+        """Raises Misused for a tile that may not be there yet."""
+        with self._lock:
+            hidden = any(written == tile.data_ptr() for written, _ in self._written)
+        if hidden:
+            raise Misused("a tile is read by a product or a copy before a fence follows what wrote it")
+
+
 @dataclass
 class Shared:
     """A view of shared memory, or of the barriers in it."""
 
     data: Any
+    unfenced: Unfenced = field(default_factory=Unfenced)
 
     def index(self, k: int) -> Shared:
         """One slot."""
-        return Shared(self.data[int(k)])
+        return Shared(self.data[int(k)], self.unfenced)
 
     def reshape(self, shape: Sequence[int]) -> Shared:
         """The same memory in another shape."""
-        return Shared(self.data.view(*shape))
+        return Shared(self.data.view(*shape), self.unfenced)
 
     def store(self, value: Tensor) -> None:
         """Write the whole."""
+        self.unfenced.write(self.data)
         self.data.copy_(value)
 
     def load(self, layout: object) -> Tensor:
@@ -86,7 +113,7 @@ class Shared:
 
     def permute(self, order: Sequence[int]) -> Shared:
         """The same memory, turned."""
-        return Shared(self.data.permute(*order))
+        return Shared(self.data.permute(*order), self.unfenced)
 
 
 @dataclass
