@@ -115,7 +115,7 @@ CLASSES: dict[type, ScheduleClass] = {
     GatheredAttention: ScheduleClass(
         gathered_class.lower, gathered_class.default, gathered_class.space, gathered_known.forward
     ),
-    Selector: ScheduleClass(selector_class.lower, selector_class.default, selector_class.space),
+    Selector: ScheduleClass(selector_class.lower, selector_class.default, selector_class.space, selector_class.known),
     Summarise: ScheduleClass(_single(summarise.lower), summarise.default, summarise.space),
     Combine: ScheduleClass(_rowwise(combine.lower), combine.default, combine.space),
     BlockList: ScheduleClass(_single(block_list.lower), block_list.default, _fixed),

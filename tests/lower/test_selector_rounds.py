@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparsec.autotune.space import Space
 from sparsec.frontends.preset import preset
 from sparsec.lower.select import rounds, schedules, streaming
 from sparsec.plan.specs import Selector
@@ -64,6 +65,11 @@ def test_it_is_a_choice_for_short_lists_with_one_forced_member() -> None:
     assert rounds.fits(spec)
     assert streaming.space(spec, "triton:sm_90")["order"] == ("one_pass", "rounds")
     assert streaming.default(spec, "triton:sm_90").order == "one_pass"
+    assert [s.warps for s in schedules.known(spec, "triton:sm_90")] == [4, 8]
+    for schedule in schedules.known(spec, "triton:sm_90"):
+        Space(streaming.default(spec, "triton:sm_90"), streaming.space(spec, "triton:sm_90")).params(schedule)
+        assert schedules.lower(spec, schedule).steps
+    assert schedules.known(replace(spec, k=8, slots=8), "triton:sm_90") == ()
     for other in (replace(spec, forced=C <= 1), replace(spec, order="newest"), replace(spec, k=8, slots=8)):
         with pytest.raises(ScheduleError, match="order 'rounds'"):
             streaming.check(other, replace(ROUNDS, rows=64))

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparsec.autotune.space import Space
 from sparsec.backends.triton.arguments import signature
 from sparsec.backends.triton.compile import Compiled, Job, compile_all
 from sparsec.backends.triton.emit import emit
-from sparsec.lower.gathered import box_merge, key_outer, schedules
+from sparsec.lower.gathered import box_merge, key_outer, known, schedules
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.specs import GatheredAttention
@@ -117,6 +118,10 @@ def test_it_is_a_choice_where_few_chunks_join_a_rows_own() -> None:
     spec = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512)
     assert schedules.space(spec, "triton:sm_90")["merge"] == ("alike", "roles")
     assert key_outer.default(spec, "triton:sm_90").merge == "alike"
+    tried = known.forward(spec, "triton:sm_90")
+    assert [(s.merge, s.peel, s.late) for s in tried[1:3]] == [("roles", False, False), ("roles", True, True)]
+    for schedule in tried:
+        Space(key_outer.default(spec, "triton:sm_90"), schedules.space(spec, "triton:sm_90")).params(schedule)
     assert schedules.space(replace(spec, slots=8), "triton:sm_90")["merge"] == ("alike",)
     with pytest.raises(ScheduleError, match="merge='alike'"):
         lower_kernel(replace(spec, slots=8), ROLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 from sparsec.lower.lowered import Lowered, Step
@@ -30,6 +31,16 @@ def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
     """The tuner's choices."""
     found: dict[str, tuple[object, ...]] = _kind(spec).space(spec, target)
     return found
+
+
+def known(spec: Selector, target: str) -> tuple[Schedule, ...]:
+    """By rounds, 32 candidates at a time, which leave registers for more warps."""
+    choices = space(spec, target)
+    if target != "triton:sm_90" or "rounds" not in choices.get("order", ()):
+        return ()
+    boxes = True in choices["descriptors"]
+    found = replace(default(spec, target), order="rounds", block=32, stages=1, descriptors=boxes)
+    return (found, replace(found, warps=8))
 
 
 def _kind(spec: Selector) -> ModuleType:
