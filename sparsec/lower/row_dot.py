@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from sparsec.lower.lowered import Lowered, Scratch, Step
+from sparsec.lower import sink_sum
+from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pieces import row_dots, spans
 from sparsec.lower.scalars import add, ceil_div, mul, sub
 from sparsec.lower.softmax import LOG2E, NOTHING
 from sparsec.plan.grad_specs import RowDot
-from sparsec.scalar.expr import constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
-
-PARAMS = [(name, "int32") for name in ("B", "TQ", "TK", "q_offset")]
-PARTS = 128
-"""Partial sums of a sink that are read at once."""
 
 
 def lower(spec: RowDot, schedule: Schedule) -> Lowered:
@@ -23,14 +19,9 @@ def lower(spec: RowDot, schedule: Schedule) -> Lowered:
     steps = [Step(_rows(spec, schedule), schedule, flat=True)]
     if spec.sink_grad is None:
         return Lowered(tuple(steps))
-    steps.append(Step(_sinks(spec, schedule.rows), schedule, flat=True))
-    tiles = (var("TQ") + (schedule.rows - 1)) // schedule.rows
-    shape = (constant(spec.heads), var("B"), tiles)
-    return Lowered(tuple(steps), (Scratch(_shares(spec).name, shape, "float32"),))
-
-
-def _shares(spec: RowDot) -> Tensor:
-    return Tensor(f"{spec.name}_shares", "float32", (spec.heads, "B", "QT"))
+    last = sink_sum.program(spec.name, spec.sink_grad, spec.heads, schedule.rows)
+    steps.append(Step(last, schedule, flat=True))
+    return Lowered(tuple(steps), (sink_sum.scratch(spec.name, spec.heads, schedule.rows),))
 
 
 def _rows(spec: RowDot, schedule: Schedule) -> Program:
@@ -55,9 +46,10 @@ def _rows(spec: RowDot, schedule: Schedule) -> Program:
         if spec.sink_grad is not None:
             assert spec.sink is not None and spec.lse is not None, "the gradient of sinks needs sinks and lse"
             share = mul(_weight(tile.load(tensors[spec.sink], head), read(spec.lse)), delta)
-            tile.store(tensors[_shares(spec).name], head, batch, number, value=tile.reduce("sum", share, rows))
+            found = sink_sum.shares(spec.name, spec.heads)
+            tile.store(found, head, batch, number, value=tile.reduce("sum", share, rows))
         grid = (ceil_div(length, schedule.rows), tile.const(spec.heads), tile.param("B"))
-        return builder.program(spec.name, list(tensors.values()), PARAMS, grid)
+        return builder.program(spec.name, list(tensors.values()), sink_sum.PARAMS, grid)
 
 
 def _tensors(spec: RowDot) -> dict[str, Tensor]:
@@ -73,7 +65,8 @@ def _tensors(spec: RowDot) -> dict[str, Tensor]:
         assert spec.sink is not None and spec.lse is not None
         found[spec.sink] = Tensor(spec.sink, "float32", (spec.heads,))
         found[spec.lse] = Tensor(spec.lse, "float32", lead)
-        found[_shares(spec).name] = _shares(spec)
+        shares = sink_sum.shares(spec.name, spec.heads)
+        found[shares.name] = shares
     found[spec.delta] = Tensor(spec.delta, "float32", lead)
     return found
 
@@ -83,25 +76,6 @@ def _weight(sink: Node, lse: Node) -> Node:
     empty = tile.apply(Fn.LE, lse, NOTHING)
     exponent = sub(mul(sink, LOG2E), mul(tile.apply(Fn.WHERE, empty, 0.0, lse), LOG2E))
     return tile.apply(Fn.WHERE, empty, 0.0, tile.apply(Fn.EXP2, exponent))
-
-
-def _sinks(spec: RowDot, rows: int) -> Program:
-    """One head per grid point: minus the sum of its shares, always in the same order."""
-    assert spec.sink_grad is not None
-    with tile.Builder() as builder:
-        parts, shares = builder.axis("p", PARTS), _shares(spec)
-        out = Tensor(spec.sink_grad, "float32", (spec.heads,))
-        head, tiles = tile.program_id(0), ceil_div(tile.param("TQ"), rows)
-        groups = ceil_div(tiles, PARTS)
-
-        def visit(n: Node, total: Node) -> list[Node]:
-            batch = tile.apply(Fn.TRUNCDIV, n, groups)
-            number = add(mul(tile.apply(Fn.TRUNCMOD, n, groups), PARTS), tile.iota(parts))
-            return [add(total, tile.load(shares, head, batch, number, bounds={2: tiles}))]
-
-        (total,) = tile.loop(0, mul(groups, tile.param("B")), 1, [tile.full(0.0, parts)], visit)
-        tile.store(out, head, value=sub(tile.const(0.0), tile.reduce("sum", total, parts)))
-        return builder.program(f"{spec.name}_sinks", [shares, out], PARAMS, [tile.const(spec.heads)])
 
 
 def default(spec: RowDot, target: str) -> Schedule:

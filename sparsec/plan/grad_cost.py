@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sparsec.plan.attention.sink_specs import ChunkSinkGrad
 from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, held, item, sizes, tiled_pairs, total
 from sparsec.plan.grad_specs import (
     CombineGrad,
@@ -85,6 +86,14 @@ def _gathered_q(spec: GatheredGradQ) -> Cost:
     return Cost(2 * pairs * (2 * D + DV), moved + entries * (12 if spec.grad_weights else 4), pairs, sizes(f))
 
 
+def _chunk_sinks(spec: ChunkSinkGrad) -> Cost:
+    f = spec.forward
+    pairs, entries = _lists(f)
+    queries = B * TQ * H * (D * item(f.dtype) + DV * item(spec.grad_dtype) + 4)
+    moved = queries + B * TK * HKV * (D + DV) * item(f.dtype) + 8 * entries
+    return Cost(2 * pairs * (D + DV), moved, pairs, sizes(f))
+
+
 def _gathered_kv(spec: GatheredGradKV) -> Cost:
     f = spec.forward
     pairs, entries = _lists(f)
@@ -162,6 +171,7 @@ GRAD_COSTS: dict[type, Callable[..., Cost]] = {
     SelectorGradQ: _selector_q,
     SelectorGradKeys: _selector_keys,
     PooledGrad: _pooled,
+    ChunkSinkGrad: _chunk_sinks,
     CombineGrad: _combine,
     Total: _total,
 }

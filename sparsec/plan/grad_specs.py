@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sparsec.plan.attention.sink_specs import ChunkSinkGrad
 from sparsec.plan.maps.map_specs import Map, MapGrad
 from sparsec.plan.maps.prefix_specs import Prefix, PrefixGrad
 from sparsec.plan.maps.row_specs import RowLse
 from sparsec.plan.selection.pooled_specs import PooledGrad
 from sparsec.plan.selection.shared_specs import Members, SetSelector
-from sparsec.plan.selection.signal_specs import DenseGradKeys, Divergence, IndexGradKeys, IndexGradQ, ListSum
+from sparsec.plan.selection.signal_specs import Divergence, IndexGrad, ListSum
 from sparsec.plan.specs import BlockList, Combine, GatheredAttention, Selector, Spec, Summarise, TiledAttention
 from sparsec.plan.states.evict_specs import Evict
 from sparsec.plan.states.fenwick_specs import Ladder, LadderGrad
@@ -269,9 +270,8 @@ GradSpec = (
     | SelectorGradQ
     | SelectorGradKeys
     | PooledGrad
-    | IndexGradQ
-    | IndexGradKeys
-    | DenseGradKeys
+    | ChunkSinkGrad
+    | IndexGrad
     | CombineGrad
     | MapGrad
     | ScanGrad

@@ -18,12 +18,11 @@ Source = Callable[[Node, str], str]
 
 
 def row_dot(planner: Planner, at: Pull, forward: TiledAttention | GatheredAttention, grad: str, source: Source) -> str:
-    """The buffer of delta, planned once for all adjoints of one pull; with it a dense softmax's gradient of sinks."""
+    """The buffer of delta, planned once for all adjoints of one pull; with it a softmax's gradient of sinks."""
     if at in planner.deltas:
         return planner.deltas[at]
     lse_grad = source(at.lse_grad, "float32") if at.lse_grad is not None else None
-    dense = isinstance(forward, TiledAttention)
-    sink = next((v for v in planner.vjps if dense and v["of"] == "sink" and pull(v) == at), None)
+    sink = next((v for v in planner.vjps if v["of"] == "sink" and pull(v) == at), None)
     delta = planner.temporary(at.owner, "delta", at.owner.shape[:3], "float32")
     if lse_grad is None and sink is None and _by_merge(planner, at, forward, grad, delta):
         planner.deltas[at] = delta

@@ -43,7 +43,14 @@ IMPORTANT = """variant important(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV
   w = weights(worth, chosen) {fn = stick}
   return attend(q, memory, chosen, weights=w) {per = chunk}
 }"""
-TEXTS = {"sunk": SUNK, "important": IMPORTANT}
+INSIDE = """variant inside(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV], s: [H] float32) {
+  memory = tokens(k, v) {chunk = 16}
+  scores = reduce(score(q, summary(memory) {size = 16, stride = 16})) {over = group, op = sum}
+  chosen = topk(scores) {k = 2, size = 16, eligible = 16 * c <= i}
+  w = weights(scores, chosen) {fn = softmax}
+  return attend(q, memory, chosen, weights=w, sink=s) {per = chunk, sink = given}
+}"""
+TEXTS = {"sunk": SUNK, "important": IMPORTANT, "inside": INSIDE}
 KNOBS: dict[str, dict[str, Any]] = {
     "streaming": {"window": 24, "sinks": 4},
     "hsa": {"chunk": 16, "k": 2},
@@ -89,6 +96,7 @@ def court(name: str) -> Court:
 KINDS = [
     ("streaming", ("TiledGradQ", "TiledGradKV")),
     ("hsa", ("GatheredGradQ", "GatheredGradKV", "SelectorGradQ", "SelectorGradKeys")),
+    ("inside", ("GatheredGradQ", "GatheredGradKV", "ChunkSinkGrad")),
     ("important", ("GatheredGradQ", "GatheredGradKV", "SelectorGradQ", "PooledGrad", "Total", "SummariseGrad")),
 ]
 EVERY = [(name, kind) for name, kinds in KINDS for kind in kinds]
@@ -143,6 +151,7 @@ WRONG: list[tuple[str, str, Change]] = [
     ("hsa", "SelectorGradKeys", scaled),
     ("important", "SelectorGradQ", without_weights),
     ("important", "PooledGrad", scaled),
+    ("inside", "ChunkSinkGrad", scaled),
 ]
 
 

@@ -83,11 +83,15 @@ def joint(f: Frame, a: Arrived, scored: Scored) -> tuple[Node, Node]:
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """A chunk's own softmax: p = exp2(score * scale - top) * factor, and ``mean`` = sum of p * dp."""
+    """A chunk's own softmax: p = exp2(score * scale - top) * factor, and ``mean`` = sum of p * dp.
+
+    ``sink`` is the share of the sink, if there is one.
+    """
 
     top: Node
     factor: Node
     mean: Node
+    sink: Node | None = None
 
     def weights(self, scored: Scored, weight: Node) -> Node:
         """p times the chunk's weight."""
@@ -125,10 +129,12 @@ def _settle(f: Frame, state: Sequence[Node]) -> Softmax:
         height = mul(f.sink, softmax.LOG2E)
         level = most(top, height)
         keep = tile.apply(Fn.EXP2, sub(top, level))
-        total = add(mul(total, keep), tile.apply(Fn.EXP2, sub(height, level)))
+        beside = tile.apply(Fn.EXP2, sub(height, level))
+        total = add(mul(total, keep), beside)
     share = tile.apply(Fn.DIV, keep, tile.apply(Fn.WHERE, empty, 1.0, total))
     factor = tile.apply(Fn.WHERE, empty, 0.0, share)
-    return Softmax(top, factor, mul(mass, factor))
+    sink = None if f.sink is None else tile.apply(Fn.WHERE, empty, 0.0, tile.apply(Fn.DIV, beside, total))
+    return Softmax(top, factor, mul(mass, factor), sink)
 
 
 def own(f: Frame, a: Arrived, found: Softmax, scored: Scored, weight: Node) -> tuple[Node, Node]:

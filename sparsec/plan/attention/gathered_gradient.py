@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparsec.ir.node import Node
 from sparsec.plan.adjoint import pull
+from sparsec.plan.attention.sink_specs import ChunkSinkGrad
 from sparsec.plan.grad_specs import GatheredGradKV, GatheredGradQ
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source, asked, row_dot
@@ -15,6 +16,12 @@ def gathered_gradient(planner: Planner, vjp: Node, result: Node, dtype: str, sou
     at, of = pull(vjp), vjp["of"]
     forward = planner.specs[at.owner]
     assert isinstance(forward, GatheredAttention)
+    if of == "sink" and forward.per == "joint":
+        row_dot(planner, at, forward, source(at.grad, planner.sizes.dtype), source)
+        return
+    if of == "sink":
+        _chunk_sinks(planner, vjp, forward, source(at.grad, planner.sizes.dtype))
+        return
     if of not in ("q", "k", "v", "weights"):
         raise planner.refuse(vjp, f"no kernel computes the gradient of {of} through lists of chunks yet")
     grad = source(at.grad, planner.sizes.dtype)
@@ -33,3 +40,13 @@ def gathered_gradient(planner: Planner, vjp: Node, result: Node, dtype: str, sou
     read += [b for b in more if b is not None]
     read += [forward.sink] if forward.sink not in (None, "zero") and forward.sink else []
     planner.follow(at.owner, spec, read, list(found.values()), [vjp])
+
+
+def _chunk_sinks(planner: Planner, vjp: Node, forward: GatheredAttention, grad: str) -> None:
+    """Sinks that join the softmax inside each chunk."""
+    out = planner.temporary(vjp, "tensor", vjp.shape, "float32")
+    spec = ChunkSinkGrad(f"grad_{out}", forward, grad, out, planner.buffers[grad].dtype)
+    assert forward.weights is not None and forward.sink is not None
+    read = [forward.q, forward.k, forward.v, forward.indices, forward.weights, forward.sink, grad]
+    read += [*(c.name for c in forward.captures), *([forward.counts] if forward.counts else [])]
+    planner.follow(pull(vjp).owner, spec, read, [out], [vjp])

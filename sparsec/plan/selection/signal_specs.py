@@ -112,3 +112,6 @@ class DenseGradKeys:
     grad: str
     grad_keys: str
     out_dtype: str
+
+
+IndexGrad = IndexGradQ | IndexGradKeys | DenseGradKeys
