@@ -64,7 +64,7 @@ def rows_of(names: Sequence[str], asked: Asked, report: Report) -> list[Json]:
         if asked.out:
             write_json([*done, *rows, *later], Path(asked.out))
 
-    if asked.ahead:
+    if asked.ahead and not asked.small:
         build_apart(left, ["--crossover"] if asked.table == "crossover" else [], asked.ahead, asked.limit, report)
     begun = {name: before[name] for name in left if name in before}
     if asked.apart and len(left) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 import sparsec
 from sparsec.frontends.preset import find
 from sparsec.ir.variant import Variant, dim_names
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
+from sparsec.runtime.compiled import Compiled
 from sparsec.testing.whole.packed import floats, off_the_loop, packed_case
 from sparsec.testing.whole.trained import wrong_on
+from sparsec.tile.schedule import Schedule
 
 pytestmark = pytest.mark.gpu
 
@@ -24,6 +28,8 @@ FAMILY: dict[str, dict[str, Any]] = {
 }
 LENGTH = 700
 DOCUMENTS = (67, 0, 1, 330, 3)
+LONG = (2500, 40, 4200)
+"""Documents that are cut into segments, as those above 32 chunks are."""
 
 
 def declared(name: str) -> Variant:
@@ -53,6 +59,31 @@ def test_channels_that_fade_slowly(name: str) -> None:
     variant = declared(name)
     x = drawn(variant, 64, LENGTH)
     assert wrong_on(sparsec.compile(variant, target="cuda"), x | {"g": x["g"] / 64}, "bfloat16") == []
+
+
+def exactly(layer: Compiled, x: dict[str, torch.Tensor]) -> dict[str, Schedule]:
+    """The schedules of scans by chunks, with products in fp32."""
+    dims, dtype = layer.bind(x)
+    halves = layer.training.joint(dims, dtype, floats(layer.variant)).split
+    kernels = [k for plan in (halves.forward, halves.backward) for k in plan.kernels]
+    chosen = {k.name: layer.schedule(k, dims) for k in kernels if isinstance(k.spec, Scan | ScanGrad)}
+    return {name: replace(schedule, exact=True) for name, schedule in chosen.items() if schedule.order == "chunk"}
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("name", ["deltanet", "kda", "gdn2", "rwkv7"])
+def test_chunks_in_single_precision(name: str, dim: int) -> None:
+    """Whatever the default is: schedules that the tuner, or a layer whose decays are near 1, may choose."""
+    layer = sparsec.compile(declared(name), target="cuda")
+    x = drawn(layer.variant, dim, LENGTH)
+    layer.schedules = exactly(layer, x)
+    assert layer.schedules and wrong_on(layer, x, "bfloat16") == []
+
+
+def test_many_queries_ask_one_mass() -> None:
+    variant = declared("rsa")
+    x = sparsec.inputs(variant, dtype="bfloat16", device="cuda", B=1, T=LENGTH, H=8, HKV=1, D=128, DV=128, DX=256)
+    assert wrong_on(sparsec.compile(variant, target="cuda"), x, "bfloat16") == []
 
 
 def test_rates_of_one() -> None:
@@ -90,6 +121,16 @@ def test_packed_documents_in_half_precision_are_near_the_loop(name: str) -> None
     """By chunks, whose tiles begin where a document does: as the loop's, but for segments and the order of sums."""
     layer = sparsec.compile(declared(name), "cuda")
     made = packed_case(layer.variant, DOCUMENTS, DOCUMENTS, H=2, HKV=2, D=128, DV=128, DX=128)
+    kept = {n for n, spec in layer.variant.inputs.items() if spec.dtype == "float32"}
+    halved = made.moved(lambda n, x: x.cuda() if n in kept or not x.is_floating_point() else x.cuda().bfloat16())
+    outputs, gradients = off_the_loop(layer, halved, floats(layer.variant))
+    assert outputs < 0.02 and gradients < 0.02
+
+
+@pytest.mark.parametrize("name", ["gla", "gdn", "kda", "delta_product"])
+def test_long_packed_documents_are_near_the_loop(name: str) -> None:
+    layer = sparsec.compile(declared(name), "cuda")
+    made = packed_case(layer.variant, LONG, LONG, H=2, HKV=2, D=128, DV=128, DX=128)
     kept = {n for n, spec in layer.variant.inputs.items() if spec.dtype == "float32"}
     halved = made.moved(lambda n, x: x.cuda() if n in kept or not x.is_floating_point() else x.cuda().bfloat16())
     outputs, gradients = off_the_loop(layer, halved, floats(layer.variant))
