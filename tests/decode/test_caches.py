@@ -38,6 +38,17 @@ def test_sequences_of_different_lengths_share_a_pool(name: str) -> None:
     assert cache.known_lengths == (67, 50)
 
 
+@pytest.mark.parametrize(("steps", "page"), [((50,), 64), ((20, 29, 1), 64), ((50,), 16)])
+def test_a_chunk_may_go_on_past_the_last_page(steps: tuple[int, ...], page: int) -> None:
+    """Of a chunk of 128 tokens only those that a cache has room for have pages; the table is read for all of it."""
+    made = compile(sparsec.preset("minimax", block=128, k=1), "interpreter")
+    inputs = draw(made.variant, 50, 1)
+    cache = made.init_cache(1, 50, page=page)
+    expected = made(**inputs)
+    assert isinstance(expected, torch.Tensor)
+    torch.testing.assert_close(decoded(made, cache, inputs, list(steps))[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def _kept(made: Compiled) -> list[str]:
     return [k.name for k in made.decoder.spec.kept]
 

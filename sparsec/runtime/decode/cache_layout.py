@@ -9,7 +9,7 @@ from math import lcm
 from sparsec.lower.decode.pages import Paged
 from sparsec.passes.stream_spec import CacheSpec, Kept
 from sparsec.plan.plan import Plan
-from sparsec.plan.specs import Summarise
+from sparsec.plan.specs import GatheredAttention, Summarise
 from sparsec.scalar.evaluate import evaluate
 
 BLOCKS = "cache_blocks"
@@ -67,6 +67,11 @@ def page_size(spec: CacheSpec, wanted: int) -> int:
     """The least multiple of what a page must hold whole (chunks, strides) that is no less than wanted."""
     unit = lcm(*(k.unit for k in spec.kept), *(r.stride for r in spec.running))
     return -(-wanted // unit) * unit
+
+
+def longest_chunk(plan: Plan) -> int:
+    """Tokens of the longest chunk that is read as a whole; it may be longer than a page."""
+    return max((k.spec.chunk for k in plan.kernels if isinstance(k.spec, GatheredAttention)), default=1)
 
 
 def places(spec: CacheSpec, plan: Plan, dims: Mapping[str, int], page: int, cold: bool = False) -> dict[str, Place]:

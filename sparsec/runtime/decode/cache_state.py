@@ -115,8 +115,13 @@ class Cache:
     def _own(self) -> slice:
         return slice(self._first, self._first + self.batch)
 
-    def allocate(self, places: Mapping[str, Place], device: torch.device, banks: Sequence[Bank] = ()) -> None:
-        """Make pages, tables and states for all sequences, once the first tokens say how large a row is."""
+    def allocate(
+        self, places: Mapping[str, Place], device: torch.device, banks: Sequence[Bank] = (), chunk: int = 1
+    ) -> None:
+        """Make pages, tables and states for all sequences, once the first tokens say how large a row is.
+
+        Tables know whole chunks: pages of the last one are looked up as far as it goes, though none of their rows.
+        """
         import torch
 
         memory, count = self.memory, len(self.memory.known)
@@ -130,7 +135,7 @@ class Cache:
         memory.ends = torch.zeros_like(memory.lengths)
         if not places:
             return
-        blocks = -(-self.max_length // self.page)
+        blocks = -(-(-(-self.max_length // chunk) * chunk) // self.page)
         memory.tables = {BLOCKS: torch.zeros(count, blocks, dtype=torch.int32, device=device)}
         for name, place in places.items():
             dtype = getattr(torch, place.dtype)

@@ -16,7 +16,7 @@ from sparsec.runtime import bind
 from sparsec.runtime.decode import check as decode_check
 from sparsec.runtime.decode.appends import appended
 from sparsec.runtime.decode.built import Built, bound, copy, make, temporaries
-from sparsec.runtime.decode.cache_layout import UNBOUNDED, banks, page_size, places
+from sparsec.runtime.decode.cache_layout import UNBOUNDED, banks, longest_chunk, page_size, places
 from sparsec.runtime.decode.cache_state import Cache
 from sparsec.runtime.decode.declared import check_own, declared
 from sparsec.runtime.decode.pages import PAGE, Pool
@@ -146,7 +146,7 @@ class Decoder:
         if cache.lengths is None:
             available(self.step.target)
             found = places(self.spec, built.plan, dims, cache.page, cache.cold)
-            cache.allocate(found, first.device, banks(self.spec, dims))
+            cache.allocate(found, first.device, banks(self.spec, dims), longest_chunk(built.plan))
         cache.reserve(count)
         given = {**given, **self._ones(dims, first.device)}
         results, launches, counted = self.launches(cache, built, given, dims, count, outputs or bool(self.spec.states))
