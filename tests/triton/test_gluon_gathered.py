@@ -129,8 +129,12 @@ def test_a_machine_sees_rows_that_no_fence_follows() -> None:
     low, x, params = prepared(PER_HEAD, ROLES)
     wait, fence = "        async_copy.wait_group(0)\n", "        hopper.fence_async_shared()\n"
     for hasty in (wait, fence + wait):
+
+        def change(source: str, hasty: str = hasty) -> str:
+            return source.replace(wait + fence, hasty)
+
         with pytest.raises(memory.Misused, match="before a fence"):
-            run_all(low, dict(x), params, lambda source, hasty=hasty: source.replace(wait + fence, hasty))
+            run_all(low, dict(x), params, change)
 
 
 def test_where_boxes_cannot_be_loaded_the_same_tiles_are_read_by_pointers(tmp_path: Path) -> None:
