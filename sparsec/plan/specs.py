@@ -167,14 +167,13 @@ class Selector:
         weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores, or "softmax_all":
             their share of a softmax over all that is eligible; fp32, 0 where id is -1.
         batched: false for learned keys ``[N, HKV, D]``, the same for every batch entry.
-        key_dtype: the dtype of ``keys`` where it is not ``dtype``: fp32 for computed summaries, so that rounding them
-            does not change what is chosen.
-        scope: "kv_head" when ``group`` reduces, "head" when it does not.
+        key_dtype: of ``keys`` where it is not ``dtype``: fp32 for computed summaries, lest rounding change the choice.
         count_forced: whether forced members use up k; if not, k counts the free slots and ``slots`` all.
-        head_weights: of an indexer, ``[B,TQ,H]`` of ``dtype``: scores are scale * sum over the heads of weight *
-            max(q[h] . keys[n], 0), one list for all heads; ``group`` and ``softmax`` are not set then.
+        head_weights: of an indexer, ``[B,TQ,H]``: scores are scale * the heads' sum of weight * max(q . key, 0), one
+            list for all heads; ``group`` and ``softmax`` are not set then.
         hard_out: where a straight-through choice writes 1 for what was chosen and 0 elsewhere, beside its weights.
-        scores_out: where the chosen scores are kept for a backward, fp32, 0 for an id of -1.
+        scores_out: where the chosen scores are kept for a backward, 0 for an id of -1.
+        bias: over score, b, h (the list), i, j (the block) and ``captures``: what becomes of a block's score.
     """
 
     name: str
@@ -205,15 +204,13 @@ class Selector:
     head_weights: str | None = None
     hard_out: str | None = None
     scores_out: str | None = None
+    bias: Expr | None = None
+    captures: tuple[Capture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Summarise:
-    """Mean or max of windows of tokens: out[b, n, h] over tokens n*stride … n*stride + size - 1 below TK.
-
-    Attributes:
-        length: the launch parameter with the number of windows.
-    """
+    """Mean or max of windows: out[b, n, h] over tokens n*stride … n*stride + size - 1 below TK; ``length`` counts n."""
 
     name: str
     x: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sparsec.lower.pieces import Span, spans
-from sparsec.lower.scalars import add, least, mul, sub
+from sparsec.lower.scalars import add, captured, emit_scores, least, mul, sub
 from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -54,6 +54,12 @@ def without_constants(spec: Selector) -> Selector:
     )
 
 
+def alone(spec: Selector) -> Selector:
+    """One head's scores, whatever becomes of them."""
+    plain = replace(spec, weights=None, weights_out=None, hard_out=None, scores_out=None, bias=None, captures=())
+    return replace(plain, group=None)
+
+
 def params(spec: Selector) -> list[tuple[str, str]]:
     """Launch parameters in order."""
     names = dict.fromkeys(["B", "TQ", "TK", "q_offset", spec.key_length, spec.block_length])
@@ -67,6 +73,7 @@ def tensors(spec: Selector) -> dict[str, Tensor]:
     found = [
         Tensor(spec.q, spec.dtype, ("B", "TQ", spec.heads, spec.dim)),
         Tensor(spec.keys, spec.key_dtype or spec.dtype, (*lead, spec.key_length, spec.kv_heads, spec.dim)),
+        *captured(spec.captures).values(),
         Tensor(spec.indices, "int32", units),
     ]
     if spec.weights is not None and spec.weights_out is not None:
@@ -92,3 +99,11 @@ def frame(builder: tile.Builder, spec: Selector, schedule: Schedule) -> Frame:
     env |= {"i_lo": add(first, offset), "i_hi": add(last, offset)}
     key_head = tile.apply(Fn.TRUNCDIV, head, spec.heads // spec.kv_heads)
     return Frame(spec, schedule, rows, keys, dims, group, tile.program_id(2), head, key_head, row, env, tensors(spec))
+
+
+def biased(f: Frame, scores: Node, block: Node) -> Node:
+    """What becomes of the scores of a list's blocks before any is chosen."""
+    if f.spec.bias is None:
+        return scores
+    env = {**f.env, "h": tile.program_id(1), "j": block, "score": scores}
+    return emit_scores(f.spec.bias, env, f.tensors, scores)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from sparsec.lower.lowered import Scratch
 from sparsec.lower.scalars import ceil_div
 from sparsec.lower.select.candidates import log_sum
-from sparsec.lower.select.frame import frame, params
+from sparsec.lower.select.frame import alone, frame, params
 from sparsec.plan.specs import Selector
 from sparsec.scalar.expr import constant, var
 from sparsec.tile import build as tile
@@ -35,9 +35,9 @@ def schedule(spec: Selector, found: Schedule) -> Schedule:
 
 def lower(spec: Selector, schedule: Schedule) -> Program:
     """q ``[B,TQ,H,D]``, keys ``[B,N,HKV,D]`` -> sums ``[B,TQ,H]``, a program per (tile of tokens, head, batch)."""
-    out, alone = tensor(spec), replace(spec, group=None, weights=None, weights_out=None, hard_out=None, scores_out=None)
+    out = tensor(spec)
     with tile.Builder() as builder:
-        f = frame(builder, alone, schedule)
+        f = frame(builder, alone(spec), schedule)
         value = log_sum(f, tile.const(0))
         tile.store(out, f.batch, f.row, f.head, value=value, bounds={1: tile.param("TQ")})
         tensors = [f.tensors[spec.q], f.tensors[spec.keys], out]

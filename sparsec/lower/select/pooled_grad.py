@@ -18,7 +18,7 @@ from sparsec.lower.ranges import tile_ranges
 from sparsec.lower.scalars import add, ceil_div, least, mul, sub
 from sparsec.lower.select import key_shares
 from sparsec.lower.select.candidates import as_keys, log_sum, products, query, shown
-from sparsec.lower.select.frame import Frame, frame, params, sharing
+from sparsec.lower.select.frame import Frame, alone, frame, params, sharing
 from sparsec.lower.select.key_shares import KeyShares
 from sparsec.lower.select.spread import spread
 from sparsec.plan.selection.pooled_specs import PooledGrad
@@ -103,12 +103,6 @@ def factor(own: Selector) -> float:
     return own.scale / (sharing(own) if own.group == "mean" else 1)
 
 
-def _alone(own: Selector) -> Selector:
-    """One head's scores, whatever becomes of them."""
-    visible = own.visible if own.softmax or own.pool is not None else None
-    return replace(own, group=None, weights=None, weights_out=None, hard_out=None, scores_out=None, visible=visible)
-
-
 def _tensors(s: Slope, written: Sequence[Tensor]) -> list[Tensor]:
     own, held = s.spec.forward, s.f.tensors
     read = [held[own.keys], held[own.indices], s.incoming]
@@ -118,7 +112,8 @@ def _tensors(s: Slope, written: Sequence[Tensor]) -> list[Tensor]:
 def _frame(builder: tile.Builder, spec: PooledGrad, schedule: Schedule) -> Frame:
     """A tile of tokens of one head, whose list is that of its group."""
     own = spec.forward
-    f = frame(builder, _alone(own), schedule)
+    visible = own.visible if own.softmax or own.pool is not None else None
+    f = frame(builder, replace(alone(own), visible=visible), schedule)
     listed = Tensor(own.indices, "int32", ("B", "TQ", own.heads // sharing(own), own.slots))
     return replace(f, tensors={**f.tensors, own.indices: listed})
 

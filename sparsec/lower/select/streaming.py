@@ -12,7 +12,7 @@ from sparsec.lower.ranges import TileRange, tile_ranges
 from sparsec.lower.scalars import add, both, ceil_div, emit, mul
 from sparsec.lower.select import chosen, insert, log_sums, rounds
 from sparsec.lower.select.candidates import as_keys, block_scores, summary_scores
-from sparsec.lower.select.frame import Frame, frame, params, sharing, without_constants
+from sparsec.lower.select.frame import Frame, biased, frame, params, sharing, without_constants
 from sparsec.lower.select.insert import Axes
 from sparsec.lower.select.shares import fits, shares
 from sparsec.plan.specs import Piece, Selector
@@ -65,7 +65,7 @@ def _store_rounds(f: Frame) -> None:
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
-        found = block_scores(f, scores, block)
+        found = biased(f, block_scores(f, scores, block), block)
         return rounds.insert(state, rounds.ranks(found, *_predicates(f, block)), block, f.keys)
 
     ranges = _ranges(f)
@@ -111,7 +111,7 @@ def _best(f: Frame, axes: Axes) -> tuple[Node, Node | None]:
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
-        found = shares(f, at) if scores is None else block_scores(f, scores, block)
+        found = biased(f, shares(f, at) if scores is None else block_scores(f, scores, block), block)
         forced, open_ = _predicates(f, block)
         if apart:
             kept = insert.insert(state[:2], insert.ranks(found, forced, open_), block, axes)

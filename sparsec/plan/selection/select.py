@@ -25,19 +25,20 @@ class Chain:
     group: Node | None = None
     pool: Node | None = None
     covers: tuple[Node, ...] = ()
+    bias: Node | None = None
 
 
 def follow(planner: Planner, topk: Node) -> Chain:
     """Walk from a topk to its scores; a chain that the selector cannot run is refused in one sentence."""
     node, covers = topk.src[0], [topk]
-    group = pool = None
+    group = pool = bias = None
     while node.op is not Op.SCORE:
         covers.append(node)
-        if node.op is not Op.REDUCE:
-            raise planner.refuse(
-                node, "the selector scores and reduces only; a bias on routing scores has no kernel yet"
-            )
-        if node["over"] in ("overlap", "blocks") and pool is None and group is None:
+        if node.op is Op.BIAS and node is topk.src[0]:
+            bias = node
+        elif node.op is not Op.REDUCE:
+            raise planner.refuse(node, "the selector reduces and pools scores, then biases them: write the bias last")
+        elif node["over"] in ("overlap", "blocks") and pool is None and group is None:
             pool = node
             honours(planner, node, *_POOLED[str(node["over"])])
         elif node["over"] == "group" and group is None:
@@ -48,19 +49,27 @@ def follow(planner: Planner, topk: Node) -> Chain:
                 node, f"the selector takes one reduction over the group, then one pooling; found over = {node['over']}"
             )
         node = node.src[0]
+    chain = Chain(node, group, pool, (*covers, node), bias)
+    _check(planner, topk, chain)
+    return chain
+
+
+def _check(planner: Planner, topk: Node, chain: Chain) -> None:
+    """Refuse scores that are made, reduced or chosen from as the selector does not."""
+    node, group, pool = chain.score, chain.group, chain.pool
     if pool is not None and group is not None:
         _both(planner, pool, group)
     if node["fn"] not in ("dot", "indexer"):
         raise planner.refuse(node, f"the selector scores by dots or an indexer; fn = {node['fn']} has no kernel yet")
-    if node["fn"] == "indexer" and (group is not None or pool is not None):
-        raise planner.refuse(topk, "an indexer's scores are chosen from as they are; pools of them have no kernel yet")
+    if node["fn"] == "indexer" and (group or pool or chain.bias) is not None:
+        said = "an indexer's scores are chosen from as they are; pools of them and a bias have no kernel yet"
+        raise planner.refuse(topk, said)
     if topk["scope"] == "query_set":
         raise planner.refuse(topk, "the selector lists units per token; scope = query_set has no kernel here yet")
     if topk.operands:
         raise planner.refuse(topk, "only routers of states choose `within` a list yet; the oracle alone runs this one")
     honours(planner, node, "fn", "scale", "detach", "rounding")
     honours(planner, topk, *_CHOSEN)
-    return Chain(node, group, pool, (*covers, node))
 
 
 def _both(planner: Planner, pool: Node, group: Node) -> None:
@@ -160,11 +169,13 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
         head_weights=planner.input(head_weights) if head_weights is not None else None,
         hard_out=hard,
-        scores_out=_kept_scores(planner, topk, weights) if shares is not None else None,
+        scores_out=_kept_scores(planner, topk, weights) if shares is not None or chain.bias is not None else None,
+        bias=planner.close(chain.bias.expr("fn"), dims) if chain.bias is not None else None,
+        captures=planner.captures(chain.bias, dims) if chain.bias is not None else (),
     )
     planner.specs[topk] = spec
     covers = (*chain.covers, *([weights] if weights is not None else []))
-    read = [spec.q, key_buffer, *([spec.head_weights] if spec.head_weights else [])]
+    read = [spec.q, key_buffer, *(c.name for c in spec.captures), *([spec.head_weights] if spec.head_weights else [])]
     planner.add(spec, read, [indices, *(name for name in (out, hard, spec.scores_out) if name)], covers, dims)
 
 

@@ -10,6 +10,8 @@ from sparsec.plan.row_dot import Source
 from sparsec.plan.selection.pooled_specs import PooledGrad
 from sparsec.plan.selection.signal_gradient import index_gradient
 from sparsec.plan.specs import Selector
+from sparsec.scalar.derivative import derivative
+from sparsec.scalar.expr import var
 
 WAYS = "Declare selector_gradient = none on the topk, or weights of scores that it is chosen by."
 
@@ -121,14 +123,23 @@ def _below(planner: Planner, vjp: Node) -> tuple[Node, list[Node]]:
     With it the adjoints between them.
     """
     node, covers = vjp.positional[1], []
-    while node.op is Op.VJP and node.src[0].op is Op.REDUCE and node.src[0]["over"] in ("group", "overlap", "blocks"):
-        reduction = node.src[0]
-        if reduction["op"] == "max":
-            what = "the group" if reduction["over"] == "group" else "blocks"
-            raise planner.refuse(vjp, f"a maximum over {what} has no gradient in a kernel; use its mean or sum")
+    while node.op is Op.VJP and node.src[0].op in (Op.BIAS, Op.REDUCE):
+        _check_between(planner, vjp, node.src[0])
         covers.append(node)
         node = node.positional[1]
     if node.op is not Op.VJP or node.src[0].op not in (Op.WEIGHTS, Op.AUX, Op.TOPK):
         said = "scores have a gradient through the weights of what was chosen, a loss or the choice itself"
         raise planner.refuse(vjp, f"{said}. {WAYS}")
     return node, covers
+
+
+def _check_between(planner: Planner, vjp: Node, between: Node) -> None:
+    """Refuse what kernels do not go back through: a bias that does more than add, and maxima."""
+    if between.op is Op.BIAS:
+        fn = between.expr("fn")
+        slope = derivative(fn, var("score", "float")) if fn is not None else None
+        if slope is None or slope.head != "const" or slope.value != 1:
+            raise planner.refuse(vjp, "only a bias that adds to a score has a gradient in a kernel here")
+    elif between["op"] == "max":
+        what = "the group" if between["over"] == "group" else "blocks"
+        raise planner.refuse(vjp, f"a maximum over {what} has no gradient in a kernel; use its mean or sum")
