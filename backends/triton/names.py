@@ -11,6 +11,14 @@ from sparsec.scalar.fn import COMPARISONS, LOGIC, Fn
 from sparsec.tile.language import Node, TileOp, access_of
 
 RESERVED = frozenset({*keyword.kwlist, *HELPERS, "tl", "triton", "float", "range"})
+GLUON = frozenset({
+    "GROUP", "LOADS", "SCORES", "STAGES", "SUMS", "WEIGHTS", "async_copy", "before", "copy", "core", "dot", "fetch",
+    "free", "gluon", "half", "hopper", "keys_full", "keys_ring", "late_full", "late_rows", "later", "mbarrier", "moved",
+    "none", "nothing", "number", "put", "q_rows", "queries", "queries_full", "slot", "sums", "target", "tma", "turn",
+    "values_full", "values_ring", "weights",
+})  # fmt: skip
+"""What Gluon source names itself: no tensor is printed so, in Triton either, as a kernel may be printed as both."""
+
 _MADE = re.compile(r"\w+_([st]\d+|desc(_\d+)?)")
 _HINTS = {
     TileOp.DOT: "dot", TileOp.TOP_INSERT: "best", TileOp.SCAN: "running", TileOp.FULL: "fill", TileOp.MASK_IF: "kept",
@@ -24,7 +32,7 @@ def argument(tensor: str) -> str:
     Names that end in an underscore after such a word get one more, so that no two tensors have one name.
     """
     plain = tensor.rstrip("_")
-    return f"{tensor}_" if plain in RESERVED or _MADE.fullmatch(plain) else tensor
+    return f"{tensor}_" if plain in RESERVED | GLUON or _MADE.fullmatch(plain) else tensor
 
 
 def hint(node: Node) -> str:

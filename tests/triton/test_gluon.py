@@ -14,6 +14,8 @@ import torch
 from sparsec.backends.triton.arguments import descriptor_arguments, signature
 from sparsec.backends.triton.compile import Compiled, Job, compile_all
 from sparsec.backends.triton.emit import emit
+from sparsec.backends.triton.gluon.emit import TAKEN
+from sparsec.backends.triton.names import GLUON
 from sparsec.frontends.preset import preset
 from sparsec.ir.variant import dim_names
 from sparsec.lower import segments
@@ -149,8 +151,23 @@ REFUSED: dict[str, tuple[TiledAttention, Schedule, str]] = {
     "a stage": (PLAIN, replace(PRODUCER, stages=1), "those of the turn before are read: 2 stages at least"),
     "parts of rows": (replace(PLAIN, head_dim=80), PRODUCER, "products and 1 sums of products a turn, not one of each"),
     "columns": (PLAIN, replace(PRODUCER, value_block=32), "has an operand that no descriptor loads"),
-    "a name": (replace(PLAIN, out="slot"), PRODUCER, "has an argument named slot, which its Gluon source uses"),
+    "a name": (
+        replace(PLAIN, pieces=(CAUSAL, replace(SLOTS, length="STAGES"))),
+        PRODUCER,
+        "has an argument named STAGES, which its Gluon source uses",
+    ),
 }
+
+
+def test_tensors_may_be_called_what_the_source_calls_its_own() -> None:
+    assert set(TAKEN) == GLUON
+    spec = replace(PLAIN, q="queries", pieces=(replace(CAUSAL, k="slot", v="slot_"),), out="weights", lse="sums")
+    program, (case, x) = lower(spec, PRODUCER), drawn(PLAIN)
+    mine = {new: x[old] for new, old in {"queries": "q", "slot": "k", "slot_": "v", "weights": "out"}.items()}
+    mine["sums"] = x["lse"]
+    found = on_machine(emit(program, PRODUCER), program, PRODUCER, case, mine)["weights"]
+    plain = lower(PLAIN, PRODUCER)
+    assert torch.equal(found, on_machine(emit(plain, PRODUCER), plain, PRODUCER, case, x)["out"])
 
 
 def test_a_first_turn_of_its_own_needs_one_loop() -> None:

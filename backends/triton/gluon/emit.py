@@ -33,7 +33,7 @@ _COPIES = """from triton.experimental.gluon.language.nvidia.ampere import async_
 copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_copy.async_copy_global_to_shared
 """
 
-_TAKEN = [
+TAKEN = [
     *TILES, *BARRIERS, *LATE, *USED, *GATHER_USED, "async_copy", "copy",
     "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put", "GROUP", "STAGES",
 ]  # fmt: skip
@@ -62,19 +62,19 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     if schedule.stages < 2:
         raise ScheduleError(f"{program.name}: values wait while those of the turn before are read: 2 stages at least")
     arguments = parameters(program, made.descriptors)
-    if clash := [name for name in arguments if name in _TAKEN]:
+    if clash := [name for name in arguments if name in TAKEN]:
         raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
     gather, given, copies = list[str](), list[str](), list[str]()
     if made.gathered:
-        lines, copies = Gather(made, _TAKEN).body(), [_COPIES]
+        lines, copies = Gather(made, TAKEN).body(), [_COPIES]
         given = _used(lines, arguments)
         gather = _function(
             f"{program.name}_queries", ["GROUP: tl.constexpr", "number", "target", *given], schedule, lines
         )
     if schedule.peel and len(made.turns) > 1:
         raise ScheduleError(f"{program.name}: any of {len(made.turns)} loops may hold the first turn; use peel=False")
-    groups = Groups(made, _TAKEN, given, schedule)
-    bodies = {"rows": groups.body(), "loads": Producer(made, _TAKEN).body()}
+    groups = Groups(made, TAKEN, given, schedule)
+    bodies = {"rows": groups.body(), "loads": Producer(made, TAKEN).body()}
     used = {role: [*_used(lines, arguments), *names(made)] for role, lines in bodies.items()}
     helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
     rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], schedule, bodies["rows"])
