@@ -2,8 +2,8 @@
 
 `python examples/train_recall.py --task mqar` trains every model, each in a process of its own, and prints accuracy by
 number of pairs; `--task passkey` by context length, up to 64 times the trained one. All models have two layers, one
-width, short convolutions, the same steps (or seconds, if those end first), and MLPs sized so that all have as many
-parameters.
+width, short convolutions, the same steps (or seconds, if those end first; `--seconds 0`: never), and MLPs sized so that
+all have as many parameters. `--resume` leaves out models that a run before has tested.
 """
 
 import argparse
@@ -170,7 +170,7 @@ def train(name: str, a: argparse.Namespace) -> tuple[nn.LanguageModel, dict[str,
         optimizer.step()
         step += 1
         trained = time.perf_counter() - start
-        done = max(step / a.steps, trained / a.seconds)
+        done = max(step / a.steps, trained / a.seconds if a.seconds else 0.0)
         if step % 100 == 0 or done >= 1:
             print(f"{name} {step} loss {loss.item():.3f} {trained:.0f} s", flush=True)
     size = sum(p.numel() for p in model.parameters())
@@ -237,18 +237,25 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
                           "test-tokens": 2**18, "seed": 0, "seconds": 600, "limit": 900}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--resume", action="store_true", help="keep the results that --out has")
     parser.add_argument("--apart", action="store_true", help="train in this process, one model after the other")
     parser.add_argument("--go", type=Path, help="with --apart: a file to wait for between building and training")
     return parser.parse_args(words)
 
 
-def spread(a: argparse.Namespace, words: list[str]) -> None:
+def tested(name: str, a: argparse.Namespace) -> bool:
+    """Whether a run before has tested a model in every case."""
+    file = a.out / f"{a.task}_{name}.json"
+    return file.exists() and set(json.loads(file.read_text())["accuracy"]) == set(cases(a))
+
+
+def spread(models: list[str], a: argparse.Namespace, words: list[str]) -> None:
     """Every model in a process of its own, all at once; none trains before all have built their kernels."""
     go, end = a.out / f"{a.task}.go", time.monotonic() + a.limit
-    for file in (go, *(a.out / f"{a.task}_{name}.built" for name in a.models)):
+    for file in (go, *(a.out / f"{a.task}_{name}.built" for name in models)):
         file.unlink(missing_ok=True)
     running = {}
-    for name in a.models:
+    for name in models:
         call = [sys.executable, __file__, *words, "--models", name, "--apart", "--go", str(go), "--out", str(a.out)]
         log = (a.out / f"{a.task}_{name}.log").open("w")
         running[name] = subprocess.Popen(call, stdout=log, stderr=log)
@@ -272,13 +279,14 @@ def main(words: list[str] | None = None) -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     for name in a.models:
         layers(name, a.dim, a.head)
-    for name in a.models:
+    left = [name for name in a.models if not (a.resume and tested(name, a))]
+    for name in left:
         (a.out / f"{a.task}_{name}.json").unlink(missing_ok=True)
     if a.apart or a.device == "cpu":
-        for name in a.models:
+        for name in left:
             trained_and_tested(name, a)
     else:
-        spread(a, words)
+        spread(left, a, words)
     files = [a.out / f"{a.task}_{name}.json" for name in a.models]
     rows = [json.loads(file.read_text()) for file in files if file.exists()]
     if rows:

@@ -102,3 +102,17 @@ def test_a_passkey_stands_once_in_the_noise() -> None:
         at = row.index(RECALL.MARK)
         assert [t for t in wanted if t != -100] == row[at + 1 : at + 6] == row[-5:]
         assert row[-6] == RECALL.ASK and at + 6 < 25
+
+
+def test_recall_by_steps_alone_leaves_out_what_is_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--task", "mqar", *SMALL, "--models", "gla", "gdn", "--seconds", "0", "--out", str(tmp_path), "--resume"]
+    trained: list[str] = []
+    train = RECALL.train
+    monkeypatch.setattr(RECALL, "train", lambda name, a: (trained.append(name), train(name, a))[1])
+    RECALL.main(words)
+    rows = [json.loads((tmp_path / f"mqar_{name}.json").read_text()) for name in ("gla", "gdn")]
+    assert trained == ["gla", "gdn"] and [row["steps"] for row in rows] == [2, 2]
+    (tmp_path / "mqar_gdn.json").write_text(json.dumps(rows[1] | {"accuracy": {"2": 0.0}}))  # cut off in its tests
+    RECALL.main(words)
+    assert trained == ["gla", "gdn", "gdn"]
+    assert json.loads((tmp_path / "mqar_gla.json").read_text()) == rows[0]
