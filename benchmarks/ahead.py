@@ -15,7 +15,7 @@ import torch
 from sparsec.benchmarks import apart
 from sparsec.benchmarks.cases import Case
 from sparsec.benchmarks.cases_scan import LevelsCase
-from sparsec.benchmarks.crossover import first_step, present
+from sparsec.benchmarks.crossover import Setting, first_step
 from sparsec.benchmarks.own import own
 from sparsec.benchmarks.registry import cases_named
 
@@ -30,18 +30,18 @@ def shortened(case: Case) -> Case:
     return replace(case, B=min(case.B, ROWS), T=tokens)
 
 
-def build(names: Sequence[str], crossover: bool, report: Report) -> None:
-    """Run each case, or preset of a crossover, once at a small size; one that fails says so."""
+def build(names: Sequence[str], crossing: Setting | None, report: Report) -> None:
+    """Run each case, or preset of a crossover's setting, once at a small size; one that fails says so."""
     for name in names:
         try:
-            _build(name, crossover)
+            _build(name, crossing)
         except Exception as error:  # what is timed will say it again
             report(f"{name}: not built ahead, {type(error).__name__}: {error}"[:300])
 
 
-def _build(name: str, crossover: bool) -> None:
-    if crossover:
-        first_step(name, present())()
+def _build(name: str, crossing: Setting | None) -> None:
+    if crossing is not None:
+        first_step(name, crossing)()
         return
     (case,) = cases_named((name,))
     short = shortened(case)

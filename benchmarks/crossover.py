@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from sparsec.benchmarks.peers import sdpa
 from sparsec.benchmarks.peers.form import Run, eager
 from sparsec.benchmarks.timing import synchronize, time_pair
 from sparsec.frontends.preset import preset, presets
+from sparsec.ir.error import InputError
 from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant
 from sparsec.runtime.compiled import Compiled, compile
@@ -101,6 +102,14 @@ def shape_of(here: Setting) -> str:
 def present() -> Setting:
     """The setting of this machine."""
     return GPU if torch.cuda.is_available() else CPU
+
+
+def with_heads(here: Setting, text: str) -> Setting:
+    """The setting with heads of queries and of keys, as ``16,4``."""
+    sizes = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(sizes) != 2 or text.count(",") != 1 or not all(sizes) or sizes[0] % sizes[1]:
+        raise InputError("heads", repr(text), "it takes those of queries, a multiple of those of keys", "--heads 16,4")
+    return replace(here, heads=(sizes[0], sizes[1]))
 
 
 def default_presets() -> list[str]:

@@ -37,10 +37,10 @@ def resources(case: Case, target: str) -> list[Made]:
     return needs(compiled_for(case, target), inputs, case.learned if case.train else ())
 
 
-def preset_resources(name: str, target: str) -> list[Made]:
+def preset_resources(name: str, target: str, here: crossover.Setting = crossover.GPU) -> list[Made]:
     """The same of a preset as a crossover on a GPU runs it, forward and backward."""
     variant = preset(name, **crossover.knobs_of(name))
-    inputs = crossover.inputs_of(variant, replace(crossover.GPU, device="cpu"), crossover.GPU.lengths[0])
+    inputs = crossover.inputs_of(variant, replace(here, device="cpu"), here.lengths[0])
     return needs(compile(variant, target), inputs, float_inputs(variant))
 
 
@@ -100,6 +100,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases or groups; by default all of a GPU")
     parser.add_argument("--crossover", action="store_true", help="presets as `bench --crossover` runs them on a GPU")
+    parser.add_argument("--heads", default="", help="with --crossover: heads of queries and of keys, such as 16,16")
     parser.add_argument("--target", default="triton:sm_90")
     parser.add_argument("--spilled", action="store_true", help="print only the programs that spill")
     parser.add_argument("--out", type=Path, help="rows as JSON, one per line where it ends in .jsonl")
@@ -107,7 +108,8 @@ def main(words: Sequence[str]) -> int:
     made: Callable[[str], list[Made]]
     if asked.crossover:
         names = asked.cases or crossover.default_presets()
-        made = partial(preset_resources, target=asked.target)
+        here = crossover.with_heads(crossover.GPU, asked.heads) if asked.heads else crossover.GPU
+        made = partial(preset_resources, target=asked.target, here=here)
     else:
         cases = {case.name: case for case in (cases_named(asked.cases) if asked.cases else cases_on("cuda"))}
         names, made = [*cases], lambda name: resources(cases[name], asked.target)

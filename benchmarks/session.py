@@ -34,6 +34,7 @@ class Asked:
     trials: int = 0
     skip: tuple[str, ...] = ()
     step_limit: float = crossover.LONGEST_STEP
+    heads: str = ""
     small: bool = False
     apart: bool = True
     limit: float = 0.0
@@ -42,12 +43,22 @@ class Asked:
     resume: bool = False
 
     @property
+    def setting(self) -> crossover.Setting:
+        """That of crossovers. Raises InputError where the heads are no two numbers that fit."""
+        return crossover.with_heads(crossover.present(), self.heads) if self.heads else crossover.present()
+
+    @property
     def options(self) -> list[str]:
         """Those that a process of one case is given."""
         found = [f"--rounds={self.rounds}", f"--trials={self.trials}", *(f"--skip={name}" for name in self.skip)]
         found += ["--small"] if self.small else []
-        more = {"crossover": ["--crossover", f"--step-limit={self.step_limit}"], "events": ["--events"]}
+        more = {"crossover": [*self.crossing, f"--step-limit={self.step_limit}"], "events": ["--events"]}
         return found + more.get(self.table, [])
+
+    @property
+    def crossing(self) -> list[str]:
+        """Those that say which kernels a crossover builds."""
+        return ["--crossover", f"--heads={self.heads}"] if self.table == "crossover" else []
 
 
 def rows_of(names: Sequence[str], asked: Asked, report: Report) -> list[Json]:
@@ -65,7 +76,7 @@ def rows_of(names: Sequence[str], asked: Asked, report: Report) -> list[Json]:
             write_json([*done, *rows, *later], Path(asked.out))
 
     if asked.ahead and not asked.small:
-        build_apart(left, ["--crossover"] if asked.table == "crossover" else [], asked.ahead, asked.limit, report)
+        build_apart(left, asked.crossing, asked.ahead, asked.limit, report)
     begun = {name: before[name] for name in left if name in before}
     if asked.apart and len(left) > 1:
         rows = rows_apart(left, asked.options, asked.limit, report, keep, begun)
@@ -98,10 +109,10 @@ def _here(
     if not names:
         return rows
     if asked.table == "crossover":
-        known = {name: crossover.points_of(row, crossover.present()) for name, row in begun.items()}
+        known = {name: crossover.points_of(row, asked.setting) for name, row in begun.items()}
         for found in crossover.crossovers(
-            names, rounds=asked.rounds, trials=asked.trials, longest=asked.step_limit, report=report, known=known,
-            keep=lambda row: keep([*rows, asdict(row)]),
+            names, asked.setting, rounds=asked.rounds, trials=asked.trials, longest=asked.step_limit, report=report,
+            known=known, keep=lambda row: keep([*rows, asdict(row)]),
         ):  # fmt: skip
             add(asdict(found))
     elif asked.table == "events":

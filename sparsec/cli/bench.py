@@ -27,6 +27,7 @@ Events = Annotated[
     bool, typer.Option("--events", help="The time of each kernel of a call, and the bytes it must move.")
 ]
 Small = Annotated[bool, typer.Option("--small", help="Each case at a few tokens on the CPU: does it run, is it right?")]
+Heads = Annotated[str, typer.Option(help="With --crossover: heads of queries and of keys, such as 16,16.")]
 StepLimit = Annotated[float, typer.Option(help="With --crossover: seconds of a step after which lengths end.")]
 Limit = Annotated[float, typer.Option(help="Seconds after which a case that runs apart is given up; 0: none.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the rows that --out has: only what is not there.")]
@@ -47,6 +48,7 @@ def bench(
     apart: Apart = True,
     limit: Limit = 0.0,
     step_limit: StepLimit = 10.0,
+    heads: Heads = "",
     small: Small = False,
     ahead: Ahead = 0,
     build_only: BuildOnly = False,
@@ -68,11 +70,11 @@ def bench(
     report: Callable[[str], None] = (lambda text: None) if as_json else say
     names = _presets(cases) if crossover else _names(cases)
     table = "crossover" if crossover else "events" if events else "peers"
-    asked = Asked(table, rounds, trials, tuple(skip), step_limit, small, apart, limit, ahead, out, resume)
+    asked = Asked(table, rounds, trials, tuple(skip), step_limit, heads, small, apart, limit, ahead, out, resume)
     if build_only:
         from sparsec.benchmarks.ahead import build
 
-        return build(names, crossover, report)
+        return build(names, asked.setting if crossover else None, report)
     _show(rows_of(names, asked, report), names, asked, as_json)
 
 

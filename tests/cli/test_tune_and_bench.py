@@ -250,3 +250,14 @@ def test_building_ahead_fills_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert {*(tmp_path / "tvm").rglob("*.so")} == before
     assert main(["bench", "gdn", "--build-only"]) == 0
     assert "gdn: not built ahead" in capsys.readouterr().out or torch.cuda.is_available()
+
+
+def test_a_crossover_of_other_heads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    monkeypatch.setattr(crossover, "CPU", TINY)
+    monkeypatch.setattr(crossover, "time_pair", lambda *_: Pair(1.0, 2.0, 2.0, 2.0, 2.0, 1))
+    assert main(["bench", "streaming", "--crossover", "--heads", "4,2", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["shape"].startswith("B1 H4 HKV2 D16") and found["length"] == 64
+    for heads in ("4", "4,3", "0,0", "a,b", "4,2,1"):
+        assert main(["bench", "streaming", "--crossover", "--heads", heads]) == 2
+        assert "heads" in capsys.readouterr().err

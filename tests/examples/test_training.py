@@ -108,7 +108,12 @@ def test_recall_by_steps_alone_leaves_out_what_is_tested(tmp_path: Path, monkeyp
     words = ["--task", "mqar", *SMALL, "--models", "gla", "gdn", "--seconds", "0", "--out", str(tmp_path), "--resume"]
     trained: list[str] = []
     train = RECALL.train
-    monkeypatch.setattr(RECALL, "train", lambda name, a: (trained.append(name), train(name, a))[1])
+
+    def noted(name: str, a: object) -> object:
+        trained.append(name)
+        return train(name, a)
+
+    monkeypatch.setattr(RECALL, "train", noted)
     RECALL.main(words)
     rows = [json.loads((tmp_path / f"mqar_{name}.json").read_text()) for name in ("gla", "gdn")]
     assert trained == ["gla", "gdn"] and [row["steps"] for row in rows] == [2, 2]
