@@ -249,13 +249,13 @@ def tested(name: str, a: argparse.Namespace) -> bool:
     return file.exists() and set(json.loads(file.read_text())["accuracy"]) == set(cases(a))
 
 
-def spread(models: list[str], a: argparse.Namespace, words: list[str]) -> None:
+def spread(a: argparse.Namespace, words: list[str]) -> None:
     """Every model in a process of its own, all at once; none trains before all have built their kernels."""
     go, end = a.out / f"{a.task}.go", time.monotonic() + a.limit
-    for file in (go, *(a.out / f"{a.task}_{name}.built" for name in models)):
+    for file in (go, *(a.out / f"{a.task}_{name}.built" for name in a.models)):
         file.unlink(missing_ok=True)
     running = {}
-    for name in models:
+    for name in a.models:
         call = [sys.executable, __file__, *words, "--models", name, "--apart", "--go", str(go), "--out", str(a.out)]
         log = (a.out / f"{a.task}_{name}.log").open("w")
         running[name] = subprocess.Popen(call, stdout=log, stderr=log)
@@ -286,7 +286,7 @@ def main(words: list[str] | None = None) -> None:
         for name in left:
             trained_and_tested(name, a)
     else:
-        spread(left, a, words)
+        spread(argparse.Namespace(**{**vars(a), "models": left}), words)
     files = [a.out / f"{a.task}_{name}.json" for name in a.models]
     rows = [json.loads(file.read_text()) for file in files if file.exists()]
     if rows:
