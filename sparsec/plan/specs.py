@@ -155,10 +155,11 @@ class Pool:
 class Selector:
     """Score, reduce over the group, pool, keep a running top-k; nothing of size T x T/C is written.
 
-    scores[h, n] = scale * q[h] . keys[kv(h), n]; with ``softmax`` they become per-head probabilities over the summaries
-    with ``visible``; ``group`` sums or means them over the heads of a key/value head; ``pool`` maps summaries
-    to blocks. Eligible blocks rank by (forced, score, lower id); slots left over are -1. ``order = newest`` sorts the
-    chosen by descending id, ``oldest`` by ascending id with -1 last, ``score`` leaves them by rank.
+    scores[h, n] = scale * q[h] . keys[kv(h), n], or their ``cosine``; with ``softmax`` they become per-head
+    probabilities over the summaries with ``visible``; ``group`` sums or means them over the heads of a key/value head;
+    ``pool`` maps summaries to blocks. Eligible blocks rank by (forced, score, lower id); slots left over are -1.
+    ``order = newest`` sorts the chosen by descending id, ``oldest`` by ascending id with -1 last, ``score`` leaves
+    them by rank.
 
     Attributes:
         key_length: the launch parameter with the number of summaries; ``block_length`` with the number of blocks.
@@ -206,6 +207,7 @@ class Selector:
     scores_out: str | None = None
     bias: Expr | None = None
     captures: tuple[Capture, ...] = ()
+    cosine: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ def same_logits(attention: TiledAttention, selector: Selector) -> bool:
     sides = [
         (x.q, k, x.heads, x.kv_heads, x.scale, x.dtype) for x, k in ((attention, piece.k), (selector, selector.keys))
     ]
+    plain = plain and not selector.cosine
     stored = selector.key_dtype in (None, selector.dtype) and selector.head_weights is None
     visible = None if selector.visible is None else as_keys(selector.visible)
     return (

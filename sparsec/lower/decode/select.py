@@ -27,8 +27,10 @@ def fits(spec: Selector) -> str | None:
     """Why a spec keeps the forward's kernel; None where it has splits."""
     if spec.pool is not None and not spec.softmax:
         return "it pools scores that are no probabilities"
-    if spec.head_weights is not None or spec.bias is not None:
-        return "an indexer weighs its heads" if spec.bias is None else "a bias follows its scores"
+    if spec.head_weights is not None:
+        return "an indexer weighs its heads"
+    if spec.bias is not None or spec.cosine:
+        return "its scores are cosines, or a bias follows them"
     return "weights are shares of all that is eligible" if spec.weights == "softmax_all" else None
 
 

@@ -12,6 +12,7 @@ from sparsec.lower.pieces import Span, dot_over
 from sparsec.lower.ranges import outside_interior, tile_ranges, walk
 from sparsec.lower.scalars import add, both, emit, most, mul, sub
 from sparsec.lower.select.frame import Frame, sharing
+from sparsec.lower.select.unit import inverse_length, unit
 from sparsec.plan.specs import Piece, Pool
 from sparsec.scalar.expr import Expr, call, var
 from sparsec.scalar.fn import Fn
@@ -31,6 +32,11 @@ def query(f: Frame, head: Node | int) -> list[Node]:
 def products(f: Frame, queries: Sequence[Node], number: Node, exist: bool = False) -> Node:
     """Raw scores of summaries; those that do not exist have a score of zero, unless all are known to ``exist``."""
     keys = [_key(f, number, d, exist) for d in f.dims]
+    found = _dots(f, queries, keys)
+    return mul(mul(found, inverse_length(queries, f.dims)), inverse_length(keys, f.dims)) if f.spec.cosine else found
+
+
+def _dots(f: Frame, queries: Sequence[Node], keys: list[Node]) -> Node:
     if f.tensors[f.spec.keys].dtype == f.spec.dtype:
         return dot_over(f.dims, list(queries), dict(zip(f.dims, keys, strict=True)).__getitem__, f.schedule.precision)
     parts = [dict(zip(f.dims, part, strict=True)) for part in split(keys, f.spec.dtype)]
@@ -70,7 +76,14 @@ def summary_scores(f: Frame) -> Scores:
         return lambda number: _scaled(f, _each_head(f, number), f.spec.scale)
     parts = _summed_query(f)
     share = f.spec.scale / (sharing(f.spec) if f.spec.group == "mean" else 1)
-    return lambda number: _scaled(f, reduce(add, (products(f, part, number) for part in parts)), share)
+    return lambda number: _scaled(f, _by_summed(f, parts, number), share)
+
+
+def _by_summed(f: Frame, parts: Sequence[Sequence[Node]], number: Node) -> Node:
+    """The scores of the sum of the group's queries, which are of length 1 each for cosines."""
+    keys = [_key(f, number, d, False) for d in f.dims]
+    found = reduce(add, (_dots(f, part, keys) for part in parts))
+    return mul(found, inverse_length(keys, f.dims)) if f.spec.cosine else found
 
 
 def _scaled(f: Frame, scores: Node, scale: float) -> Node:
@@ -93,7 +106,9 @@ def _summed_query(f: Frame) -> list[list[Node]]:
     dtype, share = f.spec.dtype, sharing(f.spec)
 
     def visit(head: Node, *sums: Node) -> Sequence[Node]:
-        return [add(x, tile.cast(q, "float32")) for x, q in zip(sums, query(f, head), strict=True)]
+        own = query(f, head)
+        wide = unit(own, f.dims) if f.spec.cosine else [tile.cast(q, "float32") for q in own]
+        return [add(x, q) for x, q in zip(sums, wide, strict=True)]
 
     totals = tile.loop(0, share, 1, [tile.full(0.0, f.rows, d.axis) for d in f.dims], visit)
     return [totals] if dtype == "float32" else split(totals, dtype)

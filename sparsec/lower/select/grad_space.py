@@ -33,7 +33,7 @@ def check_keys(spec: Selector, schedule: Schedule) -> None:
 
 def refuse(spec: Selector) -> None:
     """Refuse selectors whose scores have no such gradient."""
-    if spec.softmax or spec.pool is not None or spec.group == "max":
+    if spec.softmax or spec.pool is not None or spec.group == "max" or spec.cosine:
         raise ScheduleError("scores have a gradient where they are dots, summed or averaged over a group, and no other")
 
 

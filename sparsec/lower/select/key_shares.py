@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparsec.lower.pieces import spans
 from sparsec.lower.scalars import add, ceil_div, mul
+from sparsec.lower.select.unit import through
 from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -54,12 +55,17 @@ def total(spec: KeyShares, schedule: Schedule) -> Program:
         out = Tensor(spec.out, spec.dtype, ("B", own.key_length, own.kv_heads, own.dim))
 
         def visit(n: Node, *sums: Node) -> Sequence[Node]:
-            read = (tile.load(read_from, *at, n, key, d.index(), bounds={3: limit}) for d in dims)
-            return [add(x, y) for x, y in zip(sums, read, strict=True)]
+            mine = (tile.load(read_from, *at, n, key, d.index(), bounds={3: limit}) for d in dims)
+            return [add(x, y) for x, y in zip(sums, mine, strict=True)]
 
         inits = [tile.full(0.0, keys, d.axis) for d in dims]
-        for d, found in zip(dims, tile.loop(0, schedule.splits, 1, inits, visit), strict=True):
+        sums, read = tile.loop(0, schedule.splits, 1, inits, visit), [read_from]
+        if own.cosine:
+            keys_in = Tensor(own.keys, own.key_dtype or own.dtype, ("B", own.key_length, own.kv_heads, own.dim))
+            held = [tile.load(keys_in, at[0], key, at[1], d.index(), bounds={1: limit}, other=0.0) for d in dims]
+            sums, read = through(held, sums, dims), [read_from, keys_in]
+        for d, found in zip(dims, sums, strict=True):
             value = tile.cast(found, spec.dtype)
             tile.store(out, at[0], key, at[1], d.index(), value=value, bounds={1: limit})
         grid = (ceil_div(limit, schedule.block), tile.const(own.kv_heads), tile.param("B"))
-        return builder.program(f"{spec.name}_sum", [read_from, out], params(own), grid)
+        return builder.program(f"{spec.name}_sum", [*read, out], params(own), grid)

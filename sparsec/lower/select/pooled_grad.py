@@ -21,6 +21,7 @@ from sparsec.lower.select.candidates import as_keys, log_sum, products, query, s
 from sparsec.lower.select.frame import Frame, alone, frame, params, sharing
 from sparsec.lower.select.key_shares import KeyShares
 from sparsec.lower.select.spread import spread
+from sparsec.lower.select.unit import through, unit
 from sparsec.plan.selection.pooled_specs import PooledGrad
 from sparsec.plan.specs import Piece, Selector
 from sparsec.scalar.expr import constant, var
@@ -106,7 +107,7 @@ def factor(own: Selector) -> float:
 def _tensors(s: Slope, written: Sequence[Tensor]) -> list[Tensor]:
     own, held = s.spec.forward, s.f.tensors
     read = [held[own.keys], held[own.indices], s.incoming]
-    return [*([held[own.q]] if own.softmax or s.spec.grad_keys else []), *read, *written]
+    return [*([held[own.q]] if own.softmax or own.cosine or s.spec.grad_keys else []), *read, *written]
 
 
 def _frame(builder: tile.Builder, spec: PooledGrad, schedule: Schedule) -> Frame:
@@ -135,7 +136,7 @@ def _rows(spec: PooledGrad, schedule: Schedule) -> Program:
                 written += _kept(s)
         if spec.grad_q is not None:
             written.append(_to_queries(s, spec.grad_q))
-        read = [t for t in _tensors(s, written) if own.softmax or t.name != own.q]
+        read = [t for t in _tensors(s, written) if own.softmax or own.cosine or t.name != own.q]
         grid = (ceil_div(tile.param("TQ"), schedule.rows), tile.const(own.heads), tile.param("B"))
         return builder.program(spec.name, read, params(own), grid)
 
@@ -175,14 +176,13 @@ def _to_queries(s: Slope, out: str) -> Tensor:
     own, f = s.spec.forward, s.f
 
     def visit(number: Node, *sums: Node) -> Sequence[Node]:
-        slope = tile.cast(s.of(number, s.pulled(number)), own.dtype)
-        return [
-            tile.dot(slope, tile.cast(_key(f, number, d), own.dtype), f.keys, x, f.schedule.precision)
-            for d, x in zip(f.dims, sums, strict=True)
-        ]
+        slope, keys = tile.cast(s.of(number, s.pulled(number)), own.dtype), [_key(f, number, d) for d in f.dims]
+        keys = [tile.cast(k, own.dtype) for k in (unit(keys, f.dims) if own.cosine else keys)]
+        return [tile.dot(slope, k, f.keys, x, f.schedule.precision) for k, x in zip(keys, sums, strict=True)]
 
     target = Tensor(out, s.spec.q_dtype, ("B", "TQ", own.heads, own.dim))
     sums = _walk(f, [tile.full(0.0, f.rows, d.axis) for d in f.dims], visit)
+    sums = through(query(f, 0), sums, f.dims) if own.cosine else sums
     for d, value in zip(f.dims, sums, strict=True):
         rounded = tile.cast(mul(value, factor(own)), s.spec.q_dtype)
         tile.store(target, f.batch, f.row, f.head, d.index(), value=rounded, bounds={1: tile.param("TQ")})
@@ -242,7 +242,8 @@ def _tokens(spec: PooledGrad, f: Frame, n: Node, key_head: Node, number: Node, s
         slope = tile.apply(
             Fn.WHERE, tile.apply(Fn.LT, row, tile.param("TQ")), slope, tile.cast(tile.const(0.0), own.dtype)
         )
-        return [tile.dot(slope, q, f.rows, x, schedule.precision) for q, x in zip(queries, carried, strict=True)]
+        read = [tile.cast(q, own.dtype) for q in unit(queries, f.dims)] if own.cosine else queries
+        return [tile.dot(slope, q, f.rows, x, schedule.precision) for q, x in zip(read, carried, strict=True)]
 
     return visit(tile.const(0), *sums) if group == 1 else tile.loop(0, group, 1, sums, visit)
 

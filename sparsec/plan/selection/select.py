@@ -59,8 +59,9 @@ def _check(planner: Planner, topk: Node, chain: Chain) -> None:
     node, group, pool = chain.score, chain.group, chain.pool
     if pool is not None and group is not None:
         _both(planner, pool, group)
-    if node["fn"] not in ("dot", "indexer"):
-        raise planner.refuse(node, f"the selector scores by dots or an indexer; fn = {node['fn']} has no kernel yet")
+    if node["fn"] not in ("dot", "cosine", "indexer"):
+        known = "the selector scores by dots, cosines or an indexer"
+        raise planner.refuse(node, f"{known}; fn = {node['fn']} has no kernel yet")
     if node["fn"] == "indexer" and (group or pool or chain.bias) is not None:
         said = "an indexer's scores are chosen from as they are; pools of them and a bias have no kernel yet"
         raise planner.refuse(topk, said)
@@ -169,9 +170,10 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         key_dtype=None if (found := planner.buffers[key_buffer].dtype) == sizes.dtype else found,
         head_weights=planner.input(head_weights) if head_weights is not None else None,
         hard_out=hard,
-        scores_out=_kept_scores(planner, topk, weights) if shares is not None or chain.bias is not None else None,
+        scores_out=_kept_scores(planner, topk, weights) if _goes_on(chain) else None,
         bias=planner.close(chain.bias.expr("fn"), dims) if chain.bias is not None else None,
         captures=planner.captures(chain.bias, dims) if chain.bias is not None else (),
+        cosine=chain.score.word("fn") == "cosine",
     )
     planner.specs[topk] = spec
     covers = (*chain.covers, *([weights] if weights is not None else []))
@@ -185,6 +187,12 @@ def _weighed_out(planner: Planner, topk: Node, weights: Node) -> tuple[str, str 
         return planner.temporary(weights, "weights", topk.shape, "float32"), None
     soft = planner.temporary(weights, "soft", topk.shape, "float32")
     return soft, planner.temporary(weights, "weights", topk.shape, "float32")
+
+
+def _goes_on(chain: Chain) -> bool:
+    """Whether scores that are chosen by are no plain dots of queries and one key."""
+    softmax = chain.group is not None and chain.group.word("pre") == "softmax"
+    return softmax or (chain.pool or chain.bias) is not None or chain.score.word("fn") == "cosine"
 
 
 def _kept_scores(planner: Planner, topk: Node, weights: Node | None) -> str | None:

@@ -47,7 +47,7 @@ def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> N
         raise planner.refuse(vjp, "learned keys that every batch entry shares have no gradient kernel yet")
     if forward.weights == "softmax_all":
         raise planner.refuse(vjp, "weights with renormalise = false have no gradient kernel yet; the oracle has one")
-    if forward.softmax or forward.pool is not None:
+    if forward.softmax or forward.pool is not None or forward.cosine:
         _through_pools(planner, vjp, (topk, forward), (weights, covers), source, dtype)
         return
     q_side = next((v for v in planner.vjps if v.src[0] is vjp.src[0] and v["of"] == "q"), None)

@@ -121,8 +121,8 @@ def scorer(planner: Planner, node: Node, scores: Node, chosen: Node) -> Selector
         raise planner.refuse(
             node, "only scores that are dots, sums or means of them, or an indexer's have a kernel here"
         )
-    if forward.bias is not None:
-        raise planner.refuse(node, "scores after a bias have no kernel here; compare those under it")
+    if forward.bias is not None or forward.cosine:
+        raise planner.refuse(node, "cosines, and scores after a bias, have no kernel here; compare dots without one")
     pooled = chosen.src[0]
     if scores is not pooled and not (pooled.op is Op.REDUCE and pooled["over"] == "blocks" and pooled.src[0] is scores):
         raise planner.refuse(node, "it compares the scores that were chosen from, or those under their pool")
