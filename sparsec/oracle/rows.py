@@ -107,7 +107,7 @@ def topk(ev: Evaluation, node: Node) -> Chosen:
     value = ev.rows(node.src[0]).detach()
     eligible = ev.predicate(node, "eligible", value.shape, True)
     if "within" in node.operands:
-        eligible = eligible & _children(ev, node, value.shape[-1])
+        eligible = eligible & _children(ev, node, value)
     forced = ev.predicate(node, "forced", value.shape, False) & eligible
     rule = node.flag("count_forced"), cast(Order, node["order"])
     ids = ev.form.choose(value, eligible, forced, Choice(node.integer("k"), node.integer("slots"), *rule))
@@ -123,12 +123,13 @@ def _straight(score: Tensor, ids: Tensor) -> Tensor:
     return 1 + torch.where(own.detach().isfinite(), own - own.detach(), 0.0)
 
 
-def _children(ev: Evaluation, node: Node, count: int) -> Tensor:
-    """Units whose parent, unit // fanout, is in the list of another selection: bool ``[B,R,HS,count]``."""
+def _children(ev: Evaluation, node: Node, scores: Tensor) -> Tensor:
+    """Units whose parent, unit // fanout, is in the list above, which lists of several heads may share."""
     parents = ev.part(node.operands["within"])
     assert isinstance(parents, Chosen)
-    parent = torch.arange(count, device=ev.device) // node.integer("fanout")
-    return (parents.ids[..., None] == parent).any(-2)
+    parent = torch.arange(scores.shape[-1], device=ev.device) // node.integer("fanout")
+    ids = parents.ids.repeat_interleave(scores.shape[2] // parents.ids.shape[2], 2)
+    return (ids[..., None] == parent).any(-2)
 
 
 def given(ev: Evaluation, node: Node) -> Chosen:

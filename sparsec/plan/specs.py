@@ -6,14 +6,15 @@ launch parameters. Predicates are expressions over ``b`` (batch), ``h`` (query h
 ``[M, heads, D]``, indices and weights ``[B, TQ, HS, K]``, log-sum-exp ``[B, TQ, H]``; the printers address them by
 stride.
 
-Launch parameters every program may use: ``B``, ``TQ``, ``TK``, ``q_offset`` (position of query row 0) and the lengths
-that a spec names. Other dims that a declaration's predicates read are parameters ``dim_…`` (see ``DIM``).
+Every program may use the launch parameters ``B``, ``TQ``, ``TK``, ``q_offset`` (position of query row 0), the lengths
+that a spec names, and other dims that a declaration's predicates read as ``dim_…`` (see ``DIM``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsec.plan.selection.parents import Parents
 from sparsec.scalar.expr import Expr
 
 DIM = "dim_"
@@ -158,13 +159,12 @@ class Selector:
     scores[h, n] = scale * q[h] . keys[kv(h), n], or their ``cosine``; with ``softmax`` they become per-head
     probabilities over the summaries with ``visible``; ``group`` sums or means them over the heads of a key/value head;
     ``pool`` maps summaries to blocks. Eligible blocks rank by (forced, score, lower id); slots left over are -1.
-    ``order = newest`` sorts the chosen by descending id, ``oldest`` by ascending id with -1 last, ``score`` leaves
-    them by rank.
+    ``order`` sorts the chosen: ``newest`` by descending id, ``oldest`` ascending with -1 last, ``score`` by rank.
 
     Attributes:
         key_length: the launch parameter with the number of summaries; ``block_length`` with the number of blocks.
-        visible, eligible, forced: over i and c (c counts summaries in ``visible``, blocks in the others). Without
-            ``softmax``, summaries that are not visible do not exist for the pool.
+        visible, eligible, forced: over i and c (summaries in ``visible``, blocks in the others). Without ``softmax``,
+            summaries that are not visible do not exist for the pool.
         weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores, or "softmax_all":
             their share of a softmax over all that is eligible; fp32, 0 where id is -1.
         batched: false for learned keys ``[N, HKV, D]``, the same for every batch entry.
@@ -175,6 +175,7 @@ class Selector:
         hard_out: where a straight-through choice writes 1 for what was chosen and 0 elsewhere, beside its weights.
         scores_out: where the chosen scores are kept for a backward, 0 for an id of -1.
         bias: over score, b, h (the list), i, j (the block) and ``captures``: what becomes of a block's score.
+        parents: lists of larger units, whose children alone may be chosen; "softmax_all" is over all eligible even so.
     """
 
     name: str
@@ -208,6 +209,7 @@ class Selector:
     bias: Expr | None = None
     captures: tuple[Capture, ...] = ()
     cosine: bool = False
+    parents: Parents | None = None
 
 
 @dataclass(frozen=True, slots=True)

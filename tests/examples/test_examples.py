@@ -17,10 +17,15 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DECLARED = {
     "nsa_stick_dilated": "nsa_stick_dilated",
     "two_branches": "two_branches",
+    "three_levels": "three_levels",
     "opaque_mask": "butterfly",
     "from_flex": "alibi_window",
 }
-TARGETS = {"nsa_stick_dilated": "cpu", "two_branches": "cpu"}  # gathering token by token is slow on the interpreter
+TARGETS = {
+    "nsa_stick_dilated": "cpu",
+    "two_branches": "cpu",
+    "three_levels": "cpu",
+}  # gathering token by token is slow on the interpreter
 MOST_LINES = 20
 
 

@@ -31,6 +31,8 @@ def fits(spec: Selector) -> str | None:
         return "an indexer weighs its heads"
     if spec.bias is not None or spec.cosine:
         return "its scores are cosines, or a bias follows them"
+    if spec.parents is not None:
+        return "it chooses within other lists"
     return "weights are shares of all that is eligible" if spec.weights == "softmax_all" else None
 
 

@@ -76,6 +76,8 @@ def tensors(spec: Selector) -> dict[str, Tensor]:
         *captured(spec.captures).values(),
         Tensor(spec.indices, "int32", units),
     ]
+    if spec.parents is not None:
+        found.append(Tensor(spec.parents.ids, "int32", ("B", "TQ", spec.parents.heads, spec.parents.slots)))
     if spec.weights is not None and spec.weights_out is not None:
         found.append(Tensor(spec.weights_out, "float32", units))
     if spec.hard_out is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sparsec.lower import descriptors, softmax
 from sparsec.lower.ranges import TileRange, tile_ranges
 from sparsec.lower.scalars import add, both, ceil_div, emit, mul
-from sparsec.lower.select import chosen, insert, log_sums, rounds
+from sparsec.lower.select import chosen, insert, log_sums, parents, rounds
 from sparsec.lower.select.candidates import as_keys, block_scores, summary_scores
 from sparsec.lower.select.frame import Frame, biased, frame, params, sharing, without_constants
 from sparsec.lower.select.insert import Axes
@@ -61,12 +61,15 @@ def _store_sorted(f: Frame, slots: Axis, spare: Axis) -> None:
 
 def _store_rounds(f: Frame) -> None:
     """A row's list slot by slot, -1 where nothing is left."""
-    spec, scores = f.spec, summary_scores(f)
+    spec, scores, above = f.spec, summary_scores(f), parents.listed(f)
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
         found = biased(f, block_scores(f, scores, block), block)
-        return rounds.insert(state, rounds.ranks(found, *_predicates(f, block)), block, f.keys)
+        forced, open_ = _predicates(f, block)
+        return rounds.insert(
+            state, rounds.ranks(found, forced, parents.narrowed(f, above, block, open_)), block, f.keys
+        )
 
     ranges = _ranges(f)
     state = tile.loop(ranges[0].start, ranges[-1].stop, 1, rounds.start(spec, f.rows), visit, f.schedule.stages)
@@ -107,16 +110,17 @@ def _best(f: Frame, axes: Axes) -> tuple[Node, Node | None]:
     """The rank keys of the best blocks, descending; the log-sum-exp of all eligible scores where weights need it."""
     spec, apart = f.spec, f.schedule.order == "apart"
     scores = None if apart else summary_scores(f)
-    ranges = _ranges(f)
+    ranges, above = _ranges(f), parents.listed(f)
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
         found = biased(f, shares(f, at) if scores is None else block_scores(f, scores, block), block)
         forced, open_ = _predicates(f, block)
+        near = parents.narrowed(f, above, block, open_)
         if apart:
-            kept = insert.insert(state[:2], insert.ranks(found, forced, open_), block, axes)
+            kept = insert.insert(state[:2], insert.ranks(found, forced, near), block, axes)
         else:
-            kept = [tile.top_insert(state[0], _rank_keys(found, block, forced, open_), axes.slots, f.keys)]
+            kept = [tile.top_insert(state[0], _rank_keys(found, block, forced, near), axes.slots, f.keys)]
         sums = state[len(kept) :]
         if not sums:
             return kept

@@ -12,6 +12,7 @@ from sparsec.ir.scores import ceil_div
 from sparsec.plan.attention.memories import hold
 from sparsec.plan.honours import honours
 from sparsec.plan.planner import Planner
+from sparsec.plan.selection.parents import Parents
 from sparsec.plan.specs import Pool, Selector
 from sparsec.scalar.expr import Expr, call, var
 from sparsec.scalar.fn import Fn
@@ -67,8 +68,8 @@ def _check(planner: Planner, topk: Node, chain: Chain) -> None:
         raise planner.refuse(topk, said)
     if topk["scope"] == "query_set":
         raise planner.refuse(topk, "the selector lists units per token; scope = query_set has no kernel here yet")
-    if topk.operands:
-        raise planner.refuse(topk, "only routers of states choose `within` a list yet; the oracle alone runs this one")
+    if topk.operands and node["fn"] == "indexer":
+        raise planner.refuse(topk, "an indexer chooses from all units; `within` a list it has no kernel yet")
     honours(planner, node, "fn", "scale", "detach", "rounding")
     honours(planner, topk, *_CHOSEN)
 
@@ -86,7 +87,7 @@ _POOLED = {
     "blocks": ("over", "op", "pre", "visible", "kernel", "stride", "padding"),
 }
 _CHOSEN = (
-    "k", "slots", "unit", "size", "scope", "eligible", "forced", "count_forced", "order", "selector_gradient"
+    "k", "slots", "unit", "size", "scope", "eligible", "forced", "count_forced", "order", "selector_gradient", "fanout"
 )  # fmt: skip
 
 
@@ -120,6 +121,8 @@ def own_first(selection: Node, tokens: Expr) -> bool:
     """
     if selection.op is not Op.TOPK or selection["unit"] != "chunk" or selection["order"] != "score":
         return False
+    if selection.operands:  # which may leave it out
+        return False
     size = selection.integer("size")
     forced = call(Fn.EQ, var("c"), var("i") // size)
     known = selection.expr("forced") is forced and selection.expr("eligible") is started(size)
@@ -142,6 +145,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
     shares = group if group is not None and (chain.pool is None or group.word("pre") == "softmax") else chain.pool
     length = keys.shape[1] if keys.kind == "memory" else keys.shape[-3]
     dims = {"TQ": q.shape[1], "TK": tokens, "N": length, "NB": topk.src[0].shape[3]}
+    parents = _parents(planner, topk)
     spec = Selector(
         name=f"select_{indices}",
         q=planner.input(q),
@@ -174,11 +178,31 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         bias=planner.close(chain.bias.expr("fn"), dims) if chain.bias is not None else None,
         captures=planner.captures(chain.bias, dims) if chain.bias is not None else (),
         cosine=chain.score.word("fn") == "cosine",
+        parents=parents,
     )
     planner.specs[topk] = spec
     covers = (*chain.covers, *([weights] if weights is not None else []))
     read = [spec.q, key_buffer, *(c.name for c in spec.captures), *([spec.head_weights] if spec.head_weights else [])]
+    read += [parents.ids] if parents is not None else []
     planner.add(spec, read, [indices, *(name for name in (out, hard, spec.scores_out) if name)], covers, dims)
+
+
+def _parents(planner: Planner, topk: Node) -> Parents | None:
+    """The lists of larger units that a choice is made within, planned on first use."""
+    above = topk.operands.get("within")
+    if above is None:
+        return None
+    if above["query_block"] != 1 if above.op is Op.TOPK else above["query_block"] not in (None, 1):
+        raise planner.refuse(
+            topk, "lists of a query each are chosen within; lists that queries share have no kernel yet"
+        )
+    indices, _ = select(planner, above, planner.weights.get(above))
+    heads, own = (planner.sizes.value(list_.shape[2]) for list_ in (above, topk))
+    if own % heads:
+        raise planner.refuse(
+            topk, f"{own} lists are chosen within those of {heads} heads; the former must be a multiple"
+        )
+    return Parents(indices, heads, planner.sizes.value(above.shape[3]), topk.integer("fanout"))
 
 
 def _weighed_out(planner: Planner, topk: Node, weights: Node) -> tuple[str, str | None]:

@@ -1,0 +1,19 @@
+"""Lists of a coarser level: units that are chosen only where what they are part of was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Parents:
+    """The chosen units one level up: unit c may be chosen where c // fanout is in its query's list.
+
+    Attributes:
+        ids: int32 ``[B,TQ,heads,slots]``, -1 where there is none; lists of several heads may share one of theirs.
+    """
+
+    ids: str
+    heads: int
+    slots: int
+    fanout: int

@@ -1,0 +1,172 @@
+"""Chunks that are chosen within lists of larger ones: retrieval through three levels and more."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsec
+from sparsec.frontends.text import parse
+from sparsec.ir.variant import Variant
+from sparsec.lower.registry import space
+from sparsec.oracle import check, oracle
+from sparsec.plan.plan import PlanError
+from sparsec.plan.specs import Selector
+from sparsec.runtime.compiled import Compiled
+from sparsec.testing.whole.packed import floats, off_the_loop, packed_case
+from sparsec.testing.whole.trained import wrong_on
+
+HEAD = "q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]"
+SIZES = {"B": 2, "T": 300, "H": 6, "HKV": 2, "D": 16, "DV": 24}
+
+
+def marks(name: str, size: int) -> str:
+    """Scores of chunks by their mean keys and the mean of the group."""
+    return (
+        f"m_{name} = summary(pages) {{size = {size}, stride = {size}}}\n  s_{name} = score(q, m_{name})\n"
+        f"  {name} = reduce(s_{name}) {{over = group, op = mean}}\n  "
+    )
+
+
+PAGES = "pages = tokens(k, v) {chunk = 16}\n  "
+COARSE = marks("far", 64) + (
+    "above = topk(far) {k = 2, size = 64, scope = kv_head, eligible = 64 * c <= i, forced = c == i // 64}\n  "
+)
+FINE = "{k = 3, size = 16, scope = kv_head, eligible = 16 * c + 15 <= i, fanout = 4, order = newest, "
+ATTEND = "w = weights(near, chosen) {fn = stick}\n  return attend(q, pages, chosen, weights=w) {per = chunk}"
+LAYERS = {
+    "three levels": PAGES
+    + COARSE
+    + marks("near", 16)
+    + f"chosen = topk(near, within=above) {FINE} selector_gradient = through_weights}}\n  "
+    + ATTEND,
+    "four levels": PAGES
+    + marks("top", 128)
+    + "first = topk(top) {k = 1, size = 128, scope = kv_head, eligible = 128 * c + 127 <= i}\n  "
+    + marks("far", 64)
+    + "above = topk(far, within=first) {k = 1, size = 64, scope = kv_head, eligible = 64 * c + 63 <= i, fanout = 2}\n  "
+    + marks("near", 16)
+    + f"chosen = topk(near, within=above) {FINE} selector_gradient = through_weights}}\n  "
+    + ATTEND,
+    "lists of heads": PAGES
+    + COARSE
+    + "m = summary(pages) {size = 16, stride = 16}\n  near = score(q, m)\n  "
+    + "chosen = topk(near, within=above) {k = 3, size = 16, scope = head, eligible = 16 * c + 15 <= i, fanout = 4}\n  "
+    + "return attend(q, pages, chosen)",
+    "the own chunk may be left out": PAGES
+    + marks("far", 64)
+    + "above = topk(far) {k = 2, size = 64, scope = kv_head, eligible = 64 * c + 63 <= i}\n  "
+    + marks("near", 16)
+    + "chosen = topk(near, within=above) {k = 3, size = 16, scope = kv_head, eligible = 16 * c <= i,\n"
+    + "    forced = c == i // 16, fanout = 4}\n  return attend(q, pages, chosen, mask(pages) {where = j <= i})",
+    "shares of a softmax": PAGES
+    + COARSE
+    + "m = summary(pages) {size = 16, stride = 16}\n  raw = score(q, m)\n  "
+    + "near = reduce(raw) {over = group, op = sum, pre = softmax, visible = 16 * c + 15 <= i}\n  "
+    + "chosen = topk(near, within=above) {k = 3, size = 16, scope = kv_head, eligible = 16 * c + 15 <= i,\n"
+    + "    fanout = 4}\n  return attend(q, pages, chosen)",
+    "weights over all that is eligible": PAGES
+    + COARSE
+    + marks("near", 16)
+    + "chosen = topk(near, within=above) {k = 3, size = 16, scope = kv_head, eligible = 16 * c + 15 <= i, fanout = 4,\n"
+    + "    selector_gradient = through_weights}\n  w = weights(near, chosen) {fn = softmax, renormalise = false}\n  "
+    + "return attend(q, pages, chosen, weights=w) {per = chunk}",
+}
+
+
+def layer(name: str, flat: bool = False, word: str = "", other: str = "") -> Variant:
+    """A layer, or the same whose last list knows no level above; ``word`` may be another."""
+    body = LAYERS[name]
+    if flat:
+        body = body.replace("topk(near, within=above)", "topk(near)").replace("fanout = 4", "query_block = 1")
+    body = body.replace(word, other) if word else body
+    return parse(f"variant levels({HEAD}) {{\n  {body}\n}}")
+
+
+def result(made: Compiled, x: dict[str, Tensor]) -> Tensor:
+    found = made(**x)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def chooses_within(spec: object) -> bool:
+    return isinstance(spec, Selector) and spec.parents is not None
+
+
+def truth(variant: Variant, x: dict[str, Tensor]) -> Tensor:
+    found = oracle(variant, x)
+    assert isinstance(found, Tensor)
+    return found
+
+
+@pytest.mark.parametrize("target", ["interpreter", "tvm"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_outputs_and_gradients(name: str, target: str) -> None:
+    variant = layer(name)
+    x, made = sparsec.inputs(variant, **SIZES), sparsec.compile(variant, target=target)
+    want = truth(variant, x)
+    assert check(result(made, x), want, "float32")
+    if "over all" not in name:  # such weights have no gradient
+        assert wrong_on(made, x, "float32") == []
+    alike = want.isclose(truth(layer(name, flat=True), x)).all(-1).float().mean()
+    assert 0 < alike < 0.95, "some rows choose as they would without levels, not all"
+
+
+@pytest.mark.parametrize(
+    ("name", "orders"),
+    [
+        ("lists of heads", ("one_pass", "rounds")),
+        ("the own chunk may be left out", ("one_pass", "rounds")),
+        ("shares of a softmax", ("two_pass", "apart")),
+    ],
+)
+def test_every_order_chooses_alike(name: str, orders: tuple[str, ...]) -> None:
+    variant = layer(name)
+    made, x = sparsec.compile(variant, target="interpreter"), sparsec.inputs(variant, **SIZES)
+    dims, dtype = made.bind(x)
+    (chooser,) = [k for k in made.plan(dims, dtype).kernels if chooses_within(k.spec)]
+    assert {*orders} <= {*space(chooser.spec, "triton:sm_90")["order"]}
+    for order in orders:
+        made.schedules = {chooser.name: replace(made.schedule(chooser, dims), order=order)}
+        assert check(result(made, x), truth(variant, x), "float32")
+
+
+@pytest.mark.parametrize("name", ["three levels", "lists of heads"])
+def test_packed_documents(name: str) -> None:
+    made = sparsec.compile(layer(name), target="interpreter")
+    case = packed_case(made.variant, (130, 0, 1, 67), (130, 0, 1, 67), H=6, HKV=2, D=16, DV=16)
+    assert max(off_the_loop(made, case, floats(made.variant))) < 1e-6
+
+
+@pytest.mark.parametrize("target", ["interpreter", "tvm"])
+@pytest.mark.parametrize("name", ["three levels", "four levels", "lists of heads"])
+def test_a_prompt_and_steps_are_one_forward(name: str, target: str) -> None:
+    made, ends = sparsec.compile(layer(name), target=target), (0, 190, 191, 192, 195, 196, 270)
+    x = sparsec.inputs(made.variant, **{**SIZES, "T": 270})
+    cache, parts = made.init_cache(batch=2, max_length=320), list[Tensor]()
+    for a, b in itertools.pairwise(ends):
+        part = made.decode(cache, **{n: t[:, a:b] for n, t in x.items()})
+        assert isinstance(part, Tensor)
+        parts.append(part)
+    assert check(torch.cat(parts, 1), truth(made.variant, x), "float32")
+
+
+def test_lists_that_queries_share_are_refused_in_a_sentence() -> None:
+    shared = layer("three levels", word="size = 64, scope", other="size = 64, query_block = 4, scope")
+    made = sparsec.compile(shared, "interpreter")
+    with pytest.raises(PlanError, match=r"query_block|lists that queries share"):
+        made.plan({**SIZES, "TQ": 300, "TK": 300, "q_offset": 0}, "float32")
+
+
+def test_flat_lists_print_as_before() -> None:
+    """A choice without levels reads no list."""
+    variant = layer("three levels", flat=True)
+    plan = sparsec.compile(variant, target="interpreter").plan(
+        {**SIZES, "TQ": 300, "TK": 300, "q_offset": 0}, "float32"
+    )
+    (chooser,) = [k for k in plan.kernels if isinstance(k.spec, Selector)]
+    assert not chooses_within(chooser.spec) and not any("above" in name for name in chooser.reads)
