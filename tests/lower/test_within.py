@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from sparsec.testing.whole.packed import floats, off_the_loop, packed_case
 from sparsec.testing.whole.trained import wrong_on
 
 HEAD = "q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]"
-SIZES = {"B": 2, "T": 300, "H": 6, "HKV": 2, "D": 16, "DV": 24}
+SIZES: dict[str, Any] = {"B": 2, "T": 300, "H": 6, "HKV": 2, "D": 16, "DV": 24}
 
 
 def marks(name: str, size: int) -> str:
