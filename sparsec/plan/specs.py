@@ -170,8 +170,7 @@ class Selector:
         batched: false for learned keys ``[N, HKV, D]``, the same for every batch entry.
         key_dtype: of ``keys`` where it is not ``dtype``: fp32 for computed summaries, lest rounding change the choice.
         count_forced: whether forced members use up k; if not, k counts the free slots and ``slots`` all.
-        head_weights: of an indexer, ``[B,TQ,H]``: scores are scale * the heads' sum of weight * max(q . key, 0), one
-            list for all heads; ``group`` and ``softmax`` are not set then.
+        head_weights: of an indexer ``[B,TQ,H]``: scale * the heads' sum of weight * max(q . key, 0), one list for all.
         hard_out: where a straight-through choice writes 1 for what was chosen and 0 elsewhere, beside its weights.
         scores_out: where the chosen scores are kept for a backward, 0 for an id of -1.
         bias: over score, b, h (the list), i, j (the block) and ``captures``: what becomes of a block's score.
