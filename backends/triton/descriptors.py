@@ -99,6 +99,8 @@ def descriptor_refusal(descriptor: Descriptor, tensor: torch.Tensor, lengths: di
         declared, actual = descriptor.tensor.shape[dim], tensor.shape[dim]
         if dim != tensor.dim() - 1 and tensor.stride(dim) * size % 16:
             return f"{name}: stride {tensor.stride(dim)} of dimension {dim} is not a multiple of 16 bytes"
+        if tensor.stride(dim) == 0 and actual > 1:
+            return f"{name}: dimension {dim} is one element {actual} times; TMA is not known to read it again and again"
         if actual < extent:
             return f"{name}: dimension {dim} has {actual} elements, fewer than the box's {extent}"
         if lengths.get(str(declared), actual) != actual:

@@ -49,13 +49,21 @@ def tensor(length: int = 64) -> torch.Tensor:
         (torch.zeros(2, 64, 4, 68, dtype=torch.bfloat16)[..., :64], "stride 68 of dimension 2 is not a multiple of 16"),
         (tensor(8), "dimension 1 has 8 elements, fewer than the box's 16"),
         (tensor(65), "dimension 1 has 65 elements, but T is 64"),
+        (tensor()[:1].expand(2, -1, -1, -1), "dimension 0 is one element 2 times"),
     ],
 )
 def test_tensors_that_forbid_descriptors_say_why(made: torch.Tensor, message: str) -> None:
     assert message in str(descriptor_refusal(BOX, made, {"T": 64}))
 
 
-@pytest.mark.parametrize("made", [tensor(), tensor().transpose(1, 2).contiguous().transpose(1, 2)])
+@pytest.mark.parametrize(
+    "made",
+    [
+        tensor(),
+        tensor().transpose(1, 2).contiguous().transpose(1, 2),
+        tensor().as_strided((1, 64, 4, 64), (0, 256, 64, 1)),  # one element once
+    ],
+)
 def test_tensors_that_allow_them(made: torch.Tensor) -> None:
     assert descriptor_refusal(BOX, made, {"T": 64}) is None
 
