@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from sparsec.autotune.job import Limits, run_job
 from sparsec.autotune.job.footprint import peak_bytes
 from sparsec.autotune.job.outcome import outcomes
-from sparsec.autotune.job.race import race
+from sparsec.autotune.job.race import SETTLE, race
 from sparsec.autotune.job.screen import Screen
 from sparsec.cli import main
 from sparsec.frontends.text import load
@@ -123,8 +124,24 @@ def test_a_race_takes_turns() -> None:
 
     found = race({"a": runner("a"), "b": runner("b")}, "cpu", rounds=3)
     assert found.keys() == {"a", "b"}
-    changes = sum(x != y for x, y in pairwise(order))
-    assert changes == 5  # a b a b a b
+    turns = [x for x, y in pairwise([*order, ""]) if x != y]
+    assert turns == ["a", "b", "a", "b"]  # a b, b a, a b
+
+
+def test_a_side_of_a_race_runs_untimed_until_others_threads_rest() -> None:
+    """A library's threads wait for more work for a while, on the cores that the next one needs."""
+    began = {"a": list[float](), "b": list[float]()}
+
+    def runner(name: str) -> Callable[[], None]:
+        def run() -> None:
+            began[name].append(time.perf_counter())
+            time.sleep(0.004)
+
+        return run
+
+    race({"a": runner("a"), "b": runner("b")}, "cpu", rounds=1)
+    for starts in began.values():
+        assert starts[-1] - starts[0] >= SETTLE - 0.004
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the resident set is read from /proc")
