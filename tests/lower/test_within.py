@@ -163,8 +163,7 @@ def test_lists_that_queries_share_are_refused_in_a_sentence() -> None:
         made.plan({**SIZES, "TQ": 300, "TK": 300, "q_offset": 0}, "float32")
 
 
-def test_flat_lists_print_as_before() -> None:
-    """A choice without levels reads no list."""
+def test_a_choice_without_levels_reads_no_list() -> None:
     variant = layer("three levels", flat=True)
     plan = sparsec.compile(variant, target="interpreter").plan(
         {**SIZES, "TQ": 300, "TK": 300, "q_offset": 0}, "float32"

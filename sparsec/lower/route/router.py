@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import reduce
 
+from sparsec.lower import parents
 from sparsec.lower.route import parts
 from sparsec.lower.route.parts import BLOCK, Tokens
 from sparsec.lower.scalars import add, both, mul, sub
@@ -48,7 +49,7 @@ def lower(spec: Router, schedule: Schedule) -> Program:
             _store(at, weights, _renormalised(worth) if spec.renormalise else worth)
             tensors.append(weights)
         if spec.within is not None:
-            tensors.append(_above(spec))
+            tensors.append(parents.tensor(spec.within, spec.length))
         return parts.program(builder, spec, spec.name, tensors, (parts.tiles(spec, schedule), 1, tile.param("B")))
 
 
@@ -109,17 +110,7 @@ def _children(at: Tokens) -> Node | None:
     within = at.spec.within
     if within is None:
         return None
-    parent, limit = tile.apply(Fn.TRUNCDIV, at.part, within.fanout), {1: tile.param(at.spec.length)}
-    found = []
-    for slot in range(within.slots):
-        id_ = tile.load(_above(at.spec), at.batch, at.token, 0, slot, bounds=dict(limit), other=-1)
-        found.append(tile.apply(Fn.EQ, id_, parent))
-    return reduce(lambda a, b: tile.apply(Fn.OR, a, b), found)
-
-
-def _above(spec: Router) -> Tensor:
-    assert spec.within is not None
-    return Tensor(spec.within.ids, "int32", ("B", spec.length, 1, spec.within.slots))
+    return parents.children(within, parents.listed(within, at.spec.length, at.batch, at.token, 0), at.part)
 
 
 def _best(at: Tokens, scores: Node, left: Node) -> tuple[Node, Node]:

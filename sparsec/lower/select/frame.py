@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sparsec.lower import parents
 from sparsec.lower.pieces import Span, spans
 from sparsec.lower.scalars import add, captured, emit_scores, least, mul, sub
 from sparsec.plan.specs import Selector
@@ -77,7 +78,7 @@ def tensors(spec: Selector) -> dict[str, Tensor]:
         Tensor(spec.indices, "int32", units),
     ]
     if spec.parents is not None:
-        found.append(Tensor(spec.parents.ids, "int32", ("B", "TQ", spec.parents.heads, spec.parents.slots)))
+        found.append(parents.tensor(spec.parents, "TQ"))
     if spec.weights is not None and spec.weights_out is not None:
         found.append(Tensor(spec.weights_out, "float32", units))
     if spec.hard_out is not None:

@@ -5,12 +5,12 @@ One program holds a tile of tokens of one selection (a head, or the heads of a g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from sparsec.lower import descriptors, softmax
+from sparsec.lower import descriptors, parents, softmax
 from sparsec.lower.ranges import TileRange, tile_ranges
 from sparsec.lower.scalars import add, both, ceil_div, emit, mul
-from sparsec.lower.select import chosen, insert, log_sums, parents, rounds
+from sparsec.lower.select import chosen, insert, log_sums, rounds
 from sparsec.lower.select.candidates import as_keys, block_scores, summary_scores
 from sparsec.lower.select.frame import Frame, biased, frame, params, sharing, without_constants
 from sparsec.lower.select.insert import Axes
@@ -61,15 +61,13 @@ def _store_sorted(f: Frame, slots: Axis, spare: Axis) -> None:
 
 def _store_rounds(f: Frame) -> None:
     """A row's list slot by slot, -1 where nothing is left."""
-    spec, scores, above = f.spec, summary_scores(f), parents.listed(f)
+    spec, scores, within = f.spec, summary_scores(f), _within(f)
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
         found = biased(f, block_scores(f, scores, block), block)
         forced, open_ = _predicates(f, block)
-        return rounds.insert(
-            state, rounds.ranks(found, forced, parents.narrowed(f, above, block, open_)), block, f.keys
-        )
+        return rounds.insert(state, rounds.ranks(found, forced, within(block, open_)), block, f.keys)
 
     ranges = _ranges(f)
     state = tile.loop(ranges[0].start, ranges[-1].stop, 1, rounds.start(spec, f.rows), visit, f.schedule.stages)
@@ -95,6 +93,17 @@ def _predicates(f: Frame, block: Node) -> tuple[Node | None, Node]:
     return forced, open_
 
 
+def _within(f: Frame) -> Callable[[Node, Node], Node]:
+    """From candidates and which of them may be chosen at all, which lie within the rows' lists of larger units."""
+    above = f.spec.parents
+    if above is None:
+        return lambda block, open_: open_
+    units = f.spec.heads // sharing(f.spec)
+    head = tile.apply(Fn.TRUNCDIV, mul(tile.program_id(1), above.heads), units)
+    chosen = list(parents.listed(above, "TQ", f.batch, f.row, head))
+    return lambda block, open_: both(open_, parents.children(above, chosen, block))
+
+
 def check(spec: Selector, schedule: Schedule) -> None:
     """Refuse a schedule that cannot carry this spec out."""
     rows, block = schedule.rows, schedule.block
@@ -110,13 +119,13 @@ def _best(f: Frame, axes: Axes) -> tuple[Node, Node | None]:
     """The rank keys of the best blocks, descending; the log-sum-exp of all eligible scores where weights need it."""
     spec, apart = f.spec, f.schedule.order == "apart"
     scores = None if apart else summary_scores(f)
-    ranges, above = _ranges(f), parents.listed(f)
+    ranges, within = _ranges(f), _within(f)
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = add(mul(at, f.schedule.block), tile.iota(f.keys))
         found = biased(f, shares(f, at) if scores is None else block_scores(f, scores, block), block)
         forced, open_ = _predicates(f, block)
-        near = parents.narrowed(f, above, block, open_)
+        near = within(block, open_)
         if apart:
             kept = insert.insert(state[:2], insert.ranks(found, forced, near), block, axes)
         else:

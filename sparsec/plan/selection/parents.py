@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Parents:
-    """The chosen units one level up: unit c may be chosen where c // fanout is in its query's list.
+    """The chosen units one level up: unit c may be chosen where c // fanout is in the list of its query or token.
 
     Attributes:
-        ids: int32 ``[B,TQ,heads,slots]``, -1 where there is none; lists of several heads may share one of theirs.
+        ids: int32 ``[B,length,heads,slots]``, -1 where there is none; lists of several heads may share one of theirs.
     """
 
     ids: str

@@ -192,10 +192,9 @@ def _parents(planner: Planner, topk: Node) -> Parents | None:
     above = topk.operands.get("within")
     if above is None:
         return None
-    if above["query_block"] != 1 if above.op is Op.TOPK else above["query_block"] not in (None, 1):
-        raise planner.refuse(
-            topk, "lists of a query each are chosen within; lists that queries share have no kernel yet"
-        )
+    if above["query_block"] != 1:
+        said = "lists of a query each are chosen within; lists that queries share have no kernel yet"
+        raise planner.refuse(topk, said)
     indices, _ = select(planner, above, planner.weights.get(above))
     heads, own = (planner.sizes.value(list_.shape[2]) for list_ in (above, topk))
     if own % heads:

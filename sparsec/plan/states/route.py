@@ -6,7 +6,8 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.honours import honours
 from sparsec.plan.planner import Planner
-from sparsec.plan.states.route_specs import Balance, Router, Within
+from sparsec.plan.selection.parents import Parents
+from sparsec.plan.states.route_specs import Balance, Router
 from sparsec.plan.states.scan_specs import Operand, Route
 
 
@@ -98,11 +99,11 @@ def _renormalised(planner: Planner, weights: Node) -> bool:
     return weights.flag("renormalise")
 
 
-def _within(planner: Planner, topk: Node) -> Within | None:
+def _within(planner: Planner, topk: Node) -> Parents | None:
     above = topk.operands.get("within")
     if above is None:
         return None
-    return Within(listed(planner, above), planner.sizes.value(above.shape[3]), topk.integer("fanout"))
+    return Parents(listed(planner, above), 1, planner.sizes.value(above.shape[3]), topk.integer("fanout"))
 
 
 def balance(planner: Planner, node: Node) -> str:

@@ -7,18 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Within:
-    """The parts one level up whose children may be chosen: part p is a child of p // fanout.
-
-    Attributes:
-        ids: int32 ``[B,N,1,slots]``.
-    """
-
-    ids: str
-    slots: int
-    fanout: int
+from sparsec.plan.selection.parents import Parents
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +36,7 @@ class Router:
     dtype: str
     rows_dtype: str
     renormalise: bool = False
-    within: Within | None = None
+    within: Parents | None = None
     length: str = "N"
 
 
