@@ -64,9 +64,12 @@ def _accumulate(spec: Summarise, tokens: Axis, dims: list[Span], read: Callable[
 def default(spec: Summarise, target: str) -> Schedule:
     """Tiles of up to 64 tokens; fewer warps than an attention kernel, since nothing is multiplied.
 
-    Long windows are few: there a program has more of one under way at once.
+    Long windows are few: there a program has more of one under way at once, and on Hopper 512 tokens (heads of 128:
+    0.018 ms for 0.027, 32 windows of 8 heads).
     """
     gpu, long = target.startswith("triton"), spec.size >= 4 * LONG
+    if target == "triton:sm_90" and long and spec.dim == 128 and spec.dtype != "float32":
+        return Schedule(block=4 * LONG, warps=16, stages=2, lanes=("d",))
     block = min((LONG if long else 64) if gpu else 16, 1 << (spec.size - 1).bit_length())
     return Schedule(block=block, warps=8 if long else 2, stages=2, lanes=("d",), split_dims=gpu)
 
@@ -74,5 +77,7 @@ def default(spec: Summarise, target: str) -> Schedule:
 def space(spec: Summarise, target: str) -> dict[str, tuple[object, ...]]:
     """Tokens per tile, and warps."""
     top = 1 << (spec.size - 1).bit_length()
-    blocks = tuple(b for b in (8, 16, 32, 64, 128) if b <= top) or (top,)
-    return {"block": blocks, "warps": (1, 2, 4, 8)} if target.startswith("triton") else {"block": blocks}
+    if not target.startswith("triton"):
+        return {"block": tuple(b for b in (8, 16, 32, 64, 128) if b <= top) or (top,)}
+    blocks = tuple(b for b in (8, 16, 32, 64, 128, 512) if b <= top) or (top,)
+    return {"block": blocks, "warps": (1, 2, 4, 8, 16)}

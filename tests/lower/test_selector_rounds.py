@@ -58,15 +58,20 @@ def test_ids_are_those_of_sorted_keys(run: Callable[..., None], kind: str, tq: i
         assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
 
 
-def test_it_is_a_choice_for_short_lists_with_one_forced_member() -> None:
+def test_it_is_the_default_for_short_lists_of_heads_with_one_forced_member() -> None:
     layer = compile(preset("moba", block=512, k=3), "triton:sm_90")
     dims = {"B": 1, "T": 16384, "H": 8, "HKV": 2, "D": 128, "DV": 128, "q_offset": 0}
     spec = next(k.spec for k in layer.plan(dims, "bfloat16").kernels if isinstance(k.spec, Selector))
     assert rounds.fits(spec)
     assert streaming.space(spec, "triton:sm_90")["order"] == ("one_pass", "rounds")
-    assert streaming.default(spec, "triton:sm_90").order == "one_pass"
-    assert [s.warps for s in schedules.known(spec, "triton:sm_90")] == [4, 8]
-    for schedule in schedules.known(spec, "triton:sm_90"):
+    first, longer = streaming.default(spec, "triton:sm_90"), replace(spec, k=8, slots=8)
+    assert (first.order, first.rows, first.block, first.descriptors) == ("rounds", 64, 16, True)
+    others = (longer, replace(spec, dim=256), replace(spec, dtype="float32"), replace(spec, group="sum"))
+    assert {streaming.default(s, "triton:sm_90").order for s in others} == {"one_pass"}
+    assert streaming.default(spec, "triton:sm_80").order == "one_pass"
+    assert [s.order for s in schedules.known(spec, "triton:sm_90")] == ["rounds", "one_pass"]
+    assert [s.warps for s in schedules.known(replace(spec, dim=256), "triton:sm_90")] == [4, 8]
+    for schedule in (first, *schedules.known(spec, "triton:sm_90")):
         Space(streaming.default(spec, "triton:sm_90"), streaming.space(spec, "triton:sm_90")).params(schedule)
         assert schedules.lower(spec, schedule).steps
     assert schedules.known(replace(spec, k=8, slots=8), "triton:sm_90") == ()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparsec.autotune.space import Space
 from sparsec.lower import combine, summarise
 from sparsec.plan.specs import Combine, Summarise
 from sparsec.tile.interpreter import interpret
@@ -33,6 +34,19 @@ def test_windows(fn: str, size: int, stride: int, length: int) -> None:
         out.fill_(math.nan)
         interpret(summarise.lower(spec, summarise.default(spec, target)), {"x": x, "out": out}, params, mode="exact")
         torch.testing.assert_close(out, expected_summary(x, size, stride, fn), rtol=1e-12, atol=1e-12)
+
+
+def test_long_windows_of_wide_heads_are_read_in_one_piece_on_hopper() -> None:
+    spec = Summarise("s", "x", "out", 1, 128, 512, 512, "N", "mean", "bfloat16", "float32")
+    x, out = torch.randn(1, 700, 1, 128).bfloat16(), torch.full((1, 2, 1, 128), math.nan)
+    schedule = summarise.default(spec, "triton:sm_90")
+    assert (schedule.block, schedule.warps) == (512, 16)
+    for other in (replace(spec, dtype="float32"), replace(spec, dim=256), replace(spec, size=256)):
+        assert summarise.default(other, "triton:sm_90").block < 512
+    Space(schedule, summarise.space(spec, "triton:sm_90")).params(summarise.default(spec, "triton:sm_80"))
+    params = {"B": 1, "TQ": 1, "TK": 700, "q_offset": 0, "N": 2}
+    interpret(summarise.lower(spec, schedule), {"x": x, "out": out}, params)
+    torch.testing.assert_close(out, expected_summary(x.float(), 512, 512, "mean"), rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_per_tile_change_nothing() -> None:

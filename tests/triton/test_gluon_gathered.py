@@ -166,9 +166,9 @@ def test_packed_and_exported_tiles_hold_the_heads_of_a_key_head(heads: int, rows
 
 
 @pytest.mark.parametrize(("slots", "rows"), [(3, 128), (8, 64)])
-def test_the_merge_has_tiles_of_its_own(slots: int, rows: int) -> None:
+def test_a_merge_of_alike_warps_has_tiles_of_its_own(slots: int, rows: int) -> None:
     spec = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512, slots=slots, own_first=True)
-    merge = lower_kernel(spec, key_outer.default(spec, "triton:sm_90")).steps[-1]
+    merge = lower_kernel(spec, replace(key_outer.default(spec, "triton:sm_90"), merge="alike")).steps[-1]
     assert merge.program.name == "attend_merge" and not merge.schedule.producer
     assert (merge.schedule.rows, merge.schedule.warps) == (rows, rows // 16)
 

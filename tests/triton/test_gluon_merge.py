@@ -114,12 +114,23 @@ def test_a_machine_sees_a_wait_that_is_not_there(line: str, monkeypatch: pytest.
         assert not x["out"].isnan().any()
 
 
-def test_it_is_a_choice_where_few_chunks_join_a_rows_own() -> None:
-    spec = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_it_is_the_default_where_few_chunks_join_a_heads_own(dim: int) -> None:
+    spec = replace(PER_HEAD, head_dim=dim, value_dim=dim, chunk=512)
     assert schedules.space(spec, "triton:sm_90")["merge"] == ("alike", "roles")
-    assert key_outer.default(spec, "triton:sm_90").merge == "alike"
+    first = schedules.default(spec, "triton:sm_90")
+    assert (first.merge, first.peel, first.late) == ("roles", True, True)
+    assert lower_kernel(spec, first).steps[-1].schedule.has_roles
+    for other in (replace(spec, slots=8), replace(spec, scope="kv_head"), replace(spec, own_first=False)):
+        mine = schedules.default(other, "triton:sm_90")
+        assert (mine.merge, mine.peel, mine.late) == ("alike", True, True)
+        assert not lower_kernel(other, mine).steps[-1].schedule.has_roles
+
+
+def test_both_merges_are_tried_where_few_chunks_join_a_rows_own() -> None:
+    spec = replace(PER_HEAD, head_dim=128, value_dim=128, chunk=512)
     tried = known.forward(spec, "triton:sm_90")
-    assert [(s.merge, s.peel, s.late) for s in tried[1:3]] == [("roles", False, False), ("roles", True, True)]
+    assert [(s.merge, s.peel, s.late) for s in tried[1:3]] == [("alike", True, True), ("alike", False, False)]
     for schedule in tried:
         Space(key_outer.default(spec, "triton:sm_90"), schedules.space(spec, "triton:sm_90")).params(schedule)
     assert schedules.space(replace(spec, slots=8), "triton:sm_90")["merge"] == ("alike",)

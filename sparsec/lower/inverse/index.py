@@ -25,7 +25,7 @@ from sparsec.tile.schedule import Schedule
 STEP = 64
 """Choices that a program looks at together."""
 
-SEGMENT = 512
+SEGMENT = 1024
 """Choices of a segment at least; no fewer than there are chunks, so that the tallies are O(T k)."""
 
 

@@ -71,8 +71,12 @@ class Walk:
         return inverse.choices(self.spec, self.found, chunks.tensors(self.spec), self.at, self.entry(n))
 
     def highest(self) -> Node:
-        """The last chunk that the segment chose; of lists of the past, half of all chunks are then never looked for."""
-        steps = inverse.segment_steps(self.spec)
+        """The last chunk that the segment chose; of lists of the past, half of all chunks are then never looked for.
+
+        Nobody asks where one look is enough for all chunks: -1 then.
+        """
+        several = tile.apply(Fn.LT, CHUNKS, inverse.chunk_count(self.spec))
+        steps = tile.apply(Fn.WHERE, several, inverse.segment_steps(self.spec), 0)
         inits = [tile.full(-1, self.entries, dtype="int32")]
 
         def visit(n: Node, top: Node) -> Sequence[Node]:
@@ -83,8 +87,11 @@ class Walk:
         return tile.reduce("max", found, self.entries)
 
     def steps(self, group: Node, highest: Node) -> Node:
-        """As many steps as find all choices of some chunks: none, where the segment chose only earlier ones."""
-        some = tile.apply(Fn.LE, mul(group, CHUNKS), highest)
+        """As many steps as find all choices of some chunks: none, where the segment chose only earlier ones.
+
+        The first chunks are looked for in any case.
+        """
+        some = tile.apply(Fn.LE, mul(group, CHUNKS), most(highest, 0))
         return tile.apply(Fn.WHERE, some, inverse.segment_steps(self.spec), 0)
 
 

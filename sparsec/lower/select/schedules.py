@@ -34,13 +34,13 @@ def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
 
 
 def known(spec: Selector, target: str) -> tuple[Schedule, ...]:
-    """By rounds, 32 candidates at a time, which leave registers for more warps."""
-    choices = space(spec, target)
+    """By rounds, 32 candidates at a time, which leave registers for more warps; sorted where rounds are the default."""
+    choices, first = space(spec, target), default(spec, target)
     if target != "triton:sm_90" or "rounds" not in choices.get("order", ()):
         return ()
-    boxes = True in choices["descriptors"]
-    found = replace(default(spec, target), order="rounds", block=32, stages=1, descriptors=boxes)
-    return (found, replace(found, warps=8))
+    found = replace(first, order="rounds", block=32, stages=1, descriptors=True in choices["descriptors"])
+    other = replace(first, order="one_pass", rows=128, stages=3, descriptors=False)
+    return (found, *([replace(found, warps=8)] if first.order != "rounds" else [other]))
 
 
 def _kind(spec: Selector) -> ModuleType:

@@ -157,13 +157,16 @@ def default(spec: Selector, target: str) -> Schedule:
     sm_90 keeps such lists in the registers of 4 warps, and was measured: sorting candidates is most of the work, and
     128 tokens were best for single heads with short lists (MoBA at T16384, 0.080 ms). Shares of a softmax are taken in
     two kernels there: 12.6 ms instead of 23.9 for NSA at 128K, 55 instead of 123 with windows of 32 every 16
-    (52 with 64 candidates and two stages, which spill).
+    (52 with 64 candidates and two stages, which spill). Lists of four at most are chosen by rounds, where that was
+    measured: 0.083 ms for 0.111 (MoBA, three blocks of 512).
     """
     if not target.startswith("triton"):
         return Schedule(order="two_pass", rows=16, block=16, lanes=("m", "n", "d"), split_dims=False)
     if target == "triton:sm_90" and fits(spec) and _whole(spec):
         boxes, pooled = descriptors.pay(target, spec.dtype, spec.dim), spec.pool is not None
         return Schedule("apart", 64, 32 if pooled else 128, warps=4, stages=3, descriptors=boxes)
+    if target == "triton:sm_90" and _by_rounds(spec):
+        return Schedule("rounds", 64, 16, warps=4, stages=1, descriptors=True)
     order = "two_pass" if spec.softmax else "one_pass"
     rows = 32 if spec.dtype == "float32" else 64
     if rows == 64 and target == "triton:sm_90" and spec.group is None and not spec.softmax and spec.slots <= 4:
@@ -171,6 +174,12 @@ def default(spec: Selector, target: str) -> Schedule:
     warps = 8 if spec.slots > 32 and target.startswith("triton:sm") and target != "triton:sm_90" else 4
     block = 32 if spec.softmax and target == "triton:sm_90" and _whole(spec) else 16
     return Schedule(order, rows, block, warps=warps, stages=2 if spec.softmax else 3)
+
+
+def _by_rounds(spec: Selector) -> bool:
+    """Whether rounds were seen to be quicker than sorting: lists of single heads of 64 or 128, from all candidates."""
+    single = spec.group is None and spec.parents is None and spec.dtype != "float32"
+    return single and spec.dim in (64, 128) and rounds.fits(without_constants(spec))
 
 
 def _whole(spec: Selector) -> bool:
