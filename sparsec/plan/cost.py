@@ -29,7 +29,7 @@ from sparsec.plan.states.evict_specs import Evict
 from sparsec.plan.states.mixture_cost import MIXTURE_COSTS
 from sparsec.plan.states.route_cost import ROUTE_COSTS
 from sparsec.plan.states.scan_cost import SCAN_COSTS
-from sparsec.scalar.expr import constant, var
+from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.functions import minimum
 
 __all__ = ["Cost", "cost"]
@@ -67,10 +67,15 @@ def _selector(spec: Selector) -> Cost:
     over = spec.eligible if spec.pool is None else spec.visible
     where = substitute(over, {"c": var("j")}) if over is not None else None
     pairs = B * heads * keys_seen(where, keys if spec.pool else blocks)
+    above: Expr = ZERO
+    if spec.parents is not None and not spec.softmax and spec.weights != "softmax_all":
+        own = spec.parents.slots * spec.parents.fanout
+        pairs = minimum(pairs, B * heads * TQ * own)  # the children of what was chosen one level up
+        above = 4 * B * TQ * spec.parents.heads * spec.parents.slots
     shared = HKV if spec.group or spec.head_weights else H
     lists = B * TQ * shared * spec.slots * (8 if spec.weights else 4)
     known = {"H": spec.heads, "HKV": spec.kv_heads, "D": spec.dim}
-    return Cost(2 * pairs * D, size * B * D * (TQ * H + keys * HKV) + lists, pairs, known)
+    return Cost(2 * pairs * D, size * B * D * (TQ * H + keys * HKV) + lists + above, pairs, known)
 
 
 def _summarise(spec: Summarise) -> Cost:

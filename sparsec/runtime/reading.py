@@ -77,7 +77,9 @@ def ranges(spec: AnySpec) -> tuple[str, ...]:
     if isinstance(spec, GatheredAttention):
         return (f"{spec.k}: {spec.slots} chunks of {spec.chunk} per token from {spec.indices}",)
     if isinstance(spec, Selector):
-        over = spec.eligible
+        over, above = spec.eligible, spec.parents
+        if above is not None:
+            return (f"{spec.keys}: {above.fanout} children of each of {above.slots} units per query from {above.ids}",)
         return (f"{spec.keys}: candidates {_bounds(over, 'c') if over is not None else '[0, NB)'}",)
     if isinstance(spec, BlockList) and spec.given is not None:
         return (f"{spec.given}: {spec.slots} blocks of {spec.block_k} keys per {spec.block_q} queries",)

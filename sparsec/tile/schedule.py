@@ -11,8 +11,8 @@ class Schedule:
 
     Attributes:
         order: the loop order: "query_outer", "tile_union", "key_outer" (gathered), "one_pass", "two_pass" or
-            "rounds" (selector); "apart": in programs of their own gradients of keys and of values (backward),
-            log-sum-exps (selector).
+            "rounds" (selector), "children" (selector within lists of larger units); "apart": in programs of their own
+            gradients of keys and of values (backward), log-sum-exps (selector).
         rows: query rows of a tile (tokens x heads of the group that share keys).
         block: keys of a tile.
         value_block: columns of the output per program; 0 means all.

@@ -13,13 +13,16 @@ from torch import Tensor
 import sparsec
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant
-from sparsec.lower.registry import space
+from sparsec.lower.decode import schedules as steps
+from sparsec.lower.decode.company import SHARED
+from sparsec.lower.registry import default, space
 from sparsec.oracle import check, oracle
 from sparsec.plan.plan import PlanError
 from sparsec.plan.specs import Selector
 from sparsec.runtime.compiled import Compiled
 from sparsec.testing.whole.packed import floats, off_the_loop, packed_case
 from sparsec.testing.whole.trained import wrong_on
+from sparsec.tile.work import work
 
 HEAD = "q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV]"
 SIZES: dict[str, Any] = {"B": 2, "T": 300, "H": 6, "HKV": 2, "D": 16, "DV": 24}
@@ -120,9 +123,9 @@ def test_outputs_and_gradients(name: str, target: str) -> None:
 @pytest.mark.parametrize(
     ("name", "orders"),
     [
-        ("lists of heads", ("one_pass", "rounds")),
-        ("the own chunk may be left out", ("one_pass", "rounds")),
-        ("shares of a softmax", ("two_pass", "apart")),
+        ("lists of heads", ("one_pass", "rounds", "children")),
+        ("the own chunk may be left out", ("one_pass", "rounds", "children")),
+        ("shares of a softmax", ("two_pass", "apart", "children")),
     ],
 )
 def test_every_order_chooses_alike(name: str, orders: tuple[str, ...]) -> None:
@@ -134,6 +137,79 @@ def test_every_order_chooses_alike(name: str, orders: tuple[str, ...]) -> None:
     for order in orders:
         made.schedules = {chooser.name: replace(made.schedule(chooser, dims), order=order)}
         assert check(result(made, x), truth(variant, x), "float32")
+
+
+def chosen_alone(made: Compiled, x: dict[str, Tensor], rows: int, block: int, order: str = "children") -> Tensor:
+    """Outputs of a layer whose last list is made in tiles of this size."""
+    dims, dtype = made.bind(x)
+    (chooser,) = [k for k in made.plan(dims, dtype).kernels if chooses_within(k.spec)]
+    made.schedules = {chooser.name: replace(made.schedule(chooser, dims), order=order, rows=rows, block=block)}
+    return result(made, x)
+
+
+@pytest.mark.parametrize("target", ["interpreter", "tvm"])
+@pytest.mark.parametrize(("fanout", "size"), [(4, 64), (3, 48), (20, 320)])
+@pytest.mark.parametrize(("rows", "block"), [(1, 16), (16, 8), (8, 32)])
+def test_children_alone(fanout: int, size: int, rows: int, block: int, target: str) -> None:
+    """Whole parents in a tile, some lanes of it left over, and parts of a parent."""
+    text = str(layer("lists of heads")).replace("64", str(size)).replace("fanout = 4", f"fanout = {fanout}")
+    variant = parse(text)
+    made, x = sparsec.compile(variant, target=target), sparsec.inputs(variant, **{**SIZES, "T": 701})
+    assert check(chosen_alone(made, x, rows, block), truth(variant, x), "float32")
+
+
+@pytest.mark.parametrize("target", ["interpreter", "tvm"])
+@pytest.mark.parametrize("name", ["three levels", "lists of heads", "the own chunk may be left out"])
+def test_children_of_equal_scores_go_by_their_numbers(name: str, target: str) -> None:
+    """Parents are listed by rank, the last own one first: their children are no ascending numbers."""
+    variant = layer(name)
+    x = sparsec.inputs(variant, **SIZES)
+    x["k"] = torch.zeros_like(x["k"])
+    made = sparsec.compile(variant, target=target)
+    assert check(chosen_alone(made, x, 8, 8), truth(variant, x), "float32")
+
+
+def test_cosines_maxima_and_sums_of_children() -> None:
+    """What becomes of a score, where every row has keys of its own."""
+    for word, other in [
+        ("score(q, m_near)", "score(q, m_near) {fn = cosine}"),
+        ("op = mean", "op = max"),
+        ("op = mean", "op = sum"),
+    ]:
+        body = LAYERS["the own chunk may be left out"].replace(word, other)
+        variant = parse(f"variant levels({HEAD}) {{\n  {body}\n}}")
+        made, x = sparsec.compile(variant, target="interpreter"), sparsec.inputs(variant, **SIZES)
+        assert check(chosen_alone(made, x, 4, 8), truth(variant, x), "float32")
+
+
+def test_a_list_costs_its_children() -> None:
+    """Useful work, and that of the program, do not grow with the length once there are more units."""
+    variant = layer("three levels")
+    found = {}
+    for length in (16384, 65536):
+        made = sparsec.compile(variant, target="tvm")
+        dims = {"B": 1, "TQ": length, "TK": length, "H": 6, "HKV": 2, "D": 16, "DV": 16}
+        (chooser,) = [k for k in made.explain(dims).kernels if "chosen" in k.name and k.kind == "Selector"]
+        found[length] = chooser
+    short, long = found[16384], found[65536]
+    assert long.formulas["pairs"][1] == 4 * short.formulas["pairs"][1] == 65536 * 2 * 2 * 4
+    assert long.seconds < 4.1 * short.seconds
+
+
+def test_a_step_scores_the_children_alone() -> None:
+    """Splits of a step's candidates are splits of the children, one where a tile holds them."""
+    made = sparsec.compile(layer("three levels"), target="interpreter")
+    plan = made.plan({**SIZES, "TQ": 300, "TK": 300, "q_offset": 0}, "float32")
+    (chooser,) = [k for k in plan.kernels if chooses_within(k.spec)]
+    assert isinstance(chooser.spec, Selector) and chooser.spec.parents is not None
+    own = steps.schedule(chooser.spec, default(chooser.spec, "triton:sm_90"), processors=132, batch=1)
+    assert (own.order, own.splits, own.block) == (SHARED, 1, 16)
+    many = replace(chooser.spec, parents=replace(chooser.spec.parents, slots=64, fanout=16))
+    assert steps.schedule(many, default(many, "triton:sm_90"), processors=132, batch=1).splits == 16
+    program = steps.lower(chooser.spec, own).steps[0].program
+    assert chooser.spec.parents.ids in [t.name for t in program.tensors]
+    scored = work(program, {"B": 1, "TQ": 1, "TK": 4096, "q_offset": 4095, "N": 256, "NB": 256})
+    assert scored.ranked == 2 * 16
 
 
 @pytest.mark.parametrize("name", ["three levels", "lists of heads"])

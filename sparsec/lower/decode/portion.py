@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from sparsec.lower import parents
 from sparsec.lower.decode import logits as decode_logits
 from sparsec.lower.ranges import tile_ranges
 from sparsec.lower.scalars import add, ceil_div, least, most, mul, sub
+from sparsec.lower.select import children
 from sparsec.lower.select.candidates import as_keys
 from sparsec.lower.select.frame import Frame, frame, sharing
 from sparsec.plan.specs import Piece, Selector
@@ -65,8 +68,27 @@ def candidates_of(spec: Selector, length: str, visible: bool = False) -> Piece:
 
 def own(f: Frame, piece: Piece, limit: Node) -> tuple[Node, Node]:
     """The key tiles of this program's split."""
-    ranges, splits = tile_ranges(piece, f.schedule.block, limit, f.env, f.tensors), f.schedule.splits
-    start, stop = ranges[0].start, most(ranges[-1].stop, ranges[0].start)
+    ranges = tile_ranges(piece, f.schedule.block, limit, f.env, f.tensors)
+    return _cut(f, ranges[0].start, most(ranges[-1].stop, ranges[0].start))
+
+
+def candidates(f: Frame) -> tuple[Node, Node, Callable[[Node], Node]]:
+    """The tiles of this program's split of what is chosen from, and from a tile to its candidates."""
+    above, block = f.spec.parents, f.schedule.block
+    if above is not None:
+        first, stop = _cut(f, tile.const(0), tile.const(children.tiles(above, block)))
+        return first, stop, lambda at: children.numbers(f, above, at)
+    first, stop = own(f, candidates_of(f.spec, f.spec.block_length), tile.param(f.spec.block_length))
+    return first, stop, lambda at: add(mul(at, block), tile.iota(f.keys))
+
+
+def above(spec: Selector) -> list[Tensor]:
+    """The lists that a spec chooses within, where there are any."""
+    return [] if spec.parents is None else [parents.tensor(spec.parents, "TQ")]
+
+
+def _cut(f: Frame, start: Node, stop: Node) -> tuple[Node, Node]:
+    splits = f.schedule.splits
     per = ceil_div(sub(stop, start), splits)
     first = least(add(start, mul(split(splits), per)), stop)
     return first, least(add(first, per), stop)

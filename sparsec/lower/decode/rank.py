@@ -54,7 +54,8 @@ def best(spec: Selector, schedule: Schedule, found: portion.Buffers) -> Program:
 
         keep(builder, f, found, masses)
         grid = portion.grid(spec, schedule.splits)
-        return builder.program(f"{spec.name}_best", [found.masses, found.best], params(spec), grid)
+        touched = [found.masses, *portion.above(spec), found.best]
+        return builder.program(f"{spec.name}_best", touched, params(spec), grid)
 
 
 def keep(builder: tile.Builder, f: Frame, found: portion.Buffers, scores: candidates.Scores) -> None:
@@ -99,10 +100,10 @@ def _probabilities(builder: tile.Builder, f: Frame, found: portion.Buffers) -> c
 def _walk(f: Frame, slots: Axis, scores: candidates.Scores) -> Node:
     """The rank keys of a split's best blocks, descending."""
     spec, limit = f.spec, tile.param(f.spec.block_length)
-    first, stop = portion.own(f, portion.candidates_of(spec, spec.block_length), limit)
+    first, stop, number = portion.candidates(f)
 
     def visit(at: Node, kept: Node) -> Sequence[Node]:
-        block = add(mul(at, f.schedule.block), tile.iota(f.keys))
+        block = number(at)
         found = add(candidates.block_scores(f, scores, block), tile.full(0.0, f.rows, f.keys))
         rank = tile.apply(Fn.RANK, found, block)
         env, open_ = {**f.env, "c": block}, tile.apply(Fn.LT, block, limit)

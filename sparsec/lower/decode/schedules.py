@@ -17,7 +17,9 @@ from sparsec.lower.gathered.gpu import row_tile
 from sparsec.lower.lowered import Lowered
 from sparsec.lower.registry import lower_kernel
 from sparsec.lower.scan.token import one_token
+from sparsec.lower.select import children
 from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.selection.parents import Parents
 from sparsec.plan.specs import Combine, GatheredAttention, Selector, TiledAttention
 from sparsec.plan.states.scan_specs import Scan
 from sparsec.tile.schedule import Schedule
@@ -90,6 +92,9 @@ def schedule(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Sch
             return _shared(wide, 1, block, _splits(processors, batch * units, MOST))
         splits = _splits(CROWD * processors, batch * units, LISTED)
         splits = min(splits, FULL) if FULL * batch * units >= processors else splits
+        if spec.parents is not None:
+            block = _covering(spec.parents, block)
+            splits = _most(min(splits, children.tiles(spec.parents, block)))
         many = found.split_dims and batch * units * splits >= CROWD * processors
         return _shared(replace(wide, stages=1) if many else wide, 1, block, splits)
     if isinstance(spec, GatheredAttention) and found.order != "query_outer":
@@ -105,7 +110,17 @@ def _shared(found: Schedule, rows: int, block: int, splits: int) -> Schedule:
 def _splits(processors: int, programs: int, most: int) -> int:
     """A power of two, at least 2: as many programs again in each split, up to two for every processor."""
     wanted = max(2, 2 * processors // max(programs, 1))
-    return min(1 << (wanted.bit_length() - 1), 1 << (most.bit_length() - 1))
+    return min(_most(wanted), _most(most))
+
+
+def _most(number: int) -> int:
+    """The largest power of two up to a number."""
+    return 1 << (number.bit_length() - 1)
+
+
+def _covering(above: Parents, block: int) -> int:
+    """Candidates of a tile: no more than it takes for all children."""
+    return min(block, max(16, 1 << (above.slots * above.fanout - 1).bit_length()))
 
 
 def _stages(spec: TiledAttention | GatheredAttention, block: int) -> int:

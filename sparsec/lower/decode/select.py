@@ -3,6 +3,7 @@
 The heads of a group are the rows of a tile, so a key is read once for all of them. Scores that rank as they are stay
 inside their program, which leaves the best of its share. Where they become probabilities, logits of a step are written,
 fp32, a number per head and summary, with every share's log-sum-exp; then the probabilities of groups, and those rank.
+Of a choice within lists of larger units the children alone are scored and ranked (of shares of a softmax: ranked).
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ def fits(spec: Selector) -> str | None:
         return "an indexer weighs its heads"
     if spec.bias is not None or spec.cosine:
         return "its scores are cosines, or a bias follows them"
-    if spec.parents is not None:
-        return "it chooses within other lists"
     return "weights are shares of all that is eligible" if spec.weights == "softmax_all" else None
 
 

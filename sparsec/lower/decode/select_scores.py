@@ -32,7 +32,7 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
         queries = [tile.load(f.tensors[spec.q], *place, d.index(), bounds=rows.bounds) for d in f.dims]
         walk = _logits if spec.softmax else _ranked
         written = walk(builder, f, found, rows, queries)
-        read = [f.tensors[spec.q], f.tensors[spec.keys]]
+        read = [f.tensors[spec.q], f.tensors[spec.keys], *([] if spec.softmax else portion.above(spec))]
         grid = portion.grid(spec, schedule.splits)
         return builder.program(f"{spec.name}_scores", [*read, *written], params(spec), grid)
 

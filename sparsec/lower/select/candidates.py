@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 
 from sparsec.lower import softmax
-from sparsec.lower.pieces import Span, dot_over
+from sparsec.lower.pieces import Span, dot_over, row_dots
 from sparsec.lower.ranges import outside_interior, tile_ranges, walk
 from sparsec.lower.scalars import add, both, emit, most, mul, sub
+from sparsec.lower.select import children
 from sparsec.lower.select.frame import Frame, sharing
 from sparsec.lower.select.unit import inverse_length, unit
 from sparsec.plan.specs import Piece, Pool
@@ -37,6 +38,8 @@ def products(f: Frame, queries: Sequence[Node], number: Node, exist: bool = Fals
 
 
 def _dots(f: Frame, queries: Sequence[Node], keys: list[Node]) -> Node:
+    if f.rows in keys[0].axes:  # every row has keys of its own
+        return row_dots(queries, keys, f.dims)
     if f.tensors[f.spec.keys].dtype == f.spec.dtype:
         return dot_over(f.dims, list(queries), dict(zip(f.dims, keys, strict=True)).__getitem__, f.schedule.precision)
     parts = [dict(zip(f.dims, part, strict=True)) for part in split(keys, f.spec.dtype)]
@@ -111,7 +114,7 @@ def _summed_query(f: Frame) -> list[list[Node]]:
         return [add(x, q) for x, q in zip(sums, wide, strict=True)]
 
     totals = tile.loop(0, share, 1, [tile.full(0.0, f.rows, d.axis) for d in f.dims], visit)
-    return [totals] if dtype == "float32" else split(totals, dtype)
+    return [totals] if dtype == "float32" or children.by_row(f) else split(totals, dtype)
 
 
 def log_sums(f: Frame) -> Node:

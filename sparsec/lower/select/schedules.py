@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import ModuleType
 
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.select import indexer, log_sums
+from sparsec.lower.select import children, indexer, log_sums
 from sparsec.lower.select import streaming as selector
 from sparsec.plan.specs import Selector
 from sparsec.tile.schedule import Schedule
@@ -34,8 +34,13 @@ def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
 
 
 def known(spec: Selector, target: str) -> tuple[Schedule, ...]:
-    """By rounds, 32 candidates at a time, which leave registers for more warps; sorted where rounds are the default."""
+    """By rounds, 32 candidates at a time, which leave registers for more warps; sorted where rounds are the default.
+
+    On a CPU all candidates where the children of a list are the default: few candidates are quicker so.
+    """
     choices, first = space(spec, target), default(spec, target)
+    if not target.startswith("triton") and first.order == children.ORDER:
+        return (selector.FLAT,)
     if target != "triton:sm_90" or "rounds" not in choices.get("order", ()):
         return ()
     found = replace(first, order="rounds", block=32, stages=1, descriptors=True in choices["descriptors"])

@@ -6,11 +6,12 @@ One program holds a tile of tokens of one selection (a head, or the heads of a g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from sparsec.lower import descriptors, parents, softmax
-from sparsec.lower.ranges import TileRange, tile_ranges
+from sparsec.lower.ranges import tile_ranges
 from sparsec.lower.scalars import add, both, ceil_div, emit, mul
-from sparsec.lower.select import chosen, insert, log_sums, rounds
+from sparsec.lower.select import children, chosen, insert, log_sums, rounds
 from sparsec.lower.select.candidates import as_keys, block_scores, summary_scores
 from sparsec.lower.select.frame import Frame, biased, frame, params, sharing, without_constants
 from sparsec.lower.select.insert import Axes
@@ -61,26 +62,46 @@ def _store_sorted(f: Frame, slots: Axis, spare: Axis) -> None:
 
 def _store_rounds(f: Frame) -> None:
     """A row's list slot by slot, -1 where nothing is left."""
-    spec, scores, within = f.spec, summary_scores(f), _within(f)
+    spec, scores, walk = f.spec, summary_scores(f), _walk(f)
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
-        block = add(mul(at, f.schedule.block), tile.iota(f.keys))
+        block = walk.number(at)
         found = biased(f, block_scores(f, scores, block), block)
         forced, open_ = _predicates(f, block)
-        return rounds.insert(state, rounds.ranks(found, forced, within(block, open_)), block, f.keys)
+        return rounds.insert(state, rounds.ranks(found, forced, walk.within(block, open_)), block, f.keys)
 
-    ranges = _ranges(f)
-    state = tile.loop(ranges[0].start, ranges[-1].stop, 1, rounds.start(spec, f.rows), visit, f.schedule.stages)
+    state = tile.loop(walk.start, walk.stop, 1, rounds.start(spec, f.rows), visit, f.schedule.stages)
     names = [*state[1::2], *[tile.full(-1, f.rows, dtype="int32")] * (spec.slots - len(state) // 2)]
     for slot, name in enumerate(names):
         place = (f.batch, f.row, tile.program_id(1), tile.const(slot))
         tile.store(f.tensors[spec.indices], *place, value=name, bounds={1: tile.param("TQ")})
 
 
-def _ranges(f: Frame) -> list[TileRange]:
-    """The tiles of candidates that the rows may choose from."""
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The tiles of candidates that a program scores.
+
+    Attributes:
+        number: from a tile to its candidates.
+        within: from candidates and which may be chosen at all, those that lie within the rows' lists of larger units.
+    """
+
+    start: tile.Value
+    stop: tile.Value
+    number: Callable[[Node], Node]
+    within: Callable[[Node, Node], Node]
+
+
+def _walk(f: Frame) -> Walk:
+    """All candidates that the rows may choose from, or the children of what they chose."""
+    above, block = f.spec.parents, f.schedule.block
+    if above is not None and f.schedule.order == children.ORDER:
+        return Walk(
+            0, children.tiles(above, block), lambda at: children.numbers(f, above, at), lambda block, open_: open_
+        )
     piece = Piece(f.spec.keys, f.spec.keys, f.spec.block_length, as_keys(f.spec.eligible))
-    return tile_ranges(piece, f.schedule.block, tile.param(f.spec.block_length), f.env, f.tensors)
+    ranges = tile_ranges(piece, block, tile.param(f.spec.block_length), f.env, f.tensors)
+    return Walk(ranges[0].start, ranges[-1].stop, lambda at: add(mul(at, block), tile.iota(f.keys)), _within(f))
 
 
 def _predicates(f: Frame, block: Node) -> tuple[Node | None, Node]:
@@ -94,20 +115,22 @@ def _predicates(f: Frame, block: Node) -> tuple[Node | None, Node]:
 
 
 def _within(f: Frame) -> Callable[[Node, Node], Node]:
-    """From candidates and which of them may be chosen at all, which lie within the rows' lists of larger units."""
+    """Whether candidates are compared with the rows' lists of larger units."""
     above = f.spec.parents
     if above is None:
         return lambda block, open_: open_
-    units = f.spec.heads // sharing(f.spec)
-    head = tile.apply(Fn.TRUNCDIV, mul(tile.program_id(1), above.heads), units)
-    chosen = list(parents.listed(above, "TQ", f.batch, f.row, head))
+    chosen = list(parents.listed(above, "TQ", f.batch, f.row, children.list_of(f, above)))
     return lambda block, open_: both(open_, parents.children(above, chosen, block))
 
 
 def check(spec: Selector, schedule: Schedule) -> None:
     """Refuse a schedule that cannot carry this spec out."""
-    rows, block = schedule.rows, schedule.block
-    if schedule.split_dims and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
+    rows, block, gathered = schedule.rows, schedule.block, schedule.order == children.ORDER
+    if gathered and not children.fits(spec):
+        raise ScheduleError("the order 'children' is for choices within lists, weighed by themselves; use 'one_pass'")
+    if schedule.split_dims and gathered and (rows & (rows - 1) or block & (block - 1)):
+        raise ScheduleError(f"{rows} rows x {block} keys: tiles are powers of two")
+    if schedule.split_dims and not gathered and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
         raise ScheduleError(f"{rows} rows x {block} keys do not fill tensor-core tiles: powers of two from 16 on do")
     if schedule.order == "rounds" and not rounds.fits(spec):
         raise ScheduleError(f"the order 'rounds' is for lists of {rounds.LONGEST} ids at most, by rank; use 'one_pass'")
@@ -119,13 +142,13 @@ def _best(f: Frame, axes: Axes) -> tuple[Node, Node | None]:
     """The rank keys of the best blocks, descending; the log-sum-exp of all eligible scores where weights need it."""
     spec, apart = f.spec, f.schedule.order == "apart"
     scores = None if apart else summary_scores(f)
-    ranges, within = _ranges(f), _within(f)
+    walk = _walk(f)
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
-        block = add(mul(at, f.schedule.block), tile.iota(f.keys))
+        block = walk.number(at)
         found = biased(f, shares(f, at) if scores is None else block_scores(f, scores, block), block)
         forced, open_ = _predicates(f, block)
-        near = within(block, open_)
+        near = walk.within(block, open_)
         if apart:
             kept = insert.insert(state[:2], insert.ranks(found, forced, near), block, axes)
         else:
@@ -137,7 +160,7 @@ def _best(f: Frame, axes: Axes) -> tuple[Node, Node | None]:
 
     inits = insert.start(axes) if apart else [tile.full(EMPTY_KEY, f.rows, axes.slots, dtype="int64")]
     sums = [tile.full(softmax.HIDDEN, f.rows), tile.full(0.0, f.rows)] if spec.weights == "softmax_all" else []
-    state = tile.loop(ranges[0].start, ranges[-1].stop, 1, [*inits, *sums], visit, f.schedule.stages)
+    state = tile.loop(walk.start, walk.stop, 1, [*inits, *sums], visit, f.schedule.stages)
     kept, sums = state[: len(inits)], state[len(inits) :]
     best = insert.descending(kept, axes) if apart else kept[0]
     return best, add(sums[0], tile.apply(Fn.LOG, sums[1])) if sums else None
@@ -151,6 +174,10 @@ def _rank_keys(scores: Node, block: Node, forced: Node | None, open_: Node) -> N
     return tile.apply(Fn.WHERE, open_, rank, EMPTY_KEY)
 
 
+FLAT = Schedule(order="two_pass", rows=16, block=16, lanes=("m", "n", "d"), split_dims=False)
+"""All candidates on a CPU."""
+
+
 def default(spec: Selector, target: str) -> Schedule:
     """Tiles of 64 tokens x 16 candidates or more; fewer tokens on a CPU and for fp32, more warps for long lists.
 
@@ -161,7 +188,8 @@ def default(spec: Selector, target: str) -> Schedule:
     measured: 0.083 ms for 0.111 (MoBA, three blocks of 512).
     """
     if not target.startswith("triton"):
-        return Schedule(order="two_pass", rows=16, block=16, lanes=("m", "n", "d"), split_dims=False)
+        gathered = replace(FLAT, order=children.ORDER, block=8, lanes=("d", "n", "m"))
+        return gathered if children.fits(spec) else FLAT
     if target == "triton:sm_90" and fits(spec) and _whole(spec):
         boxes, pooled = descriptors.pay(target, spec.dtype, spec.dim), spec.pool is not None
         return Schedule("apart", 64, 32 if pooled else 128, warps=4, stages=3, descriptors=boxes)
@@ -193,8 +221,15 @@ def _whole(spec: Selector) -> bool:
 def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
     """Loop order, tile sizes, warps and stages."""
     if not target.startswith("triton"):
-        return {"rows": (8, 16, 32), "block": (8, 16, 32)}
+        sizes: dict[str, tuple[object, ...]] = {"rows": (8, 16, 32), "block": (8, 16, 32)}
+        both_ways = {"order": (children.ORDER, FLAT.order), "lanes": (("d", "n", "m"), FLAT.lanes)}
+        return sizes | both_ways if children.fits(spec) else sizes
     found: dict[str, tuple[object, ...]] = {"rows": (32, 64, 128), "warps": (2, 4, 8), "stages": (1, 2, 3)}
+    if children.fits(spec):
+        all_of_them = space(replace(spec, parents=None), target)
+        orders = all_of_them.get("order", (default(spec, target).order,))
+        few = {"rows": (4, 8, 16, *found["rows"]), "block": (8, *all_of_them["block"])}
+        return all_of_them | few | {"order": (*orders, children.ORDER)}
     if not fits(spec):
         if not rounds.fits(without_constants(spec)):
             return found | {"block": (16, 32)}

@@ -1,0 +1,62 @@
+"""Candidates gathered by row: the children of what a row chose one level up, ``slots * fanout`` of them instead of all.
+
+A parent's children lie side by side, so that a tile of candidates is whole parents, or a part of one.
+"""
+
+from __future__ import annotations
+
+from sparsec.lower import parents
+from sparsec.lower.scalars import add, both, mul
+from sparsec.lower.select.frame import Frame, sharing
+from sparsec.plan.selection.parents import Parents
+from sparsec.plan.specs import Selector
+from sparsec.scalar.fn import Fn
+from sparsec.tile import build as tile
+from sparsec.tile.language import Node
+
+ORDER = "children"
+"""The loop order's name."""
+
+
+def fits(spec: Selector) -> bool:
+    """Whether what is asked of a spec is known from the children alone."""
+    return spec.parents is not None and spec.head_weights is None and spec.weights != "softmax_all"
+
+
+def by_row(f: Frame) -> bool:
+    """Whether every row of a tile has candidates of its own; a program of one query has no such axis, where it may."""
+    return f.schedule.order == ORDER and (f.rows.size > 1 or f.schedule.split_dims)
+
+
+def tiles(above: Parents, block: int) -> int:
+    """Tiles of ``block`` candidates that hold a row's children."""
+    return -(-above.slots // max(block // above.fanout, 1)) * -(-above.fanout // block)
+
+
+def list_of(f: Frame, above: Parents) -> Node:
+    """The list one level up that this program's unit chooses within."""
+    units = f.spec.heads // sharing(f.spec)
+    unit = tile.apply(Fn.TRUNCDIV, f.head, sharing(f.spec))
+    return tile.apply(Fn.TRUNCDIV, mul(unit, above.heads), units)
+
+
+def numbers(f: Frame, above: Parents, at: Node) -> Node:
+    """The candidates of tile ``at``, by row where there are several; the number of blocks where there is none."""
+    block, lane = f.schedule.block, tile.iota(f.keys)
+    per, parts = max(block // above.fanout, 1), -(-above.fanout // block)
+    if parts == 1:
+        slot, child = add(mul(at, per), tile.apply(Fn.TRUNCDIV, lane, above.fanout)), _rest(lane, above.fanout)
+        there = tile.apply(Fn.LT, lane, per * above.fanout) if per * above.fanout < block else None
+    else:
+        slot, child = tile.apply(Fn.TRUNCDIV, at, parts), add(mul(_rest(at, parts), block), lane)
+        there = tile.apply(Fn.LT, child, above.fanout) if above.fanout % block else None
+    ids, row = parents.tensor(above, "TQ"), f.row if by_row(f) else tile.program_id(0)
+    bounds: dict[int, tile.Value] = {1: tile.param("TQ"), 3: above.slots}
+    parent = tile.load(ids, f.batch, row, list_of(f, above), slot, bounds=bounds, other=-1)
+    known = tile.apply(Fn.LE, 0, parent)
+    found = add(mul(parent, above.fanout), child)
+    return tile.apply(Fn.WHERE, known if there is None else both(there, known), found, tile.param(f.spec.block_length))
+
+
+def _rest(x: Node, by: int) -> Node:
+    return tile.apply(Fn.TRUNCMOD, x, by) if by > 1 else tile.const(0)
