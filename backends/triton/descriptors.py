@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8}
 _LARGEST_BOX = 256
+_LINE = 128
+"""Bytes of what a box moves at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,19 @@ def box_of(node: Node) -> tuple[int, ...] | None:
         if bound.op not in (TileOp.PARAM, TileOp.CONST) or bound.attrs[0] != tensor.shape[dim]:
             return None
     box = tuple(a.size if isinstance(a, Axis) else 1 for a in axes)
-    whole = box[-1] == tensor.shape[-1]  # parts of a row (80 = 64 + 16) gave NaN and stray reads on Triton 3.6, H100
-    legal = whole and box[-1] * BYTES[tensor.dtype] >= 16 and max(box) <= _LARGEST_BOX and max(box[:-1]) > 1
+    legal = _fits_rows(box[-1], tensor) and max(box) <= _LARGEST_BOX and max(box[:-1]) > 1
     return box if legal else None
+
+
+def _fits_rows(columns: int, tensor: Tensor) -> bool:
+    """Whether a box takes whole rows of 16 bytes or more, or whole lines of rows that are made of lines.
+
+    Other parts of a row (80 = 64 + 16) gave NaN and stray reads on an H100 with Triton 3.6.
+    """
+    size, row = BYTES[tensor.dtype], tensor.shape[-1]
+    if columns == row:
+        return columns * size >= 16
+    return isinstance(row, int) and row % columns == 0 and columns * size % _LINE == 0
 
 
 def box_axis(index: Index) -> Axis | str | None:

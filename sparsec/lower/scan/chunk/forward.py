@@ -106,6 +106,7 @@ def scratch(own: Chunked) -> list[Tensor]:
     """The buffers between the programs."""
     rated = own.rated and own.writes.beta is not None
     found = [own.sums] * own.decays + [own.rates] * rated + strengths.halves_of(own) + [own.solved] * own.delta
+    found += own.factors()
     if own.splits > 1:
         found += [own.ends, own.starts] + [own.fades] * own.fading
     return found

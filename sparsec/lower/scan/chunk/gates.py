@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from sparsec.lower.scalars import add, mul
+from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import strengths, units
-from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, power_of_two
 from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, Program
+from sparsec.tile.language import Axis, Node, Program, Tensor
 
 GONE = -160.0
 """A base-2 log-decay that leaves nothing in fp32, and beside which the digits of others are still seen."""
@@ -22,14 +22,14 @@ LEAST = -100.0
 def lower(own: Chunked) -> Program:
     """decay ``[B,N,HKV]`` -> sums ``[B,HKV,tokens]`` of base-2 logarithms, per chunk; beta -> rates of that shape.
 
-    Of unit keys rates are times r, which stands for their lengths.
+    Of unit keys rates are times r, which stands for their lengths. Beside them what walks over segments read of both.
     """
     w = own.writes
     with tile.Builder() as builder:
         tokens, heads = builder.axis("n", own.chunk), builder.axis("h", 16)
         chunk = Chunk(own, tile.program_id(2), tile.program_id(1), tile.program_id(0))
         head = add(mul(tile.program_id(1), heads.size), tile.iota(heads))
-        tensors = []
+        tensors, values = [], []
         for operand, made in ((w.decay, own.sums), (w.beta, own.rates)):
             if operand is None:
                 continue
@@ -48,8 +48,22 @@ def lower(own: Chunked) -> Program:
                 tensors.append(lengths)
             tile.store(made, chunk.batch, head, chunk.token(tokens), value=value, bounds={1: w.heads})
             tensors += [given, made]
+            values.append(value)
+        if own.factored:
+            tensors += _store_factors(chunk, head, tokens, *values)
         grid = (tile.param(CHUNKS), -(-w.heads // heads.size), tile.param("B"))
         return own.program(builder, "sums", tensors, grid)
+
+
+def _store_factors(chunk: Chunk, head: Node, tokens: Axis, sums: Node, rates: Node) -> list[Tensor]:
+    """e^Γ, and beta e^{Γ_C − Γ}."""
+    last = tile.apply(Fn.EQ, tile.iota(tokens), chunk.own.chunk - 1)
+    total = tile.reduce("sum", tile.apply(Fn.WHERE, last, sums, 0.0), tokens)
+    lasting = mul(rates, power_of_two(sub(total, sums)))
+    for tensor, value in ((chunk.own.faded, power_of_two(sums)), (chunk.own.lasting, lasting)):
+        place = (chunk.batch, head, chunk.number, tile.iota(tokens))
+        tile.store(tensor, *place, value=value, bounds={1: chunk.own.writes.heads})
+    return chunk.own.factors()
 
 
 def _beginning(runs: Runs, chunk: Chunk, head: Node) -> Node:

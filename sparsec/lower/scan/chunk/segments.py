@@ -45,7 +45,7 @@ def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
             chunk = Chunk(own, batch, head, number)
             state = resets.entered(chunk, state, (row, at.column), at.limits)
             keys = at.keys(chunk)
-            after = at.after(chunk, keys, at.strong(chunk, at.written(chunk, keys, state)), state)
+            after = at.passed(chunk, keys, state)
             decay = chunk.total if own.decays else None
             return [after, resets.passed(chunk, total, decay) if own.fading else total]
 
@@ -58,7 +58,7 @@ def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
         state, total = tile.loop(start, end, 1, [_unit(at), tile.const(0.0)], visits)
         limits: dict[int, tile.Value] = {3: w.rows} if at.row_limit else {}
         tile.store(own.ends, batch, head, segment, row, at.column, value=state, bounds=limits)
-        tensors = [*at.tensors(), own.ends, *resets.tensors(own, w.initial)]
+        tensors = [*at.tensors(passed=True), own.ends, *resets.tensors(own, w.initial)]
         if own.fading:
             tile.store(own.fades, batch, head, segment, value=total)
             tensors.append(own.fades)

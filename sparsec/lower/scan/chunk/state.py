@@ -77,14 +77,17 @@ class Walk:
         tensor = self.own.tensor(w.v, w.heads, w.cols)
         return chunk.rows(tensor, chunk.head, self.axes.keys, self.column, column_limit(w.cols, self.reach))
 
-    def written(self, chunk: Chunk, keys: Node, state: Node) -> Node:
-        """What is written ``[n,e]``, without beta: V or, in fp32, what a delta rule's state does not know of it."""
+    def written(self, chunk: Chunk, keys: Node, state: Node, factored: bool = False) -> Node:
+        """What is written ``[n,e]``, without beta: V or, in fp32, what a delta rule's state does not know of it.
+
+        Where it is ``factored`` e^Γ is read from memory.
+        """
         values = self.values(chunk)
         if not self.own.delta:
             return values
         own, a, precision = self.own, self.axes, self.own.schedule.precision
         known = product([keys], operands(state, own.writes, own.schedule.exact), a.dims, None, precision)
-        fade = power_of_two(chunk.sums(a.keys)) if self.own.decays else None
+        fade = chunk.factor(own.faded, tile.iota(a.keys)) if factored else self._fade(chunk)
         factor = times(fade, units.of_keys(chunk, chunk.token(a.keys)))
         known = known if factor is None else mul(known, factor)
         surprise = sub(tile.cast(values, "float32"), known)
@@ -93,6 +96,9 @@ class Walk:
         matrix, surprises = (operands(x, own.writes, own.schedule.exact) for x in (solved, surprise))
         found = product(matrix, surprises, a.keys, start, precision)
         return tile.rename(found, a.queries, a.keys)
+
+    def _fade(self, chunk: Chunk) -> Node | None:
+        return power_of_two(chunk.sums(self.axes.keys)) if self.own.decays else None
 
     def strong(self, chunk: Chunk, written: Node) -> Node:
         """Of a delta rule times beta, so that one product serves both who reads and the state; else as it is."""
@@ -103,6 +109,18 @@ class Walk:
         """The state after the chunk, in which ``strong`` values are written."""
         state = mul(state, power_of_two(chunk.total())) if self.own.decays else state
         return self.added(chunk, keys, written, state)
+
+    def passed(self, chunk: Chunk, keys: Node, state: Node) -> Node:
+        """The state after the chunk, of a walk that only states come of."""
+        own, a = self.own, self.axes
+        written = self.written(chunk, keys, state, own.factored)
+        if not own.factored:
+            return self.after(chunk, keys, self.strong(chunk, written), state)
+        lasting, total = chunk.factor(own.lasting, tile.iota(a.keys)), chunk.factor(own.faded, own.chunk - 1)
+        state = mul(state, total)
+        for part in self.parts(written, lasting):
+            state = tile.dot(keys, part, a.keys, state, own.schedule.precision)
+        return state
 
     def added(self, chunk: Chunk, keys: Node, written: Node, state: Node, further: Node | None = None) -> Node:
         """A state and what is left of the chunk's writes at its end, or after ``further`` decay."""
@@ -117,12 +135,13 @@ class Walk:
             return [scaled(written, *factors)]
         return halves(times(tile.cast(written, "float32"), *factors) or written, self.own.writes.half)
 
-    def tensors(self) -> list[Tensor]:
-        """What the walk reads."""
-        w, own = self.own.writes, self.own
-        found = [own.tensor(w.v, w.heads, w.cols), *own.betas()]
+    def tensors(self, passed: bool = False) -> list[Tensor]:
+        """What the walk reads; of ``passed`` states alone, factors in place of what they are made of."""
+        w, own, factored = self.own.writes, self.own, passed and self.own.factored
+        found = [own.tensor(w.v, w.heads, w.cols), *(own.factors() if factored else own.betas())]
         found += units.tensors(own, w.k, w.heads) if own.delta else []
-        return [*found, own.tensor(w.k, w.heads, w.rows)] + [own.sums] * own.decays + [own.solved] * own.delta
+        sums = [own.sums] * (own.decays and not factored)
+        return [*found, own.tensor(w.k, w.heads, w.rows), *sums] + [own.solved] * own.delta
 
 
 def walk(builder: tile.Builder, own: Chunked, tile_number: Node, tiles: int, order: str = "") -> Walk:

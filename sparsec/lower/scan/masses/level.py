@@ -172,7 +172,7 @@ def prepared(
 
 def _gates(level: Level) -> list[Tensor]:
     own = level.own
-    return [own.sums] * own.decays + [own.rates] * own.rated + strengths.halves_of(own)
+    return [own.sums] * own.decays + [own.rates] * own.rated + strengths.halves_of(own) + own.factors()
 
 
 def small(schedule: Schedule) -> Schedule:
