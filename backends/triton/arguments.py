@@ -18,7 +18,7 @@ def descriptor_arguments(program: Program, schedule: Schedule) -> tuple[Descript
     """The descriptors that a kernel takes after its strides, in order."""
     if schedule.has_roles:
         return distinct(roles(program).descriptors)
-    return distinct(descriptors(program, schedule.descriptors).values())
+    return distinct(descriptors(program, schedule.descriptors, schedule.whole_rows).values())
 
 
 def distinct(found: Iterable[Descriptor]) -> tuple[Descriptor, ...]:

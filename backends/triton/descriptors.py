@@ -35,15 +35,15 @@ class Descriptor:
     swizzle: int = 0
 
 
-def descriptors(program: Program, use: bool) -> dict[int, Descriptor]:
+def descriptors(program: Program, use: bool, whole_rows: bool = False) -> dict[int, Descriptor]:
     """The descriptor of each load that can go through one, by the load's serial number; none unless ``use``."""
     found: dict[int, Descriptor] = {}
     made: dict[tuple[Tensor, tuple[int, ...]], Descriptor] = {}
     for node in (n for nodes in regions(program).nodes.values() for n in nodes if use):
         shape = box_of(node) if node.op is TileOp.LOAD else None
-        if shape is None:
+        tensor = access_of(node).tensor if shape is not None else None
+        if shape is None or tensor is None or (whole_rows and shape[-1] != tensor.shape[-1]):
             continue
-        tensor = access_of(node).tensor
         if (tensor, shape) not in made:
             made[tensor, shape] = described(tensor, shape, sum(d.tensor == tensor for d in made.values()))
         found[node.serial] = made[tensor, shape]

@@ -22,4 +22,4 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     check(program)
     if schedule.has_roles:
         return emit_roles(program, schedule, chain)
-    return Printer(program, descriptors(program, schedule.descriptors), chain).source()
+    return Printer(program, descriptors(program, schedule.descriptors, schedule.whole_rows), chain).source()

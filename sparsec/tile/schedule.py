@@ -19,6 +19,8 @@ class Schedule:
         phases: "branch" masks under a scalar condition in one loop; "split" gives masked and interior tiles loops of
             their own.
         descriptors: load boxes through TMA descriptors (Triton on Hopper and later).
+        whole_rows: boxes take whole rows only, not lines of longer ones: a program that has no register left for what
+            their layouts cost.
         warps, stages: Triton's num_warps and software-pipelining depth.
         registers: the most registers per thread that Triton may use (maxnreg); 0 leaves it free.
         lanes: TVM: axis names by priority for the vector lanes.
@@ -50,6 +52,7 @@ class Schedule:
     value_block: int = 0
     phases: str = "branch"
     descriptors: bool = False
+    whole_rows: bool = False
     warps: int = 4
     stages: int = 3
     registers: int = 0

@@ -43,15 +43,15 @@ def lower_states(b: Back) -> Program:
             state = resets.entered(chunk, state, (row, at.column), limits)
             tile.store(b.states, *place, value=tile.cast(state, b.states.dtype), bounds=dict(limits))
             keys = at.keys(chunk)
-            written = at.written(chunk, keys, state)
+            written, after = at.passed(chunk, keys, state)
             if own.delta:
                 bounds: dict[int, tile.Value] = {3: limits[4]} if 4 in limits else {}
                 here = (batch, head, chunk.token(at.axes.keys), at.column)
                 tile.store(b.surprises, *here, value=tile.cast(written, w.half), bounds=bounds)
-            return [at.after(chunk, keys, at.strong(chunk, written), state)]
+            return [after]
 
         tile.loop(*segment_bounds(own, found.segment), 1, [state], visit)
-        tensors += [*at.tensors(), b.states, *resets.tensors(own, w.initial)] + [b.surprises] * own.delta
+        tensors += [*at.tensors(passed=True), b.states, *resets.tensors(own, w.initial)] + [b.surprises] * own.delta
         return own.program(builder, "states", tensors, found.grid)
 
 

@@ -50,7 +50,7 @@ def _per_token(b: back.Back, schedule: Schedule) -> Step:
     Products of halves take up to ``WHOLE`` value columns at once and no stages: their loop, pipelined, gave wrong
     gradients of values on Hopper (Triton 3.6).
     """
-    last = replace(schedule, warps=8, stages=2, descriptors=schedule.descriptors and b.own.delta)
+    last = replace(schedule, warps=8, stages=2, descriptors=schedule.descriptors and b.own.delta, whole_rows=True)
     w = b.own.writes
     if w.split:
         last = replace(last, value_block=min(WHOLE, padded(w.cols)), stages=1)

@@ -45,7 +45,7 @@ def lower_ends(own: Chunked, first: bool, last: bool) -> Program:
             chunk = Chunk(own, batch, head, number)
             state = resets.entered(chunk, state, (row, at.column), at.limits)
             keys = at.keys(chunk)
-            after = at.passed(chunk, keys, state)
+            _, after = at.passed(chunk, keys, state)
             decay = chunk.total if own.decays else None
             return [after, resets.passed(chunk, total, decay) if own.fading else total]
 

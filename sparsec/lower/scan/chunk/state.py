@@ -110,17 +110,17 @@ class Walk:
         state = mul(state, power_of_two(chunk.total())) if self.own.decays else state
         return self.added(chunk, keys, written, state)
 
-    def passed(self, chunk: Chunk, keys: Node, state: Node) -> Node:
-        """The state after the chunk, of a walk that only states come of."""
+    def passed(self, chunk: Chunk, keys: Node, state: Node) -> tuple[Node, Node]:
+        """What is written, and the state after the chunk, of a walk that is asked nothing else."""
         own, a = self.own, self.axes
         written = self.written(chunk, keys, state, own.factored)
         if not own.factored:
-            return self.after(chunk, keys, self.strong(chunk, written), state)
+            return written, self.after(chunk, keys, self.strong(chunk, written), state)
         lasting, total = chunk.factor(own.lasting, tile.iota(a.keys)), chunk.factor(own.faded, own.chunk - 1)
         state = mul(state, total)
         for part in self.parts(written, lasting):
             state = tile.dot(keys, part, a.keys, state, own.schedule.precision)
-        return state
+        return written, state
 
     def added(self, chunk: Chunk, keys: Node, written: Node, state: Node, further: Node | None = None) -> Node:
         """A state and what is left of the chunk's writes at its end, or after ``further`` decay."""
