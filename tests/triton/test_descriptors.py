@@ -9,8 +9,10 @@ from sparsec.backends.triton.address import stride_limits
 from sparsec.backends.triton.arguments import descriptor_arguments, signature
 from sparsec.backends.triton.build import LaunchError, arguments, launch
 from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
+from sparsec.scalar.fn import Fn
 from sparsec.testing.tile.attention import chunks, window, window_program
 from sparsec.testing.tile.cases import CASES
+from sparsec.tile import build as tile
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule
 
@@ -34,6 +36,32 @@ def test_rows_that_are_no_box_keep_pointers() -> None:
 
 def test_without_the_schedules_wish_there_are_none() -> None:
     assert descriptor_arguments(window().program, Schedule()) == ()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "row", "columns", "whole_rows", "taken"),
+    [
+        ("bfloat16", 128, 64, False, True),
+        ("float32", 128, 32, False, True),
+        ("bfloat16", 128, 64, True, False),
+        ("bfloat16", 128, 128, True, True),
+        ("bfloat16", 128, 32, False, False),
+        ("bfloat16", 80, 64, False, False),
+        ("bfloat16", 80, 16, False, False),
+    ],
+)
+def test_parts_of_rows_are_boxes_where_they_are_lines_of_rows_made_of_lines(
+    dtype: str, row: int, columns: int, whole_rows: bool, taken: bool
+) -> None:
+    with tile.Builder() as builder:
+        n, e = builder.axis("n", 16), builder.axis("e", columns)
+        v, column = Tensor("v", dtype, ("T", row)), tile.iota(e)
+        column = tile.apply(Fn.ADD, tile.apply(Fn.MUL, tile.program_id(0), columns), column)
+        out = Tensor("out", dtype, (16, columns))
+        tile.store(out, tile.iota(n), tile.iota(e), value=tile.load(v, tile.iota(n), column))
+        program = builder.program("part", [v, out], [("T", "int32")], (2,))
+    found = descriptor_arguments(program, Schedule(descriptors=True, whole_rows=whole_rows))
+    assert [d.block for d in found] == [(16, columns)] * taken
 
 
 def tensor(length: int = 64) -> torch.Tensor:

@@ -120,7 +120,8 @@ class Rungs:
     def scratch(self) -> list[Tensor]:
         """All buffers between the programs of the forward."""
         own = self.own
-        found = [own.sums] * own.decays + [own.rates] * own.rated + strengths.halves_of(own) + [own.solved] * own.delta
+        found = [own.sums] * own.decays + [own.rates] * own.rated + strengths.halves_of(own) + own.factors()
+        found += [own.solved] * own.delta
         if not self.outer:
             return found
         for level in range(self.first, self.outer):

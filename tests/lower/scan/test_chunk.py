@@ -22,10 +22,13 @@ from sparsec.lower.scan.chunk import gradient as chunk_grad
 from sparsec.lower.scan.keyed.fades import DEEPEST, GROUP
 from sparsec.plan.states.scan_specs import Operand, Read, Scan, Writes
 from sparsec.scalar.evaluate import evaluate
+from sparsec.scalar.fn import Fn
 from sparsec.testing.kernels.scan import Setting, truth
 from sparsec.testing.kernels.scratch import with_scratch
 from sparsec.testing.triton.ahead import job, misfits, wide_dots
+from sparsec.tile.build import reachable
 from sparsec.tile.interpreter import interpret
+from sparsec.tile.language import TileOp
 from sparsec.tile.scalars import grid_of
 from sparsec.tile.schedule import Schedule, ScheduleError
 from sparsec.tile.verify import verify
@@ -116,6 +119,20 @@ def test_segments_are_as_many_as_the_device_and_the_sequence_take() -> None:
     assert [segments(1, 300), segments(1, 1)] == [2, 1]
     params = dict(chunk.lower(s.scan(), Schedule(order="chunk", value_block=128, warps=8, splits=16)).params)
     assert [segments(1, 16384), segments(2, 16384)] == [8, 4]
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_walks_over_segments_take_no_exponentials(final: bool) -> None:
+    """Of a gated delta rule, forward and before its backward: factors of decays are in memory."""
+    s = replace(RULES["gated delta"], final=final, dtype="bfloat16")
+    schedule = Schedule(order="chunk", rows=32, value_block=16, splits=3)
+    steps = [*chunk.lower(s.scan(), schedule).steps, *chunk_grad.lower(s.grad(), schedule).steps]
+    walks = {p.name: p for p in (step.program for step in steps) if p.name.endswith(("_ends", "_states"))}
+    walks = {name: p for name, p in walks.items() if "grad_ends" not in name and "grad_states" not in name}
+    assert len(walks) >= 2
+    for program in walks.values():
+        assert not any(n.op is TileOp.MAP and n.attrs[0] is Fn.EXP2 for n in reachable(program.effects))
+        assert {"faded", "lasting"} <= {t.name.rsplit("_", 1)[-1] for t in program.tensors}
 
 
 def test_a_grid_has_room_for_any_number_of_heads_and_chunks() -> None:

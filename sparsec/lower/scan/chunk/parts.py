@@ -146,11 +146,11 @@ class Chunked:
 
     @property
     def factored(self) -> bool:
-        """Whether walks over segments find e^Γ and what lasts of a write in memory, not in sums of decays.
+        """Whether e^Γ and what lasts of a write are in memory, beside the sums of decays that they are made of.
 
-        Then they need no exponentials, of which every thread would take as many as a chunk has tokens.
+        Walks of delta rules read them: exponentials would be taken by every thread, as many as a chunk has tokens.
         """
-        return self.delta and self.decays and self.writes.beta is not None and self.splits > 1
+        return self.decays and self.writes.beta is not None
 
     @property
     def faded(self) -> Tensor:

@@ -113,8 +113,9 @@ class Walk:
     def passed(self, chunk: Chunk, keys: Node, state: Node) -> tuple[Node, Node]:
         """What is written, and the state after the chunk, of a walk that is asked nothing else."""
         own, a = self.own, self.axes
-        written = self.written(chunk, keys, state, own.factored)
-        if not own.factored:
+        factored = own.delta and own.factored
+        written = self.written(chunk, keys, state, factored)
+        if not factored:
             return written, self.after(chunk, keys, self.strong(chunk, written), state)
         lasting, total = chunk.factor(own.lasting, tile.iota(a.keys)), chunk.factor(own.faded, own.chunk - 1)
         state = mul(state, total)
@@ -137,7 +138,8 @@ class Walk:
 
     def tensors(self, passed: bool = False) -> list[Tensor]:
         """What the walk reads; of ``passed`` states alone, factors in place of what they are made of."""
-        w, own, factored = self.own.writes, self.own, passed and self.own.factored
+        w, own = self.own.writes, self.own
+        factored = passed and own.delta and own.factored
         found = [own.tensor(w.v, w.heads, w.cols), *(own.factors() if factored else own.betas())]
         found += units.tensors(own, w.k, w.heads) if own.delta else []
         sums = [own.sums] * (own.decays and not factored)
