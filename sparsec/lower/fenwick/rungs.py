@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul
-from sparsec.lower.scan.chunk import strengths
+from sparsec.lower.scan.chunk import factors, strengths
 from sparsec.lower.scan.chunk.parts import CHUNKS, PADDED, SEGMENTS, SPAN, Chunk, Chunked
 from sparsec.plan.states.fenwick_specs import Ladder
 from sparsec.scalar.expr import Expr, constant, var
@@ -120,7 +120,7 @@ class Rungs:
     def scratch(self) -> list[Tensor]:
         """All buffers between the programs of the forward."""
         own = self.own
-        found = [own.sums] * own.decays + [own.rates] * own.rated + strengths.halves_of(own) + own.factors()
+        found = [own.sums] * own.decays + [own.rates] * own.rated + strengths.halves_of(own) + factors.tensors(own)
         found += [own.solved] * own.delta
         if not self.outer:
             return found

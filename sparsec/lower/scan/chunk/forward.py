@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.scan.chunk import form, gates, outputs, parts, segments, solve, strengths, units
+from sparsec.lower.scan.chunk import factors, form, gates, outputs, parts, segments, solve, strengths, units
 from sparsec.lower.scan.chunk.parts import Chunked
 from sparsec.lower.scan.keyed import forward
 from sparsec.lower.scan.runs import Runs
@@ -106,7 +106,7 @@ def scratch(own: Chunked) -> list[Tensor]:
     """The buffers between the programs."""
     rated = own.rated and own.writes.beta is not None
     found = [own.sums] * own.decays + [own.rates] * rated + strengths.halves_of(own) + [own.solved] * own.delta
-    found += own.factors()
+    found += factors.tensors(own)
     if own.splits > 1:
         found += [own.ends, own.starts] + [own.fades] * own.fading
     return found

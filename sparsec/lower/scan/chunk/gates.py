@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk import strengths, units
-from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, power_of_two
+from sparsec.lower.scalars import add, mul
+from sparsec.lower.scan.chunk import factors, strengths, units
+from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked
 from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Axis, Node, Program, Tensor
+from sparsec.tile.language import Node, Program
 
 GONE = -160.0
 """A base-2 log-decay that leaves nothing in fp32, and beside which the digits of others are still seen."""
@@ -49,21 +49,10 @@ def lower(own: Chunked) -> Program:
             tile.store(made, chunk.batch, head, chunk.token(tokens), value=value, bounds={1: w.heads})
             tensors += [given, made]
             values.append(value)
-        if own.factored:
-            tensors += _store_factors(chunk, head, tokens, *values)
+        if factors.tensors(own):
+            tensors += factors.store(chunk, head, tokens, *values)
         grid = (tile.param(CHUNKS), -(-w.heads // heads.size), tile.param("B"))
         return own.program(builder, "sums", tensors, grid)
-
-
-def _store_factors(chunk: Chunk, head: Node, tokens: Axis, sums: Node, rates: Node) -> list[Tensor]:
-    """e^Γ, and beta e^{Γ_C − Γ}."""
-    last = tile.apply(Fn.EQ, tile.iota(tokens), chunk.own.chunk - 1)
-    total = tile.reduce("sum", tile.apply(Fn.WHERE, last, sums, 0.0), tokens)
-    lasting = mul(rates, power_of_two(sub(total, sums)))
-    for tensor, value in ((chunk.own.faded, power_of_two(sums)), (chunk.own.lasting, lasting)):
-        place = (chunk.batch, head, chunk.number, tile.iota(tokens))
-        tile.store(tensor, *place, value=value, bounds={1: chunk.own.writes.heads})
-    return chunk.own.factors()
 
 
 def _beginning(runs: Runs, chunk: Chunk, head: Node) -> Node:

@@ -144,28 +144,6 @@ class Chunked:
         """Whether there are such."""
         return (self.writes.beta is not None or self.writes.k.unit) and not self.keyed
 
-    @property
-    def factored(self) -> bool:
-        """Whether e^Γ and what lasts of a write are in memory, beside the sums of decays that they are made of.
-
-        Walks of delta rules read them: exponentials would be taken by every thread, as many as a chunk has tokens.
-        """
-        return self.decays and self.writes.beta is not None
-
-    @property
-    def faded(self) -> Tensor:
-        """e^Γ of each token; fp32 ``[B,HKV,chunks,chunk]``."""
-        return Tensor(f"{self.name}_faded", "float32", ("B", self.writes.heads, CHUNKS, self.chunk))
-
-    @property
-    def lasting(self) -> Tensor:
-        """What lasts of each token's write till its chunk ends, beta e^{Γ_C − Γ}; fp32 ``[B,HKV,chunks,chunk]``."""
-        return Tensor(f"{self.name}_lasting", "float32", ("B", self.writes.heads, CHUNKS, self.chunk))
-
-    def factors(self) -> list[Tensor]:
-        """Both, where they are in memory."""
-        return [self.faded, self.lasting] if self.factored else []
-
     def betas(self) -> list[Tensor]:
         """Where write strengths are read; nothing where all are 1."""
         w = self.writes
@@ -290,10 +268,6 @@ class Chunk:
     def tile_of(self, tensor: Tensor, tokens: Axis, column: Node) -> Node:
         """A tile of scratch per token."""
         return tile.load(tensor, self.batch, self.head, self.token(tokens), column)
-
-    def factor(self, tensor: Tensor, token: Node | int) -> Node:
-        """What is in memory per token, of some of the chunk."""
-        return tile.load(tensor, self.batch, self.head, self.number, token)
 
     def left(self, axis: Axis, further: Node | None = None) -> Node | None:
         """What is left of a write by each token at the end of the chunk, or after ``further`` decay."""

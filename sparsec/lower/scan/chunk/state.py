@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk import units
+from sparsec.lower.scan.chunk import factors, units
 from sparsec.lower.scan.chunk.operands import halves, operands, product, scaled, times
 from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.tile import build as tile
@@ -87,7 +87,7 @@ class Walk:
             return values
         own, a, precision = self.own, self.axes, self.own.schedule.precision
         known = product([keys], operands(state, own.writes, own.schedule.exact), a.dims, None, precision)
-        fade = chunk.factor(own.faded, tile.iota(a.keys)) if factored else self._fade(chunk)
+        fade = factors.faded(chunk, tile.iota(a.keys)) if factored else self._fade(chunk)
         factor = times(fade, units.of_keys(chunk, chunk.token(a.keys)))
         known = known if factor is None else mul(known, factor)
         surprise = sub(tile.cast(values, "float32"), known)
@@ -112,12 +112,11 @@ class Walk:
 
     def passed(self, chunk: Chunk, keys: Node, state: Node) -> tuple[Node, Node]:
         """What is written, and the state after the chunk, of a walk that is asked nothing else."""
-        own, a = self.own, self.axes
-        factored = own.delta and own.factored
+        own, a, factored = self.own, self.axes, factors.read(self.own)
         written = self.written(chunk, keys, state, factored)
         if not factored:
             return written, self.after(chunk, keys, self.strong(chunk, written), state)
-        lasting, total = chunk.factor(own.lasting, tile.iota(a.keys)), chunk.factor(own.faded, own.chunk - 1)
+        lasting, total = factors.lasting(chunk, tile.iota(a.keys)), factors.faded(chunk, own.chunk - 1)
         state = mul(state, total)
         for part in self.parts(written, lasting):
             state = tile.dot(keys, part, a.keys, state, own.schedule.precision)
@@ -138,9 +137,8 @@ class Walk:
 
     def tensors(self, passed: bool = False) -> list[Tensor]:
         """What the walk reads; of ``passed`` states alone, factors in place of what they are made of."""
-        w, own = self.own.writes, self.own
-        factored = passed and own.delta and own.factored
-        found = [own.tensor(w.v, w.heads, w.cols), *(own.factors() if factored else own.betas())]
+        w, own, factored = self.own.writes, self.own, passed and factors.read(self.own)
+        found = [own.tensor(w.v, w.heads, w.cols), *(factors.tensors(own) if factored else own.betas())]
         found += units.tensors(own, w.k, w.heads) if own.delta else []
         sums = [own.sums] * (own.decays and not factored)
         return [*found, own.tensor(w.k, w.heads, w.rows), *sums] + [own.solved] * own.delta

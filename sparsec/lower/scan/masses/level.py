@@ -17,8 +17,8 @@ from sparsec.lower.called import called
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.scalars import mul, sub
+from sparsec.lower.scan.chunk import factors, strengths
 from sparsec.lower.scan.chunk import forward as chunk
-from sparsec.lower.scan.chunk import strengths
 from sparsec.lower.scan.chunk.operands import halves, product
 from sparsec.lower.scan.chunk.parts import CHUNKS, Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.lower.scan.runs import Runs
@@ -172,7 +172,7 @@ def prepared(
 
 def _gates(level: Level) -> list[Tensor]:
     own = level.own
-    return [own.sums] * own.decays + [own.rates] * own.rated + strengths.halves_of(own) + own.factors()
+    return [own.sums] * own.decays + [own.rates] * own.rated + strengths.halves_of(own) + factors.tensors(own)
 
 
 def small(schedule: Schedule) -> Schedule:
