@@ -16,6 +16,7 @@ from sparsec.benchmarks.cases_lola import LolaCase
 from sparsec.benchmarks.cases_nsa import NsaCase, SelectorCase
 from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.cases_scan import ScanCase
+from sparsec.benchmarks.cases_sections import SectionsCase
 from sparsec.benchmarks.cases_sse import SseCase
 from sparsec.benchmarks.reference_lola import lola_output
 from sparsec.benchmarks.reference_nsa import nsa_lists, nsa_output
@@ -131,9 +132,22 @@ def _hsa(case: HsaCase, x: Inputs, scores: Tensor, rows: Tensor) -> tuple[Tensor
     chunks = case.T // case.chunk
     ends = (torch.arange(chunks, device=rows.device) + 1) * case.chunk
     routed = x["r"][rows] @ x["l"].T / math.sqrt(case.retrieval)
-    chosen, gap = best(routed.detach().masked_fill(ends > rows[:, None], -math.inf), case.k)
+    open_, above = ends <= rows[:, None], torch.full_like(rows, math.inf, dtype=torch.float64)
+    if isinstance(case, SectionsCase):
+        near, above = _sections(case, x, rows)
+        open_ = open_ & near[:, :chunks]
+    chosen, gap = best(routed.detach().masked_fill(~open_, -math.inf), case.k)
     kept = torch.where(chosen, routed.sigmoid(), 0.0)
     left = (1 - kept).flip(1).cumprod(1)
     newer = torch.cat([torch.ones_like(left[:, :1]), left[:, :-1]], 1).flip(1)
     inside = torch.unflatten(scores[:, : chunks * case.chunk], 1, (chunks, case.chunk)).softmax(-1)
-    return ((kept * newer)[..., None] * inside).flatten(1) @ x["v"][: chunks * case.chunk], gap
+    return ((kept * newer)[..., None] * inside).flatten(1) @ x["v"][: chunks * case.chunk], torch.minimum(gap, above)
+
+
+def _sections(case: SectionsCase, x: Inputs, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The chunks of the own section and of the best others, bool [R, chunks] and a few more."""
+    own = rows[:, None] // (case.chunk * case.fanout)
+    number = torch.arange(len(x["ls"]), device=rows.device)
+    scores = (x["r"][rows] @ x["ls"].T / math.sqrt(case.retrieval)).detach()
+    chosen, gap = best(scores.masked_fill(number >= own, -math.inf), case.sections)
+    return (chosen | (number == own)).repeat_interleave(case.fanout, 1), gap

@@ -19,6 +19,7 @@ from sparsec.benchmarks.cases_scan import (
     Rwkv7Case,
     ScanCase,
 )
+from sparsec.benchmarks.cases_sections import SectionsCase
 from sparsec.benchmarks.cases_sse import SseCase, SseGdnCase
 from sparsec.benchmarks.groups import groups
 from sparsec.ir.error import InputError
@@ -74,6 +75,8 @@ _CASES: tuple[Case, ...] = (
     HsaCase("hsa_correlated", 8, 16, 1, 16384, 64, span=128),
     HsaCase("hsa_beside_nsa", 8, 16, 1, 16384, 64, beside="nsa"),
     HsaCase("hsa_beside_nsa_correlated", 8, 16, 1, 16384, 64, span=128, beside="nsa"),
+    SectionsCase("hsa_levels", 1, 16, 2, 32768, 64),
+    SectionsCase("hsa_levels_128k", 1, 16, 2, 131072, 64),
     MobaCase("moba", 1, 32, 8, 16384, 128),
     MobaCase("moba_correlated", 1, 32, 8, 16384, 128, span=128),
     MobaCase("moba_k8", 1, 32, 8, 16384, 128, k=8),
@@ -84,6 +87,7 @@ _CASES: tuple[Case, ...] = (
     GdnCase("gdn_b64", 64, 16, 16, 2048, 128),
     HsaCase("hsa_b64", 64, 16, 1, 2048, 64),
     HsaCase("hsa_b64_beside_nsa", 64, 16, 1, 2048, 64, beside="nsa"),
+    SectionsCase("hsa_levels_cpu", 1, 4, 2, 32768, 64, device="cpu", dtype=torch.float32),
     WindowCase("window_cpu", 1, 8, 8, 4096, 64, 512, 64, device="cpu", dtype=torch.float32),
 )
 

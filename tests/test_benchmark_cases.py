@@ -11,8 +11,10 @@ import torch
 
 from sparsec.benchmarks.cases import Case, HsaCase, Inputs
 from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
+from sparsec.benchmarks.cases_sections import SectionsCase
 from sparsec.benchmarks.gradients import GradientReferee, gradients
 from sparsec.benchmarks.own import own
+from sparsec.benchmarks.peers.table import forms_for
 from sparsec.benchmarks.reference import truth
 from sparsec.benchmarks.registry import CASES
 from sparsec.benchmarks.row import HEAD, agrees, aligned, table_of, write_rows
@@ -26,6 +28,7 @@ NSA = NsaCase("nsa", 1, 4, 2, 256, 16, 5, 16, 16, 16, device="cpu", dtype=torch.
 OVERLAPPING = replace(NSA, name="overlapping", size=16, stride=8)
 SELECTOR = SelectorCase("selector", 1, 4, 2, 256, 16, 5, 16, 16, 8, device="cpu", dtype=torch.float32)
 HSA = HsaCase("hsa", 1, 4, 2, 256, 16, 16, 3, 8, device="cpu", dtype=torch.float32, beside="nsa")
+SECTIONS = SectionsCase("sections", 1, 4, 2, 256, 16, 8, 3, 8, 2, 4, device="cpu", dtype=torch.float32)
 BLOCKS = BlocksCase("blocks", 1, 4, 2, 256, 16, 4, 32, device="cpu", dtype=torch.float32)
 
 
@@ -36,7 +39,7 @@ def _oracle(case: Case, inputs: Inputs, learned: bool = False) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("case", [NSA, OVERLAPPING, HSA, BLOCKS], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [NSA, OVERLAPPING, HSA, SECTIONS, BLOCKS], ids=lambda case: case.name)
 def test_references_are_the_oracles(case: Case) -> None:
     inputs = {n: x.double() if x.is_floating_point() else x for n, x in case.inputs(seed=4).items()}
     leaves = {name: x.requires_grad_() if name in case.learned else x for name, x in inputs.items()}
@@ -53,7 +56,7 @@ def test_references_are_the_oracles(case: Case) -> None:
         torch.testing.assert_close(mine[name], right, msg=name)
 
 
-@pytest.mark.parametrize("case", [NSA, HSA, BLOCKS], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [NSA, HSA, SECTIONS, BLOCKS], ids=lambda case: case.name)
 def test_generated_kernels_pass_with_gradients(case: Case) -> None:
     case = replace(case, train=True)
     inputs = case.inputs()
@@ -108,6 +111,17 @@ def test_hsa_is_timed_beside_our_nsa(monkeypatch: pytest.MonkeyPatch) -> None:
     nsa = built[1]
     assert isinstance(nsa, NsaCase) and nsa.train and (nsa.slots, nsa.block, nsa.size, nsa.stride) == (5, 16, 8, 4)
     assert set(row.gradient_errors) == {"q", "k", "v", "r", "l"}
+
+
+def test_hsa_in_sections_is_timed_beside_hsa() -> None:
+    (form,) = forms_for(SECTIONS)
+    flat = form.case
+    assert type(flat) is HsaCase and dict(flat.knobs) == {"chunk": 8, "k": 3} and flat.retrieval == SECTIONS.retrieval
+    x = SECTIONS.inputs()
+    rows = torch.arange(SECTIONS.T)
+    levels, plain = truth(SECTIONS, x, rows), truth(flat, flat.inputs(), rows)
+    alike = (levels.output == plain.output).all(-1).double().mean()
+    assert 0.05 < alike < 0.95, "the same inputs, of which sections leave some chunks out"
 
 
 def test_a_case_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

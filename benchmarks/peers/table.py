@@ -5,6 +5,7 @@ from sparsec.benchmarks.cases_lola import LolaCase
 from sparsec.benchmarks.cases_nsa import BlocksCase, NsaCase, SelectorCase
 from sparsec.benchmarks.cases_rsa import RsaCase
 from sparsec.benchmarks.cases_scan import LevelsCase, ScanCase
+from sparsec.benchmarks.cases_sections import SectionsCase
 from sparsec.benchmarks.cases_sse import SseCase
 from sparsec.benchmarks.peers import (
     compositions,
@@ -12,6 +13,7 @@ from sparsec.benchmarks.peers import (
     fla_scan,
     flex_blocks,
     flex_window,
+    own_hsa,
     own_nsa,
     own_passes,
     sdpa,
@@ -30,10 +32,8 @@ def forms_for(case: Case) -> list[Form]:
             return flex_blocks.forms(case)
         case SelectedCase():
             return fla_nsa.forms(case)
-        case HsaCase(beside="nsa"):
-            return own_nsa.forms(case)
         case HsaCase():
-            return compositions.hsa_forms(case)
+            return _of_hsa(case)
         case MobaCase():
             return compositions.moba_forms(case)
         case SelectorCase():
@@ -42,6 +42,12 @@ def forms_for(case: Case) -> list[Form]:
             return fla_nsa.whole_forms(case)
         case _:
             return _of_states(case)
+
+
+def _of_hsa(case: HsaCase) -> list[Form]:
+    if isinstance(case, SectionsCase):
+        return own_hsa.forms(case)
+    return own_nsa.forms(case) if case.beside == "nsa" else compositions.hsa_forms(case)
 
 
 def _of_states(case: Case) -> list[Form]:
