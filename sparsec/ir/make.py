@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import FunctionType
 
 from sparsec.ir.coerce import Captures, Refused, coerce, missing
 from sparsec.ir.error import DeclarationError
@@ -15,6 +16,7 @@ from sparsec.ir.rules_select import Problem
 from sparsec.ir.schema import MAPPED, SCHEMA
 from sparsec.ir.suggest import did_you_mean
 from sparsec.ir.verify import problem
+from sparsec.scalar.closure import captured_tensors
 from sparsec.scalar.expr import Expr, call, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.walk import tensors
@@ -61,12 +63,15 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
     schema = SCHEMA[op]
     for source in sources:
         if not isinstance(source, Node):
-            raise Refused(source, "a source is a node", "pass what a constructor returned")
+            several = isinstance(source, list | tuple) and source and isinstance(source[0], Node)
+            fix = "give its members one after another, without the list"
+            raise Refused(source, "a source is a node", fix if several else "pass what a constructor returned")
     for name, source in named.items():
         if not isinstance(source, Node):
             masks = op is Op.ATTEND and name == "where"
             fix = "lang.mask(memory, where=…) as a selection" if masks else "pass what a constructor returned"
             raise Refused(f"{name} = {source}", "a named source is a node", fix)
+    named = {**named, **_closed_over(attrs, named)} if schema.captures else named
     operands = [name for name in schema.operands if name in named]
     captured = [name for name in named if name not in schema.operands]
     if captured and not schema.captures:
@@ -80,6 +85,19 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
     src = (*sources, *(named[name] for name in (*operands, *captured)))
     _complete(op, src, values)
     return Node(op, src, tuple(sorted(values.items())), (), "tensor", "float")
+
+
+def _closed_over(attrs: dict[str, object], named: dict[str, Node]) -> dict[str, Node]:
+    """Tensors that functions among the attributes read from where they are defined: captured without a keyword."""
+    found: dict[str, Node] = {}
+    for function in (value for value in attrs.values() if isinstance(value, FunctionType)):
+        for name, node in captured_tensors(function).items():
+            known = (*named.values(), *found.values())
+            if isinstance(node, Node) and node.kind == "tensor" and not any(node is one for one in known):
+                own = str(node["name"]) if node.op is Op.INPUT else name
+                if own not in named and own not in found:
+                    found[own] = node
+    return found
 
 
 def _attributes(op: Op, attrs: dict[str, object], captures: Captures, sources: int) -> dict[str, Value]:

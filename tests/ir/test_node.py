@@ -10,7 +10,7 @@ from sparsec.ir import build as lang
 from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
 from sparsec.ir.origin import origin_of
-from sparsec.scalar.expr import var
+from sparsec.scalar.expr import Expr, var
 
 
 def memory(chunk: int | None = None) -> Node:
@@ -86,6 +86,22 @@ def test_elements_of_inputs_in_traced_functions() -> None:
     ids = lang.input("ids", "B TK int32")
     traced = lang.mask(memory(), where=lambda b, i, j: (ids[b, i] == ids[b, j]) & (j <= i), ids=ids)
     assert traced is lang.mask(memory(), where="(ids[b, i] == ids[b, j]) & (j <= i)", ids=ids)
+
+
+def test_tensors_that_a_function_closes_over_are_captured() -> None:
+    """Inputs by their own names, what is computed by the variable's; a keyword gives another name, not another node."""
+    q, slopes, f = lang.input("q", "B TQ H D"), lang.input("slope", "H"), lang.input("f", "B TK H float32")
+    faded, near = lang.prefix(f), lang.mask(memory(), where="causal")
+
+    def fade(score: Expr, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr:
+        return score - slopes[h] * (i - j) + faded[b, i, h] - faded[b, j, h]
+
+    read = lang.attend(q, memory(), near, bias=fade)
+    assert read.captures == {"slope": slopes, "faded": faded}
+    assert read is lang.attend(q, memory(), near, bias=fade, slope=slopes, faded=faded)
+    assert lang.attend(q, memory(), near, bias=fade, sum=faded).captures == {"slope": slopes, "sum": faded}
+    ids = lang.input("ids", "B TK int32")
+    assert lang.mask(memory(), where=lambda b, i, j: ids[b, i] == ids[b, j]).captures == {"ids": ids}
 
 
 def test_elements_need_an_input_and_all_indices() -> None:

@@ -68,10 +68,10 @@ def masked(where: Callable[..., object]) -> object:
     return lang.mask(made()[1], where=where)
 
 
-def open_capture() -> object:
-    """A closure whose tensor is not passed."""
-    q, memory, slope, _ = made()
-    return lang.attend(q, memory, bias=lambda score, h: score + slope[h])
+def several() -> object:
+    """Selections as a list."""
+    q, memory, _, _ = made()
+    return lang.attend(q, memory, [lang.mask(memory, where="causal"), lang.mask(memory, where="j < 4")])  # type: ignore[arg-type]
 
 
 WORDS: dict[str, tuple[Callable[[], object], str]] = {
@@ -80,7 +80,7 @@ WORDS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: read(bias=lambda score, h, slope: score + slope[h], slope=...),
         r"Fix: `slope` is no parameter: close over it, .*slope\[h\].* keep slope=slope",
     ),
-    "closure alone": (open_capture, "Fix: add the keyword slope=<tensor>"),
+    "a list of selections": (several, "Fix: give its members one after another, without the list"),
     "unknown eligible": (lambda: top("past"), "choose one of complete_past, complete, started"),
     "and": (lambda: masked(lambda i, j: j <= i and i - j < 8), "Fix: .a. & .b."),
     "chained": (lambda: masked(lambda i, j: 0 <= i - j < 8), "Fix: .* & .x < 8."),
