@@ -1,4 +1,4 @@
-"""How often the programs that turn lists around read them."""
+"""How the programs that turn lists around cut them into segments, and how often they read them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from sparsec.lower.inverse import index as inverse
 from sparsec.lower.inverse import steps as inverse_steps
 from sparsec.lower.registry import lower_kernel
-from sparsec.testing.kernels.gathered import Sizes, attention, draw
+from sparsec.scalar.expr import var
+from sparsec.testing.kernels.gathered import Sizes, attention, draw, truth
 from sparsec.testing.kernels.scratch import with_scratch
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.language import Node, access_of
@@ -40,3 +41,19 @@ def test_a_segment_is_read_once_where_one_look_finds_all_chunks(more: bool, monk
     steps = inverse.SEGMENT // inverse.STEP
     assert reads.count("ids") == 1 + (1 + more) * steps
     assert int(tensors["attend_tallies"].sum()) > 0
+
+
+@pytest.mark.parametrize("tq", [63, 64, 200])
+def test_many_choices_have_longer_segments(tq: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("STEP", 16), ("SEGMENT", 32), ("MANY", 64 * 6)):
+        monkeypatch.setattr(inverse, name, value)
+    spec = attention(2, 1, (32, 32), scope="head", slots=3, chunk=16, dtype="float32", where=var("j") <= var("i"))
+    n = Sizes(tq=tq, tk=300, offset=300 - tq)
+    x = draw(spec, n, torch.float32) | {"out": torch.zeros(1, tq, 2, 32), "lse": torch.zeros(1, tq, 2)}
+    low = lower_kernel(spec, Schedule(order="key_outer", rows=64, block=16))
+    tensors, params = with_scratch(low, x, n.params)
+    for step in low.steps:
+        interpret(step.program, {t.name: tensors[t.name] for t in step.program.tensors}, params)
+    assert params["ST"] == -(-tq * 6 // (32 if tq < 64 else 64))
+    want = truth(spec, x, n.offset, lambda i, j, h: j <= i)["out"]
+    assert (tensors["out"].double() - want).norm() <= 1e-5 * want.norm()

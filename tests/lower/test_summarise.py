@@ -41,6 +41,7 @@ def test_long_windows_of_wide_heads_are_read_in_one_piece_on_hopper() -> None:
     x, out = torch.randn(1, 700, 1, 128).bfloat16(), torch.full((1, 2, 1, 128), math.nan)
     schedule = summarise.default(spec, "triton:sm_90")
     assert (schedule.block, schedule.warps) == (512, 16)
+    assert summarise.default(replace(spec, dim=64), "triton:sm_90") == schedule
     for other in (replace(spec, dtype="float32"), replace(spec, dim=256), replace(spec, size=256)):
         assert summarise.default(other, "triton:sm_90").block < 512
     Space(schedule, summarise.space(spec, "triton:sm_90")).params(summarise.default(spec, "triton:sm_80"))

@@ -63,7 +63,7 @@ class Walk:
 
     def entry(self, n: Node | int) -> Node:
         """The entries of a step."""
-        first = mul(self.segment, inverse.segment_steps(self.spec))
+        first = mul(self.segment, inverse.segment_steps(self.spec, self.found))
         return add(mul(add(first, n), inverse.STEP), tile.iota(self.entries))
 
     def read(self, n: Node | int) -> Node:
@@ -76,7 +76,7 @@ class Walk:
         Nobody asks where one look is enough for all chunks: -1 then.
         """
         several = tile.apply(Fn.LT, CHUNKS, inverse.chunk_count(self.spec))
-        steps = tile.apply(Fn.WHERE, several, inverse.segment_steps(self.spec), 0)
+        steps = tile.apply(Fn.WHERE, several, inverse.segment_steps(self.spec, self.found), 0)
         inits = [tile.full(-1, self.entries, dtype="int32")]
 
         def visit(n: Node, top: Node) -> Sequence[Node]:
@@ -92,7 +92,7 @@ class Walk:
         The first chunks are looked for in any case.
         """
         some = tile.apply(Fn.LE, mul(group, CHUNKS), most(highest, 0))
-        return tile.apply(Fn.WHERE, some, inverse.segment_steps(self.spec), 0)
+        return tile.apply(Fn.WHERE, some, inverse.segment_steps(self.spec, self.found), 0)
 
 
 def _walk(builder: tile.Builder, spec: GatheredAttention, found: Inverse) -> Walk:
