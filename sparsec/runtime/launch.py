@@ -80,7 +80,8 @@ class _Triton(Bind):
         self.program, self.schedule, self.cache_dir = step.program, step.schedule, cache_dir
         self.chain = step.chain
         self.kernel = load(emit(step.program, step.schedule, step.chain), step.program.name, cache_dir)
-        self._other = plain or partial(Step, step.program, replace(step.schedule, descriptors=False), chain=step.chain)
+        alike = replace(step.schedule, descriptors=False, warps=1 << step.schedule.warps.bit_length() - 1)
+        self._other = plain or partial(Step, step.program, alike, chain=step.chain)
         self._plain: _Triton | None = None
         self._known = False
 

@@ -10,10 +10,10 @@ inner loop reaches; docs/cost.md has the measurements.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import add
 
-from sparsec.lower.lowered import Lowered
+from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.cost import cost
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import BlockList, GatheredAttention, Selector, TiledAttention
@@ -71,7 +71,7 @@ def predict(
     params = {name: int(evaluate(value, dims)) for name, value in kernel.params}
     params |= {name: int(evaluate(value, params)) for name, value in lowered.params}
     guess = guesses(kernel, schedule, params)
-    each = [work(step.program, params, guess) for step in lowered.steps]
+    each = [_of_rows(step, work(step.program, params, guess)) for step in lowered.steps]
     total = sum(each[1:], each[0])
     formulas = cost(kernel.spec)
     floor = formulas.at(formulas.bytes, params) / target.copy_rate
@@ -82,6 +82,14 @@ def predict(
     busy = (both(parts["dots"], parts["elementwise"]) + parts["ranking"]) / efficiency / occupancy
     seconds = parts["launch"] + max(floor, parts["cache"], busy)
     return Prediction(kernel.name, seconds, floor, parts, total, occupancy)
+
+
+def _of_rows(step: Step, found: Work) -> Work:
+    """Without what a tile's axis has beyond its rows, which warps with roles leave out."""
+    rows = step.schedule.rows
+    share = rows / (1 << (rows - 1).bit_length()) if step.schedule.has_roles else 1.0
+    counts = {name: share * getattr(found, name) for name in ("dots", "passes", "elements", "powers", "stored")}
+    return replace(found, **counts)
 
 
 def _parts(total: Work, target: Target, launches: int) -> dict[str, float]:

@@ -13,7 +13,8 @@ class Schedule:
         order: the loop order: "query_outer", "tile_union", "key_outer" (gathered), "one_pass", "two_pass" or
             "rounds" (selector), "children" (selector within lists of larger units); "apart": in programs of their own
             gradients of keys and of values (backward), log-sum-exps (selector).
-        rows: query rows of a tile (tokens x heads of the group that share keys).
+        rows: query rows of a tile (tokens x heads of the group that share keys); a power of two, or, of walks whose
+            warps have roles, a multiple of 64, of whose axis the rest is never stored.
         block: keys of a tile.
         value_block: columns of the output per program; 0 means all.
         phases: "branch" masks under a scalar condition in one loop; "split" gives masked and interior tiles loops of
@@ -33,7 +34,8 @@ class Schedule:
         producer: a warp of its own loads boxes while groups of four warps compute 64 rows each (Gluon on Hopper; needs
             ``descriptors``).
         merge: who puts a row's partial outputs together where a warp loads for the chunks' kernel: "alike" warps, or
-            warps with "roles" as well, to which they come as boxes (gathered attention, key-outer).
+            warps with "roles" as well, to which they come as boxes, or such warps that "walk" over the tiles of all
+            heads (gathered attention, key-outer).
         peel: the first turn of a program whose warps have roles has code of its own, without a product of zeros.
         late: groups that walk from tile to tile ask for their next rows beneath a tile's last product, not before its
             first.

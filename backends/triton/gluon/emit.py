@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from sparsec.backends.triton.arguments import parameters, pinned
 from sparsec.backends.triton.functions import HELPERS
@@ -10,7 +11,7 @@ from sparsec.backends.triton.gluon.gather import USED as GATHER_USED
 from sparsec.backends.triton.gluon.gather import Gather
 from sparsec.backends.triton.gluon.groups import USED, Groups
 from sparsec.backends.triton.gluon.producer import Producer
-from sparsec.backends.triton.gluon.shared import BARRIERS, LATE, TILES, memory, names
+from sparsec.backends.triton.gluon.shared import BARRIERS, FREED, LATE, TILES, memory, names
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, roles
 from sparsec.backends.triton.legal import check
 from sparsec.backends.triton.text import wrapped
@@ -34,7 +35,7 @@ copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_cop
 """
 
 TAKEN = [
-    *TILES, *BARRIERS, *LATE, *USED, *GATHER_USED, "async_copy", "copy",
+    *TILES, *BARRIERS, *LATE, *FREED, *USED, *GATHER_USED, "async_copy", "copy",
     "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put", "GROUP", "STAGES",
 ]  # fmt: skip
 PRODUCER_REGISTERS = 24
@@ -53,11 +54,13 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     """
     check(program)
     made = roles(program)
+    if schedule.rows & (schedule.rows - 1):
+        made = replace(made, some=schedule.rows)
     if chain is not None:
         raise ScheduleError(f"{program.name} begins while another kernel ends, without roles; use producer=False")
     if schedule.warps != GROUP_WARPS * made.groups:
         each = f"{GROUP_WARPS} for each {GROUP_ROWS}"
-        need = f"{made.rows.size} rows need {GROUP_WARPS * made.groups} warps that compute, {each}"
+        need = f"{made.some or made.rows.size} rows need {GROUP_WARPS * made.groups} warps that compute, {each}"
         raise ScheduleError(f"{program.name}: {need}; not {schedule.warps}")
     if schedule.stages < 2:
         raise ScheduleError(f"{program.name}: values wait while those of the turn before are read: 2 stages at least")
@@ -73,6 +76,8 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
         )
     if schedule.peel and len(made.turns) > 1:
         raise ScheduleError(f"{program.name}: any of {len(made.turns)} loops may hold the first turn; use peel=False")
+    if made.ahead and not schedule.peel:
+        raise ScheduleError(f"{program.name}: a walk's queries are freed behind a first turn of its own; use peel=True")
     groups = Groups(made, TAKEN, given, schedule)
     bodies = {"rows": groups.body(), "loads": Producer(made, TAKEN).body()}
     used = {role: [*_used(lines, arguments), *names(made)] for role, lines in bodies.items()}
@@ -108,7 +113,7 @@ def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: di
         *(f"    {name}: {kind}," if kind else f"    {name}," for name, kind in arguments.items()),
         "):",
         f'    """{shapes}."""',
-        *memory(made, schedule.stages),
+        *memory(made, schedule.stages, schedule.peel),
         f"    compute = ({', '.join(used['rows'])})",
         f"    load = ({', '.join(used['loads'])})",
         "    tl.warp_specialize(",

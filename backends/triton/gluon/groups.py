@@ -7,25 +7,27 @@ behind the last loop.
 
 from __future__ import annotations
 
-from sparsec.backends.triton.access import address, mask, summed
+from sparsec.backends.triton.access import summed
 from sparsec.backends.triton.address import split
-from sparsec.backends.triton.gluon.layouts import Laid, across
+from sparsec.backends.triton.gluon.layouts import across
 from sparsec.backends.triton.gluon.products import SCORES, VALUES, add, added, multiply, product
+from sparsec.backends.triton.gluon.shared import AHEAD
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, Turn, places, row_dim
+from sparsec.backends.triton.gluon.walking import Walking
 from sparsec.backends.triton.text import Text, dtype_name
 from sparsec.backends.triton.uses import operands, uses
-from sparsec.tile.language import Axis, LoopBody, Node, TileOp, access_of
+from sparsec.tile.language import Axis, LoopBody, Node, TileOp
 from sparsec.tile.regions import TOP, body_of
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 USED = (
     "SCORES", "SUMS", "WEIGHTS", "nothing", "turn", "slot", "later", "dot", "sums", "weights", "q_rows",
-    "LOADS", "half", "before", "moved", "none",
+    "LOADS", "half", "before", "moved", "none", "passed", "begun",
 )  # fmt: skip
 """Variables of the printed function beside those of the program."""
 
 
-class Groups(Laid):
+class Groups(Walking):
     """Prints the function of a group of warps, number ``GROUP``.
 
     ``gather`` are the arguments of the function that copies rows of queries, where the groups do.
@@ -64,7 +66,8 @@ class Groups(Laid):
             self.block(f"weights = {none}", "turn = 0", *([] if made.late else self.there))
             self.there = self.there if made.late else []
         else:
-            self.block(f"LOADS: tl.constexpr = {across(made.dims)}", f"none = {none}", "turn = 0")
+            loads = [f"LOADS: tl.constexpr = {across(made.dims)}"] if made.gathered else []
+            self.block(*loads, f"none = {none}", "turn = 0")
         self.region(TOP)
         return self.lines
 
@@ -144,19 +147,25 @@ class Groups(Laid):
         index = self.named[body.index.serial] = self.names.fresh("first")
         begin = self.bound(lo)
         before, after = self.rest(turn, body, names)
-        self.line(f"if {begin} < {self.bound(hi)}:")
-        self.depth += 1
+        if not turn.certain:
+            self.line(f"if {begin} < {self.bound(hi)}:")
+            self.depth += 1
         self.block(f"{index} = {begin}", *multiply(), *before, SCORES.replace("(1", "(0"), *after, *VALUES)
         self.block("mbarrier.arrive(free.index(slot), count=1)", *self.weigh(turn, names[turn.position]))
-        self.depth -= 1
+        self.depth -= not turn.certain
+        if self.roles.ahead:  # the rows of the tile before have left meanwhile
+            self.block("tma.store_wait(0)", f"mbarrier.arrive(queries_free.index((passed + 1) % {AHEAD}), count=1)")
         self.named = outside
         return f"{begin} + {body.step}"
 
     def assign(self, node: Node) -> None:
         """``name = expression``; rows that come late are waited for by the first that needs them."""
-        if self.roles.late and node is self.roles.late[0]:
-            self.line("mbarrier.wait(late_full, 0)")
+        late, walks = self.roles.late, self.roles.ahead
+        if late and node is late[0]:
+            self.line(f"mbarrier.wait(late_full, {'passed & 1' if walks else 0})")
         super().assign(node)
+        if late and node is late[-1] and walks:
+            self.line("mbarrier.arrive(late_free, count=1)")
 
     def store(self, node: Node) -> None:
         """Rows of the output leave through the shared memory where the queries were: as a box, or in whole pieces."""
@@ -166,73 +175,21 @@ class Groups(Laid):
             return super().store(node)
         box = self.boxes[node.serial]
         starts = [self.start(node, dim) for dim in box.dims]
-        rounded = self.text(node.args[-1]).text
+        rounded, rows = self.text(node.args[-1]).text, "q_rows" if self.roles.ahead else "queries.index(GROUP)"
+        wait = [] if self.roles.ahead else ["tma.store_wait(0)"]  # a walk waits in its next tile
         self.block(
             f"q_rows.store({rounded})",
             "hopper.fence_async_shared()",
-            f"put({box.name}, [{', '.join(starts)}], queries.index(GROUP).reshape({list(box.block)}))",
-            "tma.store_wait(0)",
+            f"put({box.name}, [{', '.join(starts)}], {rows}.reshape({list(box.block)}))",
+            *wait,
         )
         return None
-
-    def scattered(self, node: Node) -> bool:
-        """Whether a group's rows go to places of their own, and fit where its queries were."""
-        made, value = self.roles, node.args[-1]
-        alike = value.dtype in ("float16", "bfloat16") and made.values.size == made.dims.size
-        return made.gathered and alike and value.axes == (made.rows, made.values) and not access_of(node).atomic
-
-    def scatter(self, node: Node) -> None:
-        """The threads hand rows on, so that each writes vectors."""
-        value, kept = node.args[-1], dtype_name(self.roles.dtype)
-        other = value.dtype != self.roles.dtype
-        text, moved = self.text(value).text, "q_rows.load(LOADS)"
-        self.line(f"q_rows.store({f'tl.cast({text}, {kept}, bitcast=True)' if other else text})")
-        self.line(f"moved = {f'tl.cast({moved}, {dtype_name(value.dtype)}, bitcast=True)' if other else moved}")
-        self.away = True
-        self.line(f"tl.store({address(self, node, value.axes)}, moved{mask(self, node, value.axes)})")
-        self.away = False
-
-    def walk(self, node: Node) -> None:
-        """One tile of queries after the other; the rows of the next one are on their way while one is read."""
-        body, (lo, hi) = body_of(node), node.args[:2]
-        first, end, index = self.bound(lo), self.bound(hi), self.names.fresh("i")
-        self.named[body.index.serial] = index
-        begin, rest = f"{self.program.name}_queries(GROUP, ", ", ".join(self.gather)
-        self.line(f"if {first} < {end}:")
-        self.line(f"    {begin}{first}, queries.index(GROUP), {rest})")
-        self.line("half = 0")
-        self.line(f"for {index} in range({first}, {end}, {body.step}):")
-        self.depth += 1
-        other = f"queries.index((1 - half) * {self.roles.groups} + GROUP)"
-        further = f"{begin}tl.minimum({index} + {body.step}, {end} - 1), {other}, {rest})"
-        self.following = [further] if self.late else []
-        self.block(
-            "async_copy.wait_group(0)",
-            "hopper.fence_async_shared()",
-            f"q_rows = queries.index(half * {self.roles.groups} + GROUP)",
-            *([] if self.late else [further]),
-            "weights = none",
-            "before = STAGES",
-        )
-        self.region(body.number)
-        self.line("half = 1 - half")
-        self.depth -= 1
-
-    @property
-    def before(self) -> str:
-        """The slot of the values of the turn before; a walk's first turn finds zeros."""
-        return "slot" if self.roles.walk is None else "before"
 
     def start(self, node: Node, dim: int) -> str:
         """Where a group's box begins in one dimension."""
         scalars = split(node.args[dim]).scalars
         text = summed(self, scalars, ()).text if scalars else "0"
         return f"{text} + GROUP * {GROUP_ROWS}" if dim == row_dim(node, self.roles.rows) else text
-
-    def block(self, *lines: str) -> None:
-        """Lines at the current depth."""
-        for line in lines:
-            self.line(line)
 
     def rest(self, turn: Turn, body: LoopBody, names: list[str]) -> tuple[list[str], list[str]]:
         """A turn without its products: what need not wait for the scores, and what follows from them."""

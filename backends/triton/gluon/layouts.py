@@ -27,6 +27,11 @@ class Laid(Printer):
         super().__init__(roles.program, boxes, seen=seen)
         self.names.taken.update(taken)
 
+    def block(self, *lines: str) -> None:
+        """Lines at the current depth."""
+        for line in lines:
+            self.line(line)
+
     def layout(self, axes: tuple[Axis, ...]) -> str:
         """How the elements of a tile lie in the registers of a group."""
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparsec.backends.triton.access import summed
 from sparsec.backends.triton.address import split
+from sparsec.backends.triton.gluon.shared import AHEAD
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, places, row_dim
 from sparsec.backends.triton.printer import Printer
 from sparsec.backends.triton.uses import operands, uses
@@ -21,7 +22,8 @@ class Producer(Printer):
 
         def reads(node: Node) -> tuple[Node, ...]:
             if node is roles.walk:
-                return (*node.args[:2], *(turn.loop for turn in roles.turns.values()))
+                rows = (roles.queries, *roles.late) if roles.ahead else ()
+                return (*node.args[:2], *rows, *(turn.loop for turn in roles.turns.values()))
             if node.op is TileOp.LOOP:
                 turn = roles.turns[body_of(node).number]
                 return (*node.args[:2], turn.keys, turn.values)
@@ -42,14 +44,14 @@ class Producer(Printer):
                 self.assign(node)
         self.line("turn = 0")
         self.region(TOP)
-        if self.roles.late:
-            self.fetch_late(0)
+        if self.roles.late and self.roles.walk is None:
+            self.fetch_late("turn == 0")
         return self.lines
 
     def region(self, number: int) -> None:
         """The printed nodes of a region; a load through a box goes to shared memory."""
         nodes = self.uses.order.get(number, ())
-        if number == TOP and self.roles.late:  # whose places are known before the first turn
+        if number == self.roles.base and self.roles.late:  # whose places are known before the first turn
             nodes = tuple(sorted(nodes, key=lambda node: node.op is TileOp.LOOP))
         for node in nodes:
             if node is self.roles.queries:
@@ -79,17 +81,28 @@ class Producer(Printer):
         self.line("mbarrier.wait(free.index(slot), ((turn + 1) // STAGES + 1) & 1)")
         self.fetched(turn.values, "values", "slot")
         self.line("turn += 1")
-        if self.roles.late:
-            self.fetch_late(1)
+        if self.roles.late and self.roles.ahead:
+            self.line("begun += 1")
+            self.fetch_late("begun == STAGES - 1")
+        elif self.roles.late:
+            self.fetch_late("turn == 1")
         self.depth -= 1
 
     def walk(self, node: Node) -> None:
         """The tiles of queries, whose keys and values follow one another in the same rings."""
         body = body_of(node)
         index = self.named[body.index.serial] = self.names.fresh("i")
+        if self.roles.ahead:
+            self.line("passed = 0")
         self.line(f"for {index} in range({self.bound(node.args[0])}, {self.bound(node.args[1])}, {body.step}):")
         self.depth += 1
+        if self.roles.late:
+            self.line("begun = 0")
         self.region(body.number)
+        if self.roles.late:
+            self.fetch_late("begun < STAGES - 1")
+        if self.roles.ahead:
+            self.line("passed += 1")
         self.depth -= 1
 
     def fetched(self, load: Node, ring: str, slot: str) -> None:
@@ -98,16 +111,25 @@ class Producer(Printer):
         self.line(self.fetch(load, f"{ring}_full.index({slot})", f"{ring}_ring.index({slot})"))
 
     def fetch_queries(self, node: Node) -> None:
-        """The rows of every group."""
-        self.line(f"mbarrier.expect(queries_full, {self.bytes_of(node) * self.roles.groups})")
-        for group in range(self.roles.groups):
-            self.line(self.fetch(node, "queries_full", f"queries.index({group})", GROUP_ROWS * group))
+        """The rows of every group; of a walk's next tile but one as soon as nobody reads those of this."""
+        made, full, first = self.roles, "queries_full", ""
+        if made.ahead:
+            full, first = f"queries_full.index(passed % {AHEAD})", f"passed % {AHEAD} * {made.groups} + "
+            self.line(f"mbarrier.wait(queries_free.index(passed % {AHEAD}), ((passed + 1) // {AHEAD} + 1) & 1)")
+        self.line(f"mbarrier.expect({full}, {self.bytes_of(node) * made.groups})")
+        for group in range(made.groups):
+            self.line(self.fetch(node, full, f"queries.index({first}{group})", GROUP_ROWS * group))
 
-    def fetch_late(self, turn: int) -> None:
-        """The rows that are met after the turns: behind the boxes of the first turn, or alone where there is none."""
+    def fetch_late(self, condition: str) -> None:
+        """The rows that are met after the turns: behind the boxes of the first turn, or alone where there is none.
+
+        Those of a walk wait for the tile before, so they come behind as many boxes as fit in the rings by then.
+        """
         made = self.roles
-        self.line(f"if turn == {turn}:")
+        self.line(f"if {condition}:")
         self.depth += 1
+        if made.ahead:
+            self.line("mbarrier.wait(late_free, (passed + 1) & 1)")
         self.line(f"mbarrier.expect(late_full, {sum(map(self.bytes_of, made.late)) * made.groups})")
         for number, node in enumerate(made.late):
             for group in range(made.groups):

@@ -9,6 +9,9 @@ TILES = ("queries", "keys_ring", "values_ring")
 LATE = ("late_rows", "late_full")
 """Rows beside the queries, and the barrier that says they are there; of kernels that have such rows."""
 
+FREED = ("queries_free", "late_free")
+"""Barriers that say that the groups of a walk are done with its queries and with such rows."""
+
 AHEAD = 2
 """Tiles of queries that lie side by side where one is copied while another is read."""
 BARRIERS = ("queries_full", "keys_full", "values_full", "free")
@@ -16,27 +19,50 @@ MOST_SWIZZLED = 128
 """Bytes of a row that are swizzled."""
 
 
-def memory(made: Roles, stages: int) -> list[str]:
+def memory(made: Roles, stages: int, peel: bool) -> list[str]:
     """The lines that allocate it and make its barriers ready; a slot is free when every group has said so."""
-    walks = made.walk is not None  # the zeros that every walk's first turn finds have a slot of their own
+    walks = made.walk is not None
+    own = walks and has_zeros(made, peel)  # the zeros that every walk's first turn finds have a slot of their own
     shapes = {
-        "queries": (made.groups * (AHEAD if made.gathered else 1), GROUP_ROWS, made.dims.size),
+        "queries": (made.groups * (AHEAD if walks else 1), GROUP_ROWS, made.dims.size),
         "keys_ring": (stages, made.keys.size, made.dims.size),
-        "values_ring": (stages + walks, made.keys.size, made.values.size),
+        "values_ring": (stages + own, made.keys.size, made.values.size),
     }
     lines = [f"    {name} = {_tiles(made.dtype, shape)}" for name, shape in shapes.items()]
     for name in BARRIERS:
-        arrivals, slots = made.groups if name == "free" else 1, 1 if name == "queries_full" else stages
-        shape = "[1]" if name == "queries_full" else f"[{slots}, 1]"
-        lines.append(f"    {name} = tl.allocate_shared_memory(tl.int64, {shape}, mbarrier.MBarrierLayout())")
-        each = [name] if name == "queries_full" else [f"{name}.index({slot})" for slot in range(slots)]
-        lines += [f"    mbarrier.init({barrier}, {arrivals})" for barrier in each]
-    return [*lines, *_late(made), *_zeros(made, stages if walks else 0)]
+        if name == "queries_full":
+            lines += _barrier(name, 1, AHEAD if made.ahead else 0)
+        else:
+            lines += _barrier(name, made.groups if name == "free" else 1, stages)
+    zeros = _zeros(made, stages if own else 0) if has_zeros(made, peel) else []
+    return [*lines, *_late(made), *_freed(made), *zeros, "    mbarrier.arrive(values_full.index(0), count=1)"]
+
+
+def has_zeros(made: Roles, peel: bool) -> bool:
+    """Whether some turn finds no values before it: none does behind a first turn of its own that is always there."""
+    return not (peel and all(turn.certain for turn in made.turns.values()))
 
 
 def names(made: Roles) -> tuple[str, ...]:
     """The tiles and barriers of a kernel."""
-    return (*TILES, *BARRIERS, *(LATE if made.late else ()))
+    freed = FREED[: 1 + bool(made.late)] if made.ahead else ()
+    return (*TILES, *BARRIERS, *(LATE if made.late else ()), *freed)
+
+
+def _barrier(name: str, arrivals: int, slots: int) -> list[str]:
+    """A barrier, or as many as there are slots."""
+    each = [f"{name}.index({slot})" for slot in range(slots)] or [name]
+    shape = f"[{slots}, 1]" if slots else "[1]"
+    made = f"    {name} = tl.allocate_shared_memory(tl.int64, {shape}, mbarrier.MBarrierLayout())"
+    return [made, *(f"    mbarrier.init({barrier}, {arrivals})" for barrier in each)]
+
+
+def _freed(made: Roles) -> list[str]:
+    """What a walk's groups arrive at."""
+    if not made.ahead:
+        return []
+    queries, late = FREED
+    return [*_barrier(queries, made.groups, AHEAD), *(_barrier(late, made.groups, 0) if made.late else [])]
 
 
 def _late(made: Roles) -> list[str]:
@@ -45,11 +71,7 @@ def _late(made: Roles) -> list[str]:
         return []
     tiles, barrier = LATE
     shape = (len(made.late) * made.groups, GROUP_ROWS, made.values.size)
-    return [
-        f"    {tiles} = {_tiles(made.late[0].dtype, shape)}",
-        f"    {barrier} = tl.allocate_shared_memory(tl.int64, [1], mbarrier.MBarrierLayout())",
-        f"    mbarrier.init({barrier}, 1)",
-    ]
+    return [f"    {tiles} = {_tiles(made.late[0].dtype, shape)}", *_barrier(barrier, 1, 0)]
 
 
 def _zeros(made: Roles, slot: int) -> list[str]:
@@ -60,7 +82,6 @@ def _zeros(made: Roles, slot: int) -> list[str]:
     return [
         f"    values_ring.index({slot}).store(tl.full({shape}, 0.0, {dtype_name(made.dtype)}, {layout}))",
         "    hopper.fence_async_shared()",
-        "    mbarrier.arrive(values_full.index(0), count=1)",
     ]
 
 

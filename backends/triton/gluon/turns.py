@@ -51,6 +51,13 @@ class Turn:
         """The carried sums, times a factor where there is one."""
         return self.sums.args[2]
 
+    @property
+    def certain(self) -> bool:
+        """Whether it is seen that the loop has a turn: its end is a maximum of its start plus one."""
+        lo, hi = self.loop.args[:2]
+        after = [a for a in hi.args if hi.op is TileOp.MAP and hi.attrs[0] is Fn.MAXIMUM and a.op is TileOp.MAP]
+        return any(a.attrs[0] is Fn.ADD and lo in a.args and any(_is_one(b) for b in a.args) for a in after)
+
 
 @dataclass(frozen=True, slots=True)
 class Roles:
@@ -64,6 +71,9 @@ class Roles:
         rows, keys, values, dims: the axes of both products.
         walk: the loop around the turns, which goes from one tile of queries to the next, if there is one.
         late: loads of rows beside the queries, as wide as the values, that a group meets after its turns.
+        gathered: whether a walk's groups copy their own rows of queries, those of the next tile while this one's are
+            read; a walk whose queries are a box has the loading warp bring them a tile ahead.
+        some: so many rows are all that is ever stored, others are nobody's; 0 where all are.
     """
 
     program: Program
@@ -77,6 +87,8 @@ class Roles:
     dims: Axis
     walk: Node | None = None
     late: tuple[Node, ...] = ()
+    gathered: bool = False
+    some: int = 0
 
     @property
     def base(self) -> int:
@@ -84,14 +96,14 @@ class Roles:
         return TOP if self.walk is None else body_of(self.walk).number
 
     @property
-    def gathered(self) -> bool:
-        """Whether the groups copy their own rows of queries, those of the next tile while this one's are read."""
-        return self.walk is not None
+    def ahead(self) -> bool:
+        """Whether the loading warp brings the queries of a walk's next tile while this one's are read."""
+        return self.walk is not None and not self.gathered
 
     @property
     def groups(self) -> int:
         """Groups of warps that compute."""
-        return self.rows.size // GROUP_ROWS
+        return (self.some or self.rows.size) // GROUP_ROWS
 
     @property
     def descriptors(self) -> tuple[Descriptor, ...]:
@@ -127,6 +139,7 @@ def roles(program: Program) -> Roles:
     first = every[0]
     rows, keys = first.scores.axes
     made = Roles(program, turns, queries, {}, {}, rows, keys, first.sums.axes[1], first.keys.axes[1], walk)
+    made = replace(made, gathered=walk is not None and queries.serial not in descriptors(program, True))
     _check(made, found)
     _chained(made, found)
     made = replace(made, late=_late(made, found))
@@ -137,6 +150,10 @@ def conditional(loop: Node) -> bool:
     """Whether a loop is a condition, of code without turns that may have no boxes."""
     lo, hi = loop.args[:2]
     return hi.dtype == "bool" and lo.op is TileOp.CONST and lo.attrs[0] == 0
+
+
+def _is_one(node: Node) -> bool:
+    return node.op is TileOp.CONST and node.attrs[0] == 1
 
 
 def _walk(found: Regions) -> Node | None:
@@ -195,10 +212,10 @@ def _chained(made: Roles, found: Regions) -> None:
 
 def _late(made: Roles, found: Regions) -> tuple[Node, ...]:
     """What the loading warp can bring of rows beside the queries: they read it from shared memory after their turns."""
-    if made.walk is not None:
+    if made.gathered:
         return ()
     wanted, every = (made.rows, made.values), descriptors(made.program, True)
-    loads = [n for n in found.nodes[TOP] if n.op is TileOp.LOAD and n.axes == wanted and n is not made.queries]
+    loads = [n for n in found.nodes[made.base] if n.op is TileOp.LOAD and n.axes == wanted and n is not made.queries]
     halves = [n for n in loads if n.serial in every and n.dtype in ("float16", "bfloat16")]
     return tuple(n for n in halves if n.dtype == halves[0].dtype)
 
@@ -219,7 +236,7 @@ def _boxes(made: Roles) -> dict[int, Descriptor]:
 
 def _stored(made: Roles, found: Regions) -> dict[int, Descriptor]:
     """The descriptor of the output, whose rows leave through the shared memory of the queries."""
-    for node in (n for n in found.nodes[TOP] if n.op is TileOp.STORE and not made.gathered):
+    for node in (n for n in found.nodes[made.base] if n.op is TileOp.STORE and not made.gathered):
         tensor, box = access_of(node).tensor, box_of(node)
         alike = tensor.dtype == made.dtype and made.values.size == made.dims.size
         if alike and box is not None and node.args[-1].axes == (made.rows, made.values):

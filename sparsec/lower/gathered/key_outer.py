@@ -27,9 +27,6 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 WALKED = 128
 """Rows of a tile that groups walk over."""
 
-PROCESSORS = 132
-"""Of the largest GPU whose warps can have roles; each runs one such program at a time."""
-
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -66,7 +63,8 @@ def lower(spec: GatheredAttention, schedule: Schedule, again: bool = False) -> P
 
         def visit(n: Node) -> Sequence[Node]:
             item = _item(found, at, n if how.has_roles else add(first, n))
-            rows, place = _rows(spec, how, found, at, item, key_head, builder.axis("m", schedule.rows))
+            axis = builder.axis("m", 1 << (schedule.rows - 1).bit_length())  # those past a tile's rows are no entry's
+            rows, place = _rows(spec, how, found, at, item, key_head, axis)
             f = chunks.frame(builder, alone, how, rows, batch, Unit(tile.const(0), key_head, rows.head), base)
             partials.write(f, results, place, *_read(f, item, found, at))
             inputs.extend(_inputs(alone, f))
@@ -88,7 +86,7 @@ def lower(spec: GatheredAttention, schedule: Schedule, again: bool = False) -> P
 
 def walkers(heads: int) -> int:
     """Programs of a head that share its tiles where a warp loads ahead, also from one tile to the next."""
-    return max(1, PROCESSORS // heads)
+    return max(1, box_merge.PROCESSORS // heads)
 
 
 def _inputs(spec: GatheredAttention, f: Frame) -> list[Tensor]:
@@ -194,15 +192,17 @@ def may_walk(spec: GatheredAttention, target: str) -> bool:
 
 
 def walk(spec: GatheredAttention, base: Schedule) -> Schedule:
-    """Two groups of 64 rows, whose keys come a tile ahead, and their own rows as well.
+    """Two groups of 64 rows, whose keys come a tile ahead, and their own rows as well; three where heads are narrow.
 
-    A list for each head, whose merge can have roles, was measured with them: 0.299 ms for 0.327 (MoBA, three blocks).
+    A list for each head, whose merge can have roles, was measured with them: 0.278 ms for 0.327 (MoBA, three blocks).
+    Three groups read a chunk's keys less often: heads of 64 0.319 ms for 0.362, while those of 128 spill.
     """
-    block = 128 if spec.chunk % 128 == 0 else 64
-    tiles = replace(base, rows=WALKED, block=block, warps=8, stages=2, registers=168, value_block=0)
+    tiles = replace(base, rows=WALKED, block=128 if spec.chunk % 128 == 0 else 64, warps=8, stages=2, registers=168)
+    if max(spec.head_dim, spec.value_dim) <= 64:
+        tiles = replace(base, rows=192, block=64, warps=12, stages=4, registers=128)
     merge = "roles" if spec.scope == "head" and box_merge.fits(spec) else "alike"
-    walks = replace(tiles, descriptors=True, producer=True, maximum=not flat.fits(spec))
-    return replace(walks, peel=True, late=True, merge=merge)
+    walks = replace(tiles, descriptors=True, producer=True, maximum=not flat.fits(spec), value_block=0)
+    return replace(walks, peel=True, late=tiles.rows == WALKED, merge=merge)
 
 
 def alike(spec: GatheredAttention, target: str) -> Schedule:

@@ -30,9 +30,10 @@ def _with_a_maximum(spec: GatheredAttention, default: Schedule) -> tuple[Schedul
     """Where logits are far from zero nothing is gained without one (key-outer, MoBA at T16384: 0.62 ms to 0.60)."""
     if default.producer:
         long = replace(default, peel=False, late=False, merge="alike")
-        other = "alike" if default.merge == "roles" else "roles"
-        merged = [replace(default, merge=other)] if box_merge.fits(spec) else []
-        return (key_outer.alike(spec, "triton:sm_90"), *merged, long, replace(default, maximum=True))
+        others = [m for m in ("roles", "walk", "alike") if m != default.merge and box_merge.fits(spec)]
+        merged = [replace(default, merge=m) for m in others]
+        three = replace(default, rows=192, block=64, warps=12, stages=3, registers=128, late=False)
+        return (key_outer.alike(spec, "triton:sm_90"), *merged, three, long, replace(default, maximum=True))
     if default.maximum or spec.chunk % 64:
         return ()
     if default.order == "tile_union":

@@ -75,7 +75,7 @@ def params(spec: GatheredAttention) -> tuple[tuple[str, Expr], ...]:
 
 def by_slot(schedule: Schedule) -> bool:
     """Whether a slot's partial outputs of a head lie together, as a merge reads them whose warps have roles."""
-    return schedule.has_roles and schedule.merge == "roles"
+    return schedule.has_roles and schedule.merge in ("roles", "walk")
 
 
 def row(spec: GatheredAttention, head: Node, slot: Node | int, token: Node) -> Node:

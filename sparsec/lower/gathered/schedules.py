@@ -63,7 +63,8 @@ def check(spec: GatheredAttention, schedule: Schedule) -> None:
         raise ScheduleError(f"gathered attention has no loop order {schedule.order!r}; use {', '.join(ORDERS)}")
     if schedule.value_block and spec.value_dim % schedule.value_block:
         raise ScheduleError(f"value_block {schedule.value_block} does not divide the value dim {spec.value_dim}")
-    if schedule.split_dims and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
+    odd = rows & (rows - 1) and not (schedule.order == "key_outer" and schedule.has_roles and rows % 64 == 0)
+    if schedule.split_dims and (rows < 16 or block < 16 or odd or block & (block - 1)):
         raise ScheduleError(f"{rows} rows x {block} keys do not fill tensor-core tiles: powers of two from 16 on do")
     if schedule.order == "tile_union":
         tile_union.check(spec, schedule)
@@ -107,6 +108,7 @@ def space(spec: GatheredAttention, target: str) -> Choices:
     rows = tuple(sorted({gathered_gpu.row_tile(share), 32, 64, 128}))
     few = share < gathered_gpu.FEW
     walks = few and key_outer.may_walk(spec, target)
+    rows = (*rows, 192) if walks else rows
     return {
         "order": ORDERS if few else ORDERS[:2],
         "rows": rows,
@@ -115,11 +117,11 @@ def space(spec: GatheredAttention, target: str) -> Choices:
         "phases": ("branch", "split"),
         "descriptors": (False, True),
         "producer": (False, True) if walks else (False,),
-        "warps": (1, 2, 4, 8),
+        "warps": (1, 2, 4, 8, 12) if walks else (1, 2, 4, 8),
         "stages": (1, 2, 3, 4),
         "registers": (0, 96, 128, 168) if walks else (0, 96, 128),
         "peel": (False, True) if walks else (False,),
         "late": (False, True) if walks else (False,),
-        "merge": ("alike", "roles") if walks and box_merge.fits(spec) else ("alike",),
+        "merge": ("alike", "roles", "walk") if walks and box_merge.fits(spec) else ("alike",),
         "maximum": (True, False) if flat.fits(spec) and (few or spec.per == "joint") else (True,),
     }

@@ -41,15 +41,19 @@ def read(f: Frame, stretch: Stretch, state: Sequence[Node], member: Node | None 
     return carried
 
 
-def read_once(f: Frame, stretch: Stretch, state: Sequence[Node]) -> list[Node]:
-    """As ``read``, in one loop for each range, whose tiles are masked under a condition."""
+def read_once(f: Frame, stretch: Stretch, state: Sequence[Node], some: bool = False) -> list[Node]:
+    """As ``read``, in one loop for each range, whose tiles are masked under a condition.
+
+    With ``some`` a loop has a turn at least, masked where there is nothing to be read.
+    """
     carried = list(state)
     for r in (_clip(r, stretch, f.schedule.block) for r in _ranges(f)):
 
         def visit(at: Node, *carried: Node, r: TileRange = r) -> Sequence[Node]:
             return _step(f, stretch, at, outside_interior([r], at), carried, None)
 
-        carried = tile.loop(r.start, r.stop, 1, carried, visit, f.schedule.stages)
+        stop = most(r.stop, add(r.start, 1)) if some else r.stop
+        carried = tile.loop(r.start, stop, 1, carried, visit, f.schedule.stages)
     return carried
 
 

@@ -119,8 +119,9 @@ class Machine:
 
     def landed(self, others: int) -> None:
         """End all copies back but the last ``others``."""
-        while len(self.local.puts) > others:
-            self.local.puts.pop(0)()
+        under_way = self.local.__dict__.setdefault("puts", [])
+        while len(under_way) > others:
+            under_way.pop(0)()
 
     def copy(self, to: Shared, pointer: Pointer, mask: Tensor) -> None:
         """A copy of rows, piece by piece, that this role alone waits for; until then there is nothing."""
