@@ -12,7 +12,8 @@ from sparsec.plan.selection.parents import Parents
 from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node
+from sparsec.tile.language import Axis, Node
+from sparsec.tile.schedule import Schedule, ScheduleError
 
 ORDER = "children"
 """The loop order's name."""
@@ -20,7 +21,14 @@ ORDER = "children"
 
 def fits(spec: Selector) -> bool:
     """Whether what is asked of a spec is known from the children alone."""
-    return spec.parents is not None and spec.head_weights is None and spec.weights != "softmax_all"
+    return spec.parents is not None and spec.weights != "softmax_all"
+
+
+def wanted(spec: Selector, schedule: Schedule) -> bool:
+    """Whether a schedule walks over the children; ScheduleError where that does not do."""
+    if schedule.order == ORDER and not fits(spec):
+        raise ScheduleError(f"the order {ORDER!r} is for choices within lists, weighed by themselves; use 'one_pass'")
+    return schedule.order == ORDER
 
 
 def by_row(f: Frame) -> bool:
@@ -42,7 +50,13 @@ def list_of(f: Frame, above: Parents) -> Node:
 
 def numbers(f: Frame, above: Parents, at: Node) -> Node:
     """The candidates of tile ``at``, by row where there are several; the number of blocks where there is none."""
-    block, lane = f.schedule.block, tile.iota(f.keys)
+    row = f.row if by_row(f) else tile.program_id(0)
+    return of_list(above, f.keys, at, (f.batch, row, list_of(f, above)), tile.param(f.spec.block_length))
+
+
+def of_list(above: Parents, keys: Axis, at: Node, place: tuple[Node, Node, Node], none: Node) -> Node:
+    """Tile ``at`` of the children of the list at a ``place``, (batch, row, list); ``none`` where there is no child."""
+    block, lane = keys.size, tile.iota(keys)
     per, parts = max(block // above.fanout, 1), -(-above.fanout // block)
     if parts == 1:
         slot, child = add(mul(at, per), tile.apply(Fn.TRUNCDIV, lane, above.fanout)), _rest(lane, above.fanout)
@@ -50,12 +64,11 @@ def numbers(f: Frame, above: Parents, at: Node) -> Node:
     else:
         slot, child = tile.apply(Fn.TRUNCDIV, at, parts), add(mul(_rest(at, parts), block), lane)
         there = tile.apply(Fn.LT, child, above.fanout) if above.fanout % block else None
-    ids, row = parents.tensor(above, "TQ"), f.row if by_row(f) else tile.program_id(0)
     bounds: dict[int, tile.Value] = {1: tile.param("TQ"), 3: above.slots}
-    parent = tile.load(ids, f.batch, row, list_of(f, above), slot, bounds=bounds, other=-1)
+    parent = tile.load(parents.tensor(above, "TQ"), *place, slot, bounds=bounds, other=-1)
     known = tile.apply(Fn.LE, 0, parent)
     found = add(mul(parent, above.fanout), child)
-    return tile.apply(Fn.WHERE, known if there is None else both(there, known), found, tile.param(f.spec.block_length))
+    return tile.apply(Fn.WHERE, known if there is None else both(there, known), found, none)
 
 
 def _rest(x: Node, by: int) -> Node:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsec.lower.ranges import tile_ranges
-from sparsec.lower.scalars import add, both, emit, mul
-from sparsec.lower.select import chosen, index_rows
-from sparsec.lower.select.candidates import as_keys
+from sparsec.lower import parents
+from sparsec.lower.scalars import add, both, emit
+from sparsec.lower.select import children, chosen, index_rows
 from sparsec.lower.select.index_rows import Index
+from sparsec.lower.select.walk import walk
 from sparsec.lower.softmax import HIDDEN
-from sparsec.plan.specs import Piece, Selector
+from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import EMPTY_KEY, Axis, Node, Program, Tensor
@@ -31,7 +31,8 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
         best, everything = _best(own, slots, keys)
         ids, scores = chosen.listed(spec, best, slots, spare)
         listed: tuple[str | int, ...] = ("B", "TQ", 1, spec.slots)
-        touched = [*index_rows.tensors(spec), Tensor(spec.indices, "int32", listed)]
+        above = [] if spec.parents is None else [parents.tensor(spec.parents, "TQ")]
+        touched = [*index_rows.tensors(spec), *above, Tensor(spec.indices, "int32", listed)]
         place = (batch, token, tile.const(0), tile.iota(slots))
         bounds: dict[int, tile.Value] = {3: spec.slots} if slots.size > spec.slots else {}
         tile.store(touched[-1], *place, value=ids, bounds=dict(bounds))
@@ -49,15 +50,14 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
 
 def _best(own: Index, slots: Axis, keys: Axis) -> tuple[Node, Node | None]:
     """The rank keys of the best, descending; the log-sum-exp of all eligible scores where weights need it."""
-    spec, block, limit = own.spec, own.schedule.block, tile.param(own.spec.block_length)
+    spec, limit = own.spec, tile.param(own.spec.block_length)
     position = add(own.token, tile.param("q_offset"))
     env = {name: tile.param(name) for name in ("B", "TQ", "TK", "q_offset", spec.key_length, spec.block_length)}
     env |= {"b": own.batch, "h": tile.const(0), "i": position, "i_lo": position, "i_hi": position}
-    piece = Piece(spec.keys, spec.keys, spec.block_length, as_keys(spec.eligible))
-    ranges = tile_ranges(piece, block, limit, env, {})
+    walked = walk(spec, own.schedule, keys, (own.batch, own.token, tile.const(0)), env, {})
 
     def visit(at: Node, kept: Node, *sums: Node) -> Sequence[Node]:
-        key = add(mul(at, block), tile.iota(keys))
+        key = walked.number(at)
         found = own.scores(key)
         here, open_ = {**env, "c": key}, tile.apply(Fn.LT, key, limit)
         rank = tile.apply(Fn.RANK, found, key)
@@ -65,27 +65,29 @@ def _best(own: Index, slots: Axis, keys: Axis) -> tuple[Node, Node | None]:
             rank = tile.apply(Fn.WHERE, emit(spec.forced, here), tile.apply(Fn.XOR, rank, EMPTY_KEY), rank)
         if spec.eligible is not None:
             open_ = both(open_, emit(spec.eligible, here))
-        best = tile.top_insert(kept, tile.apply(Fn.WHERE, open_, rank, EMPTY_KEY), slots, keys)
+        best = tile.top_insert(kept, tile.apply(Fn.WHERE, walked.within(key, open_), rank, EMPTY_KEY), slots, keys)
         more = chosen.summed(sums, tile.apply(Fn.WHERE, open_, found, HIDDEN), keys) if sums else ()
         return [best, *more]
 
     inits = [tile.full(EMPTY_KEY, slots, dtype="int64")]
     if spec.weights == "softmax_all":
         inits += [tile.const(HIDDEN), tile.const(0.0)]
-    best, *sums = tile.loop(ranges[0].start, ranges[-1].stop, 1, inits, visit, own.schedule.stages)
+    best, *sums = tile.loop(walked.start, walked.stop, 1, inits, visit, own.schedule.stages)
     return best, add(sums[0], tile.apply(Fn.LOG, sums[1])) if sums else None
 
 
 def default(spec: Selector, target: str) -> Schedule:
-    """Wide tiles of keys: long lists cost a merge per tile."""
+    """Wide tiles of keys: long lists cost a merge per tile; of a choice within lists the children alone."""
+    order = children.ORDER if children.fits(spec) else "one_pass"
     if not target.startswith("triton"):
-        return Schedule(order="one_pass", block=64, lanes=("n", "d"), split_dims=False)
+        return Schedule(order=order, block=64, lanes=("n", "d"), split_dims=False)
     block = 64 if spec.dtype == "float32" else 256 if spec.slots > 256 else 128
-    return Schedule(order="one_pass", block=block, warps=8 if block > 64 else 4, stages=2)
+    return Schedule(order=order, block=block, warps=8 if block > 64 else 4, stages=2)
 
 
 def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
-    """Keys of a tile, warps and stages."""
+    """Keys of a tile, warps and stages; whether all keys are scored where the children of a list would do."""
+    orders: dict[str, tuple[object, ...]] = {"order": (children.ORDER, "one_pass")} if children.fits(spec) else {}
     if not target.startswith("triton"):
-        return {"block": (32, 64, 128)}
-    return {"block": (32, 64, 128, 256), "warps": (4, 8), "stages": (1, 2, 3)}
+        return {"block": (32, 64, 128), **orders}
+    return {"block": (32, 64, 128, 256), "warps": (4, 8), "stages": (1, 2, 3), **orders}

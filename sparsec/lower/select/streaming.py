@@ -5,18 +5,18 @@ One program holds a tile of tokens of one selection (a head, or the heads of a g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-from sparsec.lower import descriptors, parents, softmax
-from sparsec.lower.ranges import tile_ranges
-from sparsec.lower.scalars import add, both, ceil_div, emit, mul
+from sparsec.lower import descriptors, softmax
+from sparsec.lower.scalars import add, both, ceil_div, emit
 from sparsec.lower.select import children, chosen, insert, log_sums, rounds
-from sparsec.lower.select.candidates import as_keys, block_scores, summary_scores
+from sparsec.lower.select.candidates import block_scores, summary_scores
 from sparsec.lower.select.frame import Frame, biased, frame, params, sharing, without_constants
 from sparsec.lower.select.insert import Axes
 from sparsec.lower.select.shares import fits, shares
-from sparsec.plan.specs import Piece, Selector
+from sparsec.lower.select.walk import of_frame
+from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import EMPTY_KEY, Axis, Node, Program
@@ -62,7 +62,7 @@ def _store_sorted(f: Frame, slots: Axis, spare: Axis) -> None:
 
 def _store_rounds(f: Frame) -> None:
     """A row's list slot by slot, -1 where nothing is left."""
-    spec, scores, walk = f.spec, summary_scores(f), _walk(f)
+    spec, scores, walk = f.spec, summary_scores(f), of_frame(f)
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = walk.number(at)
@@ -77,33 +77,6 @@ def _store_rounds(f: Frame) -> None:
         tile.store(f.tensors[spec.indices], *place, value=name, bounds={1: tile.param("TQ")})
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """The tiles of candidates that a program scores.
-
-    Attributes:
-        number: from a tile to its candidates.
-        within: from candidates and which may be chosen at all, those that lie within the rows' lists of larger units.
-    """
-
-    start: tile.Value
-    stop: tile.Value
-    number: Callable[[Node], Node]
-    within: Callable[[Node, Node], Node]
-
-
-def _walk(f: Frame) -> Walk:
-    """All candidates that the rows may choose from, or the children of what they chose."""
-    above, block = f.spec.parents, f.schedule.block
-    if above is not None and f.schedule.order == children.ORDER:
-        return Walk(
-            0, children.tiles(above, block), lambda at: children.numbers(f, above, at), lambda block, open_: open_
-        )
-    piece = Piece(f.spec.keys, f.spec.keys, f.spec.block_length, as_keys(f.spec.eligible))
-    ranges = tile_ranges(piece, block, tile.param(f.spec.block_length), f.env, f.tensors)
-    return Walk(ranges[0].start, ranges[-1].stop, lambda at: add(mul(at, block), tile.iota(f.keys)), _within(f))
-
-
 def _predicates(f: Frame, block: Node) -> tuple[Node | None, Node]:
     """Which candidates are forced, and which may be chosen at all."""
     spec, env = f.spec, {**f.env, "c": block}
@@ -114,20 +87,9 @@ def _predicates(f: Frame, block: Node) -> tuple[Node | None, Node]:
     return forced, open_
 
 
-def _within(f: Frame) -> Callable[[Node, Node], Node]:
-    """Whether candidates are compared with the rows' lists of larger units."""
-    above = f.spec.parents
-    if above is None:
-        return lambda block, open_: open_
-    chosen = list(parents.listed(above, "TQ", f.batch, f.row, children.list_of(f, above)))
-    return lambda block, open_: both(open_, parents.children(above, chosen, block))
-
-
 def check(spec: Selector, schedule: Schedule) -> None:
     """Refuse a schedule that cannot carry this spec out."""
-    rows, block, gathered = schedule.rows, schedule.block, schedule.order == children.ORDER
-    if gathered and not children.fits(spec):
-        raise ScheduleError("the order 'children' is for choices within lists, weighed by themselves; use 'one_pass'")
+    rows, block, gathered = schedule.rows, schedule.block, children.wanted(spec, schedule)
     if schedule.split_dims and gathered and (rows & (rows - 1) or block & (block - 1)):
         raise ScheduleError(f"{rows} rows x {block} keys: tiles are powers of two")
     if schedule.split_dims and not gathered and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
@@ -142,7 +104,7 @@ def _best(f: Frame, axes: Axes) -> tuple[Node, Node | None]:
     """The rank keys of the best blocks, descending; the log-sum-exp of all eligible scores where weights need it."""
     spec, apart = f.spec, f.schedule.order == "apart"
     scores = None if apart else summary_scores(f)
-    walk = _walk(f)
+    walk = of_frame(f)
 
     def visit(at: Node, *state: Node) -> Sequence[Node]:
         block = walk.number(at)

@@ -68,8 +68,6 @@ def _check(planner: Planner, topk: Node, chain: Chain) -> None:
         raise planner.refuse(topk, said)
     if topk["scope"] == "query_set":
         raise planner.refuse(topk, "the selector lists units per token; scope = query_set has no kernel here yet")
-    if topk.operands and node["fn"] == "indexer":
-        raise planner.refuse(topk, "an indexer chooses from all units; `within` a list it has no kernel yet")
     honours(planner, node, "fn", "scale", "detach", "rounding")
     honours(planner, topk, *_CHOSEN)
 

@@ -130,7 +130,9 @@ def scorer(planner: Planner, node: Node, scores: Node, chosen: Node) -> Selector
         raise planner.refuse(node, "scores after a pool have no gradient kernel; compare those under the pool")
     if not forward.batched:
         raise planner.refuse(node, "learned keys that every batch entry shares have no gradient kernel yet")
-    return replace(forward, pool=None, visible=None, weights=None, weights_out=None, hard_out=None, scores_out=None)
+    return replace(
+        forward, pool=None, visible=None, weights=None, weights_out=None, hard_out=None, scores_out=None, parents=None
+    )
 
 
 def reads(forward: GatheredAttention) -> list[str]:
