@@ -72,6 +72,7 @@ def _selector(spec: Selector) -> Cost:
         own = spec.parents.slots * spec.parents.fanout
         pairs = minimum(pairs, B * heads * TQ * own)  # the children of what was chosen one level up
         above = 4 * B * TQ * spec.parents.heads * spec.parents.slots
+    pairs = pairs // spec.query_block if spec.query_block > 1 else pairs
     shared = HKV if spec.group or spec.head_weights else H
     lists = B * TQ * shared * spec.slots * (8 if spec.weights else 4)
     known = {"H": spec.heads, "HKV": spec.kv_heads, "D": spec.dim}

@@ -163,17 +163,16 @@ class Selector:
 
     Attributes:
         key_length: the launch parameter with the number of summaries; ``block_length`` with the number of blocks.
-        visible, eligible, forced: over i and c (summaries in ``visible``, blocks in the others). Without ``softmax``,
-            summaries that are not visible do not exist for the pool.
+        visible, eligible, forced: over i and c, blocks but for ``visible``: summaries, which else no pool has.
         weights: None, "softmax", "softmax_sink", "stick", "sigmoid" or "raw" over the chosen scores, or "softmax_all":
             their share of a softmax over all that is eligible; fp32, 0 where id is -1.
         batched: false for learned keys ``[N, HKV, D]``, the same for every batch entry.
         key_dtype: of ``keys`` where it is not ``dtype``: fp32 for computed summaries, lest rounding change the choice.
         count_forced: whether forced members use up k; if not, k counts the free slots and ``slots`` all.
         head_weights: of an indexer ``[B,TQ,H]``: scale * the heads' sum of weight * max(q . key, 0), one list for all.
-        hard_out: where a straight-through choice writes 1 for what was chosen and 0 elsewhere, beside its weights.
-        scores_out: where the chosen scores are kept for a backward, 0 for an id of -1.
+        hard_out: a straight-through choice's 1 for what was chosen; ``scores_out``: its scores, for a backward; else 0.
         bias: over score, b, h (the list), i, j (the block) and ``captures``: what becomes of a block's score.
+        query_block: so many queries, counted from row 0, share the list of their first; such lists have no weights.
         parents: lists of larger units, whose children alone may be chosen; "softmax_all" is over all eligible even so.
     """
 
@@ -209,6 +208,7 @@ class Selector:
     captures: tuple[Capture, ...] = ()
     cosine: bool = False
     parents: Parents | None = None
+    query_block: int = 1
 
 
 @dataclass(frozen=True, slots=True)

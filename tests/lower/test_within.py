@@ -12,6 +12,7 @@ from torch import Tensor
 
 import sparsec
 from sparsec.frontends.text import parse
+from sparsec.ir.error import DeclarationError
 from sparsec.ir.variant import Variant
 from sparsec.lower.decode import schedules as steps
 from sparsec.lower.decode.company import SHARED
@@ -232,11 +233,30 @@ def test_a_prompt_and_steps_are_one_forward(name: str, target: str) -> None:
     assert check(torch.cat(parts, 1), truth(made.variant, x), "float32")
 
 
-def test_lists_that_queries_share_are_refused_in_a_sentence() -> None:
-    shared = layer("three levels", word="size = 64, scope", other="size = 64, query_block = 4, scope")
-    made = sparsec.compile(shared, "interpreter")
-    with pytest.raises(PlanError, match=r"query_block|lists that queries share"):
+@pytest.mark.parametrize("target", ["interpreter", "tvm"])
+@pytest.mark.parametrize(("above", "below"), [(4, 1), (1, 4), (32, 8), (3, 5)])
+def test_lists_that_queries_share(above: int, below: int, target: str) -> None:
+    """Above, below and on both levels: a list is that of the first query of its block, and within that query's."""
+    text = str(layer("the own chunk may be left out"))
+    text = text.replace("fanout = 4", f"fanout = 4, query_block = {below}")
+    text = text.replace("size = 64, scope", f"size = 64, query_block = {above}, scope")
+    made = sparsec.compile(parse(text), target=target)
+    x = sparsec.inputs(made.variant, **SIZES)
+    assert check(result(made, x), truth(made.variant, x), "float32")
+    if target == "interpreter":
+        for order, rows in (("one_pass", 16), ("rounds", 16), ("children", 1)):
+            assert check(chosen_alone(made, x, rows, 16, order), truth(made.variant, x), "float32")
+        case = packed_case(made.variant, (130, 0, 1, 67), (130, 0, 1, 67), H=6, HKV=2, D=16, DV=16)
+        assert max(off_the_loop(made, case, floats(made.variant))) < 1e-6
+
+
+def test_weights_and_steps_of_lists_that_queries_share_are_refused_in_a_sentence() -> None:
+    made = sparsec.compile(layer("three levels", word="fanout = 4", other="fanout = 4, query_block = 4"), "interpreter")
+    with pytest.raises(PlanError, match="lists that queries share have no weights"):
         made.plan({**SIZES, "TQ": 300, "TK": 300, "q_offset": 0}, "float32")
+    coarse = sparsec.compile(layer("three levels", word="size = 64, sc", other="size = 64, query_block = 4, sc"), "tvm")
+    with pytest.raises(DeclarationError, match="shares a list between queries"):
+        coarse.init_cache(batch=1, max_length=64)
 
 
 def test_a_choice_without_levels_reads_no_list() -> None:

@@ -93,9 +93,34 @@ def test_it_walks_the_children_alone_by_default() -> None:
 
 
 @pytest.mark.parametrize("target", ["interpreter", "tvm"])
-def test_its_loss_and_gradients(target: str) -> None:
-    made = sparsec.compile(layer(gradient="kl"), target=target)
+@pytest.mark.parametrize("queries", [1, 5])
+def test_its_loss_and_gradients(queries: int, target: str) -> None:
+    """Of one query each; of five, whose own scores are compared over the list of the first."""
+    shared = f"fanout = 16, query_block = {queries}"
+    made = sparsec.compile(parse(str(layer(gradient="kl")).replace("fanout = 16", shared)), target=target)
     x = sparsec.inputs(made.variant, **SIZES)
+    assert wrong(made, x) == [] and wrong_on(made, x, "float32") == []
+
+
+@pytest.mark.parametrize("target", ["interpreter", "tvm"])
+def test_a_loss_of_chunks_in_sections(target: str) -> None:
+    variant = parse("""variant chunks(q: [B,TQ,H,D], k: [B,TK,HKV,D], v: [B,TK,HKV,DV],
+  r: [B,TQ,HKV,D], l: [B,TK,HKV,D]) {
+  pages = tokens(k, v) {chunk = 16}
+  marks = tokens(l)
+  wide = summary(marks) {size = 48, stride = 48}
+  far = score(r, wide)
+  above = topk(far) {k = 2, size = 48, scope = kv_head, eligible = 48 * c <= i, forced = c == i // 48}
+  fine = summary(marks) {size = 16, stride = 16}
+  near = score(r, fine)
+  chosen = topk(near, within=above) {k = 3, size = 16, scope = kv_head, eligible = 16 * c <= i, fanout = 3,
+    selector_gradient = kl}
+  o = attend(q, pages, chosen, mask(pages) {where = j <= i})
+  loss = aux(near, chosen, target=o) {fn = kl}
+  return o, loss
+}""")
+    made = sparsec.compile(variant, target=target)
+    x = sparsec.inputs(variant, B=2, T=150, H=4, HKV=2, D=16, DV=24)
     assert wrong(made, x) == [] and wrong_on(made, x, "float32") == []
 
 
@@ -116,3 +141,13 @@ def test_packed_documents() -> None:
     made = sparsec.compile(layer(), target="interpreter")
     case = packed_case(made.variant, (70, 0, 1, 37), (70, 0, 1, 37), H=4, HKV=2, D=16, DV=16, HI=2, DI=16)
     assert max(off_the_loop(made, case, floats(made.variant))) < 1e-6
+
+
+@pytest.mark.parametrize("target", ["interpreter", "tvm"])
+@pytest.mark.parametrize("block", [5, 16])
+def test_queries_that_share_a_list_of_tokens(block: int, target: str) -> None:
+    """A list is its first query's, chosen within that query's chunks; all of the block read it."""
+    shared = f"fanout = 16, query_block = {block}"
+    made = sparsec.compile(parse(str(layer()).replace("fanout = 16", shared)), target=target)
+    x = sparsec.inputs(made.variant, **SIZES)
+    assert wrong(made, x) == []

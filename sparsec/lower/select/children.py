@@ -49,9 +49,9 @@ def list_of(f: Frame, above: Parents) -> Node:
 
 
 def numbers(f: Frame, above: Parents, at: Node) -> Node:
-    """The candidates of tile ``at``, by row where there are several; the number of blocks where there is none."""
-    row = f.row if by_row(f) else tile.program_id(0)
-    return of_list(above, f.keys, at, (f.batch, row, list_of(f, above)), tile.param(f.spec.block_length))
+    """The candidates of tile ``at`` of a program's one token; the number of blocks where there is none."""
+    place = (f.batch, tile.program_id(0), list_of(f, above))
+    return of_list(above, f.keys, at, place, tile.param(f.spec.block_length))
 
 
 def of_list(above: Parents, keys: Axis, at: Node, place: tuple[Node, Node, Node], none: Node) -> Node:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sparsec.lower import parents
 from sparsec.lower.pieces import Span, spans
-from sparsec.lower.scalars import add, captured, emit_scores, least, mul, sub
+from sparsec.lower.scalars import add, captured, ceil_div, emit_scores, least, mul, sub
 from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -21,7 +22,8 @@ class Frame:
     Attributes:
         group: the axis of the heads that share a selection; None for one head.
         head: the first query head.
-        row: the tokens' rows; ``env`` holds their positions and the launch parameters.
+        row: the tokens' rows, one of each block of queries that share a list; ``env`` holds their positions and the
+            launch parameters.
     """
 
     spec: Selector
@@ -94,9 +96,10 @@ def frame(builder: tile.Builder, spec: Selector, schedule: Schedule) -> Frame:
     rows, keys = builder.axis("m", schedule.rows), builder.axis("n", schedule.block)
     dims = spans(builder, "d", spec.dim, schedule)
     group = builder.axis("g", 1 << (share - 1).bit_length()) if share > 1 else None
-    first, length, offset = mul(tile.program_id(0), schedule.rows), tile.param("TQ"), tile.param("q_offset")
-    row, head = add(first, tile.iota(rows)), mul(tile.program_id(1), share)
-    last = sub(least(add(first, schedule.rows), length), 1)
+    apart, length, offset = spec.query_block, tile.param("TQ"), tile.param("q_offset")
+    first = mul(tile.program_id(0), schedule.rows * apart)
+    row, head = add(first, mul(tile.iota(rows), apart)), mul(tile.program_id(1), share)
+    last = sub(least(add(first, schedule.rows * apart), length), 1)
     env = {name: tile.param(name) for name, _ in params(spec)}
     env |= {"b": tile.program_id(2), "h": head, "i": add(row, offset)}
     env |= {"i_lo": add(first, offset), "i_hi": add(last, offset)}
@@ -110,3 +113,22 @@ def biased(f: Frame, scores: Node, block: Node) -> Node:
         return scores
     env = {**f.env, "h": tile.program_id(1), "j": block, "score": scores}
     return emit_scores(f.spec.bias, env, f.tensors, scores)
+
+
+def lists_of(spec: Selector) -> Node:
+    """How many lists of a unit differ: one for every token, or for every block of queries that share it."""
+    return ceil_div(tile.param("TQ"), spec.query_block)
+
+
+def keep(spec: Selector, tensor: Tensor, place: tuple[Node, ...], value: Node, bounds: dict[int, tile.Value]) -> None:
+    """Store what tokens have, at a ``place`` (batch, row, …), for all queries that share it."""
+    batch, row, *rest = place
+
+    def visit(n: Node) -> Sequence[Node]:
+        tile.store(tensor, batch, add(row, n), *rest, value=value, bounds={**bounds, 1: tile.param("TQ")})
+        return []
+
+    if spec.query_block == 1:
+        tile.store(tensor, *place, value=value, bounds=bounds)
+    else:
+        tile.loop(0, spec.query_block, 1, [], visit)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsec.lower import parents
-from sparsec.lower.scalars import add, both, emit
+from sparsec.lower.scalars import add, both, emit, mul
 from sparsec.lower.select import children, chosen, index_rows
+from sparsec.lower.select.frame import keep, lists_of
 from sparsec.lower.select.index_rows import Index
 from sparsec.lower.select.walk import walk
 from sparsec.lower.softmax import HIDDEN
@@ -24,7 +25,7 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
     """q ``[B,TQ,HI,D]``, weights ``[B,TQ,HI]``, keys ``[B,N,1,D]`` -> indices int32 ``[B,TQ,1,slots]``, and weights."""
     index_rows.check(schedule)
     with tile.Builder() as builder:
-        token, batch = tile.program_id(0), tile.program_id(1)
+        token, batch = mul(tile.program_id(0), spec.query_block), tile.program_id(1)
         keys = builder.axis("n", schedule.block)  # keys are the rows of products: their scores lie apart, for the sort
         own = index_rows.index(builder, spec, schedule, batch, token, tile.const(0))
         slots, spare = (builder.axis(name, 1 << (spec.slots - 1).bit_length()) for name in ("k", "kk"))
@@ -35,7 +36,7 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
         touched = [*index_rows.tensors(spec), *above, Tensor(spec.indices, "int32", listed)]
         place = (batch, token, tile.const(0), tile.iota(slots))
         bounds: dict[int, tile.Value] = {3: spec.slots} if slots.size > spec.slots else {}
-        tile.store(touched[-1], *place, value=ids, bounds=dict(bounds))
+        keep(spec, touched[-1], place, ids, dict(bounds))
         if spec.weights is not None and spec.weights_out is not None:
             touched.append(Tensor(spec.weights_out, "float32", listed))
             value = chosen.weights(spec.weights, ids, scores, slots, everything)
@@ -44,7 +45,7 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
             touched.append(Tensor(spec.hard_out, "float32", listed))
             tile.store(touched[-1], *place, value=chosen.hard(ids), bounds=dict(bounds))
         params = dict.fromkeys(["B", "TQ", "TK", "q_offset", spec.key_length, spec.block_length])
-        grid = (tile.param("TQ"), tile.param("B"))
+        grid = (lists_of(spec), tile.param("B"))
         return builder.program(spec.name, touched, [(name, "int32") for name in params], grid)
 
 

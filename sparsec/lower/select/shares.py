@@ -26,7 +26,13 @@ from sparsec.tile.language import Node
 
 def fits(spec: Selector) -> bool:
     """Whether shares are what is asked for, and pools of them are sums of few summaries."""
-    if not spec.softmax or spec.head_weights is not None or spec.bias is not None or spec.cosine:
+    if (
+        spec.query_block > 1
+        or not spec.softmax
+        or spec.head_weights is not None
+        or spec.bias is not None
+        or spec.cosine
+    ):
         return False
     if spec.pool is None:
         return True

@@ -12,7 +12,7 @@ from sparsec.lower import descriptors, softmax
 from sparsec.lower.scalars import add, both, ceil_div, emit
 from sparsec.lower.select import children, chosen, insert, log_sums, rounds
 from sparsec.lower.select.candidates import block_scores, summary_scores
-from sparsec.lower.select.frame import Frame, biased, frame, params, sharing, without_constants
+from sparsec.lower.select.frame import Frame, biased, frame, keep, lists_of, params, sharing, without_constants
 from sparsec.lower.select.insert import Axes
 from sparsec.lower.select.shares import fits, shares
 from sparsec.lower.select.walk import of_frame
@@ -34,7 +34,7 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
         else:
             _store_sorted(f, *(builder.axis(name, 1 << (spec.slots - 1).bit_length()) for name in ("k", "kk")))
         units = spec.heads // sharing(spec)
-        grid = (ceil_div(tile.param("TQ"), schedule.rows), tile.const(units), tile.param("B"))
+        grid = (ceil_div(lists_of(spec), schedule.rows), tile.const(units), tile.param("B"))
         read = [log_sums.tensor(spec)] if schedule.order == "apart" else []
         return builder.program(spec.name, [*f.tensors.values(), *read], params(spec), grid)
 
@@ -48,7 +48,7 @@ def _store_sorted(f: Frame, slots: Axis, spare: Axis) -> None:
     bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
     if slots.size > spec.slots:
         bounds[3] = spec.slots
-    tile.store(f.tensors[spec.indices], *place, value=ids, bounds=bounds)
+    keep(spec, f.tensors[spec.indices], place, ids, bounds)
     if spec.weights is not None:
         assert spec.weights_out is not None
         value = chosen.weights(spec.weights, ids, scores, slots, everything)
@@ -74,7 +74,7 @@ def _store_rounds(f: Frame) -> None:
     names = [*state[1::2], *[tile.full(-1, f.rows, dtype="int32")] * (spec.slots - len(state) // 2)]
     for slot, name in enumerate(names):
         place = (f.batch, f.row, tile.program_id(1), tile.const(slot))
-        tile.store(f.tensors[spec.indices], *place, value=name, bounds={1: tile.param("TQ")})
+        keep(spec, f.tensors[spec.indices], place, name, {1: tile.param("TQ")})
 
 
 def _predicates(f: Frame, block: Node) -> tuple[Node | None, Node]:

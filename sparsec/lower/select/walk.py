@@ -60,5 +60,5 @@ def of_frame(f: Frame) -> Walk:
     """The walk of a tile of tokens."""
     alone = f.schedule.order == children.ORDER and not children.by_row(f)
     unit = tile.const(0) if f.spec.parents is None else children.list_of(f, f.spec.parents)
-    row = tile.program_id(0) if alone else f.row
+    row = mul(tile.program_id(0), f.spec.query_block) if alone else f.row
     return walk(f.spec, f.schedule, f.keys, (f.batch, row, unit), f.env, f.tensors)

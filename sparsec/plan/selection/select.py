@@ -85,7 +85,8 @@ _POOLED = {
     "blocks": ("over", "op", "pre", "visible", "kernel", "stride", "padding"),
 }
 _CHOSEN = (
-    "k", "slots", "unit", "size", "scope", "eligible", "forced", "count_forced", "order", "selector_gradient", "fanout"
+    "k", "slots", "unit", "size", "scope", "eligible", "forced", "count_forced", "order", "selector_gradient", "fanout",
+    "query_block",
 )  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def own_first(selection: Node, tokens: Expr) -> bool:
     """
     if selection.op is not Op.TOPK or selection["unit"] != "chunk" or selection["order"] != "score":
         return False
-    if selection.operands:  # which may leave it out
+    if selection.operands or selection["query_block"] != 1:  # which may leave it out
         return False
     size = selection.integer("size")
     forced = call(Fn.EQ, var("c"), var("i") // size)
@@ -177,6 +178,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         captures=planner.captures(chain.bias, dims) if chain.bias is not None else (),
         cosine=chain.score.word("fn") == "cosine",
         parents=parents,
+        query_block=_shared(planner, topk, weights),
     )
     planner.specs[topk] = spec
     covers = (*chain.covers, *([weights] if weights is not None else []))
@@ -190,9 +192,8 @@ def _parents(planner: Planner, topk: Node) -> Parents | None:
     above = topk.operands.get("within")
     if above is None:
         return None
-    if above["query_block"] != 1:
-        said = "lists of a query each are chosen within; lists that queries share have no kernel yet"
-        raise planner.refuse(topk, said)
+    if above.op is not Op.TOPK and above["query_block"] != 1:
+        raise planner.refuse(topk, "given lists that queries share are not chosen within; give a list per query")
     indices, _ = select(planner, above, planner.weights.get(above))
     heads, own = (planner.sizes.value(list_.shape[2]) for list_ in (above, topk))
     if own % heads:
@@ -200,6 +201,13 @@ def _parents(planner: Planner, topk: Node) -> Parents | None:
             topk, f"{own} lists are chosen within those of {heads} heads; the former must be a multiple"
         )
     return Parents(indices, heads, planner.sizes.value(above.shape[3]), topk.integer("fanout"))
+
+
+def _shared(planner: Planner, topk: Node, weights: Node | None) -> int:
+    """How many queries share a list; each has weights of its own, which have no kernel then."""
+    if topk["query_block"] != 1 and weights is not None:
+        raise planner.refuse(topk, "lists that queries share have no weights in a kernel: query_block = 1")
+    return topk.integer("query_block")
 
 
 def _weighed_out(planner: Planner, topk: Node, weights: Node) -> tuple[str, str | None]:

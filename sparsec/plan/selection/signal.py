@@ -131,7 +131,15 @@ def scorer(planner: Planner, node: Node, scores: Node, chosen: Node) -> Selector
     if not forward.batched:
         raise planner.refuse(node, "learned keys that every batch entry shares have no gradient kernel yet")
     return replace(
-        forward, pool=None, visible=None, weights=None, weights_out=None, hard_out=None, scores_out=None, parents=None
+        forward,
+        pool=None,
+        visible=None,
+        weights=None,
+        weights_out=None,
+        hard_out=None,
+        scores_out=None,
+        parents=None,
+        query_block=1,
     )
 
 
