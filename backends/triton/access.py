@@ -7,7 +7,7 @@ from sparsec.backends.triton.functions import literal
 from sparsec.backends.triton.names import argument
 from sparsec.backends.triton.text import Speaker, Text, sizes
 from sparsec.tile.build import union
-from sparsec.tile.language import Axis, Node, access_of
+from sparsec.tile.language import Access, Axis, Node, access_of
 
 
 def load(speaker: Speaker, node: Node) -> str:
@@ -18,7 +18,7 @@ def load(speaker: Speaker, node: Node) -> str:
     condition = mask(speaker, node, node.axes)
     if condition and access.other is not None:
         condition += f", other={literal(access.other, node.dtype)}"
-    return f"tl.load({address(speaker, node, node.axes)}{condition})"
+    return f"tl.load({address(speaker, node, node.axes)}{condition}{_eviction(access)})"
 
 
 def store(speaker: Speaker, node: Node) -> str:
@@ -29,7 +29,11 @@ def store(speaker: Speaker, node: Node) -> str:
     condition = mask(speaker, node, axes)
     if access.atomic:
         return f'tl.atomic_add({place}, {what}{condition}, sem="relaxed")'
-    return f"tl.store({place}, {what}{condition})"
+    return f"tl.store({place}, {what}{condition}{_eviction(access)})"
+
+
+def _eviction(access: Access) -> str:
+    return f', eviction_policy="evict_{access.evict}"' if access.evict else ""
 
 
 def narrow_stride(tensor: str, dim: int) -> str:

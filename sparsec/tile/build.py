@@ -125,17 +125,20 @@ def mask_if(condition: Node, mask: Node, x: Node, other: float) -> Node:
     return Builder.current().node(TileOp.MASK_IF, args, (), x.dtype, union(mask, x))
 
 
-def load(tensor: Tensor, *index: Value, bounds: dict[int, Value] | None = None, other: float | None = 0.0) -> Node:
+def load(
+    tensor: Tensor, *index: Value, bounds: dict[int, Value] | None = None, other: float | None = 0.0, evict: str = ""
+) -> Node:
     """Elements of a tensor; see ``Access`` for indices, bounds (dimension -> limit) and what lies outside."""
-    args, access = _access(tensor, index, bounds, other, False)
+    args, access = _access(tensor, index, bounds, other, False, evict)
     return Builder.current().node(TileOp.LOAD, args, (access,), tensor.dtype, union(*args))
 
 
 def store(
-    tensor: Tensor, *index: Value, value: Node, bounds: dict[int, Value] | None = None, atomic: bool = False
-) -> None:
+    tensor: Tensor, *index: Value, value: Node, bounds: dict[int, Value] | None = None, atomic: bool = False,
+    evict: str = "",
+) -> None:  # fmt: skip
     """Write a tile of the tensor's dtype; ``atomic`` adds instead."""
-    args, access = _access(tensor, index, bounds, None, atomic)
+    args, access = _access(tensor, index, bounds, None, atomic, evict)
     if value.dtype != tensor.dtype:
         raise TileError(f"store to {tensor.name}: the value is {value.dtype}, the tensor {tensor.dtype}; cast it first")
     builder = Builder.current()
@@ -145,13 +148,14 @@ def store(
 
 
 def _access(
-    tensor: Tensor, index: Sequence[Value], bounds: dict[int, Value] | None, other: float | None, atomic: bool
-) -> tuple[tuple[Node, ...], Access]:
+    tensor: Tensor, index: Sequence[Value], bounds: dict[int, Value] | None, other: float | None, atomic: bool,
+    evict: str,
+) -> tuple[tuple[Node, ...], Access]:  # fmt: skip
     if len(index) != tensor.rank:
         raise TileError(f"{tensor.name} has {tensor.rank} dimensions, {len(index)} indices given")
     limits = bounds or {}
     args = (*(lift(i) for i in index), *(lift(limits[d]) for d in sorted(limits)))
-    return args, Access(tensor, tuple(sorted(limits)), other, atomic)
+    return args, Access(tensor, tuple(sorted(limits)), other, atomic, evict)
 
 
 def dot(a: Node, b: Node, over: Axis, acc: Node | None = None, precision: str = "ieee") -> Node:

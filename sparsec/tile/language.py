@@ -70,12 +70,17 @@ class Access:
     (an index at or past its bound is outside; indices are never negative where they are read), then, for a store,
     the value. Outside: a load gives ``other`` (if None: an unspecified but readable number), a store writes nothing.
     An index is a scalar, ``scalar + iota`` (a box), or any int32 tile (a gather).
+
+    Attributes:
+        evict: which of a GPU's cache leaves first: "last" is what a later launch reads soon, "first" what none reads
+            again; "" says nothing.
     """
 
     tensor: Tensor
     bounded: tuple[int, ...] = ()
     other: float | None = 0.0
     atomic: bool = False
+    evict: str = ""
 
 
 @dataclass(frozen=True, slots=True)

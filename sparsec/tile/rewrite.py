@@ -107,8 +107,8 @@ def accessed(node: Node, args: Sequence[Node], tensor: Tensor | None = None) -> 
     rank, limits = access.tensor.rank, len(access.bounded)
     index, bounds = args[:rank], dict(zip(access.bounded, args[rank : rank + limits], strict=True))
     if node.op is TileOp.LOAD:
-        return tile.load(access.tensor, *index, bounds=dict(bounds), other=access.other)
-    tile.store(access.tensor, *index, value=args[-1], bounds=dict(bounds), atomic=access.atomic)
+        return tile.load(access.tensor, *index, bounds=dict(bounds), other=access.other, evict=access.evict)
+    tile.store(access.tensor, *index, value=args[-1], bounds=dict(bounds), atomic=access.atomic, evict=access.evict)
     return stored()
 
 

@@ -89,7 +89,7 @@ def _read(f: Frame, split: Node, left: Left | None) -> list[Node]:
         if left is not None:
             place = decode_logits.place(left.selector, f.batch, f.rows.token, f.rows.head, key)
             bounds = {**f.rows.bounds, **decode_logits.bounds(left.selector, tile.param("TK"))}
-            tile.store(left.tensor, *place, value=mul(scores, scale), bounds=bounds)
+            tile.store(left.tensor, *place, value=mul(scores, scale), bounds=bounds, evict="last")
         return chunks.joint_step(f, carried, key, scores, scale)
 
     return tile.loop(first, least(add(first, per), count), 1, chunks.start(f), visit, f.schedule.stages)

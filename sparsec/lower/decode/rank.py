@@ -85,7 +85,7 @@ def _probabilities(builder: tile.Builder, f: Frame, found: portion.Buffers) -> c
 
     def probabilities(number: Node) -> Node:
         place = decode_logits.place(spec, f.batch, token, head, number)
-        logits = tile.load(found.raw, *place, bounds=bounds, other=softmax.HIDDEN)
+        logits = tile.load(found.raw, *place, bounds=bounds, other=softmax.HIDDEN, evict="first")
         power = tile.apply(Fn.WHERE, candidates.shown(f, number), tile.apply(Fn.EXP2, sub(logits, total)), 0.0)
         if f.group is None:
             return power

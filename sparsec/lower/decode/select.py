@@ -22,6 +22,8 @@ RANKED = {True: 128, False: 16}
 """Candidates that join a list of the best at a time: many where a program's threads rank them at once, on a GPU."""
 WEIGHED = 16
 """Programs at least that turn a unit's logits into probabilities."""
+AHEAD = {True: 3, False: 1}
+"""Stages of those: the logits of a turn are under way in the turn before, on a GPU."""
 
 
 def fits(spec: Selector) -> str | None:
@@ -52,7 +54,7 @@ def lower(spec: Selector, schedule: Schedule, sums: Tensor | None = None, whole:
         )
     ranked = replace(schedule, splits=found.lists, rows=1, block=RANKED[schedule.split_dims], stages=1)
     first = [Step(select_scores.lower(spec, schedule), schedule)] if sums is None else []
-    weighed = replace(ranked, splits=max(found.lists, WEIGHED))
+    weighed = replace(ranked, splits=max(found.lists, WEIGHED), stages=AHEAD[schedule.split_dims])
     rest = (Step(rank.masses(spec, weighed, found), weighed), Step(rank.best(spec, ranked, found), ranked))
     own = [found.raw, found.sums, found.masses, found.best]
     return Lowered((*first, *rest, *merged), decode_merge.scratch(own))

@@ -50,7 +50,7 @@ def _logits(builder: tile.Builder, f: Frame, found: portion.Buffers, rows: Rows,
         logits = tile.apply(Fn.WHERE, candidates.shown(f, number), logits, softmax.HIDDEN)
         where = decode_logits.place(spec, f.batch, rows.token, rows.head, number)
         bounds = decode_logits.bounds(spec, tile.param(spec.key_length), rows.bounds.get(2))
-        tile.store(found.raw, *where, value=logits, bounds=bounds)
+        tile.store(found.raw, *where, value=logits, bounds=bounds, evict="last")
         high = most(top, tile.reduce("max", logits, f.keys))
         more = tile.reduce("sum", tile.apply(Fn.EXP2, sub(logits, high)), f.keys)
         return [high, add(mul(total, tile.apply(Fn.EXP2, sub(top, high))), more)]
