@@ -13,7 +13,7 @@ from sparsec.backends.triton.functions import HELPERS, literal
 from sparsec.backends.triton.names import Names, hint, merge, state_hint
 from sparsec.backends.triton.text import Text, dtype_name, wrapped
 from sparsec.backends.triton.uses import LEAVES, Uses, uses
-from sparsec.tile.chain import Chain
+from sparsec.tile.chain import Chain, early
 from sparsec.tile.language import Axis, Node, Program, TileOp, access_of
 from sparsec.tile.regions import TOP, body_of
 
@@ -27,6 +27,7 @@ class Printer:
         self, program: Program, boxes: dict[int, Descriptor], chain: Chain | None = None, seen: Uses | None = None
     ) -> None:
         self.program, self.chain, self.waited = program, chain, chain is None
+        self.early = frozenset[int]()
         self.boxes = boxes
         self.uses = seen or uses(program, frozenset(boxes))
         self.nodes = [n for nodes in self.uses.order.values() for n in nodes]
@@ -40,7 +41,7 @@ class Printer:
 
     def source(self) -> str:
         """The whole file."""
-        if self.chain is not None and not self.chain.head:
+        if self.chain is not None and not self.chain.opens:
             self.line("tl.extra.cuda.gdc_launch_dependents()")
         for node in self.uses.order[TOP]:
             if node.op in (TileOp.PROGRAM_ID, TileOp.IOTA):
@@ -90,14 +91,8 @@ class Printer:
         nodes = self.uses.order.get(number, ())
         if self.chain is None or self.chain.head or number != TOP:
             return nodes
-        early = set[int]()
-        for node in self.uses.regions.nodes[TOP]:
-            waits = node.op in (TileOp.STORE, TileOp.LOOP, TileOp.RESULT)
-            if node.op is TileOp.LOAD:
-                waits = access_of(node).tensor.name not in self.chain.ready
-            if not waits and all(a.serial in early for a in node.args):
-                early.add(node.serial)
-        return (*(n for n in nodes if n.serial in early), *(n for n in nodes if n.serial not in early))
+        self.early = early(self.uses.regions, self.chain)
+        return (*(n for n in nodes if n.serial in self.early), *(n for n in nodes if n.serial not in self.early))
 
     def store(self, node: Node) -> None:
         """A store or an atomic addition."""
@@ -108,11 +103,11 @@ class Printer:
         if self.waited or node.op not in (TileOp.LOAD, TileOp.STORE, TileOp.LOOP):
             return
         assert self.chain is not None
-        if node.op is TileOp.LOAD and access_of(node).tensor.name in self.chain.ready and not self.chain.head:
+        if node.serial in self.early:
             return
         self.waited = True
         self.line("tl.extra.cuda.gdc_wait()")
-        if self.chain.head:
+        if self.chain.opens:
             self.line("tl.extra.cuda.gdc_launch_dependents()")
 
     def wants_a_line(self, node: Node) -> bool:

@@ -14,16 +14,23 @@ from torch import Tensor
 
 import sparsec
 from sparsec.backends.triton.emit import emit
+from sparsec.frontends.preset import preset
 from sparsec.ir.variant import Variant, dim_names
 from sparsec.lower.decode import chained
+from sparsec.lower.decode.company import SHARED
+from sparsec.lower.decode.schedules import schedule
 from sparsec.lower.lowered import Step
+from sparsec.plan.grad_specs import AnySpec
+from sparsec.plan.specs import GatheredAttention, Selector, TiledAttention
 from sparsec.runtime import launch
-from sparsec.runtime.compiled import compile
-from sparsec.runtime.decode import appends, kernels
+from sparsec.runtime.compiled import Compiled, compile
+from sparsec.runtime.decode import appends, kernels, space
 from sparsec.runtime.target import Target
 from sparsec.testing.inputs.variants import small
+from sparsec.testing.triton.decode import gpu_schedule
 from sparsec.tile.interpreter import interpret
 from sparsec.tile.memory import AccessError
+from sparsec.tile.schedule import Schedule
 
 SIZES: dict[str, Any] = {"B": 2, "H": 4, "HKV": 2, "D": 16, "DV": 16, "DR": 16, "DX": 24}
 STEPS = (23, 1, 1, 2, 1, 1)
@@ -40,7 +47,10 @@ DESIGNS: dict[str, Variant] = {
 
 
 class Early(launch.Bind):
-    """A program that reads what is ready as it is once the head of its chain has ended: no launch may be earlier."""
+    """A program that reads what is ready as early as it may, and finds that nobody touches what it may write early.
+
+    Behind a launch that lets others start late that is once the head of its chain has ended, else before the head runs.
+    """
 
     waiting: ClassVar[list[Early]] = []
 
@@ -56,22 +66,34 @@ class Early(launch.Bind):
         return lambda: made.run(params)
 
     def run(self, params: Mapping[str, int]) -> None:
+        head = self.step.chain is not None and self.step.chain.head
+        late = next((n for n, x in enumerate(Early.waiting) if x.step.chain and x.step.chain.late), len(Early.waiting))
+        for other in Early.waiting[: late + 1] if head else ():
+            other.look()
+        for name in self.free():
+            assert self.named[name].isnan().all(), f"{name} is written early, and later by another launch"
         interpret(self.step.program, {**self.named, **self.then}, params)
-        if self.step.chain is not None and self.step.chain.head:
-            for other in Early.waiting:
-                other.look()
-            Early.waiting = []
+        for other in Early.waiting[late + 1 :] if head else ():
+            other.look()
+        Early.waiting = [] if head else Early.waiting
+
+    def free(self) -> list[str]:
+        chain = self.step.chain
+        wanted = (chain and chain.free) or frozenset[str]()
+        return [n for n, x in self.named.items() if n in wanted and x.is_floating_point()]
 
     def look(self) -> None:
         chain, own = self.step.chain, chained.written(self.step.program)
         ready = frozenset() if chain is None else chain.ready - own
         self.then = {n: x.clone() for n, x in self.named.items() if n in ready}
+        for name in self.free():
+            self.named[name].fill_(float("nan"))
 
 
-def decoded(variant: Variant, folder: Path) -> Tensor:
+def decoded(variant: Variant, folder: Path, **others: int) -> Tensor:
     """The first output of all steps."""
     made = compile(variant, "interpreter", folder)
-    sizes = {n: s for n, s in SIZES.items() if n in dim_names(variant)}
+    sizes = {n: s for n, s in {**SIZES, **others}.items() if n in dim_names(variant)}
     x = sparsec.inputs(variant, dtype="float32", seed=0, T=sum(STEPS), **sizes)
     cache, found, start = made.init_cache(2, 64, page=16, step=8, deterministic=False), list[Tensor](), 0
     spec = made.decoder.spec
@@ -123,6 +145,34 @@ def test_a_tensor_that_a_launch_before_writes_is_not_ready(
     monkeypatch.setattr(kernels, "chained", careless)
     with pytest.raises((AccessError, AssertionError)):
         assert torch.allclose(decoded(DESIGNS[name], tmp_path), wanted, atol=1e-3)
+
+
+def shared(spec: AnySpec, found: Schedule, processors: int, batch: int) -> Schedule:
+    """Two programs per list and per window, so that one launch reads both."""
+    made = schedule(spec, found, processors, batch)
+    softmax = isinstance(spec, TiledAttention | GatheredAttention) or (isinstance(spec, Selector) and spec.softmax)
+    return replace(made, splits=2) if made.order == SHARED and softmax else made
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_window_is_read_before_chunks_are_chosen(late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys are those that the head wrote, if the launch behind the head lets others start once it has waited."""
+    monkeypatch.setattr(Compiled, "schedule", staticmethod(gpu_schedule))
+    monkeypatch.setattr(space, "schedule", shared)
+    design = preset("nsa", block=16, k=4, size=8, stride=4, window=24, rounding="storage")
+    wanted = decoded(design, tmp_path, H=16, HKV=1)
+    early(monkeypatch)
+    own, names = chained.chained, set[str]()
+
+    def noted(steps: Sequence[Step], before: set[str] | None) -> list[Step]:
+        names.update(s.program.name for s in steps)
+        made = own(steps, before)
+        return made if late else [replace(s, chain=s.chain and replace(s.chain, late=False)) for s in made]
+
+    monkeypatch.setattr(kernels, "chained", noted)
+    found = decoded(design, tmp_path, H=16, HKV=1)
+    assert "attend_out_2_parts_and_attend_out_3_parts" in names
+    assert torch.equal(found, wanted) == late
 
 
 def note(steps: list[Step], step: Step) -> launch.Bind:

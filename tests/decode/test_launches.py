@@ -53,7 +53,7 @@ def test_programs_that_do_not_need_each_other_are_one_launch(monkeypatch: pytest
     joined = [x.step.program.name for x in launches if len(x.kernels) > 1]
     assert joined == ["summarise_summaries_k_and_summarise_summaries_v", "attend_out_parts_and_attend_out_3_parts"]
     assert [x.counts for x in launches] == [False] * (len(launches) - 1) + [True]
-    monkeypatch.setattr(decode_kernels, "fit", lambda first, second: False)
+    monkeypatch.setattr(decode_kernels, "fit", lambda first, second, early: False)
     other = compile(nsa(), "interpreter")
     (apart, *_), _ = outputs(other)
     assert all(len(x.kernels) == 1 for x in other.decoder.kept()[-1].launches)

@@ -13,7 +13,7 @@ from sparsec.lower.scalars import sub
 from sparsec.scalar.expr import Expr
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Program, Tensor, TileOp, access_of
-from sparsec.tile.regions import TOP, regions
+from sparsec.tile.regions import TOP, body_of, regions
 from sparsec.tile.rewrite import Mapper, copies
 
 Params = Mapping[str, Expr]
@@ -78,12 +78,16 @@ def counted(step: Step) -> Step | None:
     return replace(step, program=found)
 
 
-def fit(first: Step, second: Step) -> bool:
-    """Whether two programs may run as one: same grid and resources, and neither touches what the other writes."""
+def fit(first: Step, second: Step, early: bool = False) -> bool:
+    """Whether two programs may run as one: same grid and resources, and neither touches what the other writes.
+
+    Where launches start ``early``, loops that say so themselves may have other stages: what needs no wait is then best
+    in the launch that waits last.
+    """
     one, other = first.program, second.program
     shared = {t.name: t for t in one.tensors}
     alike = all(shared.get(t.name, t) == t for t in other.tensors)
-    return alike and resources(first) == resources(second) and one_grid(one, other) and apart(one, other)
+    return alike and resources(first, early) == resources(second, early) and one_grid(one, other) and apart(one, other)
 
 
 def apart(one: Program, other: Program) -> bool:
@@ -97,10 +101,12 @@ def agree(first: Params, second: Params) -> bool:
     return all(second[name] is value for name, value in first.items() if name in second)
 
 
-def resources(step: Step) -> tuple[object, ...]:
-    """What of a schedule one launch has but once."""
+def resources(step: Step, early: bool = False) -> tuple[object, ...]:
+    """What of a schedule one launch has but once; stages are none of it where all loops say their own."""
     s = step.schedule
-    return s.warps, s.stages, s.registers, s.descriptors, s.split_dims, s.lanes
+    loops = [body_of(node).stages for node in tile.reachable(step.program.effects) if node.op is TileOp.LOOP]
+    own = early and loops and None not in loops
+    return s.warps, None if own else s.stages, s.registers, s.descriptors, s.split_dims, s.lanes
 
 
 def one_grid(one: Program, other: Program) -> bool:

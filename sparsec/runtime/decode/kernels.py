@@ -158,7 +158,7 @@ def together(
     found, read = list[Work](), [loaded(s.program) for k in kernels for s in k.steps]
     for number, (kernel, step) in enumerate((k, s) for k in kernels for s in k.steps):
         others = set(kept).union(*(names for n, names in enumerate(read) if n != number))
-        if not few or not _joins(found, kernel, step, others):
+        if not few or not _joins(found, kernel, step, others, before is not None):
             found.append((step, (kernel,)))
     last = counted(found[-1][0]) if few and counts and found else None
     if last is not None:
@@ -173,8 +173,11 @@ Work = tuple[Step, tuple[DecodeKernel, ...]]
 """A program, and whose work it does."""
 
 
-def _joins(found: list[Work], kernel: DecodeKernel, step: Step, needed: Set[str]) -> bool:
-    """Whether a program has joined the last one that it may join; ``needed`` is what others read."""
+def _joins(found: list[Work], kernel: DecodeKernel, step: Step, needed: Set[str], early: bool) -> bool:
+    """Whether a program has joined the last one that it may join; ``needed`` is what others read.
+
+    Launches of a chain start ``early``.
+    """
     for place in reversed(range(len(found))):
         other, own = found[place]
         behind = [s.program for s, _ in found[place + 1 :]]
@@ -182,7 +185,7 @@ def _joins(found: list[Work], kernel: DecodeKernel, step: Step, needed: Set[str]
         kinds = {(k.windows and k.windows.count) for k in (*own, kernel)}
         made = None
         if len(kinds) == 1 and all(agree(k.expressions, kernel.expressions) for k in own):
-            if up and fit(other, step):
+            if up and fit(other, step, early):
                 made = joined(other, step)
             elif up or down:
                 made = passed(other, step, needed)
