@@ -8,10 +8,10 @@ from typing import Any
 
 from sparsec.lower import combine, combine_grad, evict, row_dot, row_lse, running, summarise, summarise_grad, total
 from sparsec.lower.fenwick import schedules as ladder_class
+from sparsec.lower.gathered import capture_grad, sink_grad
 from sparsec.lower.gathered import grad_schedules as gathered_grad_class
 from sparsec.lower.gathered import known as gathered_known
 from sparsec.lower.gathered import schedules as gathered_class
-from sparsec.lower.gathered import sink_grad
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.pointwise import forward as pointwise
 from sparsec.lower.pointwise import grad as pointwise_grad
@@ -43,6 +43,7 @@ from sparsec.lower.tiled import grad_kv as tiled_grad_kv
 from sparsec.lower.tiled import grad_q as tiled_grad_q
 from sparsec.lower.tiled import grad_space as tiled_grad_space
 from sparsec.lower.tiled import space as tiled_space
+from sparsec.plan.attention.capture_specs import GatheredGradCapture
 from sparsec.plan.attention.sink_specs import ChunkSinkGrad
 from sparsec.plan.grad_specs import (
     AnySpec,
@@ -159,6 +160,7 @@ CLASSES: dict[type, ScheduleClass] = {
     SelectorGradKeys: ScheduleClass(
         selector_grad_keys.lower, selector_grad_space.default_keys, selector_grad_space.space_keys
     ),
+    GatheredGradCapture: ScheduleClass(capture_grad.lower, sink_grad.default, sink_grad.space),
     ChunkSinkGrad: ScheduleClass(sink_grad.lower, sink_grad.default, sink_grad.space),
     PooledGrad: ScheduleClass(pooled_grad.lower, pooled_grad.default, pooled_grad.space),
     GatheredGradQ: ScheduleClass(

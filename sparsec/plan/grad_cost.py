@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sparsec.plan.attention.capture_specs import GatheredGradCapture
 from sparsec.plan.attention.sink_specs import ChunkSinkGrad
 from sparsec.plan.cost_terms import DV, HKV, TK, TQ, ZERO, B, Cost, D, H, held, item, sizes, tiled_pairs, total
 from sparsec.plan.grad_specs import (
@@ -63,10 +64,15 @@ def _tiled_kv(spec: TiledGradKV) -> Cost:
 def _tiled_capture(spec: TiledGradCapture) -> Cost:
     f = spec.forward
     pairs = total([tiled_pairs(p) for p in f.pieces])
-    elements = constant(1)
+    return Cost(2 * pairs * (D + DV), _read(f, spec.grad_dtype) + 4 * _elements(spec), pairs, sizes(f))
+
+
+def _elements(spec: TiledGradCapture | GatheredGradCapture) -> Expr:
+    """Of the captured tensor."""
+    found = constant(1)
     for extent in spec.shape:
-        elements = elements * (var(extent) if isinstance(extent, str) else constant(extent))
-    return Cost(2 * pairs * (D + DV), _read(f, spec.grad_dtype) + 4 * elements, pairs, sizes(f))
+        found = found * (var(extent) if isinstance(extent, str) else constant(extent))
+    return found
 
 
 def _lists(f: GatheredAttention) -> tuple[Expr, Expr]:
@@ -92,6 +98,14 @@ def _chunk_sinks(spec: ChunkSinkGrad) -> Cost:
     queries = B * TQ * H * (D * item(f.dtype) + DV * item(spec.grad_dtype) + 4)
     moved = queries + B * TK * HKV * (D + DV) * item(f.dtype) + 8 * entries
     return Cost(2 * pairs * (D + DV), moved, pairs, sizes(f))
+
+
+def _gathered_capture(spec: GatheredGradCapture) -> Cost:
+    f = spec.forward
+    pairs, entries = _lists(f)
+    queries = B * TQ * H * (D * item(f.dtype) + DV * item(spec.grad_dtype) + 8)
+    moved = queries + B * TK * HKV * (D + DV) * item(f.dtype) + 4 * entries
+    return Cost(2 * pairs * (D + DV), moved + 4 * _elements(spec), pairs, sizes(f))
 
 
 def _gathered_kv(spec: GatheredGradKV) -> Cost:
@@ -172,6 +186,7 @@ GRAD_COSTS: dict[type, Callable[..., Cost]] = {
     SelectorGradKeys: _selector_keys,
     PooledGrad: _pooled,
     ChunkSinkGrad: _chunk_sinks,
+    GatheredGradCapture: _gathered_capture,
     CombineGrad: _combine,
     Total: _total,
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sparsec.plan.attention.capture_specs import GatheredGradCapture
 from sparsec.plan.attention.sink_specs import ChunkSinkGrad
 from sparsec.plan.maps.map_specs import Map, MapGrad
 from sparsec.plan.maps.prefix_specs import Prefix, PrefixGrad
@@ -271,6 +272,7 @@ GradSpec = (
     | SelectorGradKeys
     | PooledGrad
     | ChunkSinkGrad
+    | GatheredGradCapture
     | IndexGrad
     | CombineGrad
     | MapGrad

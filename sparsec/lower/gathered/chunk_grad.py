@@ -16,7 +16,7 @@ from sparsec.lower.gathered.chunks import Frame
 from sparsec.lower.pieces import dot_over, row_dots
 from sparsec.lower.scalars import add, emit, least, most, mul, sub
 from sparsec.scalar.derivative import derivative
-from sparsec.scalar.expr import var
+from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node, Tensor
@@ -145,19 +145,35 @@ def own(f: Frame, a: Arrived, found: Softmax, scored: Scored, weight: Node) -> t
 
 def through(f: Frame, key: Node, ds: Node) -> Node:
     """dr, from ds through the derivative of bias and soft cap; pairs without a gradient keep none."""
-    spec, score = f.spec, var("score", "float")
+    spec = f.spec
     if spec.softcap is None and spec.bias is None:
         return ds
+    bent, env = _pairs(f, key)
+    if spec.bias is not None:
+        slope = derivative(spec.bias, var("score", "float"))
+        if not (slope.head == "const" and slope.value == 1):
+            ds = _times(ds, emit(slope, env, f.tensors))
+    return ds if bent is None else mul(ds, sub(tile.const(1.0), mul(bent, bent)))
+
+
+def by_change(f: Frame, key: Node, ds: Node, change: Expr) -> tuple[Node, dict[str, Node]]:
+    """ds times a derivative of the bias, and the variables that its expressions read of these pairs."""
+    _, env = _pairs(f, key)
+    return _times(ds, emit(change, env, f.tensors)), env
+
+
+def _pairs(f: Frame, key: Node) -> tuple[Node | None, dict[str, Node]]:
+    """The soft cap's tanh, if there is a cap, and what a bias reads of some pairs: positions, and scores as capped."""
+    spec = f.spec
     raw = mul(
         dot_over(f.dims, f.queries, lambda d: chunks.read(f, spec.k, key, d.index()), f.schedule.precision), spec.scale
     )
     bent = None if spec.softcap is None else tile.apply(Fn.TANH, mul(raw, 1.0 / spec.softcap))
-    if spec.bias is not None:
-        slope = derivative(spec.bias, score)
-        capped = raw if bent is None or spec.softcap is None else mul(bent, spec.softcap)
-        last = sub(tile.param("TK"), 1)
-        env = {**f.env, "j": least(key, last) if spec.captures else key, "score": capped}
-        if not (slope.head == "const" and slope.value == 1):
-            steep = mul(ds, emit(slope, env, f.tensors))
-            ds = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, ds, 0.0), 0.0, steep)
-    return ds if bent is None else mul(ds, sub(tile.const(1.0), mul(bent, bent)))
+    capped = raw if bent is None or spec.softcap is None else mul(bent, spec.softcap)
+    last = sub(tile.param("TK"), 1)
+    return bent, {**f.env, "j": least(key, last) if spec.captures else key, "score": capped}
+
+
+def _times(ds: Node, change: Node) -> Node:
+    """Their product; 0 where there is no gradient, whatever the change is."""
+    return tile.apply(Fn.WHERE, tile.apply(Fn.EQ, ds, 0.0), 0.0, mul(ds, change))

@@ -11,6 +11,7 @@ from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.rows import one_token
 from sparsec.lower.scalars import add, ceil_div, mul
+from sparsec.plan.attention.capture_specs import GatheredGradCapture
 from sparsec.plan.attention.sink_specs import ChunkSinkGrad
 from sparsec.plan.grad_specs import GatheredGradQ
 from sparsec.scalar.fn import Fn
@@ -89,7 +90,7 @@ def _tiles(spec: ChunkSinkGrad) -> Program:
         return builder.program(f"{spec.name}_tiles", [read_from, out], sink_sum.PARAMS, grid)
 
 
-def default(spec: ChunkSinkGrad, target: str) -> Schedule:
+def default(spec: ChunkSinkGrad | GatheredGradCapture, target: str) -> Schedule:
     """All heads that share a list; on a GPU as many rows as tensor cores need. Not measured on a GPU."""
     share = chunks.sharing(spec.forward)
     if not target.startswith("triton"):
@@ -99,7 +100,7 @@ def default(spec: ChunkSinkGrad, target: str) -> Schedule:
     return Schedule(rows=min(64, max(16, 1 << (share - 1).bit_length())), block=block, warps=4, stages=2)
 
 
-def space(spec: ChunkSinkGrad, target: str) -> dict[str, tuple[object, ...]]:
+def space(spec: ChunkSinkGrad | GatheredGradCapture, target: str) -> dict[str, tuple[object, ...]]:
     """Keys of a tile, warps and stages."""
     if not target.startswith("triton"):
         return {}

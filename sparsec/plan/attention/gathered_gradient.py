@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparsec.ir.node import Node
 from sparsec.plan.adjoint import pull
+from sparsec.plan.attention.capture_specs import GatheredGradCapture
 from sparsec.plan.attention.sink_specs import ChunkSinkGrad
 from sparsec.plan.grad_specs import GatheredGradKV, GatheredGradQ
 from sparsec.plan.planner import Planner
@@ -22,10 +23,13 @@ def gathered_gradient(planner: Planner, vjp: Node, result: Node, dtype: str, sou
     if of == "sink":
         _chunk_sinks(planner, vjp, forward, source(at.grad, planner.sizes.dtype))
         return
-    if of not in ("q", "k", "v", "weights"):
+    if of not in ("q", "k", "v", "weights", "capture"):
         raise planner.refuse(vjp, f"no kernel computes the gradient of {of} through lists of chunks yet")
     grad = source(at.grad, planner.sizes.dtype)
     delta = row_dot(planner, at, forward, grad, source) if forward.per == "joint" else None
+    if of == "capture":
+        _capture(planner, vjp, forward, grad, delta)
+        return
     fields = ("q", "weights") if of in ("q", "weights") else ("k", "v")
     found, out_dtype = asked(planner, vjp, fields, dtype)
     common = (f"grad_{'_'.join(found.values())}", forward, grad, delta)
@@ -35,11 +39,24 @@ def gathered_gradient(planner: Planner, vjp: Node, result: Node, dtype: str, sou
         spec = GatheredGradQ(*common, found.get("q"), found.get("weights"), *kinds)
     else:
         spec = GatheredGradKV(*common, found.get("k"), found.get("v"), *kinds)
+    planner.follow(at.owner, spec, _reads(forward, grad, delta), list(found.values()), [vjp])
+
+
+def _reads(forward: GatheredAttention, grad: str, delta: str | None) -> list[str]:
+    """What a backward kernel reads: the forward's inputs and lists, its log-sum-exp, grad and delta."""
     read = [forward.q, forward.k, forward.v, forward.indices, *(c.name for c in forward.captures), grad]
     more = (forward.weights, forward.counts, forward.lse if forward.per == "joint" else None, delta)
     read += [b for b in more if b is not None]
-    read += [forward.sink] if forward.sink not in (None, "zero") and forward.sink else []
-    planner.follow(at.owner, spec, read, list(found.values()), [vjp])
+    return read + ([forward.sink] if forward.sink not in (None, "zero") and forward.sink else [])
+
+
+def _capture(planner: Planner, vjp: Node, forward: GatheredAttention, grad: str, delta: str | None) -> None:
+    """A tensor that the bias reads."""
+    out, name = planner.temporary(vjp, "tensor", vjp.shape, "float32"), str(vjp["capture"])
+    shape = next(c for c in forward.captures if c.name == name).shape
+    dtype = planner.buffers[grad].dtype
+    spec = GatheredGradCapture(f"grad_{out}", forward, name, shape, grad, delta, out, dtype)
+    planner.follow(pull(vjp).owner, spec, _reads(forward, grad, delta), [out], [vjp])
 
 
 def _chunk_sinks(planner: Planner, vjp: Node, forward: GatheredAttention, grad: str) -> None:
