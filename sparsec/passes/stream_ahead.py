@@ -50,7 +50,7 @@ def _remembered(variant: Variant) -> dict[Node, str | None]:
     """What becomes memory, with the name of what a mask or bias captures."""
     found: dict[Node, str | None] = {}
     for node in variant.nodes:
-        if node.op in (Op.TOKENS, Op.SLOTS):
+        if node.op in (Op.TOKENS, Op.SLOTS, Op.PREFIX):
             found |= dict.fromkeys(node.src)
         if node.op in (Op.SCORE, Op.SUMMARY):
             found |= dict.fromkeys(node.positional[1:])

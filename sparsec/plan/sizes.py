@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsec.ir.node import Node
+from sparsec.plan.plan import PlanError
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, constant, var
 from sparsec.scalar.walk import substitute, variables
@@ -24,7 +25,10 @@ class Sizes:
     dtype: str
 
     def value(self, expr: Expr) -> int:
-        """A head count or head dim as a number."""
+        """A count of heads, columns or parts as a number; PlanError where the declaration leaves it to the call."""
+        if unknown := sorted(variables(expr).keys() - self.static.keys()):
+            said = f"`{expr}` has to be a number when kernels are built, and `{unknown[0]}` is a length of the call"
+            raise PlanError(f"{said}. Fix: write the number in its place in the declaration, or make it a knob")
         return int(evaluate(expr, self.static))
 
     def number(self, expr: Expr) -> float:

@@ -53,6 +53,14 @@ BODIES: dict[str, tuple[str, str]] = {
         slope = map(g) {{fn = -exp(x0)}}
         y = attend(q, m, {NEAR}, slope = slope) {{bias = score + slope[h] * (i - j)}}""",
     ),
+    "running sums": (
+        f"{BASE}, f: [B,T,H] float32",
+        """m = tokens(k, v) {chunk = 16}
+        fade = prefix(map(f) {fn = -exp(x0)})
+        t = topk(score(q, summary(m) {size = 16, stride = 16})) {k = 3, size = 16, scope = head,
+                 eligible = c * 16 <= i, forced = c == i // 16}
+        y = attend(q, m, t, mask(m) {where = j <= i}, fade = fade) {bias = score + fade[b, i, h] - fade[b, j, h]}""",
+    ),
     "slots": (
         f"{BASE}, a: [M,HKV,D], b: [M,HKV,DV], w: [HKV,1]",
         f"""m = tokens(k, v)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from sparsec.frontends.activations import keys_values, queries
 from sparsec.frontends.preset import preset
+from sparsec.frontends.text import parse
 from sparsec.ir import build as lang
 from sparsec.ir.node import Node
 from sparsec.ir.variant import Variant, variant
+from sparsec.plan.plan import PlanError
 from sparsec.plan.specs import GatheredAttention
 from sparsec.runtime.compiled import compile
 
@@ -44,3 +47,32 @@ def test_other_lists_may_begin_with_any(changed: dict[str, Any]) -> None:
     assert not own_first(lang.attend(q, memory, lang.topk(scores, size=32, **chosen)))
     chosen |= {"eligible": "started", "forced": "c == i // 32", "count_forced": True, "slots": None}
     assert own_first(lang.attend(q, memory, lang.topk(scores, size=32, **chosen)))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            """marks = score(q, summary(m) {size = 16, stride = 8})
+            pooled = reduce(marks) {over = overlap, size = 16, stride = 8, block = 16}
+            c = topk(reduce(pooled) {over = group, op = mean}) {k = 2, size = 16}
+            return attend(q, m, c)""",
+            "found over = overlap. Fix: reduce over the group first and pool what that gives",
+        ),
+        (
+            """logits = score(x, w) {fn = router, scale = 1.0}
+            route = topk(logits) {k = 2, unit = part, scope = token}
+            bank = write(state() {parts = 4}, k, v, route=route) {rule = additive}
+            return recall(q, bank)""",
+            "`P` has to be a number when kernels are built, and `P` is a length of the call. Fix: write the number",
+        ),
+    ],
+    ids=["the group last", "parts that the call counts"],
+)
+def test_refusals_say_what_to_write(body: str, said: str) -> None:
+    inputs = "q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV], x: [B, T, 1, 8], w: [P, 1, 8]"
+    made = parse(
+        f"variant odd({inputs if 'router' in body else inputs.split(', x:')[0]}) {{\nm = tokens(k, v)\n{body}\n}}"
+    )
+    with pytest.raises(PlanError, match=re.escape(said)):
+        compile(made, target="interpreter").plan({**DIMS, "H": 2}, "float32")

@@ -46,9 +46,10 @@ def follow(planner: Planner, topk: Node) -> Chain:
             group = node
             honours(planner, node, "over", "op", "pre", "visible")
         else:
-            raise planner.refuse(
-                node, f"the selector takes one reduction over the group, then one pooling; found over = {node['over']}"
-            )
+            said = f"the selector takes one reduction over the group, then one pooling; found over = {node['over']}"
+            turned = group is not None and node["over"] in ("overlap", "blocks")
+            fix = ". Fix: reduce over the group first and pool what that gives" if turned else ""
+            raise planner.refuse(node, said + fix)
         node = node.src[0]
     chain = Chain(node, group, pool, (*covers, node), bias)
     _check(planner, topk, chain)
