@@ -71,8 +71,7 @@ def test_other_lists_may_begin_with_any(changed: dict[str, Any]) -> None:
 )
 def test_refusals_say_what_to_write(body: str, said: str) -> None:
     inputs = "q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV], x: [B, T, 1, 8], w: [P, 1, 8]"
-    made = parse(
-        f"variant odd({inputs if 'router' in body else inputs.split(', x:')[0]}) {{\nm = tokens(k, v)\n{body}\n}}"
-    )
+    given = inputs if "router" in body else inputs.split(", x:")[0]
+    made = parse(f"variant odd({given}) {{\nm = tokens(k, v) {{chunk = 16}}\n{body}\n}}")
     with pytest.raises(PlanError, match=re.escape(said)):
         compile(made, target="interpreter").plan({**DIMS, "H": 2}, "float32")
