@@ -83,9 +83,10 @@ class _Printer:
         for dim, bound in zip(access.bounded, node.args[rank:], strict=False):
             index[dim] += f" < {self.name(bound)}"
         place = f"{access.tensor.name}[{', '.join(index)}]"
+        evict = f", evict {access.evict}" if access.evict else ""
         if node.op is TileOp.LOAD:
-            return f"load {place}" + (f", else {access.other}" if access.bounded else "")
-        return f"{'add' if access.atomic else 'store'} {place}, {self.name(node.args[-1])}"
+            return f"load {place}" + (f", else {access.other}" if access.bounded else "") + evict
+        return f"{'add' if access.atomic else 'store'} {place}, {self.name(node.args[-1])}{evict}"
 
 
 def _attribute(value: object) -> str:
