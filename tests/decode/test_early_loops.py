@@ -88,8 +88,8 @@ def test_logits_that_the_next_launch_reads_leave_the_cache_last(
         ("attend_out_parts", "select_chosen_raw", "last"),
         ("select_chosen_masses", "select_chosen_raw", "first"),
     }
-    texts = [to_text(s.program) for s in steps_of(monkeypatch, tmp_path)]
-    assert [sum(f", evict {word}" in line for t in texts for line in t.splitlines()) for word in ("last", "first")] == [1, 1]
+    lines = [line for s in steps_of(monkeypatch, tmp_path) for line in to_text(s.program).splitlines()]
+    assert [sum(f", evict {word}" in line for line in lines) for word in ("last", "first")] == [1, 1]
     steps = {s.program.name: emit(s.program, s.schedule, s.chain) for s in steps_of(monkeypatch, tmp_path)}
     assert steps["attend_out_parts"].count('eviction_policy="evict_last"') == 1
     assert steps["select_chosen_masses"].count('eviction_policy="evict_first"') == 1
