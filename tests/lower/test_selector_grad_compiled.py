@@ -100,7 +100,8 @@ def test_triton_agrees_with_autograd(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     errors = json.loads(done.stdout.splitlines()[-1])
-    assert errors.keys() == {*OUTPUTS, "pooled dq", "pooled dkeys", "dx", "rounds"} and errors["rounds"] == 0
+    assert errors.keys() == {*OUTPUTS, "pooled dq", "pooled dkeys", "dx", "rounds", "children"}
+    assert errors["rounds"] == errors["children"] == 0
     assert all(e < 2e-6 for e in errors.values()), errors
 
 

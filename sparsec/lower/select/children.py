@@ -64,7 +64,9 @@ def of_list(above: Parents, keys: Axis, at: Node, place: tuple[Node, Node, Node]
     else:
         slot, child = tile.apply(Fn.TRUNCDIV, at, parts), add(mul(_rest(at, parts), block), lane)
         there = tile.apply(Fn.LT, child, above.fanout) if above.fanout % block else None
-    bounds: dict[int, tile.Value] = {1: tile.param("TQ"), 3: above.slots}
+    bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
+    if parts == 1 and (above.slots % per or there is not None):  # some lanes have no parent
+        bounds[3] = above.slots
     parent = tile.load(parents.tensor(above, "TQ"), *place, slot, bounds=bounds, other=-1)
     known = tile.apply(Fn.LE, 0, parent)
     found = add(mul(parent, above.fanout), child)

@@ -36,11 +36,13 @@ def space(spec: Selector, target: str) -> dict[str, tuple[object, ...]]:
 def known(spec: Selector, target: str) -> tuple[Schedule, ...]:
     """By rounds, 32 candidates at a time, which leave registers for more warps; sorted where rounds are the default.
 
-    On a CPU all candidates where the children of a list are the default: few candidates are quicker so.
+    The children of a list where all candidates are the default, and on a CPU the other way round: few are quicker so.
     """
     choices, first = space(spec, target), default(spec, target)
     if not target.startswith("triton") and first.order == children.ORDER:
         return (selector.FLAT,)
+    if target == "triton:sm_90" and children.fits(spec) and spec.head_weights is None:
+        return _gathered(first)
     if target != "triton:sm_90" or "rounds" not in choices.get("order", ()):
         return ()
     found = replace(first, order="rounds", block=32, stages=1, descriptors=True in choices["descriptors"])
@@ -50,3 +52,9 @@ def known(spec: Selector, target: str) -> tuple[Schedule, ...]:
 
 def _kind(spec: Selector) -> ModuleType:
     return selector if spec.head_weights is None else indexer
+
+
+def _gathered(first: Schedule) -> tuple[Schedule, ...]:
+    """Eight rows or four with candidates of their own, whose keys are in registers."""
+    own = replace(first, order=children.ORDER, stages=1, warps=4, descriptors=False)
+    return replace(own, rows=8, block=8), replace(own, rows=8, block=16), replace(own, rows=4, block=32)

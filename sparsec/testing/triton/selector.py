@@ -16,6 +16,7 @@ import torch
 
 from sparsec.oracle.summary import summarise
 from sparsec.plan.grad_specs import SummariseGrad
+from sparsec.plan.selection.parents import Parents
 from sparsec.plan.specs import Selector, Summarise
 from sparsec.scalar.expr import var
 from sparsec.testing.kernels import pooled
@@ -72,11 +73,30 @@ def of_rounds(folder: Path) -> dict[str, float]:
     return {"rounds": float((found[0] != found[1]).sum())}
 
 
+def of_children(folder: Path) -> dict[str, float]:
+    """Ids that a choice within lists has other by the children alone than by all candidates; many scores are equal."""
+    c, i = var("c"), var("i")
+    s = Selector("select", "q", "keys", "ids", None, 4, 2, 32, "N", "NB", 0.25, 5, 5, "float32", group="mean")
+    s = replace(s, eligible=c * 16 <= i, forced=c == i // 16, parents=Parents("above", 1, 3, 4))
+    torch.manual_seed(0)
+    q, keys = torch.randint(-2, 3, (1, 37, 4, 32)).float(), torch.randint(-1, 2, (1, 39, 2, 32)).float()
+    above = torch.rand(1, 37, 1, 10).topk(3, -1).indices.int()
+    above[torch.rand(above.shape) < 0.2] = -1
+    found = []
+    for order, rows, block in (("one_pass", 16, 16), ("children", 8, 8), ("children", 1, 16), ("children", 4, 2)):
+        ids = torch.full((1, 37, 2, 5), 12345, dtype=torch.int32)
+        params = {"B": 1, "TQ": 37, "TK": 640, "q_offset": 500, "N": 39, "NB": 39}
+        x = {"q": q, "keys": keys, "ids": ids, "above": above}
+        run(s, x, params, folder, order=order, rows=rows, block=block)
+        found.append(ids)
+    return {"children": float(sum((ids != found[0]).sum() for ids in found[1:]))}
+
+
 def main(folder: str) -> None:
-    """All four."""
+    """All five."""
     keep_pace()
     at = Path(folder)
-    print(json.dumps(of_selector(at) | of_pooled(at) | of_summary(at) | of_rounds(at)))
+    print(json.dumps(of_selector(at) | of_pooled(at) | of_summary(at) | of_rounds(at) | of_children(at)))
 
 
 if __name__ == "__main__":
