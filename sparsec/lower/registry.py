@@ -6,7 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsec.lower import combine, combine_grad, evict, row_dot, row_lse, running, summarise, summarise_grad, total
+from sparsec.lower import (
+    combine,
+    combine_grad,
+    evict,
+    row_dot,
+    row_lse,
+    running,
+    summarise,
+    summarise_grad,
+    summarise_max_grad,
+    total,
+)
 from sparsec.lower.fenwick import schedules as ladder_class
 from sparsec.lower.gathered import capture_grad, sink_grad
 from sparsec.lower.gathered import grad_schedules as gathered_grad_class
@@ -98,6 +109,13 @@ class ScheduleClass:
     known: Callable[[Any, str], tuple[Schedule, ...]] = lambda spec, target: ()
 
 
+def _summary_grad(spec: SummariseGrad, schedule: Schedule) -> Lowered:
+    """Of means one program, of maxima two."""
+    if spec.forward.fn == "max":
+        return summarise_max_grad.lower(spec, schedule)
+    return Lowered((Step(summarise_grad.lower(spec, schedule), schedule),))
+
+
 def _single(lower: Callable[[Any, Schedule], Program]) -> Callable[[Any, Schedule], Lowered]:
     """A lowering to one program."""
     return lambda spec, schedule: Lowered((Step(lower(spec, schedule), schedule),))
@@ -153,7 +171,7 @@ CLASSES: dict[type, ScheduleClass] = {
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
     TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),
     TiledGradCapture: ScheduleClass(tiled_grad_capture.lower, tiled_grad_space.default_capture, tiled_grad_space.space),
-    SummariseGrad: ScheduleClass(_single(summarise_grad.lower), summarise_grad.default, summarise_grad.space),
+    SummariseGrad: ScheduleClass(_summary_grad, summarise_grad.default, summarise_grad.space),
     SelectorGradQ: ScheduleClass(
         _single(selector_grad_q.lower), selector_grad_space.default_q, selector_grad_space.space_q
     ),

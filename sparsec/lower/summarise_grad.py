@@ -15,8 +15,7 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 
 def lower(spec: SummariseGrad, schedule: Schedule) -> Program:
     """grad ``[B,N,heads,dim]`` -> grad_x ``[B,TK,heads,dim]``; one (tile of tokens, head, batch) per grid point."""
-    if schedule.block & (schedule.block - 1):
-        raise ScheduleError(f"block {schedule.block} is not a power of two; tokens are written in tiles of 1, 2, 4, …")
+    checked(schedule)
     own = spec.forward
     with tile.Builder() as builder:
         tokens, dims = builder.axis("s", schedule.block), spans(builder, "d", own.dim, schedule)
@@ -26,7 +25,8 @@ def lower(spec: SummariseGrad, schedule: Schedule) -> Program:
         token = add(mul(tile.program_id(0), schedule.block), tile.iota(tokens))
 
         def visit(back: Node, *sums: Node) -> Sequence[Node]:
-            window, weight = _window(spec, token, back)
+            window, holds, count = window_of(spec, token, back)
+            weight = tile.apply(Fn.WHERE, holds, tile.apply(Fn.DIV, 1.0, tile.cast(count, "float32")), 0.0)
             found = (tile.load(grad, batch, window, head, d.index(), bounds={1: tile.param(own.length)}) for d in dims)
             return [add(x, mul(tile.cast(g, "float32"), weight)) for x, g in zip(sums, found, strict=True)]
 
@@ -39,10 +39,16 @@ def lower(spec: SummariseGrad, schedule: Schedule) -> Program:
         return builder.program(spec.name, [grad, grad_x], params, grid)
 
 
-def _window(spec: SummariseGrad, token: Node, back: Node) -> tuple[Node, Node]:
-    """The window that begins ``back`` windows before each token's last one, and its weight.
+def checked(schedule: Schedule) -> None:
+    """ScheduleError where tiles of tokens are none that a schedule may have."""
+    if schedule.block & (schedule.block - 1):
+        raise ScheduleError(f"block {schedule.block} is not a power of two; tokens are written in tiles of 1, 2, 4, …")
 
-    Where it does not hold the token, the window is past the last one and has weight 0.
+
+def window_of(spec: SummariseGrad, token: Node, back: Node) -> tuple[Node, Node, Node]:
+    """The window that begins ``back`` windows before each token's last one, whether it holds the token, and its tokens.
+
+    Where it does not, the window is past the last one.
     """
     own = spec.forward
     window = sub(tile.apply(Fn.TRUNCDIV, token, own.stride), back)
@@ -50,8 +56,7 @@ def _window(spec: SummariseGrad, token: Node, back: Node) -> tuple[Node, Node]:
     holds = both(tile.apply(Fn.LE, 0, window), tile.apply(Fn.LT, token, add(start, own.size)))
     holds = both(holds, tile.apply(Fn.LT, token, tile.param("TK")))
     count = tile.apply(Fn.WHERE, holds, least(sub(tile.param("TK"), start), own.size), 1)
-    weight = tile.apply(Fn.WHERE, holds, tile.apply(Fn.DIV, 1.0, tile.cast(count, "float32")), 0.0)
-    return tile.apply(Fn.WHERE, holds, window, tile.param(own.length)), weight
+    return tile.apply(Fn.WHERE, holds, window, tile.param(own.length)), holds, count
 
 
 def default(spec: SummariseGrad, target: str) -> Schedule:

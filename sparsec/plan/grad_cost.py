@@ -119,6 +119,8 @@ def _gathered_kv(spec: GatheredGradKV) -> Cost:
 def _summarise(spec: SummariseGrad) -> Cost:
     f = spec.forward
     moved = B * H * D * (TK * item(spec.out_dtype) + var(f.length) * item(spec.grad_dtype))
+    if f.fn == "max":  # tokens and maxima twice, and shares, written and read
+        moved = moved + 2 * B * H * D * (TK * item(f.dtype) + var(f.length) * (item(f.out_dtype) + 4))
     return Cost(2 * B * TK * H * D * -(-f.size // f.stride), moved, sizes={"H": f.heads, "D": f.dim})
 
 

@@ -162,10 +162,10 @@ class GatheredGradKV:
 
 @dataclass(frozen=True, slots=True)
 class SummariseGrad:
-    """The gradient ``[B,TK,heads,dim]`` of tokens from that of means of their windows, ``[B,N,heads,dim]``.
+    """The gradient ``[B,TK,heads,dim]`` of tokens from that of means or maxima of their windows, ``[B,N,heads,dim]``.
 
     grad_x[b, t, h] = sum over the windows n with n*stride <= t < n*stride + size of grad[b, n, h] / the number of
-    tokens of window n below TK.
+    tokens of window n below TK; of maxima, where t holds the window's, / the number of tokens that do.
     """
 
     name: str

@@ -139,20 +139,6 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
     assert kernel.spec.grad_k is None  # type: ignore[union-attr]
 
 
-def test_a_gradient_without_a_kernel_is_refused_in_a_sentence() -> None:
-    text = """
-variant pooled(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV]) {
-  memory = tokens(k, v) {chunk = 16}
-  marks = summary(memory) {fn = max, size = 16, stride = 16, fields = kv}
-  return attend(q, marks)
-}
-"""
-    made = differentiate(run(sparsec.parse(text)))
-    static = {n: HEADS.get(n, 32) for n in static_names(made.variant.parameters)}
-    with pytest.raises(PlanError, match="no kernel computes the gradient of summaries with fn = max yet"):
-        build_plan("pooled", made.variant.outputs, made.variant.names, static, "bfloat16")
-
-
 CHOSEN_BY = {
     "maximum": (
         "reduce(reduce(score(q, marks)) {over = group}) {over = blocks, op = max, kernel = 2, stride = 2}",

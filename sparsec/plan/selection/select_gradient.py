@@ -19,7 +19,7 @@ WAYS = "Declare selector_gradient = none on the topk, or weights of scores that 
 def summary_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> None:
     """Plan the spread of a summary's gradient over its tokens."""
     memory, part = vjp.src[0], str(vjp["of"])
-    if memory["fn"] != "mean":
+    if memory["fn"] not in ("mean", "max"):
         raise planner.refuse(vjp, f"no kernel computes the gradient of summaries with fn = {memory['fn']} yet")
     forward = planner.summaries.get((memory, part))
     if forward is None:
@@ -30,7 +30,8 @@ def summary_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) ->
     kinds = planner.buffers[grad].dtype, out_dtype
     spec = SummariseGrad(f"grad_{out}", forward, grad, out, *kinds)
     dims = {forward.length: memory.shape[1], "TK": vjp.shape[1], "TQ": vjp.shape[1]}
-    planner.add(spec, [grad], [out], [vjp], dims)
+    more = [forward.x, forward.out] if forward.fn == "max" else []
+    planner.add(spec, [grad, *more], [out], [vjp], dims)
 
 
 def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> None:
