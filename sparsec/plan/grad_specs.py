@@ -164,8 +164,7 @@ class GatheredGradKV:
 class SummariseGrad:
     """The gradient ``[B,TK,heads,dim]`` of tokens from that of means or maxima of their windows, ``[B,N,heads,dim]``.
 
-    grad_x[b, t, h] = sum over the windows n with n*stride <= t < n*stride + size of grad[b, n, h] / the number of
-    tokens of window n below TK; of maxima, where t holds the window's, / the number of tokens that do.
+    grad_x of token t = sum over the windows that hold t of grad / their tokens below TK, or where t holds the maximum.
     """
 
     name: str
