@@ -181,11 +181,8 @@ class SelectorGradQ:
 
     scores_grad ``[B,TQ,HS,K]`` fp32, 0 where the index is -1: for scores s, weights w, softmax and softmax_sink: w *
     (dw - sum w dw); sigmoid: dw * w * (1 - w); raw: dw; stick: ds_i = w_i dw_i sigmoid(-s_i) - sigmoid(s_i) * sum of
-    w_j dw_j over j > i. grad_q ``[B,TQ,H,DR]`` = scale * sum of scores_grad * keys[index], by a ``mean`` its share.
-
-    Attributes:
-        grad_weights: fp32 ``[B,TQ,HS,K]``.
-        grad_q: None where it is not asked for.
+    w_j dw_j over j > i. grad_q ``[B,TQ,H,DR]`` = scale * sum of scores_grad * keys[index], by a ``mean`` its share;
+    None where it is not asked for. grad_weights is fp32 ``[B,TQ,HS,K]``.
     """
 
     name: str
