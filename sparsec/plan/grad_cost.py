@@ -153,9 +153,12 @@ def _selector_keys(spec: SelectorGradKeys) -> Cost:
 def _pooled(spec: PooledGrad) -> Cost:
     f = spec.forward
     entries, known = _selector_sizes(f)
-    where = substitute(f.visible, {"c": var("j")}) if f.visible is not None else None
+    seen = f.eligible if f.weights == "softmax_all" else f.visible
+    where = substitute(seen, {"c": var("j")}) if seen is not None else None
     pairs = B * H * keys_seen(where, var(f.key_length))
-    walks = 4 * f.softmax + 2 * (spec.grad_q is not None) + 4 * (spec.grad_keys is not None)
+    heads = f.heads // f.kv_heads if spec.together else 1
+    rows = 2 * (spec.grad_q is not None) * (1 + heads * (spec.together or spec.normalised))
+    walks = 4 * heads * spec.normalised + rows + (2 + 2 * heads) * (spec.grad_keys is not None)
     keys = B * var(f.key_length) * HKV * D * (item(f.key_dtype or f.dtype) + item(spec.keys_dtype))
     moved = B * TQ * H * D * (item(f.dtype) + item(spec.q_dtype)) + keys + 8 * entries
     return Cost(walks * pairs * D, moved, pairs, known)

@@ -16,7 +16,7 @@ from sparsec.lower.registry import lower_kernel
 from sparsec.oracle import oracle
 from sparsec.oracle.error import check as within
 from sparsec.plan.specs import Pool, Selector
-from sparsec.testing.kernels.pooled import OUTPUTS, Sizes, draw, grad, selector, truth
+from sparsec.testing.kernels.pooled import OUTPUTS, SEEN, Sizes, draw, grad, selector, truth
 from sparsec.tile.schedule import Schedule, ScheduleError
 from sparsec.tile.verify import verify
 
@@ -76,9 +76,45 @@ def test_shares_of_the_tokens(run: Run, splits: int) -> None:
     check(run, selector(dim=48), schedule=Schedule(rows=16, block=32, splits=splits))
 
 
-def test_maxima_are_refused() -> None:
+def test_maxima_of_probabilities_are_refused() -> None:
     with pytest.raises(ScheduleError, match="a maximum"):
         lower_kernel(grad(selector(group="max")), SMALL)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 1), (2, 2)])
+@pytest.mark.parametrize("pool", ["none", "sum"])
+def test_maxima_over_heads(run: Run, pool: str, heads: int, kv_heads: int, queries: bool, keys: bool) -> None:
+    """A head has the gradient of what it scored highest of its group."""
+    s = selector(heads, kv_heads, group="max", softmax=False, pool=POOLS[pool], weights="stick")
+    check(run, s if pool != "none" else replace(s, visible=None), queries=queries, keys=keys)
+
+
+SHARES = {"head": (4, 2, None), "sum": (6, 2, "sum"), "mean": (4, 1, "mean"), "max": (6, 2, "max"), "1": (2, 2, "max")}
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("case", SHARES)
+def test_shares_of_all_that_is_eligible(run: Run, case: str, queries: bool, keys: bool) -> None:
+    """Weights of a softmax over more than was chosen pull at all of it."""
+    heads, kv_heads, group = SHARES[case]
+    s = selector(heads, kv_heads, group=group, softmax=False, pool=None, visible=None, weights="softmax_all")
+    check(run, replace(s, eligible=SEEN), queries=queries, keys=keys)
+
+
+@pytest.mark.parametrize(("weights", "pool"), [("stick", None), ("softmax_all", None), ("stick", "sum")])
+def test_heads_that_are_equal_share_the_gradient_of_their_maximum(run: Run, weights: str, pool: str | None) -> None:
+    s = selector(4, 1, group="max", softmax=False, pool=POOLS[pool or "none"], visible=None, weights=weights)
+    s = replace(s, eligible=SEEN if weights == "softmax_all" else None)
+    x, n = draw(s, SIZES, True), SIZES
+    for name in ("q", "keys"):  # products of few bits, which no order of a sum rounds
+        x[name] = (x[name] * 8).round() / 8
+    x["q"][:, :, 1] = x["q"][:, :, 3]
+    x["q"][:, ::2] = x["q"][:, ::2, :1]
+    lowered = lower_kernel(grad(s), SMALL)
+    run(lowered, x, n.params, mode="exact")
+    for name, found in truth(s, n, x).items():
+        torch.testing.assert_close(x[name], found, rtol=1e-9, atol=1e-9)
 
 
 MARKS = "reduce(score(q, marks)) {over = group, op = sum, pre = softmax, visible = 4 * c + 7 <= i}"
@@ -99,6 +135,44 @@ variant important(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {{
 }}""")
 
 
+MEANS = "summary(memory) {size = 16, stride = 16}"
+CHAINS = {
+    "maximum, stick": ("reduce(score(q, marks)) {over = group, op = max}", "fn = stick"),
+    "maximum, softmax": ("reduce(score(q, marks)) {over = group, op = max}", "fn = softmax"),
+    "maximum, bias": ("bias(reduce(score(q, marks)) {over = group, op = max}) {fn = score + 0.1 * j}", "fn = sigmoid"),
+    "shares": ("score(q, marks)", "renormalise = false"),
+    "shares of sums": ("reduce(score(q, marks)) {over = group, op = sum}", "renormalise = false"),
+    "shares of means": ("reduce(score(q, marks)) {over = group, op = mean}", "renormalise = false"),
+    "shares of maxima": ("reduce(score(q, marks)) {over = group, op = max}", "renormalise = false"),
+    "shares of cosines": ("reduce(score(q, marks) {fn = cosine, scale = 4}) {over = group}", "renormalise = false"),
+    "shares, straight": ("reduce(score(q, marks)) {over = group}", "renormalise = false"),
+    "maximum, straight": ("reduce(score(q, marks)) {over = group, op = max}", "fn = softmax"),
+}
+
+
+def weighed(case: str) -> Variant:
+    """Chunks that weigh by the maximum over their heads, or by their share of all that could be chosen."""
+    scores, how = CHAINS[case]
+    scope = "kv_head" if "reduce" in scores else "head"
+    learns = "straight_through" if "straight" in case else "through_weights"
+    return sparsec.parse(f"""
+variant shares(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {{
+  memory = tokens(k, v) {{chunk = 16}}
+  marks = {MEANS}
+  scores = {scores}
+  chosen = topk(scores) {{k = 2, size = 16, eligible = 16 * c <= i, forced = c == i // 16, order = newest,
+    selector_gradient = {learns}, scope = {scope}}}
+  w = weights(scores, chosen) {{{how}}}
+  return attend(q, memory, chosen, weights=w) {{per = chunk}}
+}}""")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CHAINS)
+def test_weights_of_maxima_and_shares_of_all_agree_with_the_oracle(case: str, dtype: str) -> None:
+    agrees(weighed(case), dtype)
+
+
 def gradients(variant: Variant, x: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
     """Of the oracle."""
     x = {name: t.double().requires_grad_() for name, t in x.items()}
@@ -111,7 +185,11 @@ def gradients(variant: Variant, x: dict[str, Tensor], weight: Tensor) -> dict[st
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("fn", ["stick", "softmax", "sigmoid"])
 def test_a_layer_agrees_with_the_oracle(fn: str, dtype: str) -> None:
-    variant = layer(fn)
+    agrees(layer(fn), dtype)
+
+
+def agrees(variant: Variant, dtype: str) -> None:
+    """Gradients of a layer are the oracle's, which differ without the scores' share."""
     x = sparsec.inputs(variant, dtype=getattr(torch, dtype), seed=3, TQ=83, TK=83, H=4, HKV=2, D=16, DV=16, B=2)
     leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
     out = sparsec.compile(variant, target="interpreter")(**leaves)
@@ -122,14 +200,25 @@ def test_a_layer_agrees_with_the_oracle(fn: str, dtype: str) -> None:
     for name, leaf in leaves.items():
         assert leaf.grad is not None
         assert (found := within(leaf.grad, want[name], dtype, "o" if name == "v" else "grad")), found
-    without = sparsec.parse(variant.text().replace("through_weights", "none"))
+    silent = variant.text().replace("through_weights", "none").replace("straight_through", "none")
+    without = sparsec.parse(silent)
     other = gradients(without, x, weight.double())
     for name in ("q", "k"):
         assert (other[name] - want[name]).norm() > 0.02 * want[name].norm(), "the scores' share is seen"
 
 
 def test_packed_documents_agree_with_each_by_itself() -> None:
-    variant, ends = layer("stick"), [0, 37, 38, 90]
+    packed_agrees(layer("stick"))
+
+
+@pytest.mark.parametrize("case", ["maximum, stick", "shares of sums", "shares"])
+def test_packed_documents_of_such_weights(case: str) -> None:
+    packed_agrees(weighed(case))
+
+
+def packed_agrees(variant: Variant) -> None:
+    """Gradients of a packed batch are those of each document."""
+    ends = [0, 37, 38, 90]
     x = sparsec.inputs(variant, seed=3, TQ=90, TK=90, H=4, HKV=2, D=16, DV=16, B=1)
     leaves = {name: t[0].clone().requires_grad_() for name, t in x.items()}
     compiled = sparsec.compile(variant, target="interpreter")

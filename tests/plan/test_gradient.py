@@ -109,21 +109,29 @@ def test_a_kernel_of_two_results_rounds_what_the_caller_gets(knobs: dict[str, ob
     assert {plan.buffer(n).dtype for n in plan.outputs[1:]} == {"bfloat16"}
 
 
-def test_a_maximum_over_the_group_is_refused() -> None:
+@pytest.mark.parametrize("pre", ["none", "softmax"])
+def test_a_maximum_over_the_group_has_a_gradient_unless_it_is_one_of_probabilities(pre: str) -> None:
     text = """
 variant loudest(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV]) {
   memory = tokens(k, v) {chunk = 16}
   marks = summary(memory) {size = 16, stride = 16}
-  scores = reduce(score(q, marks)) {over = group, op = max}
+  scores = reduce(score(q, marks)) {over = group, op = max, pre = PRE}
   chosen = topk(scores) {k = 2, size = 16, eligible = 16 * c <= i, selector_gradient = through_weights}
   w = weights(scores, chosen) {fn = sigmoid}
   return attend(q, memory, chosen, weights=w) {per = chunk}
 }
-"""
+""".replace("PRE", pre)
     made = differentiate(run(sparsec.parse(text)))
     static = {n: HEADS.get(n, 32) for n in static_names(made.variant.parameters)}
-    with pytest.raises(PlanError, match="use its mean or sum"):
-        build_plan("loudest", made.variant.outputs, made.variant.names, static, "bfloat16")
+
+    def plan() -> Plan:
+        return build_plan("loudest", made.variant.outputs, made.variant.names, static, "bfloat16")
+
+    if pre == "none":
+        assert backward(plan())["PooledGrad"] == 1
+        return
+    with pytest.raises(PlanError, match=r"a maximum of probabilities.*use their mean or sum"):
+        plan()
 
 
 def test_a_softmax_over_several_memories_has_one_gradient_of_queries() -> None:

@@ -128,32 +128,40 @@ def log_sums(f: Frame) -> Node:
 
 
 def log_sum(f: Frame, head: Node) -> Node:
-    """Base-two log-sum-exp of one head's scores over the visible summaries, ``[rows]``.
+    """Base-two log-sum-exp of one head's scores over the visible summaries, ``[rows]``."""
+    queries = query(f, head)
+    return log_sum_of(f, lambda number, exist: products(f, queries, number, exist))
+
+
+def log_sum_of(f: Frame, raw: Callable[[Node, bool], Node]) -> Node:
+    """The same of ``raw`` scores, from the numbers of some summaries and whether all are known to exist.
 
     Under the phases "split" masked and interior tiles have loops of their own.
     """
-    spec, queries = f.spec, query(f, head)
+    spec = f.spec
     piece = Piece(spec.keys, spec.keys, spec.key_length, as_keys(spec.visible))
     ranges = tile_ranges(piece, f.schedule.block, tile.param(spec.key_length), f.env, f.tensors)
     state = [tile.full(softmax.HIDDEN, f.rows), tile.full(0.0, f.rows)]
     if f.schedule.phases == "split":
         for r in ranges:
-            state = walk(r, state, lambda masked: lambda at, *s: _summed(f, queries, at, masked, *s), f.schedule.stages)
+            state = walk(r, state, lambda masked: lambda at, *s: _summed(f, raw, at, masked, *s), f.schedule.stages)
     else:
 
         def visit(at: Node, *carried: Node) -> Sequence[Node]:
             condition = outside_interior(ranges, at)
-            return _summed(f, queries, at, True if condition is None else condition, *carried)
+            return _summed(f, raw, at, True if condition is None else condition, *carried)
 
         state = tile.loop(ranges[0].start, ranges[-1].stop, 1, state, visit, f.schedule.stages)
     top, total = state
     return add(top, tile.apply(Fn.LOG2, total))
 
 
-def _summed(f: Frame, queries: Sequence[Node], at: Node, masked: Node | bool, top: Node, total: Node) -> list[Node]:
+def _summed(
+    f: Frame, raw: Callable[[Node, bool], Node], at: Node, masked: Node | bool, top: Node, total: Node
+) -> list[Node]:
     """The maximum and the sum after one more tile, masked always, never or under a scalar condition."""
     scale, number = f.spec.scale * softmax.LOG2E, add(mul(at, f.schedule.block), tile.iota(f.keys))
-    scores = products(f, queries, number, exist=masked is False)
+    scores = raw(number, masked is False)
     if isinstance(masked, Node):
         scores = tile.mask_if(masked, shown(f, number), scores, softmax.HIDDEN)
     elif masked:

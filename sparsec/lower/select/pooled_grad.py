@@ -16,8 +16,8 @@ from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.pieces import Span
 from sparsec.lower.ranges import tile_ranges
 from sparsec.lower.scalars import add, ceil_div, least, mul, sub
-from sparsec.lower.select import key_shares
-from sparsec.lower.select.candidates import as_keys, log_sum, products, query, shown
+from sparsec.lower.select import key_shares, lead
+from sparsec.lower.select.candidates import as_keys, log_sum, log_sum_of, products, query, shown
 from sparsec.lower.select.frame import Frame, alone, frame, params, sharing
 from sparsec.lower.select.key_shares import KeyShares
 from sparsec.lower.select.spread import spread
@@ -33,12 +33,12 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 
 def lower(spec: PooledGrad, schedule: Schedule) -> Lowered:
     """scores_grad ``[B,TQ,HS,K]`` -> grad_q ``[B,TQ,H,D]`` and grad_keys ``[B,N,HKV,D]``, those that are asked for."""
-    check(spec.forward, schedule)
+    check(spec, schedule)
     steps, scratch = list[Step](), list[Scratch]()
-    if spec.grad_q is not None or spec.forward.softmax:
+    if spec.grad_q is not None or spec.normalised:
         steps.append(Step(_rows(spec, schedule), schedule))
     if spec.grad_keys is not None:
-        if spec.forward.softmax:
+        if spec.normalised:
             extents = (var("B"), var("TQ"), constant(spec.forward.heads))
             scratch += [Scratch(t.name, extents, "float32") for t in _sums(spec)]
         shares = KeyShares(spec.name, spec.forward, spec.grad_keys, spec.keys_dtype)
@@ -48,10 +48,13 @@ def lower(spec: PooledGrad, schedule: Schedule) -> Lowered:
     return Lowered(tuple(steps), tuple(scratch))
 
 
-def check(own: Selector, schedule: Schedule) -> None:
+def check(spec: PooledGrad, schedule: Schedule) -> None:
     """Refuse what has no such gradient, and tiles that do not multiply."""
-    if own.group == "max" or (own.pool is not None and own.pool.kind == "max"):
-        raise ScheduleError("a maximum has no gradient here")
+    own = spec.forward
+    if (spec.maximum and own.softmax) or (own.pool is not None and own.pool.kind == "max"):
+        raise ScheduleError("a maximum over blocks or of probabilities has no gradient here")
+    if own.weights == "softmax_all" and (own.softmax or own.pool is not None or own.bias is not None):
+        raise ScheduleError("shares of all that is eligible have a gradient where scores are products, and no other")
     rows, block = schedule.rows, schedule.block
     if schedule.split_dims and (rows < 16 or block < 16 or rows & (rows - 1) or block & (block - 1)):
         raise ScheduleError(f"{rows} rows x {block} keys do not fill tensor-core tiles: powers of two from 16 on do")
@@ -87,16 +90,26 @@ class Slope:
         """The gradients of probabilities, or of scores without a softmax; the same for all heads of a list."""
         return spread(self.f, number, self.listed, self.incoming)
 
-    def powers(self, number: Node, log_sums: Node) -> Node:
+    def raw(self, number: Node) -> tuple[Node, Node | None]:
+        """Scores, and the head's share of their gradients where that is not all."""
+        if self.spec.together:
+            return lead.shared(self.f, self.spec.forward, number)
+        return products(self.f, self.queries, number), None
+
+    def powers(self, number: Node, raw: Node, log_sums: Node) -> Node:
         """Probabilities, 0 for summaries that are not visible."""
-        scores = mul(products(self.f, self.queries, number), self.spec.forward.scale * softmax.LOG2E)
+        scores = mul(raw, self.f.spec.scale * softmax.LOG2E)
         return tile.apply(Fn.WHERE, shown(self.f, number), tile.apply(Fn.EXP2, sub(scores, log_sums)), 0.0)
 
     def of(self, number: Node, pulled: Node) -> Node:
         """The gradients of scores, without the scale and the share of a mean."""
+        raw, share = self.raw(number) if self.spec.scored else (None, None)
         if self.sums is None:
-            return tile.apply(Fn.WHERE, shown(self.f, number), pulled, 0.0)
-        return mul(self.powers(number, self.sums[0]), sub(pulled, self.sums[1]))
+            slope = tile.apply(Fn.WHERE, shown(self.f, number), pulled, 0.0)
+        else:
+            assert raw is not None
+            slope = mul(self.powers(number, raw, self.sums[0]), sub(pulled, self.sums[1]))
+        return slope if share is None else mul(slope, share)
 
 
 def factor(own: Selector) -> float:
@@ -107,14 +120,17 @@ def factor(own: Selector) -> float:
 def _tensors(s: Slope, written: Sequence[Tensor]) -> list[Tensor]:
     own, held = s.spec.forward, s.f.tensors
     read = [held[own.keys], held[own.indices], s.incoming]
-    return [*([held[own.q]] if own.softmax or own.cosine or s.spec.grad_keys else []), *read, *written]
+    return [*([held[own.q]] if s.spec.scored or own.cosine or s.spec.grad_keys else []), *read, *written]
 
 
 def _frame(builder: tile.Builder, spec: PooledGrad, schedule: Schedule) -> Frame:
     """A tile of tokens of one head, whose list is that of its group."""
     own = spec.forward
     visible = own.visible if own.softmax or own.pool is not None else None
-    f = frame(builder, replace(alone(own), visible=visible), schedule)
+    scale = own.scale
+    if own.weights == "softmax_all":
+        visible, scale = own.eligible, factor(own)
+    f = frame(builder, replace(alone(own), visible=visible, scale=scale), schedule)
     listed = Tensor(own.indices, "int32", ("B", "TQ", own.heads // sharing(own), own.slots))
     return replace(f, tensors={**f.tensors, own.indices: listed})
 
@@ -128,15 +144,15 @@ def _rows(spec: PooledGrad, schedule: Schedule) -> Program:
     own = spec.forward
     with tile.Builder() as builder:
         f = _frame(builder, spec, schedule)
-        s = Slope(spec, f, _listed(own, f.head), query(f, 0) if own.softmax else [], None)
+        s = Slope(spec, f, _listed(own, f.head), query(f, 0) if spec.normalised else [], None)
         written = list[Tensor]()
-        if own.softmax:
+        if spec.normalised:
             s = replace(s, sums=_found(s))
             if spec.grad_keys is not None:
                 written += _kept(s)
         if spec.grad_q is not None:
             written.append(_to_queries(s, spec.grad_q))
-        read = [t for t in _tensors(s, written) if own.softmax or own.cosine or t.name != own.q]
+        read = [t for t in _tensors(s, written) if spec.scored or own.cosine or t.name != own.q]
         grid = (ceil_div(tile.param("TQ"), schedule.rows), tile.const(own.heads), tile.param("B"))
         return builder.program(spec.name, read, params(own), grid)
 
@@ -155,10 +171,11 @@ def _walk(f: Frame, state: Sequence[Node], body: Callable[..., Sequence[Node]]) 
 
 def _found(s: Slope) -> tuple[Node, Node]:
     """The log-sum-exps of a tile of tokens, and the sums of p dP."""
-    sums = log_sum(s.f, tile.const(0))
+    sums = log_sum_of(s.f, lambda number, _: s.raw(number)[0]) if s.spec.together else log_sum(s.f, tile.const(0))
 
     def visit(number: Node, total: Node) -> Sequence[Node]:
-        return [add(total, tile.reduce("sum", mul(s.powers(number, sums), s.pulled(number)), s.f.keys))]
+        powers = s.powers(number, s.raw(number)[0], sums)
+        return [add(total, tile.reduce("sum", mul(powers, s.pulled(number)), s.f.keys))]
 
     return sums, _walk(s.f, [tile.full(0.0, s.f.rows)], visit)[0]
 
@@ -214,10 +231,10 @@ def _keys(spec: PooledGrad, schedule: Schedule, parts: Tensor) -> Program:
             place = (f.batch, key_head, part, number, d.index())
             tile.store(parts, *place, value=mul(total, factor(own)), bounds={3: tile.param(own.key_length)})
         s = Slope(spec, f, f.head, [], None)
-        read = [t for t in _tensors(s, []) if own.softmax or t.name != own.keys]
+        read = [t for t in _tensors(s, []) if spec.scored or t.name != own.keys]
         grid = (mul(ceil_div(tile.param(own.key_length), schedule.block), schedule.splits), tile.const(own.kv_heads))
         name = f"{spec.name}_keys"
-        kept = list(_sums(spec)) if own.softmax else []
+        kept = list(_sums(spec)) if spec.normalised else []
         return builder.program(name, [*read, *kept, parts], params(own), (*grid, tile.param("B")))
 
 
@@ -236,7 +253,7 @@ def _tokens(spec: PooledGrad, f: Frame, n: Node, key_head: Node, number: Node, s
         head = add(mul(key_head, group), local)
         own_frame = replace(moved, head=head, env={**env, "h": head})
         queries, bounds = query(own_frame, 0), {1: tile.param("TQ")}
-        kept = [tile.load(t, f.batch, row, head, bounds=dict(bounds)) for t in _sums(spec)] if own.softmax else []
+        kept = [tile.load(t, f.batch, row, head, bounds=dict(bounds)) for t in _sums(spec)] if spec.normalised else []
         s = Slope(spec, own_frame, head, queries, (kept[0], kept[1]) if kept else None)
         slope = tile.cast(s.of(number, shared if shared is not None else s.pulled(number)), own.dtype)
         slope = tile.apply(
@@ -256,7 +273,8 @@ def default(spec: PooledGrad, target: str) -> Schedule:
     if own.dtype == "float32":
         return Schedule(rows=16, block=16, splits=8, warps=8, stages=1)
     rows = 32 if own.key_dtype in (None, own.dtype) and own.dim <= 128 else 16
-    return Schedule(rows=rows, block=32 if own.dim <= 128 else 16, splits=8, warps=4, stages=1)
+    block = 32 if own.dim <= 128 and not (spec.together and spec.normalised) else 16
+    return Schedule(rows=rows, block=block, splits=8, warps=4, stages=1)
 
 
 def space(spec: PooledGrad, target: str) -> dict[str, tuple[object, ...]]:

@@ -221,8 +221,8 @@ def _weighed_out(planner: Planner, topk: Node, weights: Node) -> tuple[str, str 
 
 def _goes_on(chain: Chain) -> bool:
     """Whether scores that are chosen by are no plain dots of queries and one key."""
-    softmax = chain.group is not None and chain.group.word("pre") == "softmax"
-    return softmax or (chain.pool or chain.bias) is not None or chain.score.word("fn") == "cosine"
+    apart = chain.group is not None and (chain.group.word("pre") == "softmax" or chain.group.word("op") == "max")
+    return apart or (chain.pool or chain.bias) is not None or chain.score.word("fn") == "cosine"
 
 
 def _kept_scores(planner: Planner, topk: Node, weights: Node | None) -> str | None:

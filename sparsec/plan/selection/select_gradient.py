@@ -46,9 +46,9 @@ def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> N
     assert isinstance(forward, Selector)
     if not forward.batched:
         raise planner.refuse(vjp, "learned keys that every batch entry shares have no gradient kernel yet")
-    if forward.weights == "softmax_all":
-        raise planner.refuse(vjp, "weights with renormalise = false have no gradient kernel yet; the oracle has one")
-    if forward.softmax or forward.pool is not None or forward.cosine:
+    _check_scores(planner, vjp, forward)
+    whole = forward.weights == "softmax_all" or forward.group == "max"
+    if whole or forward.softmax or forward.pool is not None or forward.cosine:
         _through_pools(planner, vjp, (topk, forward), (weights, covers), source, dtype)
         return
     q_side = next((v for v in planner.vjps if v.src[0] is vjp.src[0] and v["of"] == "q"), None)
@@ -72,7 +72,7 @@ def _through_pools(
     source: Source,
     dtype: str,
 ) -> None:
-    """Plan one kernel for the gradients of queries and keys behind a softmax or a pool."""
+    """Plan one kernel for the gradients of queries and keys behind a softmax, a pool or a maximum over heads."""
     (topk, forward), (weights, covers) = selector, below
     asked = {str(v["of"]): v for v in planner.vjps if v.src[0] is vjp.src[0] and v.positional[1] is vjp.positional[1]}
     if other := [of for of in asked if of not in ("q", "keys")]:
@@ -81,7 +81,10 @@ def _through_pools(
         raise planner.refuse(vjp, "a mean over the visible summaries of a block has no gradient in a kernel; use a sum")
     if any((v, "tensor") in planner.places for v in asked.values()):
         return
-    if weights not in planner.score_grads:
+    own = [node for node in covers if node is not weights]
+    if forward.weights == "softmax_all":  # its slope is that of the softmax, which the same kernel finds
+        planner.score_grads[weights], own = source(weights.positional[1], "float32"), covers
+    elif weights not in planner.score_grads:
         _through_weights(planner, weights, None, selector, [weights], source, dtype)
     dtypes = {of: planner.precision(v, dtype) for of, v in asked.items()}
     outs = {of: planner.temporary(v, "tensor", v.shape, dtypes[of]) for of, v in asked.items()}
@@ -90,7 +93,7 @@ def _through_pools(
         f"grad_{'_'.join(outs.values())}", forward, scores_grad, outs.get("q"), outs.get("keys"),
         dtypes.get("q", dtype), dtypes.get("keys", dtype),
     )  # fmt: skip
-    mine = [*(node for node in covers if node is not weights), *asked.values()]
+    mine = [*own, *asked.values()]
     planner.follow(topk, spec, [forward.q, forward.keys, forward.indices, scores_grad], list(outs.values()), mine)
 
 
@@ -134,13 +137,22 @@ def _below(planner: Planner, vjp: Node) -> tuple[Node, list[Node]]:
     return node, covers
 
 
+def _check_scores(planner: Planner, vjp: Node, forward: Selector) -> None:
+    """Refuse weights that are shares of what is no product, and maxima of probabilities."""
+    if forward.weights == "softmax_all" and (forward.softmax or forward.pool is not None or forward.bias is not None):
+        said = "weights with renormalise = false have a gradient in a kernel where scores have no softmax, pool or bias"
+        raise planner.refuse(vjp, f"{said}; the oracle has the others")
+    if forward.group == "max" and forward.softmax:
+        said = "a maximum of probabilities over the group has no gradient in a kernel"
+        raise planner.refuse(vjp, f"{said}; use their mean or sum, or the maximum of scores")
+
+
 def _check_between(planner: Planner, vjp: Node, between: Node) -> None:
-    """Refuse what kernels do not go back through: a bias that does more than add, and maxima."""
+    """Refuse what kernels do not go back through: a bias that does more than add, and maxima over blocks."""
     if between.op is Op.BIAS:
         fn = between.expr("fn")
         slope = derivative(fn, var("score", "float")) if fn is not None else None
         if slope is None or slope.head != "const" or slope.value != 1:
             raise planner.refuse(vjp, "only a bias that adds to a score has a gradient in a kernel here")
-    elif between["op"] == "max":
-        what = "the group" if between["over"] == "group" else "blocks"
-        raise planner.refuse(vjp, f"a maximum over {what} has no gradient in a kernel; use its mean or sum")
+    elif between["op"] == "max" and between["over"] != "group":
+        raise planner.refuse(vjp, "a maximum over blocks has no gradient in a kernel; use its mean or sum")

@@ -67,18 +67,20 @@ def draw(s: Selector, n: Sizes, exact: bool) -> dict[str, Tensor]:
 
 
 def truth(s: Selector, n: Sizes, x: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients of sum(ds * score of the chosen blocks), where blocks are sums or means of what they collect."""
+    """The gradients of sum(ds * score, or weight, of the chosen); blocks are sums or means of what they collect."""
     q, keys = (x[name].double().requires_grad_() for name in ("q", "keys"))
     score = s.scale * torch.einsum("bthd,bnhd->bthn", q, keys.repeat_interleave(s.heads // s.kv_heads, 2))
     position, number = torch.arange(n.tq)[:, None] + n.offset, torch.arange(n.units)
-    seen = ((4 * number + 7 <= position) | (s.visible is None))[:, None]
+    seen = ((4 * number + 7 <= position) | (s.visible is None and s.eligible is None))[:, None]
     if s.softmax:
         score = score.masked_fill(~seen, -math.inf).softmax(-1).nan_to_num(0.0)
     elif s.pool is not None:
         score = score.masked_fill(~seen, 0.0)
     if s.group is not None:
         grouped = score.unflatten(2, (s.kv_heads, sharing(s)))
-        score = grouped.mean(3) if s.group == "mean" else grouped.sum(3)
+        score = {"mean": grouped.mean, "sum": grouped.sum, "max": grouped.amax}[s.group](3)
+    if s.weights == "softmax_all":
+        score = score.masked_fill(~seen, -math.inf).softmax(-1).nan_to_num(0.0)
     if s.pool is not None:
         score = score @ _collected(s.pool, n)
     found = score.gather(-1, x["ids"].long().clamp_min(0))
