@@ -15,6 +15,7 @@ from sparsec.ir.variant import Variant
 from sparsec.lower.registry import lower_kernel
 from sparsec.oracle import oracle
 from sparsec.oracle.error import check as within
+from sparsec.plan.plan import PlanError
 from sparsec.plan.specs import Pool, Selector
 from sparsec.testing.kernels.pooled import OUTPUTS, SEEN, Sizes, draw, grad, selector, truth
 from sparsec.tile.schedule import Schedule, ScheduleError
@@ -165,6 +166,50 @@ variant shares(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {{
   w = weights(scores, chosen) {{{how}}}
   return attend(q, memory, chosen, weights=w) {{per = chunk}}
 }}""")
+
+
+GROUPED = "reduce(score(q, marks)) {over = group}"
+STRAIGHT = {
+    "plain": GROUPED,
+    "cosine": "reduce(score(q, marks) {fn = cosine, scale = 4}) {over = group}",
+    "bias": f"bias({GROUPED}) {{fn = score + 0.1 * j}}",
+    "maximum": "reduce(score(q, marks)) {over = group, op = max}",
+    "maximum, bias": "bias(reduce(score(q, marks)) {over = group, op = max}) {fn = score - 0.1 * j}",
+    "softmax": "reduce(score(q, marks)) {over = group, pre = softmax, visible = 16 * c + 15 <= i}",
+    "cosine, bias": "bias(reduce(score(q, marks) {fn = cosine, scale = 4}) {over = group}) {fn = score - 0.1 * j}",
+}
+
+
+def straight(case: str) -> Variant:
+    """Chunks of one softmax whose choice hands their gradients on."""
+    return sparsec.parse(f"""
+variant straight(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {{
+  memory = tokens(k, v) {{chunk = 16}}
+  marks = {MEANS}
+  scores = {STRAIGHT[case]}
+  chosen = topk(scores) {{k = 2, size = 16, eligible = 16 * c <= i, forced = c == i // 16,
+    selector_gradient = straight_through}}
+  return attend(q, memory, chosen)
+}}""")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", STRAIGHT)
+def test_choices_that_hand_gradients_straight_through_agree_with_the_oracle(case: str, dtype: str) -> None:
+    agrees(straight(case), dtype)
+
+
+@pytest.mark.parametrize("case", ["cosine", "plain"])
+def test_lists_that_queries_share_pass_nothing_straight_through(case: str) -> None:
+    """Their gradient is the first query's of a block, which no kernel sums: refused rather than wrong."""
+    text = straight(case).text().replace("straight_through", "straight_through, query_block = 16")
+    with pytest.raises(PlanError, match="lists that queries share"):
+        agrees(sparsec.parse(text), "float32")
+
+
+@pytest.mark.parametrize("case", ["cosine", "bias", "maximum"])
+def test_packed_documents_whose_choice_is_passed_straight(case: str) -> None:
+    packed_agrees(straight(case))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

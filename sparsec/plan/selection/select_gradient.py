@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.plan.grad_specs import SelectorGradKeys, SelectorGradQ, SummariseGrad
@@ -37,6 +39,12 @@ def summary_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) ->
 def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> None:
     """Plan the gradient of a selector's queries or keys: from weights to scores once, then to either side."""
     below, covers = _below(planner, vjp)
+    if below.src[0].op is Op.TOPK and below.src[0]["query_block"] != 1:
+        said = "lists that queries share pass nothing straight through in a kernel yet; the oracle has it"
+        raise planner.refuse(vjp, f"{said}: query_block = 1")
+    if below.src[0].op is Op.TOPK and _apart(planner.specs.get(below.src[0])):
+        _straight(planner, vjp, (below, [*covers, below]), source, dtype)
+        return
     if below.src[0].op is not Op.WEIGHTS:
         index_gradient(planner, vjp, below, covers, dtype, source)
         return
@@ -47,8 +55,7 @@ def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> N
     if not forward.batched:
         raise planner.refuse(vjp, "learned keys that every batch entry shares have no gradient kernel yet")
     _check_scores(planner, vjp, forward)
-    whole = forward.weights == "softmax_all" or forward.group == "max"
-    if whole or forward.softmax or forward.pool is not None or forward.cosine:
+    if forward.weights == "softmax_all" or _apart(forward):
         _through_pools(planner, vjp, (topk, forward), (weights, covers), source, dtype)
         return
     q_side = next((v for v in planner.vjps if v.src[0] is vjp.src[0] and v["of"] == "q"), None)
@@ -62,6 +69,28 @@ def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> N
         planner.follow(topk, keys, [forward.q, forward.indices, scores_grad], [out], [vjp])
     elif of != "q":
         raise planner.refuse(vjp, f"no kernel computes the gradient of {of} of a score yet")
+
+
+def _apart(forward: object) -> bool:
+    """Whether scores are no plain products of queries and one key."""
+    if not isinstance(forward, Selector):
+        return False
+    return forward.softmax or forward.pool is not None or forward.cosine or forward.group == "max"
+
+
+def _straight(planner: Planner, vjp: Node, below: tuple[Node, list[Node]], source: Source, dtype: str) -> None:
+    """Plan the same where a straight-through choice hands the gradients of its members to their scores."""
+    node, covers = below
+    topk = node.src[0]
+    forward = planner.specs[topk]
+    assert isinstance(forward, Selector)
+    if not forward.batched:
+        raise planner.refuse(vjp, "learned keys that every batch entry shares have no gradient kernel yet")
+    forward = replace(forward, weights=None)
+    _check_scores(planner, vjp, forward)
+    if node not in planner.score_grads:
+        planner.score_grads[node] = source(node.positional[1], "float32")
+    _through_pools(planner, vjp, (topk, forward), (node, covers), source, dtype)
 
 
 def _through_pools(
@@ -82,7 +111,9 @@ def _through_pools(
     if any((v, "tensor") in planner.places for v in asked.values()):
         return
     own = [node for node in covers if node is not weights]
-    if forward.weights == "softmax_all":  # its slope is that of the softmax, which the same kernel finds
+    if weights.src[0].op is Op.TOPK:  # straight through, which hands on what is there
+        own = covers
+    elif forward.weights == "softmax_all":  # its slope is that of the softmax, which the same kernel finds
         planner.score_grads[weights], own = source(weights.positional[1], "float32"), covers
     elif weights not in planner.score_grads:
         _through_weights(planner, weights, None, selector, [weights], source, dtype)

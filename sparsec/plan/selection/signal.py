@@ -121,7 +121,7 @@ def scorer(planner: Planner, node: Node, scores: Node, chosen: Node) -> Selector
         raise planner.refuse(
             node, "only scores that are dots, sums or means of them, or an indexer's have a kernel here"
         )
-    if forward.bias is not None or forward.cosine:
+    if (forward.bias is not None and node.op is Op.AUX) or forward.cosine:
         raise planner.refuse(node, "cosines, and scores after a bias, have no kernel here; compare dots without one")
     pooled = chosen.src[0]
     if scores is not pooled and not (pooled.op is Op.REDUCE and pooled["over"] == "blocks" and pooled.src[0] is scores):
@@ -139,6 +139,8 @@ def scorer(planner: Planner, node: Node, scores: Node, chosen: Node) -> Selector
         hard_out=None,
         scores_out=None,
         parents=None,
+        bias=None,
+        captures=(),
         query_block=1,
     )
 
