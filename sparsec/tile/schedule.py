@@ -12,7 +12,7 @@ class Schedule:
     Attributes:
         order: the loop order: "query_outer", "tile_union", "key_outer" (gathered), "one_pass", "two_pass" or
             "rounds" (selector), "children" (selector within lists of larger units); "apart": in programs of their own
-            gradients of keys and of values (backward), log-sum-exps (selector).
+            gradients of keys and of values (backward), log-sum-exps (selector); "excess" (divergence).
         rows: query rows of a tile (tokens x heads of the group that share keys); a power of two, or, of walks whose
             warps have roles, a multiple of 64, of whose axis the rest is never stored.
         block: keys of a tile.
