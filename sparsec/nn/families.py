@@ -38,11 +38,12 @@ class Attention(Layer):
     """
 
     def __init__(self, dim: int, heads: int, name: str = "full", *, rotary: bool = True, width: int = 0,
-                 kv_heads: int | None = None, head_dim: int = 64, **knobs: Any) -> None:  # fmt: skip
-        known(type(self), name, knobs, {"rotary", "width", "kv_heads", "head_dim"})
+                 kv_heads: int | None = None, head_dim: int = 64, index_heads: int = 4, index_dim: int | None = None,
+                 **knobs: Any) -> None:  # fmt: skip
+        known(type(self), name, knobs, {"rotary", "width", "kv_heads", "head_dim", "index_heads", "index_dim"})
         super().__init__(
             preset(name, **knobs), dim, heads, head_dim=head_dim, kv_heads=kv_heads, width=width, rotary=rotary,
-            gated=False,
+            gated=False, index_heads=index_heads, index_dim=index_dim,
         )  # fmt: skip
 
 

@@ -87,6 +87,7 @@ class Layer(nn.Module):
         rotary: whether queries and keys are rotated by position.
         gated: whether outputs are normalised and gated.
         slots: of a memory of slots (``M``).
+        index_heads, index_dim: heads and channels of an indexer (``HI``, ``DI``), by default 4 of ``head_dim``.
         made: input names -> kinds of source, where the rules of ``source`` do not fit.
 
     Attributes:
@@ -97,7 +98,7 @@ class Layer(nn.Module):
     def __init__(
         self, variant: Variant, dim: int, heads: int, *, head_dim: int = 64, kv_heads: int | None = None,
         value_dim: int | None = None, width: int = 4, rotary: bool = False, gated: bool = True, slots: int = 64,
-        made: Mapping[str, type[sources.Source]] | None = None,
+        index_heads: int = 4, index_dim: int | None = None, made: Mapping[str, type[sources.Source]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         states = kv_heads or heads
@@ -114,6 +115,8 @@ class Layer(nn.Module):
             "DX": dim,
             "M": slots,
             "F": head_dim,
+            "HI": index_heads,
+            "DI": index_dim or head_dim,
         }
         self.made, self.roles = dict(made or {}), roles(variant)
         self.losses: tuple[Tensor, ...] = ()

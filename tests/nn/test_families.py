@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -171,8 +172,12 @@ def test_what_no_layer_takes_is_named() -> None:
     for ids, temperature, said in ((torch.zeros(1, 0), 0.0, "a token or more"), (torch.zeros(1, 1), -1.0, "0 or more")):
         with pytest.raises(InputError, match=said):
             model.generate(ids.long(), 1, temperature)
-    with pytest.raises(DeclarationError, match=r"layer of dsa: the dim HI of .*a layer has the dims H, HKV"):
-        nn.Attention(DIM, HEADS, "dsa")
+    odd = sparsec.parse("""variant odd(q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, E]) {
+      m = tokens(k, v)
+      return attend(q, m, mask(m) {where = j <= i})
+    }""")
+    with pytest.raises(DeclarationError, match=r"layer of odd: the dim E of v: .*a layer has the dims H, HKV"):
+        nn.Layer(odd, DIM, HEADS, head_dim=HEAD)
 
 
 def test_a_step_that_has_no_room_changes_nothing() -> None:
@@ -204,3 +209,21 @@ def test_caches_of_other_layers_change_nothing(given: str) -> None:
         with pytest.raises(InputError, match=r"made for|there are 3 layers"):
             model(ids[:, 5:], wrong[given])
         torch.testing.assert_close(model(ids[:, 5:], caches), model(ids)[:, 5:])
+
+
+@pytest.mark.parametrize("name, knobs", [("dsa", {"k": 5}), ("minimax", {"block": 4, "k": 2})])
+def test_indexers_learn_by_a_loss_of_their_own(name: str, knobs: dict[str, Any]) -> None:
+    """Heads and channels of the indexer are options; decode steps compute no loss."""
+    torch.manual_seed(0)
+    made = nn.Attention(DIM, HEADS, name, training="kl", head_dim=HEAD, index_heads=3, index_dim=4, **knobs)
+    x = hidden()
+    y = made(x)
+    (loss,) = made.losses
+    (y.square().sum() + loss.sum()).backward()
+    assert [key for key, p in made.named_parameters() if is_idle(p)] == []
+    index = made.inputs(x)["q_index"]
+    assert index.shape[2:] == ((3, 4) if name == "dsa" else (HEADS, 4))
+    with torch.no_grad():
+        cache = made.init_cache(2, TOKENS)
+        steps = [made(x[:, a:b], cache) for a, b in ((0, 14), (14, 15), (15, TOKENS))]
+    assert torch.allclose(torch.cat(steps, 1), y, atol=1e-5)
