@@ -76,14 +76,15 @@ def box_of(node: Node) -> tuple[int, ...] | None:
 
 
 def _fits_rows(columns: int, tensor: Tensor) -> bool:
-    """Whether a box takes whole rows of 16 bytes or more, or whole lines of rows that are made of lines.
+    """Whether a box takes whole rows of 16 bytes or more, or whole lines of rows of a power of two.
 
-    Other parts of a row (80 = 64 + 16) gave NaN and stray reads on an H100 with Triton 3.6.
+    Parts of other rows (80 = 64 + 16) gave NaN and stray reads on an H100 with Triton 3.6; nobody knows of 192 = 128 + 64.
     """
     size, row = BYTES[tensor.dtype], tensor.shape[-1]
     if columns == row:
         return columns * size >= 16
-    return isinstance(row, int) and row % columns == 0 and columns * size % _LINE == 0
+    whole = isinstance(row, int) and row & (row - 1) == 0 and row % columns == 0
+    return whole and columns * size % _LINE == 0
 
 
 def box_axis(index: Index) -> Axis | str | None:

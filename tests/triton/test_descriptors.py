@@ -46,11 +46,12 @@ def test_without_the_schedules_wish_there_are_none() -> None:
         ("bfloat16", 128, 64, True, False),
         ("bfloat16", 128, 128, True, True),
         ("bfloat16", 128, 32, False, False),
+        ("bfloat16", 192, 64, False, False),
         ("bfloat16", 80, 64, False, False),
         ("bfloat16", 80, 16, False, False),
     ],
 )
-def test_parts_of_rows_are_boxes_where_they_are_lines_of_rows_made_of_lines(
+def test_parts_of_rows_are_boxes_where_they_are_lines_of_rows_of_a_power_of_two(
     dtype: str, row: int, columns: int, whole_rows: bool, taken: bool
 ) -> None:
     with tile.Builder() as builder:
