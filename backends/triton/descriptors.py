@@ -78,7 +78,7 @@ def box_of(node: Node) -> tuple[int, ...] | None:
 def _fits_rows(columns: int, tensor: Tensor) -> bool:
     """Whether a box takes whole rows of 16 bytes or more, or whole lines of rows of a power of two.
 
-    Parts of other rows (80 = 64 + 16) gave NaN and stray reads on an H100 with Triton 3.6; nobody knows of 192 = 128 + 64.
+    Parts of other rows (80 = 64 + 16) gave NaN and stray reads on an H100 with Triton 3.6; 192 = 128 + 64 is unknown.
     """
     size, row = BYTES[tensor.dtype], tensor.shape[-1]
     if columns == row:
