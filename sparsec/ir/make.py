@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from types import FunctionType
 
 from sparsec.ir.coerce import Captures, Refused, coerce, missing
@@ -88,16 +89,27 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
 
 
 def _closed_over(attrs: dict[str, object], named: dict[str, Node]) -> dict[str, Node]:
-    """Tensors that functions among the attributes read from where they are defined: captured without a keyword."""
+    """Tensors that functions among the attributes read from where they are defined: captured without a keyword.
+
+    An input has its own name, whatever else is called so: its elements are read by it.
+    """
+    functions = (value for value in attrs.values() if isinstance(value, FunctionType))
+    read = [(name, x) for f in functions for name, x in captured_tensors(f).items() if isinstance(x, Node)]
     found: dict[str, Node] = {}
-    for function in (value for value in attrs.values() if isinstance(value, FunctionType)):
-        for name, node in captured_tensors(function).items():
-            known = (*named.values(), *found.values())
-            if isinstance(node, Node) and node.kind == "tensor" and not any(node is one for one in known):
-                own = str(node["name"]) if node.op is Op.INPUT else name
-                if own not in named and own not in found:
-                    found[own] = node
+    for name, node in sorted(read, key=lambda pair: pair[1].op is not Op.INPUT):
+        if node.kind != "tensor" or any(node is known for known in (*named.values(), *found.values())):
+            continue
+        own = str(node["name"]) if node.op is Op.INPUT else _free(name, {*named, *found})
+        if own in named:
+            said = f"the function also reads the input `{own}`"
+            raise Refused(f"{own} = {named[own]}", said, f"give the keyword another name than {own}")
+        found[own] = node
     return found
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """A name, or the first of ``name_1`` … that nothing has."""
+    return next(n for n in chain([name], (f"{name}_{k}" for k in count(1))) if n not in taken)
 
 
 def _attributes(op: Op, attrs: dict[str, object], captures: Captures, sources: int) -> dict[str, Value]:

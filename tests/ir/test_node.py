@@ -7,6 +7,7 @@ import gc
 import pytest
 
 from sparsec.ir import build as lang
+from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
 from sparsec.ir.origin import origin_of
@@ -102,6 +103,21 @@ def test_tensors_that_a_function_closes_over_are_captured() -> None:
     assert lang.attend(q, memory(), near, bias=fade, sum=faded).captures == {"slope": slopes, "sum": faded}
     ids = lang.input("ids", "B TK int32")
     assert lang.mask(memory(), where=lambda b, i, j: ids[b, i] == ids[b, j]).captures == {"ids": ids}
+
+
+def test_an_input_is_read_by_its_own_name_whatever_else_is_called_so() -> None:
+    q, raw, a = lang.input("q", "B TQ H D"), lang.input("gate", "B TK H"), lang.input("a", "B TK H")
+    gate, near = lang.map(a, raw, fn=lambda x, y: x * y), lang.mask(memory(), where="causal")
+
+    def bias(score: Expr, b: Expr, h: Expr, j: Expr) -> Expr:
+        return score + raw[b, j, h] + 3 * gate[b, j, h]
+
+    read = lang.attend(q, memory(), near, bias=bias)
+    assert read.captures == {"gate": raw, "gate_1": gate}
+    assert str(read.expr("bias")) == "score + gate[b, j, h] + 3.0 * gate_1[b, j, h]"
+    with pytest.raises(DeclarationError, match=r"also reads the input `gate`\. Fix: give the keyword another name"):
+        lang.attend(q, memory(), near, bias=bias, gate=gate)
+    assert lang.attend(q, memory(), near, bias=bias, other=gate).captures == {"gate": raw, "other": gate}
 
 
 def test_elements_need_an_input_and_all_indices() -> None:
