@@ -154,12 +154,13 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("cases", nargs="*", default=["gdn", "gla", "kda"], metavar="CASE")
     parser.add_argument("--lengths", nargs="+", default=["1024x16", "16384", "15000,1384"], metavar="LENGTHS")
     parser.add_argument("--small", action="store_true", help="on the CPU: give lengths of a few tokens")
-    parser.add_argument("--out", type=Path, help="rows as JSON; those that it has are not taken again")
+    parser.add_argument("--out", type=Path, help="rows as JSON; those that it has of this GPU are not taken again")
     asked = parser.parse_args(words)
     rows, failed = read_json(asked.out) if asked.out else [], False
-    done = {(r["case"], r["lengths"]) for r in rows}
+    done = {(r["case"], r["lengths"], r["hardware"].get("gpu")) for r in rows}
     for case in map(small if asked.small else lambda case: case, cases_named(asked.cases)):
-        for lengths in (text for text in asked.lengths if (case.name, text) not in done):
+        here = hardware(case.device).get("gpu")
+        for lengths in (text for text in asked.lengths if (case.name, text, here) not in done):
             try:
                 found = row(case, lengths)
             except Exception as error:  # the rows after it are worth having

@@ -72,27 +72,32 @@ def _line(program: Made) -> str:
 
 
 def survey(
-    names: Sequence[str], made: Callable[[str], list[Made]], out: Path | None, report: Callable[[Made], None]
+    names: Sequence[str], made: Callable[[str], list[Made]], out: Path | None, report: Callable[[Made], None], of: str
 ) -> list[Made]:
-    """A row per name; those that ``out`` has are taken from it, and each is written to it as soon as it is done."""
-    rows: list[Made] = list(read_json(out)) if out else []
+    """A row per name; each is written to ``out`` as soon as it is done, and taken from there if it is there.
+
+    Args:
+        of: the target, and what else programs depend on beside names: rows of something else are left as they are.
+    """
+    rows, asked = list[Made](read_json(out)) if out else [], list[Made]()
     for name in names:
-        row = next((r for r in rows if r["case"] == name), None)
+        row = next((r for r in rows if r["case"] == name and r.get("of") == of), None)
         if row is None:
-            row = _row(name, made)
+            row = {"case": name, "of": of, "programs": _programs(name, made)}
             rows.append(row)
             if out:
                 write_json(rows, out)
+        asked.append(row)
         report(row)
-    return rows
+    return asked
 
 
-def _row(name: str, made: Callable[[str], list[Made]]) -> Made:
+def _programs(name: str, made: Callable[[str], list[Made]]) -> list[Made]:
     try:
-        return {"case": name, "programs": made(name)}
+        return made(name)
     except Exception as error:  # the cases after it are worth having
         why = f"{type(error).__name__}: {error}".splitlines()[0]
-        return {"case": name, "programs": [{"kernel": "", "program": name, "refused": why}]}
+        return [{"kernel": "", "program": name, "refused": why}]
 
 
 def main(words: Sequence[str]) -> int:
@@ -106,10 +111,11 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="rows as JSON, one per line where it ends in .jsonl")
     asked = parser.parse_args(words)
     made: Callable[[str], list[Made]]
+    of = asked.target
     if asked.crossover:
         names = asked.cases or crossover.default_presets()
         here = crossover.with_heads(crossover.GPU, asked.heads) if asked.heads else crossover.GPU
-        made = partial(preset_resources, target=asked.target, here=here)
+        made, of = partial(preset_resources, target=asked.target, here=here), f"{of}, {crossover.shape_of(here)}"
     else:
         cases = {case.name: case for case in (cases_named(asked.cases) if asked.cases else cases_on("cuda"))}
         names, made = [*cases], lambda name: resources(cases[name], asked.target)
@@ -117,7 +123,7 @@ def main(words: Sequence[str]) -> int:
     def report(row: Made) -> None:
         print("\n".join(lines(row["case"], row["programs"], asked.spilled)), flush=True)
 
-    rows = survey(names, made, asked.out, report)
+    rows = survey(names, made, asked.out, report, of)
     return int(any("refused" in p for row in rows for p in row["programs"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 from sparsec.benchmarks import crossover, events
 from sparsec.benchmarks.ahead import build_apart
 from sparsec.benchmarks.apart import rows_apart
+from sparsec.benchmarks.groups import small
 from sparsec.benchmarks.own import own
-from sparsec.benchmarks.row import HEAD, aligned, read_json, table_of, write_json
+from sparsec.benchmarks.registry import cases_named
+from sparsec.benchmarks.row import HEAD, aligned, read_json, shape_of, table_of, write_json
 from sparsec.benchmarks.run import run_cases
+from sparsec.ir.error import InputError
 
 Report = Callable[[str], None]
 Json = dict[str, Any]
@@ -63,7 +67,7 @@ class Asked:
 
 def rows_of(names: Sequence[str], asked: Asked, report: Report) -> list[Json]:
     """The rows of all names as JSON values, those of before among them."""
-    before = {name_of(row): row for row in (read_json(Path(asked.out)) if asked.resume else [])}
+    before = {name_of(row): row for row in (kept_before(asked, names) if asked.resume else [])}
     done = [row for row in before.values() if not is_open(row)]
     left = [name for name in names if name not in map(name_of, done)]
     if done:
@@ -84,6 +88,33 @@ def rows_of(names: Sequence[str], asked: Asked, report: Report) -> list[Json]:
         rows = _here(left, asked, report, keep, begun)
     keep(rows)
     return [*done, *rows]
+
+
+MARK = {"peers": "pair", "crossover": "points", "events": "kernels"}
+"""What rows of each table have and those of the others have not."""
+
+
+def kept_before(asked: Asked, names: Sequence[str]) -> list[Json]:
+    """The rows that ``asked.out`` has. Raises InputError where one is of another table, shape or device than asked."""
+    rows = read_json(Path(asked.out))
+    for row in rows:
+        if MARK[asked.table] not in row:
+            raise _other(row, asked, f"has no {MARK[asked.table]}", f"rows are those of {asked.table}")
+        if (name := name_of(row)) in names and row["shape"] != (shape := _shape(name, asked)):
+            raise _other(row, asked, f"was taken at {row['shape']}", f"{shape} is asked for")
+    return rows
+
+
+def _other(row: Json, asked: Asked, said: str, rule: str) -> InputError:
+    return InputError(asked.out, f"the row of {name_of(row)} {said}", rule, "give --out another file", "file")
+
+
+def _shape(name: str, asked: Asked) -> object:
+    """What a row of a name says of its shape, as JSON."""
+    if asked.table == "crossover":
+        return crossover.shape_of(asked.setting)
+    (case,) = cases_named((name,))
+    return json.loads(json.dumps(shape_of(small(case) if asked.small else case)))
 
 
 def name_of(row: Mapping[str, Any]) -> str:

@@ -119,12 +119,25 @@ def test_spills_are_told_and_kept(tmp_path: Path) -> None:
 
     out, said = tmp_path / "rows.jsonl", list[object]()
     for _ in range(2):
-        (row,) = resources.survey(["gdn"], stub, out, said.append)
+        (row,) = resources.survey(["gdn"], stub, out, said.append, "triton:sm_90")
     assert asked == ["gdn"] and read_json(out) == [row] and len(said) == 2
     assert resources.lines("gdn", row["programs"], spilled=True) == [
         "gdn: 2 programs, 1 spill",
         "  b: 255 registers, 10 bytes shared, 8 bytes spilled",
     ]
+
+
+def test_programs_of_another_target_are_not_taken_over(tmp_path: Path) -> None:
+    out, asked = tmp_path / "rows.jsonl", list[str]()
+
+    def stub(name: str) -> list[resources.Made]:
+        asked.append(name)
+        return []
+
+    for target in ("triton:sm_90", "triton:sm_80", "triton:sm_90"):
+        (row,) = resources.survey(["gdn"], stub, out, lambda row: None, target)
+        assert row["of"] == target
+    assert asked == ["gdn"] * 2 and [row["of"] for row in read_json(out)] == ["triton:sm_90", "triton:sm_80"]
 
 
 @pytest.mark.gpu

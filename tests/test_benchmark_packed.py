@@ -10,7 +10,7 @@ import torch
 from sparsec.benchmarks import packed
 from sparsec.benchmarks.groups import small
 from sparsec.benchmarks.registry import CASES
-from sparsec.benchmarks.row import read_json
+from sparsec.benchmarks.row import read_json, write_json
 from sparsec.benchmarks.verdict import LIMITS
 
 
@@ -28,6 +28,17 @@ def test_a_line_per_case_and_lengths(
     assert [row["lengths"] for row in rows] == ["20x2,9", "30"] and "gdn 20x2,9: forward" in capsys.readouterr().out
     assert all(row["both_ms"] == row["one_forward_ms"] == 1.0 and row["error"] < 1e-5 for row in rows)
     assert packed.main(words) == 0 and not capsys.readouterr().out
+
+
+def test_rows_of_other_hardware_are_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(packed, "clock_for", lambda device: lambda run, *_: 1.0)
+    words = ["gdn", "--small", "--lengths", "20", "--out", str(out)]
+    assert packed.main(words) == 0
+    (row,) = read_json(out)
+    write_json([{**row, "hardware": {**row["hardware"], "gpu": "another"}}], out)
+    assert packed.main(words) == 0 and len(read_json(out)) == 2
+    assert packed.main(words) == 0 and len(read_json(out)) == 2
 
 
 def test_documents_that_read_one_another_are_wrong(

@@ -222,7 +222,8 @@ def test_a_run_goes_on_with_the_cases_that_are_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
 ) -> None:
     out, run = tmp_path / "rows.jsonl", list[list[str]]()
-    old: dict[str, object] = {"knobs": {}, "length": None, "points": [], "refused": ""}
+    shape = crossover.shape_of(crossover.present())
+    old: dict[str, object] = {"knobs": {}, "shape": shape, "length": None, "points": [], "refused": ""}
     write_json([{**old, "preset": "nsa"}, {**old, "preset": "hsa", "unfinished": True}], out)
 
     def stub(words: list[str], limit: float, report: object) -> None:
@@ -238,6 +239,32 @@ def test_a_run_goes_on_with_the_cases_that_are_missing(
     assert sorted(w[0] for w in run[:2]) == ["hsa", "moba"] and all("--build-only" in w for w in run[:2])
     assert [w[0] for w in run[2:]] == ["moba", "hsa"]
     assert [row["preset"] for row in read_json(out)] == ["nsa", "moba", "hsa"]
+
+
+def test_rows_of_another_question_are_not_gone_on_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(crossover, "CPU", TINY)
+    monkeypatch.setattr(crossover, "time_pair", lambda *_: Pair(1.0, 2.0, 2.0, 2.0, 2.0, 1))
+    words = ["bench", "streaming", "--crossover", "--out", str(out), "--resume", "--heads"]
+    assert main([*words, "4,2"]) == 0
+    rows = read_json(out)
+    capsys.readouterr()
+    assert main([*words, "2,2"]) == 2 and "H4 HKV2" in capsys.readouterr().err and read_json(out) == rows
+    assert main([*words, "4,2"]) == 0 and read_json(out) == rows
+    capsys.readouterr()
+    assert main(["bench", "hsa", "--events", "--small", "--out", str(out), "--resume"]) == 2
+    assert "streaming" in capsys.readouterr().err and read_json(out) == rows
+
+
+def test_rows_of_a_case_of_another_size_are_not_gone_on_from(tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "rows.jsonl"
+    assert main(["bench", "hsa", "--events", "--small", "--out", str(out)]) == 0
+    rows = read_json(out)
+    capsys.readouterr()
+    assert main(["bench", "hsa", "--events", "--out", str(out), "--resume"]) == 2
+    assert "hsa" in capsys.readouterr().err and read_json(out) == rows
 
 
 def test_building_ahead_fills_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
