@@ -13,11 +13,10 @@ from torch import Tensor
 import sparsec
 from sparsec.ir.variant import Variant
 from sparsec.lower.registry import lower_kernel
-from sparsec.oracle import oracle
-from sparsec.oracle.error import check as within
 from sparsec.plan.plan import PlanError
 from sparsec.plan.specs import Pool, Selector
 from sparsec.testing.kernels.pooled import OUTPUTS, SEEN, Sizes, draw, grad, selector, truth
+from sparsec.testing.whole.trained import oracle_gradients, wrong_on
 from sparsec.tile.schedule import Schedule, ScheduleError
 from sparsec.tile.verify import verify
 
@@ -218,15 +217,6 @@ def test_weights_of_maxima_and_shares_of_all_agree_with_the_oracle(case: str, dt
     agrees(weighed(case), dtype)
 
 
-def gradients(variant: Variant, x: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
-    """Of the oracle."""
-    x = {name: t.double().requires_grad_() for name, t in x.items()}
-    found = oracle(variant, x, form="vector")
-    assert isinstance(found, Tensor)
-    (found * weight).sum().backward()
-    return {name: t.grad for name, t in x.items() if t.grad is not None}
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("fn", ["stick", "softmax", "sigmoid"])
 def test_a_layer_agrees_with_the_oracle(fn: str, dtype: str) -> None:
@@ -236,18 +226,11 @@ def test_a_layer_agrees_with_the_oracle(fn: str, dtype: str) -> None:
 def agrees(variant: Variant, dtype: str) -> None:
     """Gradients of a layer are the oracle's, which differ without the scores' share."""
     x = sparsec.inputs(variant, dtype=getattr(torch, dtype), seed=3, TQ=83, TK=83, H=4, HKV=2, D=16, DV=16, B=2)
-    leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
-    out = sparsec.compile(variant, target="interpreter")(**leaves)
-    assert isinstance(out, Tensor)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.dtype)
-    out.backward(weight)
-    want = gradients(variant, x, weight.double())
-    for name, leaf in leaves.items():
-        assert leaf.grad is not None
-        assert (found := within(leaf.grad, want[name], dtype, "o" if name == "v" else "grad")), found
+    assert wrong_on(sparsec.compile(variant, target="interpreter"), x, dtype) == []
+    weight = torch.randn(2, 83, 4, 16, generator=torch.Generator().manual_seed(5))
     silent = variant.text().replace("through_weights", "none").replace("straight_through", "none")
     without = sparsec.parse(silent)
-    other = gradients(without, x, weight.double())
+    want, other = (oracle_gradients(v, x, weight) for v in (variant, without))
     for name in ("q", "k"):
         assert (other[name] - want[name]).norm() > 0.02 * want[name].norm(), "the scores' share is seen"
 
@@ -272,7 +255,7 @@ def packed_agrees(variant: Variant) -> None:
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
     out.backward(weight)
     for a, b in pairwise(ends):
-        want = gradients(variant, {n: t[:, a:b] for n, t in x.items()}, weight[None, a:b].double())
+        want = oracle_gradients(variant, {n: t[:, a:b] for n, t in x.items()}, weight[None, a:b])
         for name, leaf in leaves.items():
             assert leaf.grad is not None
             torch.testing.assert_close(leaf.grad[None, a:b].double(), want[name], rtol=1e-4, atol=1e-5)

@@ -14,6 +14,8 @@ from sparsec.ir.variant import Variant
 from sparsec.oracle import oracle
 from sparsec.oracle.error import check
 from sparsec.plan.plan import PlanError
+from sparsec.testing.whole.decoding import decoded
+from sparsec.testing.whole.trained import wrong_on
 
 MEAN = "{size = 16, stride = 16}"
 GROUP = "reduce(score(q, marks)) {over = group, op = sum}"
@@ -48,12 +50,11 @@ def drawn(variant: Variant, tokens: int = 83, dtype: str = "float32", batch: int
     return sparsec.inputs(variant, dtype=getattr(torch, dtype), seed=3, **sizes)
 
 
-def truth(variant: Variant, x: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The oracle's output, and the leaves that it came from."""
-    leaves = {name: t.double().requires_grad_(name in "qkv") for name, t in x.items()}
-    found = oracle(variant, leaves, form="vector")
+def truth(variant: Variant, x: dict[str, Tensor]) -> Tensor:
+    """The oracle's output."""
+    found = oracle(variant, x, form="vector")
     assert isinstance(found, Tensor)
-    return found, leaves
+    return found
 
 
 @pytest.mark.parametrize("target", ["interpreter", "cpu"])
@@ -63,25 +64,14 @@ def truth(variant: Variant, x: dict[str, Tensor]) -> tuple[Tensor, dict[str, Ten
 )
 def test_outputs_and_gradients_agree_with_the_oracle(fn: str, raw: str, weigh: str, target: str) -> None:
     variant = layer(fn, raw, weigh)
-    x = drawn(variant)
-    mine = {name: t.clone().requires_grad_(name in "qkv") for name, t in x.items()}
-    out, (want, theirs) = sparsec.compile(variant, target=target)(**mine), truth(variant, x)
-    assert isinstance(out, Tensor)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
-    out.backward(weight)
-    want.backward(weight.double())
-    assert check(out.detach(), want.detach(), "float32", "o")
-    for name in "qkv":
-        ours, right = mine[name].grad, theirs[name].grad
-        assert ours is not None and right is not None
-        assert (found := check(ours, right, "float32", "o" if name == "v" else "grad")), (name, found)
+    assert wrong_on(sparsec.compile(variant, target=target), drawn(variant), "float32", learned="qkv") == []
 
 
 @pytest.mark.parametrize("raw", RAW)
 def test_what_is_compared_depends_on_the_bias(raw: str) -> None:
     variant = layer(FADED, raw)
     x = drawn(variant)
-    want, without = (truth(v, x)[0] for v in (variant, layer("score", raw)))
+    want, without = (truth(v, x) for v in (variant, layer("score", raw)))
     assert (without - want).norm() > 0.01 * want.norm()
 
 
@@ -91,7 +81,7 @@ def test_a_bias_of_minus_infinity_ranks_chunks_last() -> None:
     x = drawn(variant, 120)
     out = sparsec.compile(variant, target="interpreter")(**x)
     assert isinstance(out, Tensor)
-    assert check(out, truth(variant, x)[0].detach(), "float32", "o")
+    assert check(out, truth(variant, x), "float32", "o")
 
 
 def test_lists_without_weights() -> None:
@@ -100,7 +90,7 @@ def test_lists_without_weights() -> None:
     x = drawn(plain)
     out = sparsec.compile(plain, target="interpreter")(**x)
     assert isinstance(out, Tensor)
-    assert check(out, truth(plain, x)[0].detach(), "float32", "o")
+    assert check(out, truth(plain, x), "float32", "o")
 
 
 @pytest.mark.parametrize("raw", RAW)
@@ -108,10 +98,8 @@ def test_steps_equal_the_forward(raw: str) -> None:
     variant = layer(FADED, raw)
     x = drawn(variant)
     compiled = sparsec.compile(variant, target="interpreter")
-    cache, found = compiled.init_cache(batch=2, max_length=83), []
-    for a, b in [(0, 70), (70, 71), (71, 83)]:
-        found.append(compiled.decode(cache, **{name: t[:, a:b] for name, t in x.items()}))
-    assert check(torch.cat(found, 1), truth(variant, x)[0].detach(), "float32", "o")  # type: ignore[arg-type]
+    (found,) = decoded(compiled, compiled.init_cache(batch=2, max_length=83), x, (70, 1, 12))
+    assert check(found, truth(variant, x), "float32", "o")
 
 
 def test_packed_documents_count_from_their_own_start() -> None:
@@ -121,8 +109,8 @@ def test_packed_documents_count_from_their_own_start() -> None:
     out = sparsec.compile(variant, target="interpreter")(cu_seqlens=lengths, **{n: t[0] for n, t in x.items()})
     assert isinstance(out, Tensor)
     for a, b in pairwise(ends):
-        want = truth(variant, {name: t[:, a:b] for name, t in x.items()})[0]
-        torch.testing.assert_close(out[None, a:b].double(), want.detach(), rtol=1e-4, atol=1e-5)
+        want = truth(variant, {name: t[:, a:b] for name, t in x.items()})
+        torch.testing.assert_close(out[None, a:b].double(), want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_does_more_than_add_has_no_gradient_in_a_kernel() -> None:

@@ -13,6 +13,8 @@ import sparsec
 from sparsec.ir.variant import Variant
 from sparsec.oracle import oracle
 from sparsec.oracle.error import check
+from sparsec.testing.whole.decoding import decoded
+from sparsec.testing.whole.trained import oracle_gradients, wrong_on
 
 SCORE = "score(q, marks) {fn = cosine, scale = 3.0}"
 SHARES = f"reduce({SCORE}) {{over = group, op = sum, pre = softmax, visible = 4 * c + 7 <= i}}"
@@ -49,28 +51,16 @@ def drawn(variant: Variant, tokens: int = 83, dtype: str = "float32", batch: int
     return x
 
 
-def truth(variant: Variant, x: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The oracle's output, and the leaves that it came from."""
-    leaves = {name: t.double().requires_grad_() for name, t in x.items()}
-    found = oracle(variant, leaves, form="vector")
+def truth(variant: Variant, x: dict[str, Tensor]) -> Tensor:
+    """The oracle's output."""
+    found = oracle(variant, x, form="vector")
     assert isinstance(found, Tensor)
-    return found, leaves
+    return found
 
 
 def agrees(variant: Variant, target: str, dtype: str = "float32") -> None:
     """Outputs and gradients."""
-    x = drawn(variant, dtype=dtype)
-    mine = {name: t.clone().requires_grad_() for name, t in x.items()}
-    out, (want, theirs) = sparsec.compile(variant, target=target)(**mine), truth(variant, x)
-    assert isinstance(out, Tensor)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.dtype)
-    out.backward(weight)
-    want.backward(weight.double())
-    assert check(out.detach(), want.detach(), dtype, "o")
-    for name in "qkv":
-        ours, right = mine[name].grad, theirs[name].grad
-        assert ours is not None and right is not None
-        assert (found := check(ours, right, dtype, "o" if name == "v" else "grad")), (name, found)
+    assert wrong_on(sparsec.compile(variant, target=target), drawn(variant, dtype=dtype), dtype) == []
 
 
 @pytest.mark.parametrize("raw", RAW)
@@ -88,7 +78,7 @@ def test_cosines_are_no_dots() -> None:
     variant = layer("sum")
     x = drawn(variant)
     dots = sparsec.parse(variant.text().replace("fn = cosine", "fn = dot"))
-    want, other = truth(variant, x)[0], truth(dots, x)[0]
+    want, other = truth(variant, x), truth(dots, x)
     assert (other - want).norm() > 0.01 * want.norm()
 
 
@@ -97,10 +87,8 @@ def test_steps_equal_the_forward(raw: str) -> None:
     variant = layer(raw)
     x = drawn(variant)
     compiled = sparsec.compile(variant, target="interpreter")
-    cache, found = compiled.init_cache(batch=2, max_length=83), []
-    for a, b in [(0, 70), (70, 71), (71, 83)]:
-        found.append(compiled.decode(cache, **{name: t[:, a:b] for name, t in x.items()}))
-    assert check(torch.cat(found, 1), truth(variant, x)[0].detach(), "float32", "o")  # type: ignore[arg-type]
+    (found,) = decoded(compiled, compiled.init_cache(batch=2, max_length=83), x, (70, 1, 12))
+    assert check(found, truth(variant, x), "float32", "o")
 
 
 def test_packed_documents_agree_with_each_by_itself() -> None:
@@ -110,10 +98,9 @@ def test_packed_documents_agree_with_each_by_itself() -> None:
     out = sparsec.compile(variant, target="interpreter")(cu_seqlens=torch.tensor(ends, dtype=torch.int32), **leaves)
     assert isinstance(out, Tensor)
     out.square().sum().backward()
+    weight = 2.0 * out.detach()
     for a, b in pairwise(ends):
-        want, theirs = truth(variant, {name: t[:, a:b] for name, t in x.items()})
-        want.square().sum().backward()
+        theirs = oracle_gradients(variant, {name: t[:, a:b] for name, t in x.items()}, weight[None, a:b])
         for name, leaf in leaves.items():
-            ours, right = leaf.grad, theirs[name].grad
-            assert ours is not None and right is not None
-            torch.testing.assert_close(ours[None, a:b].double(), right, rtol=1e-4, atol=1e-5)
+            assert leaf.grad is not None
+            torch.testing.assert_close(leaf.grad[None, a:b].double(), theirs[name], rtol=1e-4, atol=1e-5)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 import sparsec
 from sparsec.ir.variant import Variant
-from sparsec.oracle import oracle
 from sparsec.oracle.error import check
 from sparsec.plan.attention.sink_specs import ChunkSinkGrad
 from sparsec.testing.kernels.gathered import attention
 from sparsec.testing.triton.ahead import ARCHITECTURES, unfit
+from sparsec.testing.whole.trained import oracle_gradients, wrong_on
 
 
 def layer(per: str, size: int = 16, k: int = 2) -> Variant:
@@ -42,26 +42,9 @@ def drawn(
     return {**x, "s": 2.0 + torch.randn(heads, generator=torch.Generator().manual_seed(1))}
 
 
-def gradients(variant: Variant, x: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
-    """Of the oracle."""
-    x = {name: t.double().requires_grad_() for name, t in x.items()}
-    found = oracle(variant, x, form="vector")
-    assert isinstance(found, Tensor)
-    (found * weight).sum().backward()
-    return {name: t.grad for name, t in x.items() if t.grad is not None}
-
-
 def agrees(variant: Variant, x: dict[str, Tensor], dtype: str, target: str) -> None:
-    """All gradients are within the oracle's bounds."""
-    leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
-    out = sparsec.compile(variant, target=target)(**leaves)
-    assert isinstance(out, Tensor)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.dtype)
-    out.backward(weight)
-    want = gradients(variant, x, weight.double())
-    for name, leaf in leaves.items():
-        assert leaf.grad is not None
-        assert (found := check(leaf.grad, want[name], dtype, "o" if name == "v" else "grad")), (name, found)
+    """Outputs and all gradients are within the oracle's bounds."""
+    assert wrong_on(sparsec.compile(variant, target=target), x, dtype) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -93,7 +76,7 @@ def test_the_sink_alone(per: str) -> None:
     assert isinstance(out, Tensor)
     out.sum().backward()
     assert sink.grad is not None
-    assert check(sink.grad, gradients(variant, x, torch.ones(()).double())["s"], "float32", "grad")
+    assert check(sink.grad, oracle_gradients(variant, x, torch.ones_like(out))["s"], "float32", "grad")
 
 
 @pytest.mark.parametrize("per", ["joint", "chunk"])
@@ -107,7 +90,7 @@ def test_packed_documents_share_their_sinks(per: str) -> None:
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
     out.backward(weight)
     each = [
-        gradients(variant, {n: t if n == "s" else t[:, a:b] for n, t in x.items()}, weight[None, a:b].double())
+        oracle_gradients(variant, {n: t if n == "s" else t[:, a:b] for n, t in x.items()}, weight[None, a:b])
         for a, b in pairwise(ends)
     ]
     sink = leaves["s"].grad

@@ -27,9 +27,15 @@ def wrong_gradients(case: WholeCase, target: str, device: str = "cpu") -> list[s
     return wrong_on(compiled, case.inputs(device), case.dtype, case.lengths[2])
 
 
-def wrong_on(compiled: Compiled, inputs: Mapping[str, Tensor], dtype: str, q_offset: int | None = None) -> list[str]:
-    """The same for inputs of one's own."""
-    learned = [name for name, x in inputs.items() if x.is_floating_point()]
+def wrong_on(
+    compiled: Compiled,
+    inputs: Mapping[str, Tensor],
+    dtype: str,
+    q_offset: int | None = None,
+    learned: Sequence[str] | None = None,
+) -> list[str]:
+    """The same for inputs of one's own, by gradients of those that are ``learned``: of all that are no integers."""
+    learned = [name for name, x in inputs.items() if x.is_floating_point()] if learned is None else learned
     leaves = {name: x.detach().requires_grad_(name in learned) for name, x in inputs.items()}
     outputs = as_tuple(compiled(q_offset, **leaves))
     grads = [_noise(out, n) for n, out in enumerate(outputs)]
@@ -51,6 +57,11 @@ def wrong_on(compiled: Compiled, inputs: Mapping[str, Tensor], dtype: str, q_off
     return sentences
 
 
+def oracle_gradients(variant: Variant, inputs: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    """The oracle's gradients of the only output, pulled at by a weight, in fp64."""
+    return dict(zip(inputs, _truth(variant, inputs, [*inputs], [weight], None)[1], strict=True))
+
+
 def _clips(
     compiled: Compiled, inputs: Mapping[str, Tensor], outputs: Sequence[Tensor], dtype: str, q_offset: int | None
 ) -> Sides | None:
@@ -68,7 +79,7 @@ def _clips(
 
 
 def _truth(
-    variant: Variant, inputs: Mapping[str, Tensor], learned: list[str], grads: list[Tensor], q_offset: int | None
+    variant: Variant, inputs: Mapping[str, Tensor], learned: Sequence[str], grads: list[Tensor], q_offset: int | None
 ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     """Outputs and gradients in fp64."""
     leaves = {n: x.detach().double().requires_grad_() if n in learned else x for n, x in inputs.items()}
