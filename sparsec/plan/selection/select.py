@@ -195,6 +195,8 @@ def _parents(planner: Planner, topk: Node) -> Parents | None:
         return None
     if above.op is not Op.TOPK and above["query_block"] != 1:
         raise planner.refuse(topk, "given lists that queries share are not chosen within; give a list per query")
+    if "counts" in above.operands:
+        raise planner.refuse(topk, "lists with counts are not chosen within; put -1 where there is no unit")
     indices, _ = select(planner, above, planner.weights.get(above))
     heads, own = (planner.sizes.value(list_.shape[2]) for list_ in (above, topk))
     if own % heads:
