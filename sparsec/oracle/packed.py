@@ -25,7 +25,7 @@ def packed_oracle(
     form: FormName = "vector",
     q_offset: Sequence[int] | None = None,
 ) -> tuple[Tensor, ...]:
-    """The outputs in fp64 of packed inputs ``[tokens, …]``, each document alone.
+    """The outputs in fp64 of packed inputs ``[tokens, …]``, each document alone; last states are one per document.
 
     Args:
         inputs: packed along the dim that differs by document, without a batch; what has neither is the same for all.
@@ -33,6 +33,7 @@ def packed_oracle(
         q_offset: the position of each document's first query; None lets queries end with their keys.
     """
     sizes = _sizes(variant, cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k)
+    names = {name for size in sizes for name in size}
     starts: dict[str, int] = dict.fromkeys(inputs, 0)
     made = []
     for n, size in enumerate(sizes):
@@ -40,7 +41,9 @@ def packed_oracle(
         offset = None if q_offset is None else int(q_offset[n])
         outputs = oracle(variant, document, form=form, q_offset=offset)
         made.append(outputs if isinstance(outputs, tuple) else (outputs,))
-    return tuple(torch.cat([x.squeeze(0) for x in parts]) for parts in zip(*made, strict=True))
+    per_token = [any(variables(dim).keys() & names for dim in x.shape) for x in variant.outputs]
+    every = zip(per_token, zip(*made, strict=True), strict=True)
+    return tuple(torch.cat([x.squeeze(0) for x in parts] if rows else parts) for rows, parts in every)
 
 
 def _sizes(variant: Variant, ends: Sequence[int], key_ends: Sequence[int]) -> list[dict[str, int]]:

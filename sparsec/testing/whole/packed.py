@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,36 +28,47 @@ class PackedCase:
         packed: the inputs of a packed call.
         layouts: of each input.
         ends: ``cu_seqlens``, and ``cu_seqlens_k`` where keys have lengths of their own.
+        made: of each output, the dimension in which documents lie: that of tokens, or 0 for an entry per document.
     """
 
     documents: list[dict[str, Tensor]]
     packed: dict[str, Tensor]
     layouts: dict[str, Layout | None]
     ends: dict[str, Tensor]
+    made: list[int]
 
     def moved(self, move: Callable[[str, Tensor], Tensor]) -> PackedCase:
         """The same with inputs and ends as ``move`` makes them of their names and tensors."""
         documents, (packed, ends) = self.documents, (self.packed, self.ends)
         every = [{name: move(name, x) for name, x in tensors.items()} for tensors in (*documents, packed, ends)]
-        return PackedCase(every[:-2], every[-2], self.layouts, every[-1])
+        return replace(self, documents=every[:-2], packed=every[-2], ends=every[-1])
 
 
 def packed_case(variant: Variant, queries: Sequence[int], keys: Sequence[int], **sizes: int) -> PackedCase:
     """Random documents of these lengths; ``keys`` is not read where a variant has one length for both."""
     own, names = lengths(variant), dim_names(variant)
-    packing = packing_of(variant, own)
     documents = []
     for n, (q, k) in enumerate(zip(queries, keys, strict=True)):
         env = {name: size for name, size in {**SIZES, **sizes}.items() if name in names}
         env |= {str(dim): length for dim, length in ((own.keys, k), (own.queries, q)) if str(dim) in names}
         env |= {name: value(e, env) for name, e in fixed(variant).items() if name in names and name not in env}
         documents.append(inputs(variant, dtype="float32", device="cpu", seed=n, **env))
+    return case_of(variant, documents, queries, keys)
+
+
+def case_of(
+    variant: Variant, documents: list[dict[str, Tensor]], queries: Sequence[int], keys: Sequence[int]
+) -> PackedCase:
+    """These documents, of so many queries and keys."""
+    own = lengths(variant)
+    packing = packing_of(variant, own)
     layouts = {name: layout([packing.of(d) for d in spec.shape], packing) for name, spec in variant.inputs.items()}
     packed = {name: _together(name, at, documents) for name, at in layouts.items()}
     ends = {"cu_seqlens": _ends(queries)}
     if str(own.queries) != str(own.keys) and own.keys is not None and list(queries) != list(keys):
         ends["cu_seqlens_k"] = _ends(keys)
-    return PackedCase(documents, packed, layouts, ends)
+    made = [layout([packing.of(d) for d in spec.shape], packing) for spec in variant.outputs]
+    return PackedCase(documents, packed, layouts, ends, [at.along or 0 if at is not None else 0 for at in made])
 
 
 def _ends(sizes: Sequence[int]) -> Tensor:
@@ -86,7 +97,12 @@ def results(call: Call, **given: Any) -> tuple[Tensor, ...]:
 def looped(call: Call, case: PackedCase) -> list[Tensor]:
     """The outputs of a call for each document alone, packed."""
     every = [results(call, **document) for document in case.documents]
-    return [torch.cat(parts, 1).squeeze(0) for parts in zip(*every, strict=True)]
+    return [_joined(parts, along) for parts, along in zip(zip(*every, strict=True), case.made, strict=True)]
+
+
+def _joined(parts: Sequence[Tensor], along: int) -> Tensor:
+    """A result of all documents as a packed call has it."""
+    return torch.cat(list(parts), along).squeeze(0) if along else torch.cat(list(parts))
 
 
 def gradients(
@@ -103,13 +119,14 @@ def looped_gradients(
 ) -> dict[str, Tensor | None]:
     """As ``gradients``, document by document."""
     found: dict[str, list[Tensor | None]] = {name: [] for name in wrt}
-    start = 0
+    starts = [0] * len(cotangents)
     for document in case.documents:
         leaves = {name: x.clone().requires_grad_(name in wrt) for name, x in document.items()}
         outputs = results(call, **leaves)
-        rows = outputs[0].shape[1]
-        _pull(outputs, [c[start : start + rows][None] for c in cotangents])
-        start += rows
+        sizes = [o.shape[along] for o, along in zip(outputs, case.made, strict=True)]
+        mine = [c.narrow(0, start, size) for c, start, size in zip(cotangents, starts, sizes, strict=True)]
+        _pull(outputs, [c.reshape(o.shape) for c, o in zip(mine, outputs, strict=True)])
+        starts = [start + size for start, size in zip(starts, sizes, strict=True)]
         for name in wrt:
             found[name].append(leaves[name].grad)
     return {name: _summed(parts, case.layouts[name]) for name, parts in found.items()}
