@@ -134,7 +134,8 @@ class Tuning:
             return Space(default(spec, target), space(spec, target), known(spec, target))
         boxes = ("descriptors", "producer")
         choices = {name: values for name, values in space(spec, target).items() if name not in boxes}
-        return Space(segments.by_pointers(segments.schedule(spec, default(spec, target))), choices)
+        usual = segments.by_pointers(segments.schedule(spec, default(spec, target)))
+        return Space(usual, choices, segments.known(spec, target))
 
     def each(
         self, chosen: Sequence[Kernel], pool: Pool, share: Callable[[int], float | None], notes: list[str]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from sparsec.lower.descriptors import without_roles
 from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.scalars import add, both, emit
-from sparsec.lower.scan.schedules import packed_form
+from sparsec.lower.scan import documents
 from sparsec.plan.grad_specs import AnySpec, TiledGradKV
 from sparsec.plan.packed.layout import (
     ALL,
@@ -51,9 +51,15 @@ def schedule(spec: AnySpec, found: Schedule) -> Schedule:
     """The schedule of a packed kernel: every share of every document has sums of its own, so that there are few."""
     found = without_roles(found, spec)
     if isinstance(spec, Scan | ScanGrad):
-        return packed_form(spec, found)
+        return documents.packed_form(spec, found)
     batched = isinstance(spec, TiledGradKV) and spec.forward.pieces[spec.piece].batched
     return replace(found, splits=min(found.splits, FEW)) if batched else found
+
+
+def known(spec: AnySpec, target: str) -> tuple[Schedule, ...]:
+    """Schedules of packed kernels that the tuner tries right after the default."""
+    found = documents.known(spec, target) if isinstance(spec, Scan | ScanGrad) else ()
+    return tuple(map(by_pointers, found))
 
 
 def by_pointers(found: Schedule) -> Schedule:

@@ -45,6 +45,9 @@ class Env:
     check_values: bool = field(default_factory=lambda: _flag("SPARSEC_CHECK_VALUES"))
     """SPARSEC_CHECK_VALUES: on a GPU too, read the values of cu_seqlens before a packed call, which waits for them."""
 
+    packed_chunks: bool = field(default_factory=lambda: _flag("SPARSEC_PACKED_CHUNKS"))
+    """SPARSEC_PACKED_CHUNKS: packed documents go by chunks wherever one sequence does, also where no GPU timed them."""
+
     python_launches: bool = field(default_factory=lambda: _flag("SPARSEC_PYTHON_LAUNCHES"))
     """SPARSEC_PYTHON_LAUNCHES: make repeated calls from Python, without the C++ module that is built for them."""
 

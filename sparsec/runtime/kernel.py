@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from sparsec.lower.lowered import Lowered, Step
 from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import Kernel
 from sparsec.plan.specs import GatheredAttention
+from sparsec.runtime.env import Env
 from sparsec.runtime.launch import Again, Run, build
 from sparsec.runtime.target import Target
 from sparsec.scalar.evaluate import evaluate
@@ -35,7 +36,8 @@ def lowered(kernel: Kernel, schedule: Schedule) -> tuple[Kernel, Lowered]:
     """The programs of a kernel under a schedule, those of a packed plan for documents, with its launch parameters."""
     if kernel.packed is None:
         return kernel, lower_kernel(kernel.spec, schedule)
-    own = segments.schedule(kernel.spec, schedule)
+    chosen = replace(schedule, documents=True) if Env().packed_chunks else schedule
+    own = segments.schedule(kernel.spec, chosen)
     return segments.packed(kernel, lower_kernel(kernel.spec, own))
 
 

@@ -43,8 +43,8 @@ class Schedule:
             leaves the safe range are read again with one (gathered attention).
         keep: a backward reads what its forward has sorted, solved, carried from segment to segment and made of levels'
             blocks, which is kept for it, instead of making it again (scans, where those of a whole backward do).
-        documents: batch entries have a dimension of every grid of their own, by which packed calls tell documents
-            (scans in chunks; never tuned).
+        documents: chosen for packed calls, which tell documents by a dimension that batch entries have of their own in
+            every grid (scans; never tuned).
         exact: what half precision rounds between the products of a chunk is multiplied as a sum of two (scans).
     """
 

@@ -127,6 +127,20 @@ def test_packed_documents_in_half_precision_are_near_the_loop(name: str) -> None
     assert outputs < 0.02 and gradients < 0.02
 
 
+@pytest.mark.parametrize("lengths", [DOCUMENTS, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("name", ["sse", "sse_gdn", "delta_product"])
+def test_parts_and_steps_of_documents_by_chunks(
+    name: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEC_PACKED_CHUNKS", "1")
+    layer = sparsec.compile(declared(name), "cuda")
+    made = packed_case(layer.variant, lengths, lengths, H=2, HKV=2, D=128, DV=128, DX=128)
+    kept = {n for n, spec in layer.variant.inputs.items() if spec.dtype == "float32"}
+    halved = made.moved(lambda n, x: x.cuda() if n in kept or not x.is_floating_point() else x.cuda().bfloat16())
+    outputs, gradients = off_the_loop(layer, halved, floats(layer.variant))
+    assert outputs < 0.02 and gradients < 0.02
+
+
 @pytest.mark.parametrize("name", ["gla", "gdn", "kda", "delta_product"])
 def test_long_packed_documents_are_near_the_loop(name: str) -> None:
     layer = sparsec.compile(declared(name), "cuda")

@@ -10,17 +10,12 @@ import torch
 
 import sparsec
 from sparsec.lower.registry import default, lower_kernel
-from sparsec.lower.scan.chunk import parts
 from sparsec.lower.segments import packed, schedule
 from sparsec.plan.states.scan_specs import Scan, ScanGrad
-from sparsec.runtime.compiled import Compiled
+from sparsec.testing.whole.by_chunks import LENGTHS, by_chunks
 from sparsec.testing.whole.packed import floats, off_the_loop, packed_case
-from sparsec.tile.schedule import Schedule
 
 GPU = "triton:sm_90"
-LENGTHS = (21, 0, 1, 70, 3, 34)
-"""With ``_LONG`` brought down to 2, segments of up to two chunks of 16: 1, 1, 1, 2, 1 and 1 of them."""
-CHUNKS = Schedule(order="chunk", rows=16, value_block=16, splits=4)
 LAYERS: dict[str, dict[str, Any]] = {
     "gdn": {"raw": True},
     "gla": {"raw": True},
@@ -28,25 +23,6 @@ LAYERS: dict[str, dict[str, Any]] = {
     "rwkv7": {"raw": True},
     "mamba2": {},
 }
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_LONG", 2)
-
-
-def by_chunks(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Every scan has ``CHUNKS`` for its schedule; the orders of those that ran, as they run."""
-    usual, ran = Compiled.schedule, set[str]()
-
-    def chosen(self: Compiled, kernel: Any, *more: Any, **named: Any) -> Schedule:
-        if not isinstance(kernel.spec, Scan | ScanGrad):
-            return usual(self, kernel, *more, **named)
-        ran.add(schedule(kernel.spec, CHUNKS).order)
-        return CHUNKS
-
-    monkeypatch.setattr(Compiled, "schedule", chosen)
-    return ran
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -77,14 +53,6 @@ def test_on_a_gpu_they_go_by_chunks_both_ways(name: str, tmp_path: Path) -> None
         assert own.order == "chunk" and own.documents and not own.keep
         steps = packed(kernel, lower_kernel(kernel.spec, own))[1].steps
         assert all("segments_" in {t.name for t in step.program.tensors} for step in steps)
-
-
-def test_banks_with_a_route_go_by_the_recurrence() -> None:
-    layer = sparsec.compile(sparsec.preset("sse"), GPU)
-    dims = {"H": 4, "HKV": 4, "D": 128, "DV": 128, "DX": 64}
-    forward = layer.packed.halves(layer.training.joint(dims, "bfloat16", tuple(floats(layer.variant)))).split.forward
-    orders = {schedule(k.spec, CHUNKS).order: k.spec for k in forward.kernels if isinstance(k.spec, Scan)}
-    assert set(orders) == {"chunk", "token"} and orders["token"].writes.route is not None
 
 
 def test_each_document_has_states_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

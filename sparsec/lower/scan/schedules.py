@@ -164,14 +164,6 @@ def token_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
     return _token(w) if isinstance(spec, Scan) else _token_back(w)
 
 
-def packed_form(spec: Scan | ScanGrad, schedule: Schedule) -> Schedule:
-    """A schedule of packed documents; banks with a route and several steps per token go by the recurrence."""
-    w = spec.writes if isinstance(spec, Scan) else spec.forward.writes
-    if schedule.order != "chunk" or w.route is not None or w.steps > 1:
-        return token_form(spec, schedule)
-    return replace(schedule, keep=False, documents=True)
-
-
 def step_form(spec: Scan, found: Schedule, target: str) -> Schedule:
     """A schedule for a few tokens in place of a forward's: on a GPU 64 elements of a state per thread."""
     return _step(spec.writes, step.ORDER) if target.startswith("triton") else token_form(spec, found)
@@ -245,16 +237,16 @@ def _held(spec: ScanGrad) -> int:
 
 def known(spec: Scan, target: str) -> tuple[Schedule, ...]:
     """Chunks, where they are not the default: the tuner admits them only after their results were checked."""
-    return _beside(spec.writes, default(spec, target), in_chunks(spec, target))
+    return beside(spec.writes, default(spec, target), in_chunks(spec, target))
 
 
 def known_grad(spec: ScanGrad, target: str) -> tuple[Schedule, ...]:
     """As ``known``, for the adjoint."""
-    return _beside(spec.forward.writes, default_grad(spec, target), in_chunks_back(spec, target))
+    return beside(spec.forward.writes, default_grad(spec, target), in_chunks_back(spec, target))
 
 
-def _beside(w: Writes, usual: Schedule, chunked: Schedule | None) -> tuple[Schedule, ...]:
-    """Delta rules both rounded and exact: slow decays need the latter, others are quicker without."""
+def beside(w: Writes, usual: Schedule, chunked: Schedule | None) -> tuple[Schedule, ...]:
+    """Chunks beside what is usual; delta rules rounded and exact: slow decays need the latter, others are quicker."""
     if chunked is None:
         return ()
     names = ("order", "value_block", "splits", "warps", "stages", "descriptors", "keep", "exact")
