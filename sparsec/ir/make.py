@@ -72,7 +72,7 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
             masks = op is Op.ATTEND and name == "where"
             fix = "lang.mask(memory, where=…) as a selection" if masks else "pass what a constructor returned"
             raise Refused(f"{name} = {source}", "a named source is a node", fix)
-    named = {**named, **_closed_over(attrs, named)} if schema.captures else named
+    named = {**named, **_closed_over(attrs, named, schema.operands)} if schema.captures else named
     operands = [name for name in schema.operands if name in named]
     captured = [name for name in named if name not in schema.operands]
     if captured and not schema.captures:
@@ -88,18 +88,21 @@ def _draft(op: Op, sources: Sequence[Node], named: dict[str, Node], attrs: dict[
     return Node(op, src, tuple(sorted(values.items())), (), "tensor", "float")
 
 
-def _closed_over(attrs: dict[str, object], named: dict[str, Node]) -> dict[str, Node]:
+def _closed_over(attrs: dict[str, object], named: dict[str, Node], operands: Sequence[str]) -> dict[str, Node]:
     """Tensors that functions among the attributes read from where they are defined: captured without a keyword.
 
-    An input has its own name, whatever else is called so: its elements are read by it.
+    An input has its own name, whatever else is called so: its elements are read by it. None has that of an operand.
     """
+    known = [node for name, node in named.items() if name not in operands]
     functions = (value for value in attrs.values() if isinstance(value, FunctionType))
     read = [(name, x) for f in functions for name, x in captured_tensors(f).items() if isinstance(x, Node)]
     found: dict[str, Node] = {}
     for name, node in sorted(read, key=lambda pair: pair[1].op is not Op.INPUT):
-        if node.kind != "tensor" or any(node is known for known in (*named.values(), *found.values())):
+        if node.kind != "tensor" or any(node is other for other in (*known, *found.values())):
             continue
-        own = str(node["name"]) if node.op is Op.INPUT else _free(name, {*named, *found})
+        own = str(node["name"]) if node.op is Op.INPUT else _free(name, {*operands, *named, *found})
+        if own in operands:
+            raise Refused(own, "here this is the name of an operand", f"capture it by another keyword, my_{own}=<it>")
         if own in named:
             said = f"the function also reads the input `{own}`"
             raise Refused(f"{own} = {named[own]}", said, f"give the keyword another name than {own}")

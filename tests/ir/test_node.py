@@ -105,6 +105,21 @@ def test_tensors_that_a_function_closes_over_are_captured() -> None:
     assert lang.mask(memory(), where=lambda b, i, j: ids[b, i] == ids[b, j]).captures == {"ids": ids}
 
 
+def test_what_a_function_closes_over_never_becomes_an_operand() -> None:
+    """Whatever it is called; an operand may be read by a function too."""
+    q, near = lang.input("q", "B TQ H D"), lang.mask(memory(), where="causal")
+    sink, slopes = lang.prefix(lang.input("f", "B TK H float32")), lang.input("sink", "H")
+    read = lang.attend(q, memory(), near, bias=lambda score, b, h, j: score + sink[b, j, h])
+    assert read.captures == {"sink_1": sink} and read["sink"] == "none"
+    with pytest.raises(DeclarationError, match=r"the name of an operand\. Fix: capture it by another keyword"):
+        lang.attend(q, memory(), near, bias=lambda score, h, i, j: score - slopes[h] * (i - j))
+    named = lang.attend(q, memory(), near, bias=lambda score, h, i, j: score - slopes[h] * (i - j), my_sink=slopes)
+    assert named.captures == {"my_sink": slopes} and named["sink"] == "none"
+    level = lang.input("level", "H")
+    both = lang.attend(q, memory(), near, sink=level, bias=lambda score, h: score + level[h])
+    assert both.captures == {"level": level} and both["sink"] == "given" and both.src[-2:] == (level, level)
+
+
 def test_an_input_is_read_by_its_own_name_whatever_else_is_called_so() -> None:
     q, raw, a = lang.input("q", "B TQ H D"), lang.input("gate", "B TK H"), lang.input("a", "B TK H")
     gate, near = lang.map(a, raw, fn=lambda x, y: x * y), lang.mask(memory(), where="causal")
