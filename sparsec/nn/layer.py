@@ -116,7 +116,7 @@ class Layer(nn.Module):
             "M": slots,
             "F": head_dim,
             "HI": index_heads,
-            "DI": index_dim or head_dim,
+            "DI": head_dim if index_dim is None else index_dim,
         }
         self.made, self.roles = dict(made or {}), roles(variant)
         self.losses: tuple[Tensor, ...] = ()
@@ -142,7 +142,13 @@ class Layer(nn.Module):
         tokens = lengths(self.variant).names
         counted = [bool({str(dim)} & tokens) for dim in shape]
         if dtype != "int32" and len(shape) > 2 and str(shape[0]) == "B" and counted[1]:
-            self.sources[name] = self.source(name, self._sizes(name, shape[2:]))
+            trailing = self._sizes(name, shape[2:])
+            if self.rotary and name[0] in "qk" and trailing[-1] % 2:
+                where, rule = f"layer of {self.variant.name}", "channels are rotated by position in pairs"
+                raise DeclarationError(
+                    where, f"{name} of {trailing[-1]} channels", rule, "an even number, or rotary=False"
+                )
+            self.sources[name] = self.source(name, trailing)
         elif dtype != "int32" and str(shape[0]) != "B" and not any(counted):
             self.own[name] = nn.Parameter(self.parameter(name, self._sizes(name, shape)))
         else:

@@ -211,6 +211,14 @@ def test_caches_of_other_layers_change_nothing(given: str) -> None:
         torch.testing.assert_close(model(ids[:, 5:], caches), model(ids)[:, 5:])
 
 
+@pytest.mark.parametrize(("options", "said"), [({"index_dim": 5}, "q_index of 5"), ({"head_dim": 15}, "of 15")])
+def test_odd_channels_are_not_rotated(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(DeclarationError, match=f"{said} channels: .*in pairs. Fix: an even number, or rotary=False"):
+        nn.Attention(DIM, HEADS, "dsa", k=5, **{"head_dim": HEAD, **options})
+    made = nn.Attention(DIM, HEADS, "dsa", k=5, rotary=False, **{"head_dim": HEAD, "index_dim": 5})
+    assert made(hidden()).shape == hidden().shape
+
+
 @pytest.mark.parametrize("name, knobs", [("dsa", {"k": 5}), ("minimax", {"block": 4, "k": 2})])
 def test_indexers_learn_by_a_loss_of_their_own(name: str, knobs: dict[str, Any]) -> None:
     """Heads and channels of the indexer are options; decode steps compute no loss."""
