@@ -40,8 +40,10 @@ def test_both_halves_compile_for_hopper(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_printed_programs_agree_with_the_tile_interpreter(tmp_path: Path) -> None:
-    names = ["msa-window", "hsa-mean", "full-softcap-sink"]
+@pytest.mark.parametrize(
+    "names", [["msa-window", "hsa-mean", "full-softcap-sink"], ["sse", "sse_gdn", "delta_product"]]
+)
+def test_printed_programs_agree_with_the_tile_interpreter(names: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sparsec.testing.triton.packed", str(tmp_path), *names]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}

@@ -1,7 +1,7 @@
 """Packed calls in Triton's interpreter: ``python -m sparsec.testing.triton.packed FOLDER NAME…``.
 
 Needs TRITON_INTERPRET=1 in the environment. Prints one JSON object: per variant the errors of outputs and of gradients
-against the tile interpreter.
+against the tile interpreter. Presets of ``STATES`` go by chunks.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from dataclasses import fields
 from pathlib import Path
 from unittest.mock import patch
 
+from pytest import MonkeyPatch
 from torch import Tensor
 
+from sparsec.frontends.preset import preset
 from sparsec.runtime import compiled, ready
 from sparsec.runtime.packed import calls as packed
 from sparsec.runtime.target import Target, find
 from sparsec.testing.inputs.variants import small
 from sparsec.testing.triton.pace import keep_pace
+from sparsec.testing.whole.by_chunks import by_chunks
 from sparsec.testing.whole.packed import (
     cotangents_like,
     floats,
@@ -31,6 +34,13 @@ from sparsec.testing.whole.packed import (
 )
 
 LENGTHS = (3, 0, 1, 20)
+
+STATES: dict[str, dict[str, object]] = {"sse": {}, "sse_gdn": {"k": 2}, "delta_product": {}}
+CUT = (21, 0, 1, 70)
+"""Documents of theirs, the last of two segments."""
+
+ROUTERS = ("x", "w")
+"""What a router's gradients are of, which loop over all documents: numbers that Triton's interpreter takes for ints."""
 
 
 class Here(Target):
@@ -50,10 +60,11 @@ def launched(call: ready.Ready, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def errors_of(name: str, target: Target, folder: Path) -> list[float]:
     """Of a variant's outputs and of its gradients."""
-    layers = [compiled.Compiled(small(name), t, folder) for t in (target, find("interpreter"))]
-    case = packed_case(layers[0].variant, LENGTHS, LENGTHS)
+    variant, lengths = (preset(name, **STATES[name]), CUT) if name in STATES else (small(name), LENGTHS)
+    layers = [compiled.Compiled(variant, t, folder) for t in (target, find("interpreter"))]
+    case = packed_case(variant, lengths, lengths, **({"H": 1, "HKV": 1, "DX": 16} if name in STATES else {}))
     found, wanted = (results(layer, **case.packed, **case.ends) for layer in layers)
-    wrt, seeds = floats(layers[0].variant), cotangents_like(wanted)
+    wrt, seeds = [n for n in floats(variant) if n not in ROUTERS], cotangents_like(wanted)
     pulled, truth = (gradients(layer, case, wrt, seeds) for layer in layers)
     return [largest_difference(found, wanted), largest_error(pulled, truth)]
 
@@ -61,6 +72,7 @@ def errors_of(name: str, target: Target, folder: Path) -> list[float]:
 def main(folder: str, *names: str) -> None:
     """Run variants by name."""
     keep_pace()
+    by_chunks(MonkeyPatch())
     hopper = find("triton:sm_90")
     target = Here(**{f.name: getattr(hopper, f.name) for f in fields(hopper)})
     anywhere = [patch.object(module, "available") for module in (compiled, packed)]
