@@ -23,6 +23,14 @@ OTHERWISE = 16  # any dim that has no customary size
 IDS = 4  # different values of an int32 input that is no index
 ROWS = 1024  # queries whose random lists are drawn at a time
 
+KINDS = {
+    "feature": "feature", "decay": "decay",
+    **dict.fromkeys(("beta", "weight", "gamma", "level_gate"), "rate"),
+    **dict.fromkeys(("key", "erase_a", "erase_b"), "key"),
+}  # fmt: skip
+"""What operands have to be: not negative, at most 0, between 0 and 1, or of length 1, as longer ones would make a delta
+rule grow without bound."""
+
 
 def inputs(
     variant: Variant, *, dtype: str = "float32", device: str = "cpu", seed: int = 0, **dims: int
@@ -98,6 +106,12 @@ def _roles(variant: Variant) -> dict[Node, tuple[str, Node]]:
     return roles
 
 
+def kinds(variant: Variant) -> dict[str, str]:
+    """The inputs that may not be any number, with what they have to be, see ``KINDS``."""
+    found = {str(node["name"]): KINDS.get(name) for node, (name, _) in _roles(variant).items() if node.op is Op.INPUT}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
 def _draw(
     node: Node, role: tuple[str, Node] | None, env: Mapping[str, int], dtype: torch.dtype, generator: torch.Generator
 ) -> Tensor:
@@ -108,13 +122,14 @@ def _draw(
     if node.dtype == "int32":
         return _integers(shape, name, user, env, generator)
     drawn = torch.randn(shape, generator=generator, device=generator.device)
-    if name == "feature":
+    kind = KINDS.get(name, "")
+    if kind == "feature":
         drawn = drawn.abs()
-    if name == "decay":
+    if kind == "decay":
         drawn = torch.nn.functional.logsigmoid(drawn + 3)
-    if name in ("beta", "weight", "gamma", "level_gate"):
+    if kind == "rate":
         drawn = drawn.sigmoid()
-    if name in ("key", "erase_a", "erase_b"):  # longer ones would make a delta rule grow without bound
+    if kind == "key":
         drawn = torch.nn.functional.normalize(drawn, dim=-1)
     return drawn.to(torch.float32 if node.dtype == "float32" else dtype)
 

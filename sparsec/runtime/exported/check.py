@@ -18,6 +18,7 @@ class SelfCheck:
     Attributes:
         dims: every dim of the case.
         given: int32 inputs as nested lists; float inputs are noise of their position among the inputs.
+        kinds: float inputs that may not be any number, and what they have to be, see ``host.fitting``.
         rows: the query rows whose digests were recorded.
         truths: per output, its digest by the fp64 oracle.
         bound: the largest distance that counts as right.
@@ -30,6 +31,7 @@ class SelfCheck:
     truths: Sequence[Sequence[float]]
     bound: float
     packed: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_text(file: Exported, check: SelfCheck) -> str:
@@ -58,7 +60,10 @@ def _input(file: Exported, check: SelfCheck, name: str, shape: Sequence[Expr], d
     from sparsec.ir.dims import value
 
     sizes = tuple(check.packed[name]) if check.packed else tuple(value(d, check.dims) for d in shape)
-    return f"noise({sizes}, {seed}).to(torch.{file.dtype if dtype == 'float' else dtype})"
+    drawn = f"noise({sizes}, {seed})"
+    if name in check.kinds:
+        drawn = f'fitting({drawn}, "{check.kinds[name]}")'
+    return f"{drawn}.to(torch.{file.dtype if dtype == 'float' else dtype})"
 
 
 def _number(x: float) -> str:

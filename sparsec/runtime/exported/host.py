@@ -42,6 +42,13 @@ def noise(shape: tuple[int, ...], seed: int) -> Tensor:
     return ((x.double() / 4294967296 - 0.5) * 3.4).float().reshape(shape)
 
 
+def fitting(x: Tensor, kind: str) -> Tensor:
+    """Numbers that an input may have: rates between 0 and 1, log-decays, keys of length 1, features."""
+    if kind == "key":
+        return torch.nn.functional.normalize(x, dim=-1)
+    return {"rate": x.sigmoid(), "decay": -x.abs(), "feature": x.abs()}[kind]
+
+
 def digest(x: Tensor, rows: list[int]) -> Tensor:
     """Some rows of a result as one number per head: its columns under fixed random weights, fp64.
 

@@ -21,7 +21,7 @@ from sparsec.scalar.walk import substitute
 
 TAKEN = frozenset(
     {"launch", "expect", "expect_indices", "noise", "digest", "distance", "run", "device", "grid", "torch", "DEVICE"}
-    | {"any", "min", "max", "ValueError"}
+    | {"any", "fitting", "min", "max", "ValueError"}
     | {"ends", "longest", "counted", "documents", "ends_k", "most_k", "q_len", "k_len"}
 )
 """Names that mean something else in a launcher; the last in one of packed documents."""
