@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import sparsec
+from sparsec.autotune.tuner import Tuning
 from sparsec.frontends.text import parse
 from sparsec.ir.variant import Variant
 from sparsec.lower.registry import default, lower_kernel
@@ -80,6 +83,24 @@ def test_declared_rules_are_the_oracle(name: str, monkeypatch: pytest.MonkeyPatc
     assert wrong_documents(layer, case, "float32", learned) == [] and ran == {"chunk"}
 
 
+@pytest.mark.parametrize("which", PRESETS)
+def test_grids_of_all_rows_read_nothing_unwritten(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that is not told the longest document, with memory that holds what no kernel would leave there."""
+    (name, knobs), empty = PRESETS[which], torch.empty
+
+    def poisoned(*size: Any, **how: Any) -> torch.Tensor:
+        made = empty(*size, **how)
+        return made.fill_(torch.nan if made.is_floating_point() else 2**30 + 7)
+
+    by_chunks(monkeypatch)
+    monkeypatch.setattr(torch, "empty", poisoned)
+    layer = sparsec.compile(sparsec.preset(name, **knobs), "interpreter")
+    case = packed_case(layer.variant, LENGTHS, LENGTHS, H=2, HKV=2, D=16, DV=16, DX=16)
+    every = {"max_seqlen_q": sum(LENGTHS), "max_seqlen_k": sum(LENGTHS)}
+    outputs, gradients = off_the_loop(layer, case, floats(layer.variant), **every)
+    assert outputs < 1e-6 and gradients < 1e-5
+
+
 @pytest.mark.parametrize("name", ["scalar", "delta", "linear"])
 def test_queries_that_share_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran, (variant, case) = by_chunks(monkeypatch), declared(name, heads=4)
@@ -112,6 +133,9 @@ def test_the_tuner_tries_chunks_of_documents_first(name: str, tmp_path: Path) ->
         usual = default(kernel.spec, GPU)
         assert usual.order == "chunk" and schedule(kernel.spec, usual).order == "token"
         first = known(kernel.spec, GPU)
+        tuning: Any = SimpleNamespace(compiled=SimpleNamespace(target=SimpleNamespace(name=GPU)))
+        tried = Tuning.space(tuning, kernel)
+        assert tried.known == first and all(tried.schedule(tried.params(s)) == s for s in first)
         assert first and all(s.order == "chunk" and s.documents and not s.descriptors for s in first)
         assert schedule(kernel.spec, first[0]) == first[0]
         steps = packed(kernel, lower_kernel(kernel.spec, first[0]))[1].steps

@@ -23,11 +23,13 @@ from sparsec.ir.error import InputError
 from sparsec.lower.registry import default
 from sparsec.oracle.values import OracleError
 from sparsec.plan.plan import Kernel
+from sparsec.plan.states.scan_specs import Scan, ScanGrad
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.kernel import BuiltKernel
 from sparsec.runtime.packed.documents import Given
 from sparsec.runtime.packed.inputs import packed_inputs
 from sparsec.runtime.records import bucket
+from sparsec.testing.whole.by_chunks import CHUNKS
 from sparsec.tile.schedule import Schedule
 
 Change = Callable[[Any], Any]
@@ -112,6 +114,26 @@ def test_chunk_inputs_are_packed_by_document() -> None:
     call = packed_call(compiled, (40, 20), DR=16)
     kernel = next(k for k in call.plan.kernels if type(k.spec).__name__ == "Selector")
     assert judged(call, kernel, call.cases(kernel, SMALL)) == ""
+
+
+@pytest.mark.parametrize(("name", "more"), [("sse", {"DX": 16}), ("sse_gdn", {"DX": 16}), ("delta_product", {})])
+def test_chunks_of_parts_and_steps_are_admitted_and_mistakes_are_not(name: str, more: dict[str, int]) -> None:
+    """Forward and backward, under a schedule that was chosen for documents."""
+    chunks = replace(CHUNKS, documents=True)
+    call = packed_call(compile(sparsec.preset(name), "interpreter"), SHORT, gradients=True, HKV=2, **more)
+    scans = [(k, k.spec) for k in call.plan.kernels if isinstance(k.spec, Scan | ScanGrad)]
+    assert len(scans) == (4 if more else 2)
+    for kernel, spec in scans:
+        cases = call.cases(kernel, Space(chunks, {}))
+        wrong = replace(spec, forward=off(spec.forward)) if isinstance(spec, ScanGrad) else off(spec)
+        for made, right in ((kernel, True), (replace(kernel, spec=wrong), False)):
+            built = BuiltKernel(made, chunks, call.compiled.target, Path())
+            assert (Admission(kernel, cases).judge(built) is None) is right
+
+
+def off(spec: Scan) -> Scan:
+    """A scan whose reads have another scale."""
+    return replace(spec, reads=tuple(replace(read, scale=0.9 * read.scale) for read in spec.reads))
 
 
 def test_a_tuned_packed_call_keeps_its_own_record(tmp_path: Path) -> None:
