@@ -102,7 +102,7 @@ def _closed_over(attrs: dict[str, object], named: dict[str, Node], operands: Seq
             continue
         own = str(node["name"]) if node.op is Op.INPUT else _free(name, {*operands, *named, *found})
         if own in operands:
-            raise Refused(own, "here this is the name of an operand", f"capture it by another keyword, my_{own}=<it>")
+            raise Refused(own, "here this is the name of an operand", f"call the input {own}_in, say")
         if own in named:
             said = f"the function also reads the input `{own}`"
             raise Refused(f"{own} = {named[own]}", said, f"give the keyword another name than {own}")

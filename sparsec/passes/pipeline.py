@@ -12,6 +12,7 @@ from sparsec.passes.expand_readout import expand_readout
 from sparsec.passes.expand_residual import expand_residual
 from sparsec.passes.expand_slots import expand_slots
 from sparsec.passes.fuse_maps import fuse_maps
+from sparsec.passes.name_captures import name_captures
 from sparsec.passes.selections import normalise_selections
 from sparsec.passes.shared_lists import shared_lists_to_masks
 from sparsec.passes.simplify import simplify
@@ -27,6 +28,7 @@ PIPELINE: tuple[Pass, ...] = (
     expand_readout,  # as the residuals
     expand_slots,  # as the residuals
     fuse_maps,  # before canonicalise, so that a gate is one function of what it is made of
+    name_captures,  # before masks are joined, which takes a name for each tensor
     canonicalise,  # early, so that later passes and matchers see flat merges and at most one mask per attend
     shared_lists_to_masks,  # before simplify, which joins masks and removes open ones
     simplify,  # before selections are settled: a list that chooses everything becomes a mask

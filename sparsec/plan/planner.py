@@ -146,7 +146,7 @@ class Planner:
         for name, source in node.captures.items():
             buffer = self.places.get((source, "tensor")) or self.input(source)
             if buffer != name:
-                raise self.refuse(node, f"captures `{buffer}` under another name `{name}`; use its own name")
+                raise self.refuse(node, f"captures `{buffer}` under another name `{name}`; use its own, no operand's")
             shape = tuple(self._extent(name, d, dim, params) for d, dim in enumerate(source.shape))
             found.append(Capture(name, self.buffers[buffer].dtype, len(shape), shape))
         return tuple(found)

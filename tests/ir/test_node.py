@@ -111,7 +111,7 @@ def test_what_a_function_closes_over_never_becomes_an_operand() -> None:
     sink, slopes = lang.prefix(lang.input("f", "B TK H float32")), lang.input("sink", "H")
     read = lang.attend(q, memory(), near, bias=lambda score, b, h, j: score + sink[b, j, h])
     assert read.captures == {"sink_1": sink} and read["sink"] == "none"
-    with pytest.raises(DeclarationError, match=r"the name of an operand\. Fix: capture it by another keyword"):
+    with pytest.raises(DeclarationError, match=r"the name of an operand\. Fix: call the input sink_in"):
         lang.attend(q, memory(), near, bias=lambda score, h, i, j: score - slopes[h] * (i - j))
     named = lang.attend(q, memory(), near, bias=lambda score, h, i, j: score - slopes[h] * (i - j), my_sink=slopes)
     assert named.captures == {"my_sink": slopes} and named["sink"] == "none"
