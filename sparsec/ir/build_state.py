@@ -122,13 +122,14 @@ def mass(
     route: Node | None = None,
     weight: Node | None = None,
     freeze_unselected: bool = True,
+    slot: int | None = None,
 ) -> Node:
     """z = exp(decay) z + e·beta·k of the part that each token writes ``[B,T,HKV,D]`` fp32; a decay per token and head.
 
-    A route has one slot.
+    A token of several parts has the mass of that in a ``slot`` of its list.
     """
     named = {"beta": beta, "decay": decay, "route": route, "weight": weight}
-    return make(Op.MASS, (k,), named, freeze_unselected=freeze_unselected)
+    return make(Op.MASS, (k,), named, freeze_unselected=freeze_unselected, slot=slot)
 
 
 TIE = 2.0**-10
@@ -160,6 +161,7 @@ def recall(
     read: str = "active",
     renormalise: bool = True,
     top: int | None = None,
+    slot: int | None = None,
     scale: Expression = 1.0,
     kappa: Node | None = None,
     level_bias: Node | None = None,
@@ -169,10 +171,11 @@ def recall(
 
     ``when``: after or before the token's own write. ``read``: the parts that the write activated, or all; their e is
     renormalised if ``renormalise``. ``top`` keeps the best few candidates of a softmax, the first level among them.
+    With a ``slot`` that part of a token's list alone answers, without its e.
     """
     named = {"kappa": kappa, "level_bias": level_bias, "level_gate": level_gate}
     how = {"mode": mode, "when": when, "read": read, "renormalise": renormalise}
-    return make(Op.RECALL, (q, *states), named, **how, top=top, scale=scale)
+    return make(Op.RECALL, (q, *states), named, **how, top=top, slot=slot, scale=scale)
 
 
 def aux(

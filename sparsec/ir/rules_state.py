@@ -117,7 +117,19 @@ def mass(node: Node) -> Problem | None:
     for name in ("beta", "decay"):
         if name in given and (wrong := rank(given[name], 3)):
             return wrong
-    return _route(node)
+    return _route(node) or _slot(node, node)
+
+
+def _slot(node: Node, written: Node) -> Problem | None:
+    """A slot is one of the list that a write's tokens choose their parts by."""
+    slot, route = node["slot"], written.operands.get("route")
+    if slot is None:
+        return None
+    count = route.shape[3].value if route is not None else None
+    if route is None or (isinstance(count, int) and node.integer("slot") >= count):
+        slots = "no route" if route is None else f"a route of {count} slots"
+        return Problem(f"slot = {slot}, {slots}", "a slot is one of the write's route, from 0 on", "slot = None")
+    return None
 
 
 def mixture(node: Node) -> Problem | None:
@@ -169,7 +181,9 @@ def recall(node: Node) -> Problem | None:
         return Problem(f"top = {node['top']}", "a sum reads every active state", "mode = state_softmax")
     if any(state.op.name == "STATE" for state in states):
         return Problem("a state", "a recall reads what tokens write", "recall(q, write(state(), k, v))")
-    return None
+    if node["slot"] is not None and (len(states) > 1 or node["mode"] != "sum" or states[0].op.name != "WRITE"):
+        return Problem(f"slot = {node['slot']}", "one part of one bank answers as it is", "mode = sum, one bank")
+    return _slot(node, states[0])
 
 
 def _ladder(node: Node, states: list[Node]) -> Problem | None:

@@ -139,7 +139,7 @@ SCHEMA: dict[Op, Schema] = {
     Op.MASS: Schema(
         (("k", _TENSOR),),
         ("beta", "decay", "route", "weight"),
-        attrs={"freeze_unselected": Attr("flag", True)},
+        attrs={"freeze_unselected": Attr("flag", True), "slot": _count(None, least=0)},
     ),
     Op.EVICT: Schema((("k", _TENSOR), ("v", _TENSOR)), attrs={"keep": _count(), "size": _count()}),
     Op.TRANSFER: Schema(
@@ -241,6 +241,7 @@ SCHEMA: dict[Op, Schema] = {
             "read": _choice("active", "all"),
             "renormalise": Attr("flag", True),
             "top": _count(None),
+            "slot": _count(None, least=0),
             "scale": Attr("dim", 1.0),
         },
     ),

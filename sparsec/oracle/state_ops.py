@@ -38,7 +38,7 @@ def write(ev: Evaluation, node: Node) -> Written:
     steps = node.integer("steps")
     k = k.repeat_interleave(steps * bank.m.shape[2] // k.shape[2], dim=2)  # states may share keys
     levels = node.src[0].word("schedule") == "fenwick"
-    share, active = _shares(ev, node, k.shape[1], 1 if levels else bank.m.shape[1], bank.m.shape[2])
+    share, active, ids = _shares(ev, node, k.shape[1], 1 if levels else bank.m.shape[1], bank.m.shape[2])
     rule = Rule(node.word("rule") == "delta", node.word("reads") == "undecayed", node.flag("freeze_unselected"))
     given = {name: ev.tensor(source) for name, source in node.operands.items() if name not in ("route", "weight")}
     erase = (given["erase_a"], given["erase_b"]) if "erase_a" in given else None
@@ -48,22 +48,23 @@ def write(ev: Evaluation, node: Node) -> Written:
     brought = k, v, given.get("beta"), given.get("decay"), erase, share, active, rule
     if levels:
         quick = quick and not node.src[0].src
-        return Ladder(bank.m[:, :1], *brought, quick, bank.m, ev.q_offset)
-    return Written(bank.m, *brought, quick) if steps == 1 else Stepped.of(Written(bank.m, *brought, quick), steps)
+        return Ladder(bank.m[:, :1], *brought, quick, first=bank.m, offset=ev.q_offset)
+    written = Written(bank.m, *brought, quick, ids)
+    return written if steps == 1 else Stepped.of(written, steps)
 
 
-def _shares(ev: Evaluation, node: Node, tokens: int, parts: int, heads: int) -> tuple[Tensor, Tensor]:
-    """e and whether it is active, per token, head and part ``[B,T,H,N]``; without a route all are, with e = 1."""
+def _shares(ev: Evaluation, node: Node, tokens: int, parts: int, heads: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """e, whether it is active ``[B,T,H,N]``, and lists; without a route all parts are, with e = 1, and no list."""
     if "route" not in node.operands:
         ones = torch.ones(ev.batch, tokens, heads, parts, dtype=torch.float64, device=ev.device)
-        return ones, ones > 0
+        return ones, ones > 0, None
     route = ev.whole(node.operands["route"])
     assert isinstance(route, Chosen)
     weight = node.operands.get("weight")
     e = torch.ones(route.ids.shape, dtype=torch.float64, device=ev.device) if weight is None else ev.tensor(weight)
     named = route.ids[..., None] == torch.arange(parts, device=ev.device)
-    share, active = torch.where(named, e[..., None], 0.0).sum(-2), named.any(-2)
-    return tuple(x.repeat_interleave(heads // x.shape[2], dim=2) for x in (share, active))  # type: ignore[return-value]
+    found = torch.where(named, e[..., None], 0.0).sum(-2), named.any(-2), route.ids
+    return tuple(x.repeat_interleave(heads // x.shape[2], dim=2) for x in found)  # type: ignore[return-value]
 
 
 def residual(ev: Evaluation, node: Node) -> Tensor:
@@ -120,20 +121,28 @@ def row_lse(ev: Evaluation, node: Node) -> Tensor:
 def mass(ev: Evaluation, node: Node) -> Tensor:
     """The decayed sum of the keys of the part that each token writes ``[B,T,HKV,D]``."""
     k, given = ev.tensor(node.src[0]), node.operands
-    route = ev.whole(given["route"]) if "route" in given else None
-    ids = k.new_zeros(*k.shape[:2], 1, dtype=torch.int64) if route is None else _single(route)
-    e = ev.tensor(given["weight"])[..., 0] if "weight" in given else k.new_ones(ids.shape)
     beta = ev.tensor(given["beta"]) if "beta" in given else torch.ones_like(k[..., 0])
     keep = torch.exp(ev.tensor(given["decay"])) if "decay" in given else torch.ones_like(k[..., 0])
-    return states.masses(k * (e * beta)[..., None], keep, ids.expand(k.shape[:3]), node.flag("freeze_unselected"))
+    share, active, own = _own_part(ev, node, k)
+    return states.masses(k * beta[..., None], keep, share, active, own, node.flag("freeze_unselected"))
 
 
-def _single(route: Value) -> Tensor:
-    """The one part per token."""
-    assert isinstance(route, Chosen)
-    if route.ids.shape[3] != 1:
-        raise OracleError("mass: a token has one part; a route has one slot")
-    return route.ids[..., 0]
+def _own_part(ev: Evaluation, node: Node, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """e, whether it is active, and 1 for the part of the slot that is asked for ``[B,T,H,N]``."""
+    route = ev.whole(node.operands["route"]) if "route" in node.operands else None
+    count = int(route.ids.max()) + 1 if isinstance(route, Chosen) and route.ids.numel() else 1
+    share, active, ids = _shares(ev, node, k.shape[1], max(count, 1), k.shape[2])
+    if ids is None:
+        return share, active, torch.ones_like(share)
+    if node["slot"] is None and ids.shape[3] != 1:
+        raise OracleError("mass: a token has the mass of one part; name a slot of its list")
+    slot = node["slot"] if isinstance(node["slot"], int) else 0
+    return share, active, _one_hot(ids[..., slot], share.shape[-1])
+
+
+def _one_hot(ids: Tensor, count: int) -> Tensor:
+    """1 at each id of a new last dim, else 0; of −1 nowhere."""
+    return (ids[..., None] == torch.arange(count, device=ids.device)).double()
 
 
 def mixture(ev: Evaluation, node: Node) -> Tensor:
@@ -161,7 +170,7 @@ def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written])
     if isinstance(banks[0], Ladder):
         return banks[0].recall(q, ev.tensor(node.operands["level_gate"]))
     group = q.shape[2] // banks[0].active.shape[2]
-    shares = [states.renormalised(b.share, b.active) if node.flag("renormalise") else b.share for b in banks]
+    shares = [_read_share(node, bank) for bank in banks]
     share = torch.cat(shares, dim=3).repeat_interleave(group, dim=2) * _per_level(ev, node, "level_gate", q, banks, 1.0)
     if all(bank.by_chunk for bank in banks):
         parts = share.split([bank.active.shape[3] for bank in banks], dim=3)
@@ -172,15 +181,25 @@ def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written])
     return each(q, width, lambda b, t, h: states.recall_sum(q[b, t, h], matrices[b, t, h // group], share[b, t, h]))
 
 
+def _read_share(node: Node, bank: Written) -> Tensor:
+    """What the answer of every part is multiplied by ``[B,T,HKV,N]``."""
+    if isinstance(node["slot"], int):
+        assert bank.ids is not None
+        return _one_hot(bank.ids[..., node["slot"]], bank.share.shape[-1])
+    return states.renormalised(bank.share, bank.active) if node.flag("renormalise") else bank.share
+
+
 def _recall_states(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
     matrices, group = _matrices(node, banks), q.shape[2] // banks[0].active.shape[2]
-    mass, active = (torch.cat(field, dim=3) for field in zip(*((b.mass, b.active) for b in banks), strict=True))
+    mass = torch.cat([b.mass for b in banks], dim=3)
     bias, gain, kappa, top = _softmax_rule(ev, node, q, banks)
-    first = banks[0].active.shape[3]
+    sizes = [b.active.shape[3] for b in banks]
+    starts, first = [sum(sizes[:n]) for n in range(len(banks))], sizes[0]
 
     def one(b: int, t: int, h: int) -> Tensor:
         at, rule = (b, t, h // group), (bias[b, t, h], kappa[h], top, first, gain[b, t, h])
-        return states.recall_softmax(q[b, t, h], matrices[at], mass[at], active[at], *rule)
+        found = [start + n for start, bank in zip(starts, banks, strict=True) for n in bank.listed(*at)]
+        return states.recall_softmax(q[b, t, h], matrices[at], mass[at], found, *rule)
 
     return each(q, matrices.shape[-1], one)
 

@@ -5,6 +5,7 @@ A state M ``[D,DV]`` is key-first: it answers q with Mᵀq. Decays are logarithm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -63,6 +64,7 @@ class Written:
         share: ``[B,T,H,N]``, e of the active parts, 0 of the others.
         active: bool ``[B,T,H,N]``.
         by_chunk: whether what is read may be computed a chunk of tokens at a time.
+        ids: int ``[B,T,H,slots]``, the parts as the route lists them; None where there is no route.
     """
 
     initial: Tensor
@@ -75,6 +77,13 @@ class Written:
     active: Tensor
     rule: Rule
     by_chunk: bool = False
+    ids: Tensor | None = None
+
+    def listed(self, b: int, t: int, h: int) -> list[int]:
+        """A token's parts, as its list has them."""
+        if self.ids is None:
+            return [n for n, active in enumerate(self.active[b, t, h].tolist()) if active]
+        return [n for n in self.ids[b, t, h].tolist() if n >= 0]
 
     @property
     def before(self) -> Tensor:
@@ -191,7 +200,7 @@ def recall_softmax(
     q: Tensor,
     states: Tensor,
     mass: Tensor,
-    candidates: Tensor,
+    candidates: Sequence[int],
     bias: Tensor,
     kappa: Tensor,
     top: int | None,
@@ -200,14 +209,13 @@ def recall_softmax(
 ) -> Tensor:
     """Attention whose tokens are states: softmax over candidates of kappa · q·ẑ + bias, ẑ = z/‖z‖ -> ``[DV]``.
 
-    states ``[N,D,DV]`` of all levels in order, mass ``[N,D]``, candidates bool ``[N]``, bias and gain ``[N]``. With
-    `top`, only the best few candidates stay, those among the `first` states (level 1) before all others; ties, scores
-    no more than TIE apart, go to the lower index. The gain multiplies what each state answers.
+    states ``[N,D,DV]`` of all levels in order, mass ``[N,D]``, bias and gain ``[N]``. With `top`, only the best few
+    candidates stay, those among the `first` states (level 1) before all others; ties, scores no more than TIE apart,
+    go to the one listed earlier. The gain multiplies what each state answers.
     """
     length = mass.norm(dim=-1, keepdim=True)
     score = kappa * ((mass / torch.where(length == 0, 1.0, length)) @ q) + bias
-    ids = [n for n in range(len(states)) if candidates[n]]
-    ids = ids if top is None else _foremost(ids, score.tolist(), top, first)
+    ids = [*candidates] if top is None else _foremost([*candidates], score.tolist(), top, first)
     if not ids:
         return states.new_zeros(states.shape[-1])
     weights = torch.softmax(torch.stack([score[n] for n in ids]), dim=0)
@@ -255,18 +263,18 @@ def recall_slots(
     return o
 
 
-def masses(written: Tensor, keep: Tensor, ids: Tensor, freeze: bool) -> Tensor:
-    """The decayed sum of what is written to a token's own part: ``[B,T,H,D]``, decays and parts ``[B,T,H]``.
+def masses(written: Tensor, keep: Tensor, share: Tensor, active: Tensor, own: Tensor, freeze: bool) -> Tensor:
+    """The decayed sum of what is written to one of a token's parts: ``[B,T,H,D]``.
 
-    A part of −1 is none, and 0; parts that rest keep still if ``freeze``, else they decay too.
+    Decays are ``[B,T,H]``; e, whether a part is active, and 1 for the part that is asked for ``[B,T,H,N]``. Parts that
+    rest keep still if ``freeze``, else they decay too.
     """
-    count = int(ids.max()) + 1 if ids.numel() else 1
-    held, found = written.new_zeros(*written.shape[:1], written.shape[2], max(count, 1), written.shape[3]), []
+    held, found = written.new_zeros(*written.shape[:1], *share.shape[2:], written.shape[3]), []
     for t in range(written.shape[1]):
-        own = (ids[:, t, :, None] == torch.arange(held.shape[2], device=ids.device))[..., None]
         fresh = keep[:, t, :, None, None] * held
-        held = torch.where(own, fresh + written[:, t, :, None], held if freeze else fresh)
-        found.append(torch.where(own, held, 0.0).sum(2))
+        brought = share[:, t, ..., None] * written[:, t, :, None]
+        held = torch.where(active[:, t, ..., None], fresh + brought, held if freeze else fresh)
+        found.append((own[:, t, ..., None] * held).sum(2))
     return torch.stack(found, 1) if found else written
 
 

@@ -13,7 +13,7 @@ from sparsec.ir.rewrite import rewrite
 from sparsec.ir.scores import ONE
 from sparsec.ir.variant import Variant
 from sparsec.passes.alter import altered
-from sparsec.passes.expand_residual import one_part
+from sparsec.passes.expand_residual import part_slots
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.functions import exp, sqrt
 
@@ -29,12 +29,13 @@ def expand_readout(variant: Variant) -> Variant:
         or recall(q, s){sum} where the weights of a token sum to 1 already
     recall(q, s, r){state_softmax}  ->  merge(recall(q, s), recall(q, r), w){weighted}
         with w = mixture(q, mass(s's keys), mass(r's keys)) {scale = sqrt(D)}
+        where a token writes several parts, a recall and a mass for each slot of its list
     """
     return variant.with_outputs(rewrite(variant.outputs, (_sum, _softmax)))
 
 
 def _sum(node: Node) -> Node | None:
-    if node.op is not Op.RECALL or node["mode"] != "sum" or node.operands:
+    if node.op is not Op.RECALL or node["mode"] != "sum" or node["slot"] is not None or node.operands:
         return None
     banks = node.positional[1:]
     if node.flag("renormalise") and any(map(_several, banks)):
@@ -74,11 +75,10 @@ def _renormalised(node: Node) -> Node:
     return mapped(*sources, fn=reduce(lambda a, b: a + b, terms), align="heads")
 
 
-def _reads(node: Node, **changed: object) -> list[Node]:
+def _reads(node: Node) -> list[Node]:
     """One recall per bank."""
     q, *banks = node.positional
-    named = dict.fromkeys(node.operands)
-    return [altered(node, named, positional=(q, bank), **changed) for bank in banks]
+    return [altered(node, dict.fromkeys(node.operands), positional=(q, bank)) for bank in banks]
 
 
 def _softmax(node: Node) -> Node | None:
@@ -87,25 +87,31 @@ def _softmax(node: Node) -> Node | None:
     q, *banks = node.positional
     given = node.operands
     per_level = [given[name] for name in ("level_bias", "level_gate") if name in given]
-    if not all(map(_single, banks)) or any(len(source.shape) != 4 for source in per_level):
+    if not all(map(_candidates, banks)) or any(len(source.shape) != 4 for source in per_level):
+        return None
+    each = [(bank, slot) for bank in banks for slot in _candidates(bank)]
+    if per_level and len(each) > len(banks):
         return None
     scale: Expr = sqrt(q.shape[-1])
     if "kappa" in given:
         scale, q = ONE, mapped(q, given["kappa"], fn="x0 * x1", align="heads")
-    found = [_mass(bank) for bank in banks]
+    found = [_mass(bank, slot) for bank, slot in each]
     kept = {"top": node["top"], "bias": given.get("level_bias"), "gain": given.get("level_gate")}
-    weights = mixture(q, *found, scale=scale, **kept)  # type: ignore[arg-type]
-    reads = _reads(node, mode="sum", renormalise=True, top=None)
+    first = len(_candidates(banks[0]))
+    weights = mixture(q, *found, scale=scale, first=first, **kept)  # type: ignore[arg-type]
+    asked, named = node.src[0], dict.fromkeys(node.operands)
+    how = {"mode": "sum", "renormalise": True, "top": None}
+    reads = [altered(node, named, positional=(asked, bank), slot=slot, **how) for bank, slot in each]
     return merge(*reads, weights, fn="weighted")
 
 
-def _mass(written: Node) -> Node:
+def _mass(written: Node, slot: int | None) -> Node:
     kept = {name: written.operands.get(name) for name in ("beta", "decay", "route", "weight")}
-    return mass(written.src[1], freeze_unselected=written.flag("freeze_unselected"), **kept)
+    return mass(written.src[1], freeze_unselected=written.flag("freeze_unselected"), slot=slot, **kept)
 
 
-def _single(written: Node) -> bool:
-    """Whether a token writes one part, with a mass of keys that fade as a whole."""
+def _candidates(written: Node) -> tuple[int | None, ...]:
+    """The slots of a token's parts, (None,) of one; () where their masses of keys do not fade as a whole."""
     if written.op is not Op.WRITE or written["decay_kind"] not in ("none", "scalar"):
-        return False
-    return one_part(written) and written.src[1].shape[2] is written.src[0].shape[2]
+        return ()
+    return part_slots(written) if written.src[1].shape[2] is written.src[0].shape[2] else ()

@@ -9,7 +9,6 @@ from sparsec.ir.build_state import norm2, recall, surprise
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rewrite import rewrite
-from sparsec.ir.scores import ONE
 from sparsec.ir.variant import Variant
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.functions import maximum, minimum
@@ -66,10 +65,31 @@ def _predicts(node: Node) -> bool:
 
 def one_part(written: Node) -> bool:
     """Whether every token writes one part of a bank."""
+    return part_slots(written) == (None,)
+
+
+def part_slots(written: Node) -> tuple[int | None, ...]:
+    """The slots of the parts that every token writes: (None,) where it writes one; () where it may write none."""
     if written.src[0]["schedule"] != "single" or not written.flag("freeze_unselected"):
-        return False
+        return ()
     route = written.operands.get("route")
-    return route is None or (route.op is Op.TOPK and route.shape[3] is ONE and route["eligible"] is None)
+    if route is None:
+        return (None,)
+    count = route.shape[3].value
+    if not _filled(route) or not isinstance(count, int):
+        return ()
+    return (None,) if count == 1 else tuple(range(count))
+
+
+def _filled(route: Node) -> bool:
+    """Whether a router fills every slot of a token's list."""
+    if route.op is not Op.TOPK or route["eligible"] is not None:
+        return False
+    within, slots, parts = route.operands.get("within"), route.shape[3].value, route.src[0].shape[3].value
+    if within is not None:
+        above, children = within.shape[3].value, route["fanout"]
+        parts = above * children if isinstance(above, int) and isinstance(children, int) and _filled(within) else None
+    return slots == 1 or (isinstance(slots, int) and isinstance(parts, int) and slots <= parts)
 
 
 def _read(node: Node) -> Node | None:

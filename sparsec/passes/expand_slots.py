@@ -12,7 +12,7 @@ from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.ir.rewrite import rewrite
 from sparsec.ir.variant import Variant
-from sparsec.passes.expand_residual import one_part
+from sparsec.passes.expand_residual import part_slots
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.functions import exp, maximum, sqrt
 
@@ -23,6 +23,7 @@ def expand_slots(variant: Variant) -> Variant:
     recall(q, values, keys){slot_softmax}  ->  recall(map(recall(q, turned) {scale = sqrt(D)}){softmax}, values)
         where keys = write(state, s, k), turned = write(state, k, s); of a delta rule with surprise(keys) for k
     recall(q, values, keys, …)  ->  merge(one of these per level, the shares of levels by their row_lse){gated}
+        where a token writes several parts, one for each slot of its list
     """
     return variant.with_outputs(rewrite(variant.outputs, (_slots,)))
 
@@ -32,26 +33,31 @@ def _slots(node: Node) -> Node | None:
         return None
     q, *banks = node.positional
     pairs, given = list(zip(banks[::2], banks[1::2], strict=True)), node.operands
-    if {"level_bias", "level_gate"} & set(given) or not all(_turns(keys) and _one(values) for values, keys in pairs):
+    alike = all(_turns(keys) and _slots_of(values) == _slots_of(keys) for values, keys in pairs)
+    if {"level_bias", "level_gate"} & set(given) or not alike:
         return None
+    each = [(values, keys, slot) for values, keys in pairs for slot in _slots_of(values)]
     scale: Expr | float = sqrt(q.shape[-1])
     if "kappa" in given:
         scale, q = 1.0, mapped(q, given["kappa"], fn="x0 * x1", align="heads")
-    scores = [recall(q, _turned(keys), scale=scale) for _, keys in pairs]
+    scores = [recall(q, _turned(keys), slot=slot, scale=scale) for _, keys, slot in each]
     reads = [
-        recall(mapped(s, row="softmax"), values, scale=node["scale"])  # type: ignore[arg-type]
-        for s, (values, _) in zip(scores, pairs, strict=True)
+        recall(mapped(s, row="softmax"), values, slot=slot, scale=node["scale"])  # type: ignore[arg-type]
+        for s, (values, _, slot) in zip(scores, each, strict=True)
     ]
     return reads[0] if len(reads) == 1 else merge(*reads, fn="gated", gates=_shares(scores))
 
 
-def _one(written: Node) -> bool:
-    return written.op is Op.WRITE and one_part(written)
+def _slots_of(written: Node) -> tuple[int | None, ...]:
+    return part_slots(written) if written.op is Op.WRITE else ()
 
 
 def _turns(written: Node) -> bool:
     """Whether the transposed states follow a rule that there is."""
-    if not _one(written) or written["decay_kind"] == "full" or written["reads"] != "decayed":
+    slots = _slots_of(written)
+    if not slots or written["decay_kind"] == "full" or written["reads"] != "decayed":
+        return False
+    if written["rule"] == "delta" and slots != (None,):  # each part has a surprise of its own
         return False
     if written.src[0].src or written.src[1].shape[2] is not written.src[2].shape[2]:
         return False

@@ -106,7 +106,7 @@ def _held_mass(node: Node, ones: Node) -> Node:
     bank = state(heads=k.shape[2], rows=1, cols=k.shape[3], parts=parts)
     kept = {name: given.get(name) for name in ("beta", "decay", "route", "weight")}
     written = write(bank, ones, k, freeze_unselected=node.flag("freeze_unselected"), **kept)  # type: ignore[arg-type]
-    return recall(ones, written)
+    return recall(ones, written, slot=node["slot"])  # type: ignore[arg-type]
 
 
 def carried_on(variant: Variant) -> tuple[Variant, tuple[Held, ...]]:

@@ -29,6 +29,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "sse": ("sse", {}),
     "sse by the delta rule, two at a time": ("sse", {"rule": "gdn", "k": 2}),
     "rsa": ("rsa", {}),
+    "rsa, a softmax over two parts": ("rsa", {"k": 2, "routing": "tree"}),
+    "rsa, slots of two parts": ("rsa", {"k": 2, "levels": 2, "rule": "additive", "readout": "slot_softmax"}),
     "gated slots": ("gsa", {}),
     "rsa, additive, a tree, a sum": ("rsa", {"rule": "additive", "routing": "tree", "readout": "sum"}),
 }
@@ -77,7 +79,7 @@ def test_prefill_then_steps_is_one_forward(name: str, deterministic: bool) -> No
     assert all(len(b.in_place) == len(made.decoder.spec.states) for b in made.decoder.kept())
 
 
-@pytest.mark.parametrize("name", ["two of four", "sse"])
+@pytest.mark.parametrize("name", ["two of four", "sse", "rsa, a softmax over two parts"])
 def test_compiled_for_this_cpu(name: str) -> None:
     made, x, cache = begun(name, "tvm:llvm", False)
     truth = oracle(made.variant, x, form="vector")

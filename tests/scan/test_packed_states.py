@@ -22,6 +22,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "several steps": ("delta_product", {"raw": True, "initial": True, "final": True}),
     "chosen parts": ("sse", {"rule": "gdn", "k": 2}),
     "levels": ("rsa", {"raw": True}),
+    "levels of two parts": ("rsa", {"raw": True, "levels": 2, "k": 2}),
     "slots of levels": ("rsa", {"readout": "slot_softmax", "routing": "tree", "left": "pre"}),
     "gated slots": ("gsa", {}),
 }

@@ -40,7 +40,7 @@ def test_outputs_and_gradients(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["two of four", "lists per head"])
+@pytest.mark.parametrize("name", ["two of four", "lists per head", "a slot of two"])
 def test_half_precision(name: str, dtype: str) -> None:
     x = draw(on(name, "interpreter").variant, SIZES, getattr(torch, dtype))
     assert wrong_on(on(name, "interpreter"), x, dtype) == []
@@ -78,7 +78,7 @@ def joint(name: str) -> tuple[Compiled, list[Kernel]]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["two of four", "lists per head", "erasing parts"])
+@pytest.mark.parametrize("name", ["two of four", "lists per head", "erasing parts", "slots apart"])
 def test_walking_over_runs_or_over_all_tokens_is_the_same(name: str, dtype: str, tmp_path: Path) -> None:
     """To the last bit, whatever the other choices."""
     made, _ = joint(name)
@@ -105,7 +105,9 @@ KEYED = 1e-3
 
 
 @pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize("name", ["routed", "two of four", "erasing parts", "a tree", "delta from given states"])
+@pytest.mark.parametrize(
+    "name", ["routed", "two of four", "erasing parts", "a tree", "delta from given states", "a slot of two"]
+)
 def test_chunks_of_sorted_tokens_agree_with_the_recurrence(name: str, splits: int, tmp_path: Path) -> None:
     made, sizes = joint(name)[0], SIZES | {"T": 75, "H": 2}
     x = draw(made.variant, sizes)

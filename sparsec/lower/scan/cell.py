@@ -137,20 +137,16 @@ def cell(builder: tile.Builder, writes: Writes, schedule: Schedule, runs: Runs |
 
 
 def place_of(
-    own: Cell, operand: Operand, heads: int, rows: bool, cols: bool, bounded: bool, slotted: bool = False
+    own: Cell, operand: Operand, heads: int, rows: bool, cols: bool, bounded: bool
 ) -> tuple[Tensor, tuple[Node, ...], dict[int, tile.Value]]:
-    """A tensor ``[B,N,heads]``, ``[B,N,heads,D]`` or ``[B,N,heads,DV]``, the indices of its last dim, and bounds.
-
-    ``slotted`` puts the slots of a route before the heads.
-    """
+    """A tensor ``[B,N,heads]``, ``[B,N,heads,D]`` or ``[B,N,heads,DV]``, the indices of its last dim, and bounds."""
     w = own.writes
     last: tuple[int, ...] = (w.rows,) if rows else (w.cols,) if cols else ()
-    limits = own.bounds(3 + slotted, rows, cols)
+    limits = own.bounds(3, rows, cols)
     if bounded:
         limits[1] = tile.param(w.length)
     index = (own.row,) if rows else (own.column,) if cols else ()
-    slots = (w.slots,) * slotted
-    return Tensor(operand.name, operand.dtype, ("B", w.length, *slots, heads, *last)), index, limits
+    return Tensor(operand.name, operand.dtype, ("B", w.length, heads, *last)), index, limits
 
 
 def vector(
@@ -162,12 +158,10 @@ def vector(
     rows: bool,
     cols: bool,
     bounded: bool,
-    slot: Node | None = None,
 ) -> Node:
-    """One token's and head's part of an operand in fp32, of one ``slot`` if it has slots: a scalar, [d] or [e]."""
-    tensor, index, limits = place_of(own, operand, heads, rows, cols, bounded, slot is not None)
-    slots = (slot,) if slot is not None else ()
-    x = tile.cast(tile.load(own.tensor(tensor), own.batch, at, *slots, head, *index, bounds=limits), "float32")
+    """One token's and head's part of an operand in fp32: a scalar, [d] or [e]."""
+    tensor, index, limits = place_of(own, operand, heads, rows, cols, bounded)
+    x = tile.cast(tile.load(own.tensor(tensor), own.batch, at, head, *index, bounds=limits), "float32")
     return mul(x, inverse_length(x, own.rows)) if operand.unit else x
 
 

@@ -20,7 +20,8 @@ def mass(planner: Planner, node: Node) -> str:
         return planner.places[node, "tensor"]
     writes = _writes(planner, node)
     out = planner.temporary(node, "tensor", node.shape, "float32")
-    read = Read(writes.k, Operand(out, "float32"), writes.heads, 1.0)
+    slot = node["slot"] if isinstance(node["slot"], int) and writes.slots > 1 else None
+    read = Read(writes.k, Operand(out, "float32"), writes.heads, 1.0, slot=slot)
     spec = Scan(f"mass_{out}", writes, (read,), writes.v.dtype)
     planner.specs[node] = spec
     planner.add(spec, buffers(spec.writes), [out], [node], _dims(node))
@@ -54,7 +55,7 @@ def mass_gradient(planner: Planner, vjp: Node, source: Source) -> None:
 
 def _writes(planner: Planner, node: Node) -> Writes:
     """Writes of the key 1 and, as the value, the token's own key."""
-    honours(planner, node, "freeze_unselected")
+    honours(planner, node, "freeze_unselected", "slot")
     keys = operand(planner, node.src[0])
     heads, rows = (planner.sizes.value(dim) for dim in node.shape[2:])
     beta, decay = ((operand(planner, x) if x is not None else None) for x in map(node.operands.get, ("beta", "decay")))
@@ -67,8 +68,8 @@ def _route(planner: Planner, node: Node, heads: int) -> Route | None:
     chosen = node.operands.get("route")
     if chosen is None:
         return None
-    if chosen.op is not Op.TOPK or planner.sizes.value(chosen.shape[3]) != 1:
-        raise planner.refuse(node, "a token has the mass of one part; choose it by topk with k = 1")
+    if chosen.op is not Op.TOPK or (node["slot"] is None and planner.sizes.value(chosen.shape[3]) != 1):
+        raise planner.refuse(node, "a token has the mass of one part; choose it by topk with k = 1, or name its slot")
     return route_among(planner, node, chosen, heads, planner.sizes.value(chosen.src[0].shape[3]))
 
 

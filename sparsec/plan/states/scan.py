@@ -145,20 +145,19 @@ def _read(planner: Planner, written: Node, reader: Node) -> Read:
 
 
 def _refuse_candidates(planner: Planner, reader: Node) -> None:
-    """A softmax over states takes one part of every bank as a candidate."""
+    """Candidates of several parts that no pass has told apart."""
     routes = [bank.operands["route"] for bank in reader.positional[1:] if "route" in bank.operands]
     several = next((route for route in routes if planner.sizes.value(route.shape[3]) > 1), None)
     if reader["mode"] == "sum" or several is None:
         return
     what = f"mode = {reader['mode']} over parts of which a token chooses {several.shape[3]} (`{planner.name(several)}`)"
-    raise planner.refuse(
-        reader, f"{what}; kernels weigh one part per bank: choose one (k = 1), or use mode = sum; the oracle runs it"
-    )
+    known = "kernels weigh those that a router chooses, without biases or gains of levels"
+    raise planner.refuse(reader, f"{what}; {known}: choose one (k = 1), or use mode = sum; the oracle runs it")
 
 
 def question(planner: Planner, written: Node, reader: Node, units: bool = False) -> Read:
     """What a recall asks, its output yet without a name."""
-    honours(planner, reader, "mode", "when", "scale", "renormalise", "read")
+    honours(planner, reader, "mode", "when", "scale", "renormalise", "read", "slot")
     _refuse_candidates(planner, reader)
     if len(reader.positional) > 2:
         raise planner.refuse(reader, "reading several banks at once has no kernel yet; add up one recall per bank")
@@ -170,12 +169,14 @@ def question(planner: Planner, written: Node, reader: Node, units: bool = False)
     nothing, route = Operand("", planner.sizes.dtype), written.operands.get("route")
     if route is not None and reader["read"] == "all":
         raise planner.refuse(reader, "parts that no token activates have no weight; use read = active")
-    if route is not None and reader.flag("renormalise") and planner.sizes.value(route.shape[3]) > 1:
+    slots = planner.sizes.value(route.shape[3]) if route is not None else 1
+    slot = reader["slot"] if isinstance(reader["slot"], int) and slots > 1 else None
+    if route is not None and reader.flag("renormalise") and slots > 1 and slot is None:
         reason = f"renormalise = true over {route.shape[3]} given parts, whose weights may all be 0"
         raise planner.refuse(reader, f"{reason}; let a router choose them, or use renormalise = false")
     heads, query_heads = (planner.sizes.value(dim) for dim in (reader.shape[2], q.shape[2]))
-    weighed = route is not None and not reader.flag("renormalise")
-    return Read(operand(planner, q, units), nothing, heads, number, reader.word("when"), query_heads, weighed)
+    weighed = route is not None and not reader.flag("renormalise") and reader["slot"] is None
+    return Read(operand(planner, q, units), nothing, heads, number, reader.word("when"), query_heads, weighed, slot)
 
 
 def readers_of(nodes: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:

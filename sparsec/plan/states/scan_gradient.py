@@ -60,7 +60,7 @@ def scan_gradient(planner: Planner, vjp: Node, source: Source) -> None:
 
 def _asked(planner: Planner, written: Node, reader: Node) -> Read:
     """What a reader asks; parts whose weights multiply sorted queries take unit vectors as they are stored."""
-    weighed = "route" in written.operands and not reader.flag("renormalise")
+    weighed = "route" in written.operands and not reader.flag("renormalise") and reader["slot"] is None
     return question(planner, written, reader, units=not weighed)
 
 

@@ -124,7 +124,7 @@ class Read:
         query_heads: of q, fewer where states share queries as they do keys; None is ``heads``.
         when: "after", or "before": decayed by the token but not yet written.
         weighed: whether what a part answers is multiplied by e.
-        slotted: whether the answers of a token's parts stay apart, as ``[B,N,slots,H,DV]``; else ``out`` is their sum.
+        slot: of a token's list whose part alone answers; None is the sum over all.
     """
 
     q: Operand
@@ -134,7 +134,7 @@ class Read:
     when: str = "after"
     query_heads: int | None = None
     weighed: bool = False
-    slotted: bool = False
+    slot: int | None = None
 
     @property
     def sharers(self) -> int:

@@ -78,7 +78,8 @@ def _mass(scan: Scan, mixture: Mixture) -> bool:
     """Whether a scan is a mass of keys alone, of what may be asked by the mixture's queries."""
     w = scan.writes
     alone = w.split and w.rows == 1 and len(scan.reads) == 1 and scan.final is None and scan.surprise is None
-    return alone and w.heads == mixture.key_heads and (w.route is None or w.decay is not None)
+    fits = w.slots == 1 and w.heads == mixture.key_heads
+    return alone and fits and (w.route is None or w.decay is not None)
 
 
 def _adjoint(kernels: Sequence[Kernel], back: Kernel, forward: StateMixture, outputs: set[str]) -> list[Kernel] | None:

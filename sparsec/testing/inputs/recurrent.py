@@ -95,6 +95,16 @@ ROUTES = {
         {{rule = delta, decay_kind = scalar}}
       return recall(q, s) {{renormalise = false}}, s
     }}""",
+    "a slot of two": f"""variant slot_of_two({TOKENS}, g: [B,T,HKV] float32, m: [B,4,HKV,D,DV] float32) {{
+      s = write(state(m) {{parts = 4}}, k, v, beta=beta, decay=g, weight=e,
+                route=given(p) {{unit = part, scope = token}}) {{rule = delta, decay_kind = scalar}}
+      return recall(q, s) {{slot = 1, scale = rsqrt(D)}}, s
+    }}""",
+    "slots apart": f"""variant slots_apart({STATES}, g: [B,T,HKV] float32, r: [B,T,H,D]) {{
+      s = write(state() {{parts = 4}}, k, v, beta=beta, decay=g, route=given(p) {{unit = part}}, weight=e)
+        {{rule = delta, decay_kind = scalar}}
+      return recall(q, s) {{slot = 0}}, recall(q, s) {{slot = 2}}, recall(r, s) {{slot = 1, when = before}}, s
+    }}""",
     "parts that decay at rest": f"""variant decaying_parts({TOKENS}, g: [B,T,HKV] float32) {{
       s = write(state() {{parts = 4}}, k, v, beta=beta, decay=g, weight=e,
                 route=given(p) {{unit = part, scope = token}})

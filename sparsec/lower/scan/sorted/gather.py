@@ -34,6 +34,10 @@ class Row:
         """The batch entry."""
         return tile.program_id(2)
 
+    def of(self, slot: int) -> Node:
+        """Tokens that chose the part by a slot [n]; the sequence's length for others."""
+        return tile.apply(Fn.WHERE, tile.apply(Fn.EQ, self.slot, slot), self.at, tile.param(self.runs.length))
+
     def weight(self, weight: Operand) -> Node:
         """e [n] in fp32."""
         route = self.runs.route
@@ -64,9 +68,9 @@ def lower(runs: Runs, w: Writes, moved: Moved, schedule: Schedule) -> Program:
         axis, given = builder.axis("n", runs.align), moved.tensors(w)
         row = rows_of(runs, axis, tile.program_id(0), moved.heads, w.heads)
         index, limits = last(builder, moved, schedule)
-        slots = (row.slot,) * moved.slotted
-        bounds = {1: tile.param(runs.length), **{dim + moved.slotted: n for dim, n in limits.items()}}
-        value = tile.load(given[0], row.batch, row.at, *slots, tile.program_id(0), *index, bounds=bounds)
+        bounds = {1: tile.param(runs.length), **limits}
+        at = row.at if moved.slot is None else row.of(moved.slot)
+        value = tile.load(given[0], row.batch, at, tile.program_id(0), *index, bounds=bounds)
         tensors = [*given, runs.entries, runs.stretches]
         if moved.weighed and runs.route.weight is not None:
             e = row.weight(runs.route.weight)

@@ -45,7 +45,7 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
     for r, s in zip(spec.forward.reads, inner.forward.reads, strict=True):
         moved.append(Moved(r.q, s.q, r.heads, w.rows, r.weighed and sort.weighs(w)))
     for r, x, y in zip(spec.forward.reads, spec.grads, inner.grads, strict=True):
-        moved.append(Moved(x, y, r.heads, w.cols, slotted=r.slotted))
+        moved.append(Moved(x, y, r.heads, w.cols, slot=r.slot))
     moved += sort.surprise(w, spec.surprise, inner.surprise)
     unweighed = sort.unweighed(spec)
     moved += [Moved(spec.forward.reads[0].q, q, w.heads, w.rows) for q in unweighed]

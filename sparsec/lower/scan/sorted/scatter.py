@@ -91,20 +91,16 @@ def weight(runs: Runs) -> Tensor | None:
 
 
 def lower(runs: Runs, w: Writes, moved: Moved, schedule: Schedule) -> Program:
-    """given = Σ over slots of e times sorted, or of sorted."""
+    """given = Σ over slots of e times sorted, or of sorted; or what one slot has."""
     with tile.Builder() as builder:
         at, (given, held) = Tokens(runs, w, builder.axis("m", TOKENS), moved.heads), moved.tensors(w)
         index, limits = last(builder, moved, schedule)
         found = list[Node]()
-        for slot in range(w.slots):
+        for slot in range(w.slots) if moved.slot is None else [moved.slot]:
             value, e = at.read(held, slot, index, limits), at.weight(slot) if moved.weighed else None
             found.append(value if e is None else mul(e, value))
-        bounds = {**at.limit, **{dim + moved.slotted: n for dim, n in limits.items()}}
-        parts = list(enumerate(found)) if moved.slotted else [(0, reduce(add, found))]
-        for slot, value in parts:
-            slots = (tile.const(slot),) * moved.slotted
-            place = (at.batch, at.at, *slots, at.head, *index)
-            tile.store(given, *place, value=tile.cast(value, given.dtype), bounds=dict(bounds))
+        value = tile.cast(reduce(add, found), given.dtype)
+        tile.store(given, at.batch, at.at, at.head, *index, value=value, bounds={**at.limit, **limits})
         return at.program(builder, f"{runs.name}_put_{moved.given.name}", [given, held])
 
 

@@ -22,7 +22,7 @@ class Moved:
     Attributes:
         last: extent of its last dim; 0 where it has none.
         weighed: whether it is multiplied by e on its way.
-        slotted: whether it lies apart by slot, ``[B,N,slots,heads,last]``.
+        slot: to whose part alone it belongs; None is every slot.
     """
 
     given: Operand
@@ -30,13 +30,12 @@ class Moved:
     heads: int
     last: int = 0
     weighed: bool = False
-    slotted: bool = False
+    slot: int | None = None
 
     def tensors(self, w: Writes) -> tuple[Tensor, Tensor]:
         """As it is given, and sorted."""
         dims = (self.heads, *([self.last] if self.last else []))
-        slots = (w.slots,) * self.slotted
-        given = Tensor(self.given.name, self.given.dtype, ("B", w.length, *slots, *dims))
+        given = Tensor(self.given.name, self.given.dtype, ("B", w.length, *dims))
         return given, Tensor(self.sorted.name, self.sorted.dtype, ("B", ROOM, *dims))
 
 
@@ -92,17 +91,17 @@ def surprise(w: Writes, given: Operand | None, made: Operand | None) -> list[Mov
 def answers(name: str, w: Writes, read: Read, number: int) -> Moved:
     """What a read makes; in fp32 where something is still to be done with it."""
     weighed = read.weighed and weighs(w)
-    exact = weighed or (w.slots > 1 and not read.slotted)
+    exact = weighed or (w.slots > 1 and read.slot is None)
     dtype = "float32" if exact else read.out.dtype
     out = Operand(f"{name}_sorted_out{number}", dtype)
-    return Moved(read.out, out, read.heads, w.cols, weighed, read.slotted)
+    return Moved(read.out, out, read.heads, w.cols, weighed, read.slot)
 
 
 def scan(spec: Scan) -> Scan:
     """The scan of the sorted sequence."""
     name, w = spec.name, spec.writes
     reads = tuple(
-        replace(r, q=sorted_(name, f"q{n}", r.q), out=answers(name, w, r, n).sorted, weighed=False, slotted=False)
+        replace(r, q=sorted_(name, f"q{n}", r.q), out=answers(name, w, r, n).sorted, weighed=False, slot=None)
         for n, r in enumerate(spec.reads)
     )
     surprise = sorted_(name, "surprise", spec.surprise) if spec.surprise is not None else None

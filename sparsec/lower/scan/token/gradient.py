@@ -26,7 +26,7 @@ from sparsec.lower.scan.runs import Runs
 from sparsec.lower.scan.token import sums
 from sparsec.lower.scan.token.forward import query, readers, turned
 from sparsec.lower.scan.token.sums import Found, Target
-from sparsec.lower.scan.token.visit import Token, listed, steps, token
+from sparsec.lower.scan.token.visit import Place, Token, listed, placed, steps, token
 from sparsec.plan.states.scan_specs import ScanGrad
 from sparsec.scalar.expr import Expr, var
 from sparsec.scalar.fn import Fn
@@ -236,9 +236,12 @@ def _read(spec: ScanGrad, sink: Sink, now: Token, number: int, state: Node, grad
     """The gradients of what one read's heads ask, and the state's with their share."""
     own, read, met = sink.own, spec.forward.reads[number], now.visit
     gain = met.share if read.weighed else met.live
+    at, bounded = now.at, now.bounded
+    if read.slot is not None:
+        here = placed(own, Place(at, met.slot, bounded), read.slot)
+        at, bounded = here.at, here.limited
     for head in readers(own, read):
-        slot = met.slot if read.slotted else None
-        given = vector(own, spec.grads[number], read.heads, now.at, head, False, True, now.bounded, slot)
+        given = vector(own, spec.grads[number], read.heads, at, head, False, True, bounded)
         given = mul(read.scale, given)
         out = given if gain is None else mul(gain, given)
         sink.put(sink.found.q[number], now, head, along(own, state, out))

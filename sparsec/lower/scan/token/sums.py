@@ -13,7 +13,7 @@ from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Scratch, Step
 from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.lower.scan.cell import padded, parameters, place_of, tiles
-from sparsec.lower.scan.token.visit import Place, Token
+from sparsec.lower.scan.token.visit import Place, Token, placed
 from sparsec.plan.states.scan_specs import Operand, Read, Scan, ScanGrad, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -38,7 +38,7 @@ class Target:
     Attributes:
         sharers: states that each have a share of an element.
         parts: whether every part of a bank has a share for every token, not only those that the token chose.
-        slotted: whether what goes to the slots of a route stays apart: ``[B,N,slots,heads,DV]``.
+        slot: of a route, to whose part alone it belongs; None where all parts have a share.
     """
 
     operand: Operand
@@ -46,7 +46,12 @@ class Target:
     last: Literal["", "rows", "cols", "slots"] = ""
     sharers: int = 1
     parts: bool = False
-    slotted: bool = False
+    slot: int | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether no two parts have a share of an element."""
+        return self.slot is not None or self.last == "slots"
 
     def size(self, w: Writes) -> tuple[int, ...]:
         """Of the last dim."""
@@ -75,7 +80,7 @@ def found(spec: ScanGrad) -> Found:
         return None if operand is None else Target(operand, w.heads // sharers, last, sharers)
 
     reads = [
-        None if q is None else Target(q, r.heads // r.sharers, "rows", r.sharers)
+        None if q is None else Target(q, r.heads // r.sharers, "rows", r.sharers, slot=r.slot)
         for q, r in zip(spec.grad_q, spec.forward.reads, strict=True)
     ]
     a, b = (target(erase, "rows") for erase in spec.grad_erase)
@@ -99,7 +104,7 @@ def targets(spec: ScanGrad) -> list[Target]:
 
 def answered(read: Read) -> Target:
     """What a read makes."""
-    return Target(read.out, read.heads, "cols", slotted=read.slotted)
+    return Target(read.out, read.heads, "cols", slot=read.slot)
 
 
 def surprised(spec: Scan) -> Target:
@@ -110,8 +115,7 @@ def surprised(spec: Scan) -> Target:
 
 def count(w: Writes, target: Target, schedule: Schedule) -> int:
     """The programs that have a share of one element."""
-    apart = target.slotted or target.last == "slots"
-    several = 1 if apart else w.parts + 1 if target.parts else w.slots
+    several = 1 if target.apart else w.parts + 1 if target.parts else w.slots
     return (1 if target.last == "cols" else tiles(w, schedule)) * target.sharers * several
 
 
@@ -137,28 +141,20 @@ def put(now: Token, target: Target, head: Node, value: Node, schedule: Schedule)
     if target.last != "cols":
         first = add(mul(own.share, target.sharers), first)
     places: tuple[Place, ...] = (Place(now.at, own.part, now.bounded),) if target.parts else now.visit.places
-    for place in places:
-        made, index, limits = place_of(
-            own,
-            target.operand,
-            target.heads,
-            target.last == "rows",
-            target.last == "cols",
-            place.limited,
-            target.slotted,
-        )
+    for place in places if target.slot is None else [placed(own, p, target.slot) for p in places]:
+        rows, cols = target.last == "rows", target.last == "cols"
+        made, index, limits = place_of(own, target.operand, target.heads, rows, cols, place.limited)
         if target.last == "slots":
             made, index = Tensor(made.name, made.dtype, (*made.shape, w.slots)), (place.slot,)
-        heads = (place.slot, at_head) if target.slotted else (at_head,)
         if several == 1:
             value = tile.cast(value, made.dtype)
-            tile.store(own.tensor(made), own.batch, place.at, *heads, *index, value=value, bounds=limits)
+            tile.store(own.tensor(made), own.batch, place.at, at_head, *index, value=value, bounds=limits)
             continue
         number = first
-        if target.last != "slots":
+        if not target.apart:
             number = add(mul(first, w.parts + 1 if target.parts else w.slots), place.slot)
         tensor, ahead = own.tensor(shares(w, target, schedule)), {dim + 1: limit for dim, limit in limits.items()}
-        tile.store(tensor, number, own.batch, place.at, *heads, *index, value=value, bounds=ahead)
+        tile.store(tensor, number, own.batch, place.at, at_head, *index, value=value, bounds=ahead)
 
 
 def program(title: str, w: Writes, target: Target, made: Tensor, schedule: Schedule) -> Program:

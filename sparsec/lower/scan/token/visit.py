@@ -30,6 +30,12 @@ class Place:
     limited: bool
 
 
+def placed(own: Cell, place: Place, slot: int) -> Place:
+    """A place where it is that of a slot; else nowhere."""
+    at = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, place.slot, slot), place.at, tile.param(own.writes.length))
+    return Place(at, place.slot, True)
+
+
 @dataclass(frozen=True, slots=True)
 class Visit:
     """One step of a program's walk.
