@@ -146,6 +146,8 @@ class _Pass:
         indexed |= {
             n.serial for n in self.nodes if n.op is TileOp.REDUCE and n.attrs[1] == self.found.stages[n.serial].lane
         }
+        for stage in (s for s in self.found.stages.values() if s.turn is not None and self.lanes.chunks(s.turn) > 1):
+            indexed |= {n.serial for n in self.read_by(stage) if n.axes == (stage.turn,)}  # in a loop over its vectors
         places: dict[tuple[int, int], list[Node]] = {}
         for loop in (n for n in self.nodes if n.op is TileOp.LOOP):
             for k, pair in enumerate(zip(body_of(loop).carries, body_of(loop).yields, strict=True)):
@@ -155,6 +157,18 @@ class _Pass:
             assert isinstance(position, int)
             places[node.args[0].serial, position].append(node)
         _spread(list(places.values()), indexed)
+
+    def read_by(self, stage: Stage) -> list[Node]:
+        """The stored values that a stage reads."""
+        found, seen, stack = list[Node](), set[int](), [*stage.node.args]
+        while stack:
+            node = stack.pop()
+            if node.serial in self.found.stages:
+                found.append(node)
+            elif node.serial not in seen:
+                seen.add(node.serial)
+                stack += node.args
+        return found
 
 
 def _loads_over(node: Node, lane: Axis, turn: Axis) -> bool:

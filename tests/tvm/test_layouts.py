@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import sparsec
 from sparsec.backends.tvm.build import CompiledKernel, LaunchError, compile
 from sparsec.scalar.fn import Fn
+from sparsec.testing.whole.trained import wrong_on
 from sparsec.tile import build as tile
 from sparsec.tile.language import Tensor
 from sparsec.tile.schedule import Schedule
@@ -87,3 +89,15 @@ def test_an_empty_tensor_may_be_read_out_of_bounds(tmp_path: Path) -> None:
 def test_misfits_are_refused_by_name(bad: torch.Tensor, words: str, tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=f"^x: .*{words}"):
         doubling(tmp_path)([bad, torch.zeros(2, 3, 5)], {"B": 2, "T": 3})
+
+
+def test_indices_in_vectors_where_a_block_is_turned() -> None:
+    """The backward of a bias that several heads share: loaded along rows, whose heads' numbers are a tile."""
+    variant = sparsec.parse("""variant shared(q: [B,T,H,D], k: [B,T,HKV,D], v: [B,T,HKV,DV], f: [B,T,HKV] float32) {
+      m = tokens(k, v) {chunk = 16}
+      n = reduce(score(q, summary(m) {size = 16, stride = 16})) {over = group, op = mean}
+      t = topk(n) {k = 1, size = 16, scope = kv_head, eligible = 16 * c <= i, forced = c == i // 16}
+      return attend(q, m, t, mask(m) {where = j <= i}, f=f) {bias = score + f[b, j, h // (H // HKV)]}
+    }""")
+    x = sparsec.inputs(variant, B=2, T=40, H=2, HKV=1, D=16, DV=16)
+    assert wrong_on(sparsec.compile(variant, target="cpu"), x, "float32") == []
