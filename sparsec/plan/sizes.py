@@ -9,7 +9,8 @@ from sparsec.ir.node import Node
 from sparsec.plan.plan import PlanError
 from sparsec.scalar.evaluate import evaluate
 from sparsec.scalar.expr import Expr, constant, var
-from sparsec.scalar.walk import substitute, variables
+from sparsec.scalar.fn import Fn
+from sparsec.scalar.walk import postorder, substitute, variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,12 @@ class Sizes:
         return float(evaluate(expr, self.static))
 
     def close(self, expr: Expr | None) -> Expr | None:
-        """The expression with the static dims put in."""
+        """The expression with the static dims put in. PlanError where it rounds down what is no whole number."""
         if expr is None:
             return None
+        if rounds := [x for x in postorder(expr) if x.head in (Fn.FLOORDIV, Fn.MOD) and x.kind == "float"]:
+            said = f"`{rounds[0]}`: // and % have a kernel of whole numbers only; the oracle has the others"
+            raise PlanError(f"{said}. Fix: round nothing down but positions, indices and counts")
         return substitute(expr, {name: constant(value) for name, value in self.static.items()})
 
     def dtype_of(self, node: Node) -> str:

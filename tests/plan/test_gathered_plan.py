@@ -66,8 +66,17 @@ def test_other_lists_may_begin_with_any(changed: dict[str, Any]) -> None:
             return recall(q, bank)""",
             "`P` has to be a number when kernels are built, and `P` is a length of the call. Fix: write the number",
         ),
+        (
+            "return attend(q, m, mask(m) {where = j <= i}) {bias = score % 3.0}",
+            "`score % 3.0`: // and % have a",
+        ),
+        (
+            """n = bias(score(q, summary(m) {size = 16, stride = 16})) {fn = score // 0.5}
+            return attend(q, m, topk(n) {k = 2, size = 16, scope = head})""",
+            "`score // 0.5`: // and % have a kernel of whole numbers only; the oracle has the others. Fix: ",
+        ),
     ],
-    ids=["the group last", "parts that the call counts"],
+    ids=["the group last", "parts that the call counts", "rests of scores", "scores rounded down"],
 )
 def test_refusals_say_what_to_write(body: str, said: str) -> None:
     inputs = "q: [B, T, H, D], k: [B, T, HKV, D], v: [B, T, HKV, DV], x: [B, T, 1, 8], w: [P, 1, 8]"
