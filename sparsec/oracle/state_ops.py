@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsec.ir.node import Node
 from sparsec.ir.op import Op
 from sparsec.oracle import states, vector_states
+from sparsec.oracle.apart import apart
 from sparsec.oracle.fenwick import Ladder
 from sparsec.oracle.states import Rule, Written
 from sparsec.oracle.steps import Stepped
@@ -75,9 +76,11 @@ def residual(ev: Evaluation, node: Node) -> Tensor:
     banks = written.after if node.word("mode") == "post" else written.before
     gamma = ev.tensor(node.operands["gamma"]) if "gamma" in node.operands else torch.ones_like(v[..., 0])
     clip = float(node["clip"]) if isinstance(node["clip"], float | int) else None
+    values, keys, matrices, shares, gammas = (apart(x, 3) for x in (v, k, banks, share, gamma))
 
     def one(b: int, t: int, h: int) -> Tensor:
-        return states.residual_step(v[b, t, h], k[b, t, h], banks[b, t, h], share[b, t, h], clip, gamma[b, t, h])
+        own, at = (values[b][t][h], keys[b][t][h], matrices[b][t][h]), gammas[b][t][h]
+        return states.residual_step(*own, shares[b][t][h], clip, at)
 
     return each(v, v.shape[3], one)
 
@@ -177,8 +180,12 @@ def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written])
         read = [vector_states.recall(b, q, e, node.word("when")) for b, e in zip(banks, parts, strict=True)]
         return torch.stack(read).sum(0)
     matrices = _matrices(node, banks)
-    width = matrices.shape[-1]
-    return each(q, width, lambda b, t, h: states.recall_sum(q[b, t, h], matrices[b, t, h // group], share[b, t, h]))
+    asked, held, parts = apart(q, 3), apart(matrices, 3), apart(share, 3)
+
+    def one(b: int, t: int, h: int) -> Tensor:
+        return states.recall_sum(asked[b][t][h], held[b][t][h // group], parts[b][t][h])
+
+    return each(q, matrices.shape[-1], one)
 
 
 def _read_share(node: Node, bank: Written) -> Tensor:
@@ -195,11 +202,12 @@ def _recall_states(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Writte
     bias, gain, kappa, top = _softmax_rule(ev, node, q, banks)
     sizes = [b.active.shape[3] for b in banks]
     starts, first = [sum(sizes[:n]) for n in range(len(banks))], sizes[0]
+    asked, biases, gains, held, masses = (apart(x, 3) for x in (q, bias, gain, matrices, mass))
 
     def one(b: int, t: int, h: int) -> Tensor:
-        at, rule = (b, t, h // group), (bias[b, t, h], kappa[h], top, first, gain[b, t, h])
-        found = [start + n for start, bank in zip(starts, banks, strict=True) for n in bank.listed(*at)]
-        return states.recall_softmax(q[b, t, h], matrices[at], mass[at], found, *rule)
+        own, rule = h // group, (biases[b][t][h], kappa[h], top, first, gains[b][t][h])
+        found = [start + n for start, bank in zip(starts, banks, strict=True) for n in bank.listed(b, t, own)]
+        return states.recall_softmax(asked[b][t][h], held[b][t][own], masses[b][t][own], found, *rule)
 
     return each(q, matrices.shape[-1], one)
 
@@ -208,10 +216,12 @@ def _recall_slots(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written
     values, keys = _matrices(node, banks[::2]), _matrices(node, banks[1::2])
     active, group = torch.cat([b.active for b in banks[::2]], dim=3), q.shape[2] // banks[0].active.shape[2]
     bias, gain, kappa, top = _softmax_rule(ev, node, q, banks[::2])
+    asked, biases, gains = (apart(x, 3) for x in (q, bias, gain))
+    held = [apart(x, 3) for x in (values, keys, active)]
 
     def one(b: int, t: int, h: int) -> Tensor:
-        at, rule = (b, t, h // group), (bias[b, t, h], kappa[h], top, gain[b, t, h])
-        return states.recall_slots(q[b, t, h], values[at], keys[at], active[at], *rule)
+        v, k, there = (x[b][t][h // group] for x in held)
+        return states.recall_slots(asked[b][t][h], v, k, there, biases[b][t][h], kappa[h], top, gains[b][t][h])
 
     return each(q, values.shape[-1], one)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsec.ir.build_state import TIE
+from sparsec.oracle.apart import Apart, apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +125,13 @@ class Written:
     def _head(self, b: int, h: int) -> tuple[Tensor, Tensor, Tensor]:
         """One head's bank over its tokens -> before, after ``[T,N,D,DV]`` and mass ``[T,N,D]``."""
         parts = [Part(m, m.new_zeros(m.shape[0])) for m in self.initial[b, :, h]]
-        share, active = self.share[b, :, h], self.active[b, :, h]
+        share, active = apart(self.share[b, :, h], 2), self.active[b, :, h].tolist()
         before, after, mass = [], [], []
         for t in range(self.k.shape[1]):
             step = self._step(b, t, h)
-            fresh = [decayed(p, step.decay) if active[t, n] or not self.rule.freeze else p for n, p in enumerate(parts)]
+            fresh = [decayed(p, step.decay) if active[t][n] or not self.rule.freeze else p for n, p in enumerate(parts)]
             parts = [
-                write_part(p, step, share[t, n], self.rule) if active[t, n] else fresh[n] for n, p in enumerate(parts)
+                write_part(p, step, share[t][n], self.rule) if active[t][n] else fresh[n] for n, p in enumerate(parts)
             ]
             before.append(torch.stack([p.m for p in fresh]))
             after.append(torch.stack([p.m for p in parts]))
@@ -140,10 +141,15 @@ class Written:
         return torch.stack(before), torch.stack(after), torch.stack(mass)
 
     def _step(self, b: int, t: int, h: int) -> Step:
-        beta = self.v.new_ones(()) if self.beta is None else self.beta[b, t, h]
-        decay = None if self.decay is None else self.decay[b, t, h]
-        erase = None if self.erase is None else (self.erase[0][b, t, h], self.erase[1][b, t, h])
-        return Step(self.k[b, t, h], self.v[b, t, h], beta, decay, erase)
+        own = {"beta": self.v.new_ones(())} | {name: x[b][t][h] for name, x in self._brought.items()}
+        return Step(own["k"], own["v"], own["beta"], own.get("decay"), (own["a"], own["b"]) if "a" in own else None)
+
+    @cached_property
+    def _brought(self) -> dict[str, Apart]:
+        """What the tokens bring, of each batch entry, token and head."""
+        a, b = self.erase or (None, None)
+        given = {"k": self.k, "v": self.v, "beta": self.beta, "decay": self.decay, "a": a, "b": b}
+        return {name: apart(x, 3) for name, x in given.items() if x is not None}
 
 
 def decayed(part: Part, decay: Tensor | None) -> Part:
@@ -270,11 +276,11 @@ def masses(written: Tensor, keep: Tensor, share: Tensor, active: Tensor, own: Te
     rest keep still if ``freeze``, else they decay too.
     """
     held, found = written.new_zeros(*written.shape[:1], *share.shape[2:], written.shape[3]), []
-    for t in range(written.shape[1]):
-        fresh = keep[:, t, :, None, None] * held
-        brought = share[:, t, ..., None] * written[:, t, :, None]
-        held = torch.where(active[:, t, ..., None], fresh + brought, held if freeze else fresh)
-        found.append((own[:, t, ..., None] * held).sum(2))
+    every = (x.unbind(1) for x in (written, keep, share, active, own))
+    for row, faded, e, there, asked in zip(*every, strict=True):
+        fresh = faded[..., None, None] * held
+        held = torch.where(there[..., None], fresh + e[..., None] * row[:, :, None], held if freeze else fresh)
+        found.append((asked[..., None] * held).sum(2))
     return torch.stack(found, 1) if found else written
 
 
