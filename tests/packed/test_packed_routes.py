@@ -116,8 +116,8 @@ def test_long_documents_are_cut_into_segments(name: str, monkeypatch: pytest.Mon
     assert ran == {"chunk"} and outputs < 1e-5 and gradients < 1e-4
 
 
-def scans(name: str, tmp_path: Path) -> list[Kernel]:
-    layer: Compiled = sparsec.compile(sparsec.preset(name), GPU, tmp_path)
+def scans(name: str, tmp_path: Path, **knobs: int) -> list[Kernel]:
+    layer: Compiled = sparsec.compile(sparsec.preset(name, **knobs), GPU, tmp_path)
     dims = {"H": 16, "HKV": 16, "D": 128, "DV": 128, "DX": 64}
     halves = layer.packed.halves(layer.training.joint(dims, "bfloat16", tuple(floats(layer.variant)))).split
     kernels = (*halves.forward.kernels, *halves.backward.kernels)
@@ -126,10 +126,10 @@ def scans(name: str, tmp_path: Path) -> list[Kernel]:
     return [kernel for kernel, w in found if w.route is not None or w.steps > 1]
 
 
-@pytest.mark.parametrize("name", ["sse", "sse_gdn", "delta_product"])
+@pytest.mark.parametrize("name", ["sse", "sse_gdn"])
 def test_the_tuner_tries_chunks_of_documents_first(name: str, tmp_path: Path) -> None:
-    """A GPU keeps the recurrence, dense schedules too, until chunks were chosen for documents."""
-    for kernel in scans(name, tmp_path):
+    """With many parts a GPU keeps the recurrence, dense schedules too, until chunks were chosen for documents."""
+    for kernel in scans(name, tmp_path, parts=8):
         usual = default(kernel.spec, GPU)
         assert usual.order == "chunk" and schedule(kernel.spec, usual).order == "token"
         first = known(kernel.spec, GPU)
@@ -143,12 +143,18 @@ def test_the_tuner_tries_chunks_of_documents_first(name: str, tmp_path: Path) ->
 
 
 def test_a_switch_takes_chunks_untuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernel in scans("sse", tmp_path):
+    for kernel in scans("sse", tmp_path, parts=8):
         names = {}
         for switch in ("0", "1"):
             monkeypatch.setenv("SPARSEC_PACKED_CHUNKS", switch)
             names[switch] = [s.program.name for s in lowered(kernel, default(kernel.spec, GPU))[1].steps]
         assert not any("_sort_" in n for n in names["0"]) and any("_sort_" in n for n in names["1"])
+
+
+@pytest.mark.parametrize("name", ["sse", "sse_gdn", "delta_product"])
+def test_few_parts_and_several_steps_go_by_chunks(name: str, tmp_path: Path) -> None:
+    for kernel in scans(name, tmp_path):
+        assert schedule(kernel.spec, default(kernel.spec, GPU)).order == "chunk" and known(kernel.spec, GPU) == ()
 
 
 def test_timed_documents_are_tuned_from_chunks(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ def _writes(spec: Scan | ScanGrad) -> Writes:
     return spec.writes if isinstance(spec, Scan) else spec.forward.writes
 
 
+PARTS = 4
+"""Parts of a bank up to which a GPU was timed. Every document takes a chunk or more per part, in work and scratch."""
+
+
 def _timed(w: Writes) -> bool:
     """Whether a GPU was seen to be faster with documents in chunks; elsewhere the tuner has to see it."""
-    return w.route is None and w.steps == 1
+    return w.route is None or w.route.parts <= PARTS

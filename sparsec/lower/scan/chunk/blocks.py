@@ -14,6 +14,9 @@ from sparsec.tile.language import Axis, Node, Tensor
 
 BLOCK = 16
 
+SQUARE = 8
+"""Rows of a square that is solved one row after the other: each takes shuffles between the threads of a warp."""
+
 Blocks = dict[tuple[int, int], Node]
 """``[r,s]`` tiles by (row of blocks, column of blocks), none above the diagonal."""
 
@@ -50,7 +53,7 @@ def token(chunk: Chunk, block: int, axis: Axis) -> Node:
 def inverse(given: Blocks, at: Space, dtype: str) -> Blocks:
     """(I + A)⁻¹ of a strictly lower A: T_ij = −T_ii Σ_m A_im T_mj; products of halves of ``dtype``."""
     count = 1 + max(i for i, _ in given)
-    found: Blocks = {(b, b): x for b, x in enumerate(_diagonals([given[b, b] for b in range(count)], at))}
+    found: Blocks = {(b, b): x for b, x in enumerate(_diagonals([given[b, b] for b in range(count)], at, dtype))}
     for apart in range(1, count):
         for j in range(count - apart):
             i = j + apart
@@ -62,21 +65,49 @@ def inverse(given: Blocks, at: Space, dtype: str) -> Blocks:
     return found
 
 
-def _diagonals(given: list[Node], at: Space) -> list[Node]:
-    """The inverses of the diagonal blocks: with row i of the inverse known, its share leaves all rows after it."""
+def _diagonals(given: list[Node], at: Space, dtype: str) -> list[Node]:
+    """The inverses of the diagonal blocks: of squares of ``SQUARE`` by substitution, twice the size by products.
+
+    Squares D on the diagonal of I + A leave A': (I + A)⁻¹ = D⁻¹ − D⁻¹ A' D⁻¹, where A' is only below two of them.
+    """
+    size, found = SQUARE, _squares([_within(SQUARE, a, at) for a in given], at)
+    while size < BLOCK:
+        between = [sub(_within(2 * size, a, at), _within(size, a, at)) for a in given]
+        lower = [product(a, x, at, None, dtype) for a, x in zip(between, found, strict=True)]
+        found = [sub(x, product(x, y, at, None, dtype)) for x, y in zip(found, lower, strict=True)]
+        size *= 2
+    return found
+
+
+def _within(size: int, block: Node, at: Space) -> Node:
+    """A block inside its squares on the diagonal."""
+    if size >= BLOCK:
+        return block
+    return tile.apply(Fn.WHERE, _same(size, at), block, 0.0)
+
+
+def _same(size: int, at: Space) -> Node:
+    """Where a row and a column meet in a square on the diagonal."""
+    row, column = (tile.apply(Fn.TRUNCDIV, tile.iota(axis), size) for axis in (at.rows, at.columns))
+    return tile.apply(Fn.EQ, row, column)
+
+
+def _squares(given: list[Node], at: Space) -> list[Node]:
+    """The inverses of squares: with row i of them known, its share leaves all rows after it."""
     unit = tile.apply(Fn.WHERE, at.diagonal(), tile.full(1.0, at.rows, at.columns), 0.0)
 
     def visit(i: Node, *found: Node) -> Sequence[Node]:
         return [_without_row(i, a, x, at) for a, x in zip(given, found, strict=True)]
 
-    return tile.loop(0, BLOCK - 1, 1, [unit] * len(given), visit)
+    return tile.loop(0, SQUARE - 1, 1, [unit] * len(given), visit)
 
 
 def _without_row(i: Node, given: Node, found: Node, at: Space) -> Node:
-    mine, ours = (tile.apply(Fn.EQ, tile.iota(axis), i) for axis in (at.rows, at.columns))
+    places = (tile.apply(Fn.TRUNCMOD, tile.iota(axis), SQUARE) for axis in (at.rows, at.columns))
+    mine, ours = (tile.apply(Fn.EQ, place, i) for place in places)
     weights = tile.reduce("sum", tile.apply(Fn.WHERE, ours, given, 0.0), at.columns)
     row = tile.reduce("sum", tile.apply(Fn.WHERE, mine, found, 0.0), at.rows)
-    return sub(found, mul(weights, row))
+    return sub(found, _within(SQUARE, mul(weights, row), at))
 
 
 def product(a: Node, b: Node, at: Space, acc: Node | None, dtype: str) -> Node:

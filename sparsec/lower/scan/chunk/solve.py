@@ -1,7 +1,7 @@
 """L = (I + A)⁻¹ − I of every chunk of a delta rule, A strictly lower: A_ij = beta_j (k_i·k_j) e^{Γ_i − Γ_j}.
 
-What L is multiplied with is added to the product in fp32, so that rounding L costs little. Blocks of 16 tokens: those
-on the diagonal by substitution, row after row; the others from them by small products.
+What L is multiplied with is added to the product in fp32, so that rounding L costs little. Blocks of 16 tokens: squares
+of 8 on the diagonal by substitution, row after row; all else from them by small products.
 """
 
 from __future__ import annotations
