@@ -129,10 +129,7 @@ def test_packed_documents_in_half_precision_are_near_the_loop(name: str) -> None
 
 @pytest.mark.parametrize("lengths", [DOCUMENTS, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("name", ["sse", "sse_gdn", "delta_product"])
-def test_parts_and_steps_of_documents_by_chunks(
-    name: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SPARSEC_PACKED_CHUNKS", "1")
+def test_parts_and_steps_of_documents_by_chunks(name: str, lengths: tuple[int, ...]) -> None:
     layer = sparsec.compile(declared(name), "cuda")
     made = packed_case(layer.variant, lengths, lengths, H=2, HKV=2, D=128, DV=128, DX=128)
     kept = {n for n, spec in layer.variant.inputs.items() if spec.dtype == "float32"}
