@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from sparsec.lower.gathered import chunk_grad, chunks, grad, grad_schedules
 from sparsec.lower.gathered.chunk_grad import Scored
-from sparsec.lower.gathered.query_outer import chunk_at, count, scores_at
+from sparsec.lower.gathered.query_outer import chunk_at, count, row_tile, scores_at, tiles
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.rows import one_token
 from sparsec.lower.scalars import add, clamped, emit, mul
 from sparsec.lower.tiled import zeros
 from sparsec.plan.attention.capture_specs import GatheredGradCapture
@@ -66,15 +65,10 @@ def _walk(spec: GatheredGradCapture, schedule: Schedule, out: Tensor) -> Program
     forward = spec.forward
     own = GatheredGradQ(spec.name, forward, spec.grad, spec.delta, None, None, spec.grad_dtype, "float32")
     with tile.Builder() as builder:
-        share, number = chunks.sharing(forward), tile.program_id(1)
-        cuts = -(-share // schedule.rows)
-        at = chunks.unit(forward, tile.apply(Fn.TRUNCDIV, number, cuts))
-        head = add(at.head, mul(tile.apply(Fn.TRUNCMOD, number, cuts), schedule.rows)) if cuts > 1 else at.head
-        limit = add(at.head, share) if share % schedule.rows else None
-        rows = one_token(builder.axis("m", schedule.rows), tile.program_id(0), head, limit)
+        rows, at = row_tile(builder, forward, schedule, tile.program_id(1))
         pull, tensors = grad.begin(builder, own, schedule, rows, at, None)
         _add_list(pull, _uses(spec), out)
-        grid = (tile.param("TQ"), tile.const(grad.tiles(forward, schedule)), tile.param("B"))
+        grid = (tile.param("TQ"), tile.const(tiles(forward, schedule)), tile.param("B"))
         return builder.program(spec.name, [*tensors.values(), out], _params(spec), grid)
 
 

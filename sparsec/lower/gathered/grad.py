@@ -9,11 +9,10 @@ from functools import reduce
 from sparsec.lower.gathered import chunk_grad, chunks
 from sparsec.lower.gathered.chunk_grad import Arrived, Scored
 from sparsec.lower.gathered.chunks import Frame, Unit
-from sparsec.lower.gathered.query_outer import chunk_at, count, packed_scores, scores_at
-from sparsec.lower.rows import Rows, one_token
+from sparsec.lower.gathered.query_outer import chunk_at, count, packed_scores, row_tile, scores_at, tiles
+from sparsec.lower.rows import Rows
 from sparsec.lower.scalars import add, both, ceil_div, mul
 from sparsec.plan.grad_specs import GatheredGradQ
-from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Axis, Node, Program, Tensor
@@ -37,22 +36,11 @@ class Pull:
     wanted: bool
 
 
-def tiles(spec: GatheredAttention, schedule: Schedule) -> int:
-    """Row tiles of a token: units of shared lists, each cut into row tiles."""
-    share = chunks.sharing(spec)
-    return spec.heads // share * -(-share // schedule.rows)
-
-
 def lower(spec: GatheredGradQ, schedule: Schedule, weights: Tensor | None) -> Program:
     """The kernel of one (token, row tile, batch) per grid point; ``weights`` takes ``[B, TQ, row tiles, K]``."""
     with tile.Builder() as builder:
-        forward = spec.forward
-        share = chunks.sharing(forward)
-        cuts, number = -(-share // schedule.rows), tile.program_id(1)
-        at = chunks.unit(forward, tile.apply(Fn.TRUNCDIV, number, cuts))
-        head = add(at.head, mul(tile.apply(Fn.TRUNCMOD, number, cuts), schedule.rows)) if cuts > 1 else at.head
-        limit = add(at.head, share) if share % schedule.rows else None
-        rows = one_token(builder.axis("m", schedule.rows), tile.program_id(0), head, limit)
+        forward, number = spec.forward, tile.program_id(1)
+        rows, at = row_tile(builder, forward, schedule, number)
         pull, tensors = begin(builder, spec, schedule, rows, at, weights)
         if forward.per == "joint":
             grads = _joint(pull)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsec.lower import descriptors
-from sparsec.lower.gathered import chunks, grad_walk, share_sum, tile_union, union_list, weight_fold
+from sparsec.lower.gathered import chunks, grad_walk, query_outer, share_sum, tile_union, union_list, weight_fold
 from sparsec.lower.gathered import grad as gathered_grad
 from sparsec.lower.gathered import grad_kv as gathered_grad_kv
 from sparsec.lower.gathered import grad_q_keys as gathered_grad_q_keys
@@ -39,7 +39,7 @@ def lower_q(spec: GatheredGradQ, schedule: Schedule) -> Lowered:
         steps.append(Step(kernel(spec, schedule, None), schedule))
     else:
         lists = chunks.lists(spec.forward)
-        found = spec.forward.heads if united else gathered_grad.tiles(spec.forward, schedule)
+        found = spec.forward.heads if united else query_outer.tiles(spec.forward, schedule)
         name = spec.grad_weights if found == lists else f"{spec.name}_parts"
         target = Tensor(name, "float32", ("B", "TQ", found, spec.forward.slots))
         steps.append(Step(kernel(spec, schedule, target), schedule))

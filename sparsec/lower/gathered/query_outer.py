@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from sparsec.lower import softmax
 from sparsec.lower.gathered import chunks, flat
-from sparsec.lower.gathered.chunks import Frame
-from sparsec.lower.rows import one_token
+from sparsec.lower.gathered.chunks import Frame, Unit
+from sparsec.lower.rows import Rows, one_token
 from sparsec.lower.scalars import add, both, ceil_div, least, most, mul
 from sparsec.plan.specs import GatheredAttention
 from sparsec.scalar.fn import Fn
@@ -25,7 +25,7 @@ def lower(spec: GatheredAttention, schedule: Schedule) -> Program:
         f = _frame(builder, spec, schedule)
         outs, lse = _joint(f) if spec.per == "joint" else (_per_chunk(f), None)
         chunks.write(f, outs, lse)
-        units = _units(spec, schedule) * _value_blocks(spec, schedule)
+        units = tiles(spec, schedule) * _value_blocks(spec, schedule)
         grid = (tile.param("TQ"), tile.const(units), tile.param("B"))
         params = [(name, "int32") for name in chunks.PARAMS]
         return builder.program(spec.name, list(f.tensors.values()), params, grid)
@@ -35,22 +35,26 @@ def _value_blocks(spec: GatheredAttention, schedule: Schedule) -> int:
     return spec.value_dim // schedule.value_block if schedule.value_block else 1
 
 
-def _units(spec: GatheredAttention, schedule: Schedule) -> int:
-    """Programs per token: units of shared lists, each cut into row tiles."""
+def tiles(spec: GatheredAttention, schedule: Schedule) -> int:
+    """Row tiles of a token: units of shared lists, each cut into row tiles."""
     share = chunks.sharing(spec)
     return spec.heads // share * -(-share // schedule.rows)
 
 
-def _frame(builder: tile.Builder, spec: GatheredAttention, schedule: Schedule) -> Frame:
-    share, blocks = chunks.sharing(spec), _value_blocks(spec, schedule)
+def row_tile(builder: tile.Builder, spec: GatheredAttention, schedule: Schedule, number: Node) -> tuple[Rows, Unit]:
+    """Row tile ``number`` of the program's token, and the unit that it is of."""
+    share = chunks.sharing(spec)
     cuts = -(-share // schedule.rows)
-    number = tile.program_id(1)
-    base = mul(tile.apply(Fn.TRUNCMOD, number, blocks), schedule.value_block) if blocks > 1 else 0
-    number = tile.apply(Fn.TRUNCDIV, number, blocks)
     at = chunks.unit(spec, tile.apply(Fn.TRUNCDIV, number, cuts))
     head = add(at.head, mul(tile.apply(Fn.TRUNCMOD, number, cuts), schedule.rows)) if cuts > 1 else at.head
     limit = add(at.head, share) if share % schedule.rows else None
-    rows = one_token(builder.axis("m", schedule.rows), tile.program_id(0), head, limit)
+    return one_token(builder.axis("m", schedule.rows), tile.program_id(0), head, limit), at
+
+
+def _frame(builder: tile.Builder, spec: GatheredAttention, schedule: Schedule) -> Frame:
+    blocks, number = _value_blocks(spec, schedule), tile.program_id(1)
+    base = mul(tile.apply(Fn.TRUNCMOD, number, blocks), schedule.value_block) if blocks > 1 else 0
+    rows, at = row_tile(builder, spec, schedule, tile.apply(Fn.TRUNCDIV, number, blocks))
     return chunks.frame(builder, spec, schedule, rows, tile.program_id(2), at, base)
 
 

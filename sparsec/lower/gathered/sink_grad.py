@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from sparsec.lower import sink_sum
 from sparsec.lower.gathered import chunk_grad, chunks, grad, grad_schedules
-from sparsec.lower.gathered.query_outer import chunk_at, count, scores_at
+from sparsec.lower.gathered.query_outer import chunk_at, count, row_tile, scores_at, tiles
 from sparsec.lower.inverse.index import as_scratch
 from sparsec.lower.lowered import Lowered, Step
-from sparsec.lower.rows import one_token
 from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.plan.attention.capture_specs import GatheredGradCapture
 from sparsec.plan.attention.sink_specs import ChunkSinkGrad
@@ -44,16 +43,11 @@ def _walk(spec: ChunkSinkGrad, schedule: Schedule) -> Program:
     """What each row's sinks hand back, one (token, row tile, batch) per grid point."""
     own = GatheredGradQ(spec.name, spec.forward, spec.grad, None, None, None, spec.grad_dtype, "float32")
     with tile.Builder() as builder:
-        share, number = chunks.sharing(spec.forward), tile.program_id(1)
-        cuts = -(-share // schedule.rows)
-        at = chunks.unit(spec.forward, tile.apply(Fn.TRUNCDIV, number, cuts))
-        head = add(at.head, mul(tile.apply(Fn.TRUNCMOD, number, cuts), schedule.rows)) if cuts > 1 else at.head
-        limit = add(at.head, share) if share % schedule.rows else None
-        rows = one_token(builder.axis("m", schedule.rows), tile.program_id(0), head, limit)
+        rows, at = row_tile(builder, spec.forward, schedule, tile.program_id(1))
         pull, tensors = grad.begin(builder, own, schedule, rows, at, None)
         out = _rows(spec)
         tile.store(out, *rows.place(tile.program_id(2)), value=_list(pull), bounds=dict(rows.bounds))
-        grid = (tile.param("TQ"), tile.const(grad.tiles(spec.forward, schedule)), tile.param("B"))
+        grid = (tile.param("TQ"), tile.const(tiles(spec.forward, schedule)), tile.param("B"))
         params = [(name, "int32") for name in chunks.PARAMS]
         return builder.program(spec.name, [*tensors.values(), out], params, grid)
 
