@@ -14,24 +14,13 @@ from sparsec.lower.gathered import chunks
 from sparsec.lower.gathered import schedules as gathered_class
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import Expr, element, var
+from sparsec.testing.kernels.gathered import attention as spec
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 H, ROW, KEY, SCORE = var("h"), var("i"), var("j"), var("score", "float")
 Run = Callable[..., None]
 UNION = Schedule(order="tile_union", rows=32, block=16)
 OUTER = Schedule(order="query_outer", rows=16, block=16)
-
-
-def spec(group: int = 4, kv_heads: int = 2, dims: tuple[int, int] = (32, 32), **changes: object) -> GatheredAttention:
-    """Joint softmax over 4 chunks of 16 tokens per key/value head."""
-    base = GatheredAttention(
-        "attend", "q", "k", "v", "ids", None, "out", "lse", "kv_head", 4, 16, group * kv_heads, kv_heads, *dims,
-        dims[0] ** -0.5, "float32",
-    )  # fmt: skip
-    base = replace(base, **changes)  # type: ignore[arg-type]
-    if base.per == "chunk":
-        base = replace(base, weights="w", lse=None)
-    return base
 
 
 def draw(

@@ -19,6 +19,7 @@ from sparsec.lower.inverse import steps as inverse_steps
 from sparsec.lower.lowered import Lowered, Step
 from sparsec.plan.specs import Capture, GatheredAttention
 from sparsec.scalar.expr import Expr, element, var
+from sparsec.testing.kernels.gathered import attention
 from sparsec.tile.schedule import Schedule, ScheduleError
 
 H, ROW, KEY, SCORE = var("h"), var("i"), var("j"), var("score", "float")
@@ -30,12 +31,7 @@ KEY_OUTER = Schedule(order="key_outer", rows=64, block=16)
 
 def spec(group: int = 4, kv_heads: int = 2, dims: tuple[int, int] = (32, 32), **changes: object) -> GatheredAttention:
     """Joint softmax over 3 chunks of 16 tokens, chosen by each query head."""
-    base = GatheredAttention(
-        "attend", "q", "k", "v", "ids", None, "out", "lse", "head", 3, 16, group * kv_heads, kv_heads, *dims,
-        dims[0] ** -0.5, "float32",
-    )  # fmt: skip
-    base = replace(base, **changes)  # type: ignore[arg-type]
-    return replace(base, weights="w", lse=None) if base.per == "chunk" else base
+    return attention(group, kv_heads, dims, **{"scope": "head", "slots": 3, **changes})
 
 
 def draw(
