@@ -31,29 +31,42 @@ def _program(spec: Ladder, schedule: Schedule) -> Program:
 
         def visit(at: Node, *held: Node) -> Sequence[Node]:
             now = token(own, at)
-            levels = [mul(now.p, now.v), *(_kept(now, level) for level in held)]
+            levels = walked(now, held)
             _answer(spec, now, levels)
-            return _carried(add(tile.param("q_offset"), at), levels)
+            return carried(add(tile.param("q_offset"), at), levels)
 
-        held = tile.loop(0, tile.param(spec.writes.length), 1, _first(spec, own), visit)
+        held = tile.loop(0, tile.param(spec.writes.length), 1, first(spec, own), visit)
         if spec.final is not None:
             for n, level in enumerate((own.zero(), *held)):
-                own.keep(_levels(spec, spec.final), own.batch, n, own.head, value=level)
+                own.keep(levels_shape(spec, spec.final), own.batch, n, own.head, value=level)
         tensors = list(own.tensors.values())
         return builder.program(spec.name, tensors, parameters(spec.writes), grid(spec.writes, schedule))
 
 
-def _levels(spec: Ladder, name: str) -> Tensor:
+def levels_shape(spec: Ladder, name: str) -> Tensor:
+    """First or last levels."""
     w = spec.writes
     return Tensor(name, "float32", ("B", spec.levels, w.heads, w.rows, w.cols))
 
 
-def _first(spec: Ladder, own: Cell) -> list[Node]:
+def first(spec: Ladder, own: Cell) -> list[Node]:
     """The levels above 0 before the first token."""
     if spec.initial is None:
         return [own.zero()] * (spec.levels - 1)
-    tensor = _levels(spec, spec.initial)
-    return [own.state(tensor, own.batch, n, own.head) for n in range(1, spec.levels)]
+    tensor, offset = levels_shape(spec, spec.initial), tile.param("q_offset")
+    held = [own.state(tensor, own.batch, n, own.head) for n in range(1, spec.levels)]
+    return [full_block(offset, n, own.zero(), level) for n, level in enumerate(held, 1)]
+
+
+def full_block(position: Node, n: int, empty: Node, level: Node) -> Node:
+    """Level n before the token at a position; empty unless the position has the bit of its block."""
+    there = tile.apply(Fn.AND, position, 1 << n - 1)
+    return tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0, there), level, empty)
+
+
+def walked(now: Token, held: Sequence[Node]) -> list[Node]:
+    """All levels after a token's write, from those above 0 before it."""
+    return [mul(now.p, now.v), *(_kept(now, level) for level in held)]
 
 
 def _kept(now: Token, level: Node) -> Node:
@@ -80,7 +93,7 @@ def _answer(spec: Ladder, now: Token, levels: Sequence[Node]) -> None:
         tile.store(own.tensor(tensor), *place, value=tile.cast(out, read.out.dtype), bounds=limits)
 
 
-def _carried(position: Node, levels: Sequence[Node]) -> list[Node]:
+def carried(position: Node, levels: Sequence[Node]) -> list[Node]:
     """The levels above 0 after the carry of the token at a position."""
     after = add(position, 1)
     full = tile.apply(Fn.AND, after, tile.apply(Fn.SUB, 0, after))  # 2^m

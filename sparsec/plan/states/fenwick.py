@@ -35,14 +35,11 @@ def ladder_gradient(planner: Planner, vjp: Node, source: Source) -> None:
     written = vjp.src[0].src[1] if vjp.src[0].op.name == "RECALL" else vjp.src[0]
     reader, nodes = _reader(planner, written), wanted(planner, written)
     grads, final = cotangents(planner, written, nodes)
-    if final is not None or written.src[0].src:
-        raise planner.refuse(written, "levels that begin or end outside the call have no gradients yet; the oracle has")
     done = {node.word("of"): made(planner, node) for node in nodes}
     do = given(source(grads[reader], dtype_of(planner, reader)), planner)
     first = next(iter(done.values())).name
     forward = _spec(planner, reader, f"ladder_of_{first}", Operand(f"{reader.op.value}", "float32"))
-    if sentence := unchunked(forward, shared=True):
-        raise planner.refuse(written, f"{sentence} no gradients yet; the oracle has")
+    grad_final, initial = source(final, "float32") if final is not None else None, done.get("state")
     spec = LadderGrad(
         name=f"grad_{first}",
         forward=forward,
@@ -53,18 +50,24 @@ def ladder_gradient(planner: Planner, vjp: Node, source: Source) -> None:
         grad_beta=done.get("beta"),
         grad_decay=done.get("decay"),
         grad_gate=done.get("level_gate"),
+        grad_erase=(done.get("erase_a"), done.get("erase_b")),
+        grad_initial=initial.name if initial is not None else None,
+        grad_final=grad_final,
     )
-    read = [*buffers(forward.writes), forward.read.q.name, forward.gate.name, do.name]
+    outside = [name for name in (forward.initial, grad_final) if name is not None]
+    read = [*buffers(forward.writes), forward.read.q.name, forward.gate.name, do.name, *outside]
     planner.add(spec, read, [x.name for x in done.values()], nodes, dims(written))
 
 
-def unchunked(spec: Ladder, shared: bool = False) -> str | None:
+def unchunked(spec: Ladder | LadderGrad) -> str | None:
     """What of a ladder has no form in chunks, to be followed by what there is not; None where all has.
 
-    ``shared``: heads may share queries, keys and states, as those of gradients may.
+    Heads may share queries, keys and states where gradients are taken.
     """
+    shared, ending = isinstance(spec, LadderGrad), spec.grad_final if isinstance(spec, LadderGrad) else spec.final
+    spec = spec.forward if isinstance(spec, LadderGrad) else spec
     w = spec.writes
-    if spec.initial is not None or spec.final is not None:
+    if spec.initial is not None or ending is not None:
         return "levels that begin or end outside the call have"
     if w.decay_kind == "key" or w.erase is not None or (w.reads == "undecayed" and w.rule == "delta"):
         return "levels with erase vectors, undecayed reads or decays per key channel have"

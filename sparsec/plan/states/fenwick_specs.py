@@ -38,6 +38,7 @@ class LadderGrad:
     Attributes:
         grad: that of the output ``[B,N,H,DV]``.
         grad_gate: fp32 ``[B,N,H,levels]``.
+        grad_initial, grad_final: those of first levels, and of last ones, fp32 ``[B,levels,HKV,D,DV]``.
     """
 
     name: str
@@ -49,3 +50,6 @@ class LadderGrad:
     grad_beta: Operand | None = None
     grad_decay: Operand | None = None
     grad_gate: Operand | None = None
+    grad_erase: tuple[Operand | None, Operand | None] = (None, None)
+    grad_initial: str | None = None
+    grad_final: str | None = None

@@ -33,7 +33,7 @@ _FADES: dict[str, Literal["rows", "cols"]] = {"key": "rows", "value": "cols"}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A tensor ``[B,N,heads]`` or, with ``last``, ``[B,N,heads,D]``, ``[B,N,heads,DV]`` or ``[B,N,heads,slots]``.
+    """A tensor ``[B,N,heads]`` or, with ``last``, ``[B,N,heads,D]``; DV, slots or levels likewise.
 
     Attributes:
         sharers: states that each have a share of an element.
@@ -43,10 +43,11 @@ class Target:
 
     operand: Operand
     heads: int
-    last: Literal["", "rows", "cols", "slots"] = ""
+    last: Literal["", "rows", "cols", "slots", "levels"] = ""
     sharers: int = 1
     parts: bool = False
     slot: int | None = None
+    levels: int = 0
 
     @property
     def apart(self) -> bool:
@@ -55,7 +56,7 @@ class Target:
 
     def size(self, w: Writes) -> tuple[int, ...]:
         """Of the last dim."""
-        return {"": (), "rows": (w.rows,), "cols": (w.cols,), "slots": (w.slots,)}[self.last]
+        return {"": (), "rows": (w.rows,), "cols": (w.cols,), "slots": (w.slots,), "levels": (self.levels,)}[self.last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ def sums(name: str, w: Writes, found: Sequence[Target], schedule: Schedule) -> t
     return steps, [as_scratch(shares(w, t, schedule)) for t in several]
 
 
-def put(now: Token, target: Target, head: Node, value: Node, schedule: Schedule) -> None:
+def put(now: Token, target: Target, head: Node, value: Node, schedule: Schedule, level: int | None = None) -> None:
     """Store what a token makes for ``head`` of the state or of what is read, or this program's share of it."""
     own = now.cell
     w, several = own.writes, count(own.writes, target, schedule)
@@ -146,6 +147,8 @@ def put(now: Token, target: Target, head: Node, value: Node, schedule: Schedule)
         made, index, limits = place_of(own, target.operand, target.heads, rows, cols, place.limited)
         if target.last == "slots":
             made, index = Tensor(made.name, made.dtype, (*made.shape, w.slots)), (place.slot,)
+        if level is not None:
+            made, index = Tensor(made.name, made.dtype, (*made.shape, target.levels)), (tile.const(level),)
         if several == 1:
             value = tile.cast(value, made.dtype)
             tile.store(own.tensor(made), own.batch, place.at, at_head, *index, value=value, bounds=limits)
