@@ -162,6 +162,7 @@ def recall(
     renormalise: bool = True,
     top: int | None = None,
     slot: int | None = None,
+    turned: bool = False,
     scale: Expression = 1.0,
     kappa: Node | None = None,
     level_bias: Node | None = None,
@@ -171,11 +172,12 @@ def recall(
 
     ``when``: after or before the token's own write. ``read``: the parts that the write activated, or all; their e is
     renormalised if ``renormalise``. ``top`` keeps the best few candidates of a softmax, the first level among them.
-    With a ``slot`` that part of a token's list alone answers, without its e.
+    With a ``slot`` that part of a token's list alone answers, without its e. ``turned`` states tell q ``[B,TQ,H,DV]``
+    Mq ``[B,TQ,H,D]``.
     """
     named = {"kappa": kappa, "level_bias": level_bias, "level_gate": level_gate}
     how = {"mode": mode, "when": when, "read": read, "renormalise": renormalise}
-    return make(Op.RECALL, (q, *states), named, **how, top=top, slot=slot, scale=scale)
+    return make(Op.RECALL, (q, *states), named, **how, top=top, slot=slot, turned=turned, scale=scale)
 
 
 def aux(

@@ -92,7 +92,7 @@ def _attend(node: Node) -> Result:
 
 def _recall(node: Node) -> Result:
     q, state = node.src[:2]
-    return (*q.shape[:2], read_heads(q, state), state.shape[4]), "tensor", q.dtype
+    return (*q.shape[:2], read_heads(q, state), state.shape[3 if node["turned"] else 4]), "tensor", q.dtype
 
 
 def _vjp(node: Node) -> Result:

@@ -175,12 +175,14 @@ def recall(node: Node) -> Problem | None:
     if node["mode"] == "slot_softmax":
         return _slots(q, states)
     for state in states:
-        if clash(q.shape[-1], state.shape[3]) or clash(state.shape[4], states[0].shape[4]):
+        if clash(q.shape[-1], state.shape[4 if node["turned"] else 3]) or clash(state.shape[4], states[0].shape[4]):
             return Problem(f"{dims(q)} and {dims(state)}", "queries and states have one D, states one DV", "match them")
     if node["top"] is not None and node["mode"] == "sum":
         return Problem(f"top = {node['top']}", "a sum reads every active state", "mode = state_softmax")
     if any(state.op.name == "STATE" for state in states):
         return Problem("a state", "a recall reads what tokens write", "recall(q, write(state(), k, v))")
+    if node["turned"] and (len(states) > 1 or node["mode"] != "sum"):
+        return Problem("turned", "one bank is read from its other side, in a sum", "mode = sum, one bank")
     if node["slot"] is not None and (len(states) > 1 or node["mode"] != "sum" or states[0].op.name != "WRITE"):
         return Problem(f"slot = {node['slot']}", "one part of one bank answers as it is", "mode = sum, one bank")
     return _slot(node, states[0])

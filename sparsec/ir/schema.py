@@ -242,6 +242,7 @@ SCHEMA: dict[Op, Schema] = {
             "renormalise": Attr("flag", True),
             "top": _count(None),
             "slot": _count(None, least=0),
+            "turned": Attr("flag", False),
             "scale": Attr("dim", 1.0),
         },
     ),

@@ -166,7 +166,8 @@ def mixture(ev: Evaluation, node: Node) -> Tensor:
 
 def _matrices(node: Node, banks: Sequence[Written]) -> Tensor:
     """Every part of every bank at the moment that the node reads: ``[B,T,H,ΣN,D,DV]``."""
-    return torch.cat([bank.after if node.word("when") == "after" else bank.before for bank in banks], dim=3)
+    found = torch.cat([bank.after if node.word("when") == "after" else bank.before for bank in banks], dim=3)
+    return found.transpose(-1, -2) if node.flag("turned") else found
 
 
 def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:
@@ -175,7 +176,7 @@ def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written])
     group = q.shape[2] // banks[0].active.shape[2]
     shares = [_read_share(node, bank) for bank in banks]
     share = torch.cat(shares, dim=3).repeat_interleave(group, dim=2) * _per_level(ev, node, "level_gate", q, banks, 1.0)
-    if all(bank.by_chunk for bank in banks):
+    if all(bank.by_chunk for bank in banks) and not node.flag("turned"):
         parts = share.split([bank.active.shape[3] for bank in banks], dim=3)
         read = [vector_states.recall(b, q, e, node.word("when")) for b, e in zip(banks, parts, strict=True)]
         return torch.stack(read).sum(0)

@@ -23,7 +23,8 @@ def expand_slots(variant: Variant) -> Variant:
     recall(q, values, keys){slot_softmax}  ->  recall(map(recall(q, turned) {scale = sqrt(D)}){softmax}, values)
         where keys = write(state, s, k), turned = write(state, k, s); of a delta rule with surprise(keys) for k
     recall(q, values, keys, …)  ->  merge(one of these per level, the shares of levels by their row_lse){gated}
-        where a token writes several parts, one for each slot of its list
+        where a token writes several parts, one for each slot of its list; of a delta rule with
+        recall(q, keys) {turned}
     """
     return variant.with_outputs(rewrite(variant.outputs, (_slots,)))
 
@@ -40,7 +41,10 @@ def _slots(node: Node) -> Node | None:
     scale: Expr | float = sqrt(q.shape[-1])
     if "kappa" in given:
         scale, q = 1.0, mapped(q, given["kappa"], fn="x0 * x1", align="heads")
-    scores = [recall(q, _turned(keys), slot=slot, scale=scale) for _, keys, slot in each]
+    scores = [
+        recall(q, keys if _apart(keys) else _turned(keys), slot=slot, turned=_apart(keys), scale=scale)
+        for _, keys, slot in each
+    ]
     reads = [
         recall(mapped(s, row="softmax"), values, slot=slot, scale=node["scale"])  # type: ignore[arg-type]
         for s, (values, _, slot) in zip(scores, each, strict=True)
@@ -52,13 +56,18 @@ def _slots_of(written: Node) -> tuple[int | None, ...]:
     return part_slots(written) if written.op is Op.WRITE else ()
 
 
+def _apart(written: Node) -> bool:
+    """Whether a token's parts have each a surprise of its own: such states are read turned."""
+    return written.word("rule") == "delta" and len(_slots_of(written)) > 1
+
+
 def _turns(written: Node) -> bool:
     """Whether the transposed states follow a rule that there is."""
     slots = _slots_of(written)
     if not slots or written["decay_kind"] == "full" or written["reads"] != "decayed":
         return False
-    if written["rule"] == "delta" and slots != (None,):  # each part has a surprise of its own
-        return False
+    if _apart(written):
+        return True
     if written.src[0].src or written.src[1].shape[2] is not written.src[2].shape[2]:
         return False
     plain = written["rule"] == "additive" or written["decay_kind"] in ("none", "scalar")

@@ -30,7 +30,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "sse by the delta rule, two at a time": ("sse", {"rule": "gdn", "k": 2}),
     "rsa": ("rsa", {}),
     "rsa, a softmax over two parts": ("rsa", {"k": 2, "routing": "tree"}),
-    "rsa, slots of two parts": ("rsa", {"k": 2, "levels": 2, "rule": "additive", "readout": "slot_softmax"}),
+    "rsa, slots of two parts": ("rsa", {"k": 2, "levels": 2, "readout": "slot_softmax"}),
     "gated slots": ("gsa", {}),
     "rsa, additive, a tree, a sum": ("rsa", {"rule": "additive", "routing": "tree", "readout": "sum"}),
 }

@@ -43,6 +43,7 @@ ROUTED: dict[str, dict[str, Any]] = {
     "a softmax over two parts per token": {"levels": 3, "k": 2, "routing": "tree"},
     "over three, the best three of four": {"levels": 2, "k": 3, "left": "pre", "top": 3},
     "over two, additive and unclipped": {"levels": 2, "k": 2, "rule": "additive", "clip": 0.0, "raw": True},
+    "slots of two parts": {"levels": 3, "k": 2, "readout": "slot_softmax", "routing": "tree"},
     "slots of two additive parts": {"levels": 2, "k": 2, "rule": "additive", "readout": "slot_softmax"},
     "slots of additive levels": {"levels": 2, "rule": "additive", "readout": "slot_softmax", "left": "pre"},
     "slots of one state": {"levels": 1, "readout": "slot_softmax"},

@@ -39,7 +39,7 @@ def scan(planner: Planner, written: Node) -> Scan:
 
 def _made_here(planner: Planner, written: Node, readers: Sequence[Node]) -> list[Node]:
     """The unit vectors that the kernel makes as it reads."""
-    vectors = [written.src[1], *(reader.src[0] for reader in readers if reader.op is Op.RECALL)]
+    vectors = [written.src[1], *(r.src[0] for r in readers if r.op is Op.RECALL and not r.flag("turned"))]
     return [node for node in dict.fromkeys(vectors) if node in planner.units]
 
 
@@ -157,7 +157,7 @@ def _refuse_candidates(planner: Planner, reader: Node) -> None:
 
 def question(planner: Planner, written: Node, reader: Node, units: bool = False) -> Read:
     """What a recall asks, its output yet without a name."""
-    honours(planner, reader, "mode", "when", "scale", "renormalise", "read", "slot")
+    honours(planner, reader, "mode", "when", "scale", "renormalise", "read", "slot", "turned")
     _refuse_candidates(planner, reader)
     if len(reader.positional) > 2:
         raise planner.refuse(reader, "reading several banks at once has no kernel yet; add up one recall per bank")
@@ -176,7 +176,9 @@ def question(planner: Planner, written: Node, reader: Node, units: bool = False)
         raise planner.refuse(reader, f"{reason}; let a router choose them, or use renormalise = false")
     heads, query_heads = (planner.sizes.value(dim) for dim in (reader.shape[2], q.shape[2]))
     weighed = route is not None and not reader.flag("renormalise") and reader["slot"] is None
-    return Read(operand(planner, q, units), nothing, heads, number, reader.word("when"), query_heads, weighed, slot)
+    turned, when = reader.flag("turned"), reader.word("when")
+    asked = operand(planner, q, units and not turned)
+    return Read(asked, nothing, heads, number, when, query_heads, weighed, slot, turned)
 
 
 def readers_of(nodes: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:

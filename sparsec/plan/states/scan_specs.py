@@ -125,6 +125,7 @@ class Read:
         when: "after", or "before": decayed by the token but not yet written.
         weighed: whether what a part answers is multiplied by e.
         slot: of a token's list whose part alone answers; None is the sum over all.
+        turned: o = scale · Mq: q is ``[B,N,H,DV]``, and ``out`` ``[B,N,H,D]``.
     """
 
     q: Operand
@@ -135,6 +136,7 @@ class Read:
     query_heads: int | None = None
     weighed: bool = False
     slot: int | None = None
+    turned: bool = False
 
     @property
     def sharers(self) -> int:

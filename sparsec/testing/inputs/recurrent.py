@@ -52,6 +52,10 @@ RECURRENT = {
       s = write(state(m) {heads = H}, k, v, beta=beta, decay=g) {rule = delta, decay_kind = scalar}
       return recall(q, s) {scale = rsqrt(D)}, s
     }""",
+    "turned": f"""variant turned({HEAD}, g: [B,T,HKV] float32, r: [B,T,H,DV]) {{
+      s = write(state(), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = scalar}}
+      return recall(r, s) {{turned = true, scale = 0.5}}, recall(q, s), recall(r, s) {{turned = true, when = before}}
+    }}""",
     "learned": f"""variant learned({HEAD}, g: [B,T,HKV,D] float32, m: [1,HKV,D,DV] float32) {{
       s = write(state(m), k, v, beta=beta, decay=g) {{rule = delta, decay_kind = key}}
       return recall(q, s), s

@@ -114,6 +114,8 @@ def refusal(spec: ScanGrad) -> str | None:
         heads = " and ".join(str(r.heads) for r in reads) or "no"
         one = "a backward in chunks has one read of as many heads: use order 'token'"
         return f"reads have {heads} heads, states {w.heads}; {one}"
+    if reads[0].turned:
+        return "states that are read turned have no chunk form; use order 'token'"
     if reads[0].when != "after" and not needs_keyed(w):
         return "a read before the own write has no chunk form of its backward here; use order 'token'"
     if spec.surprise is not None and needs_keyed(w):

@@ -28,6 +28,8 @@ def refusal(spec: Scan, schedule: Schedule) -> str | None:
     w = spec.writes
     if not spec.reads:
         return "nobody reads the states; use order 'token'"
+    if any(read.turned for read in spec.reads):
+        return "states that are read turned have no chunk form; use order 'token'"
     if w.sharers > 1 or any(read.sharers > 1 for read in spec.reads):
         return "heads that share keys or queries have no chunk form here; use order 'token'"
     if odd := [read.q for read in spec.reads if not form.meets(read.q, w)]:

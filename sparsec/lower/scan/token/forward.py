@@ -85,19 +85,21 @@ def surprise(now: Token, spec: Scan, answer: Node | None, schedule: Schedule) ->
 
 
 def _answer(now: Token, read: Read, state: Node, schedule: Schedule) -> None:
-    """o = scale · Mᵀq of every head that reads the state, times e where that is asked for."""
+    """o = scale · Mᵀq, or Mq, of every head that reads the state, times e where that is asked for."""
     own, target = now.cell, sums.answered(read)
     for head in readers(own, read):
-        out = mul(read.scale, tile.reduce("sum", mul(query(now, read, head), state), own.rows))
+        over = own.cols if read.turned else own.rows
+        out = mul(read.scale, tile.reduce("sum", mul(query(now, read, head), state), over))
         if read.weighed and now.visit.share is not None:
             out = mul(now.visit.share, out)
         sums.put(now, target, head, out, schedule)
 
 
 def query(now: Token, read: Read, head: Node) -> Node:
-    """The query [d] of one of the heads of what is read."""
+    """The query [d], or [e] of what is turned, of one of the heads of what is read."""
     asked = tile.apply(Fn.TRUNCDIV, head, read.sharers)
-    return vector(now.cell, read.q, read.query_heads or read.heads, now.at, asked, True, False, now.bounded)
+    heads, turned = read.query_heads or read.heads, read.turned
+    return vector(now.cell, read.q, heads, now.at, asked, not turned, turned, now.bounded)
 
 
 def readers(own: Cell, read: Read) -> list[Node]:

@@ -241,10 +241,11 @@ def _read(spec: ScanGrad, sink: Sink, now: Token, number: int, state: Node, grad
         here = placed(own, Place(at, met.slot, bounded), read.slot)
         at, bounded = here.at, here.limited
     for head in readers(own, read):
-        given = vector(own, spec.grads[number], read.heads, at, head, False, True, bounded)
+        given = vector(own, spec.grads[number], read.heads, at, head, read.turned, not read.turned, bounded)
         given = mul(read.scale, given)
         out = given if gain is None else mul(gain, given)
-        sink.put(sink.found.q[number], now, head, along(own, state, out))
+        slope = (across if read.turned else along)(own, state, out)
+        sink.put(sink.found.q[number], now, head, slope)
         asked = query(now, read, head)
         if read.weighed and sink.found.weight is not None:
             weights.append(tile.reduce("sum", mul(asked, along(own, state, given)), own.rows))

@@ -81,7 +81,7 @@ def found(spec: ScanGrad) -> Found:
         return None if operand is None else Target(operand, w.heads // sharers, last, sharers)
 
     reads = [
-        None if q is None else Target(q, r.heads // r.sharers, "rows", r.sharers, slot=r.slot)
+        None if q is None else Target(q, r.heads // r.sharers, "cols" if r.turned else "rows", r.sharers, slot=r.slot)
         for q, r in zip(spec.grad_q, spec.forward.reads, strict=True)
     ]
     a, b = (target(erase, "rows") for erase in spec.grad_erase)
@@ -105,7 +105,7 @@ def targets(spec: ScanGrad) -> list[Target]:
 
 def answered(read: Read) -> Target:
     """What a read makes."""
-    return Target(read.out, read.heads, "cols", slot=read.slot)
+    return Target(read.out, read.heads, "rows" if read.turned else "cols", slot=read.slot)
 
 
 def surprised(spec: Scan) -> Target:
