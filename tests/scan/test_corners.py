@@ -183,7 +183,9 @@ def test_renormalising_given_weights_is_refused_in_words() -> None:
         compile(layer, "interpreter")(**x)
 
 
-def test_softmaxes_over_slots_of_several_parts_of_a_bank_are_refused_in_words() -> None:
-    layer = sparsec.preset("rsa", levels=2, k=2, readout="slot_softmax")
-    with pytest.raises(PlanError, match=r"recall `out`: mode = slot_softmax.*chooses 2 \(`chosen`\).*k = 1"):
-        compile(layer, "interpreter")(**drawn(layer, DX=4))
+def test_softmaxes_over_parts_of_given_lists_are_refused_in_words() -> None:
+    """Slots that may be empty are no candidates."""
+    layer = sparsec.parse(ROUTED.replace("renormalise = false", "mode = state_softmax"))
+    x = drawn(layer) | {"ids": torch.tensor([0, 3], dtype=torch.int32).expand(2, 9, 1, 2).contiguous()}
+    with pytest.raises(PlanError, match=r"recall `out`: mode = state_softmax.*chooses 2.*that a router chooses"):
+        compile(layer, "interpreter")(**x)
