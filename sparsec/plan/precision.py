@@ -124,9 +124,14 @@ def handed(nodes: Sequence[Node]) -> frozenset[Node]:
     small = left(nodes, Op.RECALL, Op.SURPRISE)
     found -= {v for v in found if v.src[0].op is Op.WRITE and v["of"] == "v" and v.src[0].src[2] in small}
     for reader in nodes:
-        through = reader.op is Op.VJP and reader.src[0].op is Op.MAP
+        through = reader.op is Op.VJP and reader.src[0].op is Op.MAP and not _centred(reader)
         found -= {s for s in reader.src if not through or s is not reader.positional[1]}
     return frozenset(found)
+
+
+def _centred(reader: Node) -> bool:
+    """Whether an adjoint takes a mean from what it is given: that of a row's softmax, which may leave little of it."""
+    return reader.op is Op.VJP and reader.src[0].op is Op.MAP and reader.src[0].word("row") == "softmax"
 
 
 def rounded(nodes: Sequence[Node]) -> frozenset[Node]:
@@ -137,6 +142,7 @@ def rounded(nodes: Sequence[Node]) -> frozenset[Node]:
     sums = {n: terms(n) for n in nodes if is_total(n) and len(n.shape) == 4}
     found = {t for of in sums.values() for t in of if t.op is Op.VJP and TERMS.get(t.src[0].op) == t["of"]}
     found -= {t for of in sums.values() if not all(map(_of_states, of)) for t in of}
+    found -= {t for n in nodes if _centred(n) for s in n.src for t in sums.get(s, ())}
     return frozenset(found - {s for n in nodes if n not in sums for s in n.src})
 
 
