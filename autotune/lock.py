@@ -37,6 +37,23 @@ def alone(folder: Path | None, name: str, wait_s: float = 0.0) -> Iterator[None]
         yield
 
 
+@contextmanager
+def one_by_one(path: Path) -> Iterator[None]:
+    """Processes open ``path`` one after the other; each is done soon, so the others wait.
+
+    Raises TuneError where its folder cannot be written.
+    """
+    import fcntl
+
+    try:
+        file = path.with_name(f"{path.name}.lock").open("w")
+    except OSError as error:
+        raise TuneError(f"{path} cannot be opened: {error}; check the folder") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _waited(file: IO[str], name: str, wait_s: float) -> bool:
     """Whether the lock came free in time."""
     if wait_s <= 0:

@@ -14,6 +14,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from sparsec.autotune.lock import one_by_one
 from sparsec.autotune.space import Params, Space
 from sparsec.autotune.trial import Trial, TuneError, trial_from
 from sparsec.tile.schedule import Schedule
@@ -21,6 +22,10 @@ from sparsec.tile.schedule import Schedule
 ROW, STARTED = "trial", "started"
 STARTUP = 10
 DRAWS = 12
+DAMAGED = ("file is not a database", "malformed")
+"""What SQLite says of a damaged file; one that is locked, or a full disk, leaves it as it is."""
+BUSY_S = 30.0
+"""Another process may hold the database so long."""
 
 
 class _Fresh(optuna.samplers.BaseSampler):
@@ -161,24 +166,25 @@ def _storage(path: Path | None) -> optuna.storages.BaseStorage:
     """SQLite in a file, or memory where there is none; a file that is no database is set aside."""
     if path is None:
         return optuna.storages.InMemoryStorage()
-    try:
+    with one_by_one(path):  # who finds no tables makes them, which only one may
+        try:
+            return _sqlite(path)
+        except Exception as error:  # SQLAlchemy wraps what sqlite3 raises, Optuna wraps that again
+            if not any(sign in str(error) for sign in DAMAGED):
+                raise TuneError(f"the trial database {path} cannot be opened: {error}; check the folder") from error
+        path.replace(path.with_suffix(".corrupt"))
         return _sqlite(path)
-    except Exception as error:  # SQLAlchemy wraps what sqlite3 raises, Optuna wraps that again
-        if not path.exists() or "database" not in str(error).lower():
-            raise TuneError(f"the trial database {path} cannot be opened: {error}; check the folder") from error
-    path.replace(path.with_suffix(".corrupt"))
-    return _sqlite(path)
 
 
 def _sqlite(path: Path) -> optuna.storages.RDBStorage:
     """Write-ahead logging: a commit outlives a kill of the process without waiting for the disk."""
     import sqlite3
 
-    with sqlite3.connect(path, timeout=30) as connection:
+    with sqlite3.connect(path, timeout=BUSY_S) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA quick_check")
     connection.close()
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 30}})
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_S}})
     from sqlalchemy import event
 
     event.listen(storage.engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous=NORMAL"))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sqlite3
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sparsec.autotune.space import Space
 from sparsec.autotune.study import Study
-from sparsec.autotune.trial import Built, Trial, trial_from
+from sparsec.autotune.trial import Built, Trial, TuneError, trial_from
 from sparsec.tile.schedule import Schedule
 
 SPACE_CHOICES: dict[str, tuple[object, ...]] = {"rows": (16, 32, 64), "lanes": (("m",), ("n", "e"), ("m", "e", "n"))}
@@ -108,3 +110,43 @@ def test_proposals_learn() -> None:
     late = [t.ratio for t in study.trials()[20:] if t.ratio is not None]
     early = [t.ratio for t in study.trials()[:10] if t.ratio is not None]
     assert sum(late) / len(late) < sum(early) / len(early)
+
+
+def test_a_database_that_another_process_holds_is_no_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Setting it aside would lose what that process writes."""
+    monkeypatch.setattr("sparsec.autotune.study.BUSY_S", 0.1)
+    path = tmp_path / "trials.db"
+    with sqlite3.connect(path) as held:
+        held.execute("CREATE TABLE own (x)")
+        held.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TuneError, match="database is locked"):
+            Study(path, "k", SPACE)
+    held.close()
+    assert path.exists() and not path.with_suffix(".corrupt").exists()
+    assert Study(path, "k", SPACE).trials() == []
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TuneError, match="check the folder"):
+        Study(tmp_path / "none" / "trials.db", "k", SPACE)
+
+
+def _opened(path: Path, barrier_s: float) -> int:
+    """Open a study at a moment that all processes share."""
+    import time
+
+    time.sleep(max(barrier_s - time.time(), 0))
+    return len(Study(path, "k", SPACE).trials())
+
+
+def test_processes_that_begin_together_make_one_database(tmp_path: Path) -> None:
+    """Each finds no tables and makes them: only one of them may."""
+    import time
+
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_opened, [tmp_path / f"{n}.db" for n in range(4)], [0.0] * 4))  # all have imported Optuna
+        for n in range(3):
+            path, start = tmp_path / f"together_{n}.db", time.time() + 0.3
+            assert list(pool.map(_opened, [path] * 4, [start] * 4)) == [0] * 4
