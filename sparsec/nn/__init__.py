@@ -27,7 +27,8 @@ from sparsec.nn.families import (
     RetNet,
     State,
 )
-from sparsec.nn.layer import Layer, LayerCache
+from sparsec.nn.layer import Layer
+from sparsec.nn.layer_cache import LayerCache, LayerSnapshot
 from sparsec.nn.model import Block, LanguageModel, Mlp
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "LanguageModel",
     "Layer",
     "LayerCache",
+    "LayerSnapshot",
     "LinearAttention",
     "LoLA",
     "LogLinear",

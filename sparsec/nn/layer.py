@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -18,32 +17,12 @@ from sparsec.ir.lengths import lengths
 from sparsec.ir.op import Op
 from sparsec.ir.variant import Variant, dim_names
 from sparsec.nn import sources
+from sparsec.nn.layer_cache import LayerCache, fits
 from sparsec.nn.rotary import rotate
 from sparsec.runtime.compiled import Compiled, compile
 from sparsec.runtime.decode.declared import Declared, declared
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import variables
-
-
-@dataclass
-class LayerCache:
-    """What a layer keeps between decode steps: the op's cache, convolutions' tails, and how many tokens were seen.
-
-    ``manner`` is in which dtypes and on what devices the model's last step was computed.
-    """
-
-    op: Any
-    tails: sources.Tails = field(default_factory=dict)
-    seen: int = 0
-    manner: object = None
-
-
-def fits(cache: LayerCache, x: Tensor) -> None:
-    """Hidden states have a row per sequence, and room for their tokens. Raises InputError where they do not."""
-    if x.shape[0] != cache.op.batch:
-        rule = f"the cache was made for {cache.op.batch} sequences"
-        raise InputError("cache", f"a batch of {x.shape[0]}", rule, "give every sequence its tokens")
-    cache.op.reserve(x.shape[1])
 
 
 @cache

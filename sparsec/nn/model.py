@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from sparsec.ir.error import DeclarationError, InputError
-from sparsec.nn.layer import Layer, LayerCache
+from sparsec.nn.layer import Layer
+from sparsec.nn.layer_cache import LayerCache
 from sparsec.nn.undone import all_or_nothing, manner
 
 

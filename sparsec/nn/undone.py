@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sparsec.nn.layer import LayerCache
+from sparsec.nn.layer_cache import LayerCache
 
 
 def manner(model: nn.Module, ids: Tensor) -> object:
@@ -37,16 +37,12 @@ def all_or_nothing(caches: Sequence[LayerCache], how: object) -> Iterator[None]:
     if all(cache.manner == how for cache in caches):
         yield
         return
-    before = [(cache.op.snapshot(), dict(cache.tails), cache.seen) for cache in caches]
+    before = [cache.snapshot() for cache in caches]
     try:
         yield
     except Exception:
-        for cache, (snapshot, tails, seen) in zip(caches, before, strict=True):
-            cache.tails, cache.seen = tails, seen
-            if any(snapshot.lengths):
-                cache.op.restore(snapshot)
-            else:
-                cache.op.free()
+        for cache, held in zip(caches, before, strict=True):
+            cache.restore(held)
         raise
     for cache in caches:
         cache.manner = how

@@ -195,6 +195,31 @@ def test_a_step_that_has_no_room_changes_nothing() -> None:
         torch.testing.assert_close(model(ids[:, 5:], caches), model(ids)[:, 5:])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(nn.Attention, width=4, rotary=True),
+        nn.GatedDeltaNet,
+        partial(nn.LoLA, window=4, chunk=4, keep=3),
+    ],
+)
+def test_a_draft_that_is_refused_is_taken_back(make: Callable[..., nn.Layer]) -> None:
+    """Convolutions' tails and positions too, as often as one likes; from before the first token on."""
+    torch.manual_seed(0)
+    model = nn.LanguageModel(7, DIM, [make(DIM, HEADS, head_dim=HEAD) for _ in range(2)])
+    ids = torch.randint(7, (1, 15))
+    with torch.no_grad():
+        caches, whole = model.init_caches(1, 32), model(ids)
+        empty = [cache.snapshot() for cache in caches]
+        model(ids[:, :9], caches)
+        before = [cache.snapshot() for cache in caches]
+        for back, start in ((before, 9), (before, 9), (empty, 0)):
+            model(6 - ids[:, 9:12], caches)
+            for cache, snapshot in zip(caches, back, strict=True):
+                cache.restore(snapshot)
+            torch.testing.assert_close(model(ids[:, start:], caches), whole[:, start:])
+
+
 @pytest.mark.parametrize("given", ["swapped", "too few", "too many"])
 def test_caches_of_other_layers_change_nothing(given: str) -> None:
     """Layers before the one whose cache it is not have not seen the step either."""
