@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparsec import lang
+    from sparsec import compat, lang, nn
     from sparsec.frontends.flex import from_flex
     from sparsec.frontends.preset import Preset, preset, presets
     from sparsec.frontends.python import variant
@@ -26,18 +26,20 @@ _HOMES = {
     "Preset": "sparsec.frontends.preset",
     "TextError": "sparsec.ir.error",
     "Variant": "sparsec.ir.variant",
+    "compat": "sparsec.compat",
     "compile": "sparsec.runtime.compiled",
     "from_flex": "sparsec.frontends.flex",
     "inputs": "sparsec.runtime.inputs",
     "lang": "sparsec.lang",
     "load": "sparsec.frontends.text",
+    "nn": "sparsec.nn",
     "oracle": "sparsec.oracle",
     "parse": "sparsec.frontends.text",
     "preset": "sparsec.frontends.preset",
     "presets": "sparsec.frontends.preset",
     "variant": "sparsec.frontends.python",
 }
-_MODULES = {"lang", "oracle"}  # the oracle module can be called like its function
+_MODULES = {"compat", "lang", "nn", "oracle"}  # the oracle module can be called like its function
 
 __all__ = [
     "Compiled",
@@ -47,11 +49,13 @@ __all__ = [
     "TextError",
     "Variant",
     "__version__",
+    "compat",
     "compile",
     "from_flex",
     "inputs",
     "lang",
     "load",
+    "nn",
     "oracle",
     "parse",
     "preset",

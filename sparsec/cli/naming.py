@@ -1,4 +1,4 @@
-"""From the words of a command line to a variant and its dims: ``hsa chunk=64 T=4096``, ``a.sparsec``, ``a.py:f``."""
+"""From a command line's words to a variant and its dims: ``hsa chunk=64 T=4096``, ``a.sparsec``, ``-``, ``a.py:f``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Named:
 
 
 def named(words: Sequence[str]) -> Named:
-    """The variant and the dims of a command line.
+    """The variant and the dims of a command line; ``-`` is text on standard input.
 
     Raises:
         DeclarationError: an unknown preset, knob or name, a word that is no KEY=VALUE, or what the file itself raises.
@@ -38,6 +38,11 @@ def named(words: Sequence[str]) -> Named:
     name, *settings = words
     dims = {key: _size(key, text) for key, text in _pairs(settings) if key.isupper()}
     knobs = [f"{key}={text}" for key, text in _pairs(settings) if not key.isupper()]
+    if name == "-":
+        _no_knobs("<stdin>", knobs)
+        from sparsec.frontends.text import parse
+
+        return Named(parse(sys.stdin.read(), "<stdin>"), dims)
     if name.endswith(".sparsec"):
         _no_knobs(name, knobs)
         from sparsec.frontends.text import load

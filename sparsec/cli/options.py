@@ -10,7 +10,8 @@ Words = Annotated[
     list[str],
     typer.Argument(
         metavar="VARIANT [KNOB=VALUE]… [DIM=SIZE]…",
-        help="A preset, a .sparsec file or file.py:name; knobs in lower case, dims (T, TQ, B, H, HKV, D…) in capitals.",
+        help="A preset, a .sparsec file, - for its text on standard input, or file.py:name; knobs in lower case, "
+        "dims (T, TQ, B, H, HKV, D…) in capitals.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]

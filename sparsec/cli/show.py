@@ -35,6 +35,10 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print a variant: its graph, the graph after passes, the plan, the tile programs, the source, the decode step."""
+    if dtype:
+        from sparsec.cli.setting import float_dtype
+
+        float_dtype(dtype)  # at every level, though graphs have none
     if passes:
         return _diffs(words, as_json)
     if level is Level.GRAPH:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -52,6 +53,24 @@ def test_show_graph_parses_back(capsys: Captured) -> None:
 
     text = run(capsys, "show", "hsa", "chunk=16", "k=3")
     assert parse(text).outputs == preset("hsa", chunk=16, k=3).outputs
+
+
+def test_text_is_read_from_standard_input(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sparsec show hsa chunk=16 | sparsec show - --level plan`."""
+    text = run(capsys, "show", *WINDOW)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert run(capsys, "show", "-") == text.partition("\n")[2]  # all but the line that names preset and knobs
+    monkeypatch.setattr("sys.stdin", io.StringIO("variant f("))
+    assert main(["show", "-"]) == 2
+    assert "<stdin>:1" in capsys.readouterr().err
+    assert main(["show", "-", "window=8"]) == 2
+    assert "only presets have knobs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("level", ["graph", "plan"])
+def test_show_refuses_a_dtype_that_no_kernel_has(capsys: Captured, level: str) -> None:
+    assert main(["show", *WINDOW, "--level", level, "--dtype", "float64"]) == 2
+    assert "kernels take float32, float16, bfloat16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

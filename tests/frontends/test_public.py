@@ -43,3 +43,10 @@ def test_every_public_name_resolves(name: str) -> None:
 def test_an_unknown_name_says_what_there_is() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'presset'.*preset"):
         sparsec.presset  # noqa: B018
+
+
+def test_modules_that_the_readme_names_are_attributes() -> None:
+    """In a process of its own: any import of them would make them attributes here."""
+    program = "import sparsec; print(sparsec.nn.Layer.__name__, sparsec.compat.fla.chunk_gla.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["Layer", "chunk_gla"], done.stderr
