@@ -12,12 +12,13 @@ from sparsec.lower.route import parts
 from sparsec.lower.route.balance import LONG, STRETCHES
 from sparsec.lower.route.parts import BLOCK, Tokens
 from sparsec.lower.scalars import add, mul, sub
+from sparsec.lower.scan.chunk.operands import halves
 from sparsec.plan.states.route_specs import RouterGrad
 from sparsec.scalar.expr import constant, var
 from sparsec.scalar.fn import Fn
 from sparsec.scalar.functions import maximum
 from sparsec.tile import build as tile
-from sparsec.tile.language import Node, Program, Tensor
+from sparsec.tile.language import Axis, Node, Program, Tensor
 from sparsec.tile.schedule import Schedule
 
 AHEAD = 5
@@ -92,6 +93,17 @@ def _through_softmax(at: Tokens, shares: Node, slope: Node) -> Node:
     return sub(product, mul(shares, tile.reduce("sum", product, at.parts)))
 
 
+def _product(slope: Node, x: Node, over: Axis, total: Node | None, schedule: Schedule) -> Node:
+    """Slopes times x or rows as they are given: as two halves where x is bf16, as small as slopes may be."""
+    if x.dtype != "bfloat16":
+        return tile.dot(slope, tile.cast(x, "float32"), over, total, schedule.precision)
+    found = total
+    for part in halves(slope, x.dtype):
+        found = tile.dot(part, x, over, found)
+    assert found is not None
+    return found
+
+
 def _spread(builder: tile.Builder, spec: RouterGrad, at: Tokens, slope: Node, out: Tensor, schedule: Schedule) -> None:
     """dx = dS W, column block by column block."""
     r, dims = spec.router, builder.axis("d", BLOCK)
@@ -99,8 +111,8 @@ def _spread(builder: tile.Builder, spec: RouterGrad, at: Tokens, slope: Node, ou
     def visit(block: Node) -> Sequence[Node]:
         column, bound = parts.columns(r, block, dims)
         own: dict[int, tile.Value] = {0: r.parts, **{dim - 1: n for dim, n in bound.items()}}
-        rows = tile.cast(tile.load(parts.rows(r), at.part, 0, column, bounds=own), "float32")
-        value = tile.cast(tile.dot(slope, rows, at.parts, None, schedule.precision), out.dtype)
+        rows = tile.load(parts.rows(r), at.part, 0, column, bounds=own)
+        value = tile.cast(_product(slope, rows, at.parts, None, schedule), out.dtype)
         limit: dict[int, tile.Value] = {1: tile.param(r.length), **bound}
         tile.store(out, at.batch, at.token, 0, column, value=value, bounds=limit)
         return []
@@ -120,7 +132,7 @@ def _rows(spec: RouterGrad, schedule: Schedule) -> Program:
             token, length = add(at.token, mul(n, schedule.rows)), tile.param(r.length)
             slope = tile.load(_scores(spec), at.batch, token, at.part, bounds={1: length, 2: r.parts})
             x = tile.load(parts.x(r), at.batch, token, 0, column, bounds={1: length, **bound})
-            return [tile.dot(slope, tile.cast(x, "float32"), at.rows, total, schedule.precision)]
+            return [_product(slope, x, at.rows, total, schedule)]
 
         start = [tile.full(0.0, at.parts, dims)]
         (total,) = tile.loop(0, LONG // schedule.rows, 1, start, visit)
