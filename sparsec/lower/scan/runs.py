@@ -99,6 +99,11 @@ class Runs:
         """The lists ``[B,N,lists,slots]``."""
         return Tensor(self.route.ids, "int32", ("B", self.length, self.route.lists, self.route.slots))
 
+    def held(self, batch: Node, listed: Node) -> Node:
+        """How many stretches there are, those of parts without entries too: none after them holds any."""
+        start, total = (tile.load(self.spans, batch, listed, self.route.parts, field) for field in range(2))
+        return add(tile.apply(Fn.TRUNCDIV, start, self.align), ceil_div(total, self.align))
+
     def scratch(self) -> list[Scratch]:
         """The buffers to allocate."""
         more = (self.places, self.stretches, self.tokens) if self.cut else ()

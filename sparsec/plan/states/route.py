@@ -25,12 +25,12 @@ def route_among(planner: Planner, written: Node, chosen: Node, heads: int, parts
     if lists not in (1, heads):
         raise planner.refuse(written, f"its route has {lists} lists for {heads} states; give one, or one per state")
     ids = listed(planner, chosen)
-    e = None
+    e, softmax = None, weight is not None and weight.op is Op.WEIGHTS
     if weight is not None:
-        name = planner.places[weight, "weights"] if weight.op is Op.WEIGHTS else planner.input(weight)
+        name = planner.places[weight, "weights"] if softmax else planner.input(weight)
         e = Operand(name, planner.buffers[name].dtype)
     slots = planner.sizes.value(chosen.shape[3])
-    return Route(ids, parts, slots, lists, e, written.flag("freeze_unselected"))
+    return Route(ids, parts, slots, lists, e, written.flag("freeze_unselected"), softmax)
 
 
 def shares(planner: Planner, weights: Node) -> str:

@@ -41,6 +41,7 @@ class Route:
         lists: 1, which all heads share, or one per state head.
         weight: e ``[B,N,lists,slots]``, 0 where there is no part; None is 1.
         freeze: whether parts that rest keep still; else they decay with every token.
+        softmax: whether e is made here as shares of a softmax: not negative, and no gradient goes on where it is 0.
     """
 
     ids: str
@@ -49,6 +50,7 @@ class Route:
     lists: int = 1
     weight: Operand | None = None
     freeze: bool = True
+    softmax: bool = False
 
 
 @dataclass(frozen=True, slots=True)

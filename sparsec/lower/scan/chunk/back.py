@@ -21,7 +21,8 @@ class Back:
     by side: in the keys' dtype, in fp32 where gradients cancel.
 
     Attributes:
-        unweighed: queries without e; their products with the gradients of those with it are e's.
+        unweighed: queries without e; their products with the gradients of those with it are e's. Where there are none,
+            and e's gradient is asked for, it is made times e.
     """
 
     spec: ScanGrad

@@ -16,7 +16,7 @@ from sparsec.lower.scan.chunk import resets, strengths, units
 from sparsec.lower.scan.chunk.back import Back
 from sparsec.lower.scan.chunk.operands import halves, operands, product, times
 from sparsec.lower.scan.chunk.outputs import visible
-from sparsec.lower.scan.chunk.parts import SEGMENTS, Chunk, column_limit, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk.parts import SEGMENTS, Chunk, column_limit, power_of_two
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.segments import combining, initial_state, store_final, whole_states
 from sparsec.lower.scan.chunk.state import Walk, walk
@@ -50,7 +50,7 @@ def lower_states(b: Back) -> Program:
                 tile.store(b.surprises, *here, value=tile.cast(written, w.half), bounds=bounds)
             return [after]
 
-        tile.loop(*segment_bounds(own, found.segment), 1, [state], visit)
+        tile.loop(*found.bounds, 1, [state], visit)
         tensors += [*at.tensors(passed=True), b.states, *resets.tensors(own, w.initial)] + [b.surprises] * own.delta
         return own.program(builder, "states", tensors, found.grid)
 
@@ -147,7 +147,7 @@ def lower_grad_ends(b: Back) -> Program:
     with tile.Builder() as builder:
         found, at = _reverse(builder, b)
         batch, head = at.batch, at.head
-        first, last = segment_bounds(own, at.segment)
+        first, last = at.bounds
         if own.runs is None and b.spec.grad_initial is None:
             last = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, at.segment, 0), first, last)
 
@@ -176,7 +176,7 @@ def lower_grad_states(b: Back) -> Program:
         else:
             grad = tile.load(b.grad_starts, batch, head, own_place.segment, row, at.column, bounds=dict(limits))
             tensors = [b.grad_starts]
-        first, last = segment_bounds(own, own_place.segment)
+        first, last = own_place.bounds
 
         def visit(i: Node, grad: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, sub(sub(last, 1), i))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
-from sparsec.lower.scan.chunk import strengths, units
+from sparsec.lower.scan.chunk import resets, strengths, units
 from sparsec.lower.scan.chunk.back import Back
 from sparsec.lower.scan.chunk.operands import operands, product, times
 from sparsec.lower.scan.chunk.outputs import visible
@@ -38,7 +38,7 @@ def lower(b: Back) -> Program:
         sums = at.sums()
         stored = _Stored(at, at.finished(sums))
         grid = (tile.param(CHUNKS), w.heads, tile.param("B"))
-        return own.program(builder, "", [*at.tensors(), *stored.all()], grid)
+        return own.program(builder, "", [*at.tensors(), *stored.all(), *resets.tensors(own)], grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Tokens:
                 found += [self._dot(y, u, a.columns, more[0]), self._dot(y, state, a.columns, more[1])]
             return found
 
-        x, q, k, kept, *more = tile.loop(0, tiles, 1, inits, visit)
+        x, q, k, kept, *more = tile.loop(0, resets.where_held(self.chunk, tiles), 1, inits, visit)
         return Sums(x, q, k, kept, *more)
 
     def _store_values(self, column: Node, limit: int, scores: Node, do: Sequence[Node], grad: Sequence[Node]) -> None:
@@ -186,12 +186,11 @@ class Tokens:
         passed = mul(times(x, of_q, of_k) or x, self._dot(q, k, a.dims))
         ends = units.scaled(_row_products(k, far_k, a.dims), of_k)
         gains = units.scaled(_row_products(q, far_q, a.dims), of_q)
+        weight = self._weight(grad_q, gains, passed, beta)
         if own.delta:
             grad_k, among, lost = self._of_the_rule(s, k, beta, since, grad_k)
             passed, gains = add(passed, among), sub(gains, lost)
         grad_beta = add(tile.reduce("sum", passed, a.queries), ends)
-        given = [self._rows(t, True, tile.iota(a.dims), self._row_limit) for t in self.b.unweighed_queries()]
-        weight = _row_products(given[0], grad_q, a.dims) if given else None
         if not own.decays:
             return Found(grad_q, grad_k, grad_beta, None, weight)
         rows = tile.reduce("sum", times(passed, beta) or passed, a.keys)
@@ -200,6 +199,15 @@ class Tokens:
         through = add(tile.reduce("sum", times(ends, beta) or ends, a.keys), mul(s.kept, power_of_two(chunk.total())))
         after = sub(tile.reduce("sum", change, a.keys), sub(tile.scan(change, a.keys), change))
         return Found(grad_q, grad_k, grad_beta, add(after, through), weight)
+
+    def _weight(self, grad_q: Node, far: Node, near: Node, beta: Node | None) -> Node | None:
+        """Gradients of queries times queries ``[c]``, if e's is asked for: of those read ``far`` and ``near``."""
+        a, others = self.axes, self.b.unweighed_queries()
+        if self.b.spec.grad_weight is None:
+            return None
+        if not others:
+            return add(far, tile.reduce("sum", times(near, beta) or near, a.keys))
+        return _row_products(self._rows(others[0], True, tile.iota(a.dims), self._row_limit), grad_q, a.dims)
 
     def _of_the_rule(
         self, s: Sums, k: Node, beta: Node | None, since: Node | None, grad_k: Node

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sparsec.lower.scalars import mul, sub
 from sparsec.lower.scan.chunk import resets, units
 from sparsec.lower.scan.chunk.operands import operands, product, times
-from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, column_limit, power_of_two
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.segments import initial_state, store_final
 from sparsec.lower.scan.chunk.state import Axes, Walk, walk
@@ -41,7 +41,7 @@ def lower(own: Chunked, read: Read, name: str, final: str | None, surprise: Oper
         else:
             state = tile.load(own.starts, batch, head, segment, row, at.column, bounds=dict(limits))
             tensors = [own.starts]
-        first, last = segment_bounds(own, segment)
+        first, last = place.bounds
 
         def visit(number: Node, state: Node) -> Sequence[Node]:
             chunk = Chunk(own, batch, head, number)

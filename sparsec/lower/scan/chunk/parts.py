@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsec.lower.scalars import add, least, mul
+from sparsec.lower.scalars import add, least, mul, sub
 from sparsec.lower.scan.cell import padded
 from sparsec.lower.scan.runs import CUT, Runs
 from sparsec.plan.states.scan_specs import Operand, Writes
@@ -285,7 +285,15 @@ def column_limit(size: int, reach: int) -> int:
     return size if reach > size else 0
 
 
-def segment_bounds(own: Chunked, segment: Node) -> tuple[Node, Node]:
-    """The first chunk of a segment and the one after its last."""
-    first = mul(segment, tile.param(SPAN))
-    return first, least(add(first, tile.param(SPAN)), tile.param(CHUNKS))
+def segment_bounds(own: Chunked, segment: Node, batch: Node, head: Node) -> tuple[Node, Node]:
+    """The first chunk of a segment and the one after its last.
+
+    Of parts there is room for more chunks than there are; segments are of those that there are.
+    """
+    span, chunks = tile.param(SPAN), tile.param(CHUNKS)
+    if own.runs is not None:
+        chunks = own.runs.held(batch, head if own.runs.route.lists > 1 else tile.const(0))
+        segments = tile.param(SEGMENTS)
+        span = tile.apply(Fn.TRUNCDIV, add(chunks, sub(segments, 1)), segments)
+    first = mul(segment, span)
+    return first, least(add(first, span), chunks)

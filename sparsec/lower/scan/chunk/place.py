@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsec.lower.scalars import mul
-from sparsec.lower.scan.chunk.parts import SEGMENTS, Chunked
+from sparsec.lower.scan.chunk.parts import SEGMENTS, Chunked, segment_bounds
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node
@@ -46,6 +46,12 @@ class Place:
         """The head."""
         both = tile.apply(Fn.TRUNCDIV, tile.program_id(0), self.tiles)
         return tile.apply(Fn.TRUNCMOD, both, self.heads)
+
+    @property
+    def bounds(self) -> tuple[Node, Node]:
+        """The segment's first chunk and the one after its last."""
+        state = tile.apply(Fn.TRUNCDIV, self.head, self.heads // self.own.writes.heads)
+        return segment_bounds(self.own, self.segment, self.batch, state)
 
     @property
     def grid(self) -> tuple[tile.Value, ...]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sparsec.lower.scalars import mul
-from sparsec.lower.scan.chunk.parts import SPAN, Chunk, Chunked
+from sparsec.lower.scan.chunk.parts import Chunk, Chunked, segment_bounds
 from sparsec.lower.scan.runs import CUT
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -38,6 +37,15 @@ def _part(chunk: Chunk, end: int) -> tuple[Node, Node]:
     return here, tile.apply(Fn.WHERE, here, part, own.runs.route.parts)
 
 
+def where_held(chunk: Chunk, turns: int) -> tile.Value:
+    """So many turns; none for a chunk after the last that holds tokens."""
+    own = chunk.own
+    if own.runs is None:
+        return turns
+    held = own.runs.held(chunk.batch, chunk.head if own.runs.route.lists > 1 else tile.const(0))
+    return tile.apply(Fn.WHERE, tile.apply(Fn.LT, chunk.number, held), turns, 0)
+
+
 def states(own: Chunked, name: str) -> Tensor:
     """States of all parts as they come and go."""
     w = own.writes
@@ -48,7 +56,7 @@ def tensors(own: Chunked, *names: str | None) -> list[Tensor]:
     """What begins and ends read and write: states by name, and which chunks they are at."""
     if own.runs is None:
         return []
-    return [own.runs.stretches, *(_tensor(own, name) for name in names if name is not None)]
+    return [own.runs.stretches, own.runs.spans, *(_tensor(own, name) for name in names if name is not None)]
 
 
 def _tensor(own: Chunked, name: str) -> Tensor:
@@ -114,5 +122,6 @@ def handed_on(own: Chunked, at: tuple[Node, Node, Node], grad: Node) -> Node:
     if own.runs is None:
         return grad
     batch, head, segment = at
-    first = _field(own, batch, head, mul(segment, tile.param(SPAN)), 1)
+    start, _ = segment_bounds(own, segment, batch, head)
+    first = _field(own, batch, head, start, 1)
     return tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0, first), 0.0, grad)

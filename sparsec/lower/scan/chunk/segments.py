@@ -14,7 +14,7 @@ from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk import resets
 from sparsec.lower.scan.chunk.blocks import product_of_halves
 from sparsec.lower.scan.chunk.operands import halves
-from sparsec.lower.scan.chunk.parts import SEGMENTS, Chunk, Chunked, column_limit, power, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk.parts import SEGMENTS, Chunk, Chunked, column_limit, power, power_of_two
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.state import Walk, walk
 from sparsec.scalar.fn import Fn
@@ -92,7 +92,7 @@ def from_last(start: Node, end: Node, i: Node) -> Node:
 def needed(place: Place, first: bool, last: bool) -> tuple[Node, Node]:
     """The chunks that a program of ``lower_ends`` walks over: none where nobody needs what it makes."""
     own = place.own
-    start, end = segment_bounds(own, place.segment)
+    start, end = place.bounds
     if not last:
         end = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, place.segment, sub(tile.param(SEGMENTS), 1)), start, end)
     if not first and place.tiles > own.tiles:

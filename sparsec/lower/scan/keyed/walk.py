@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sparsec.lower.scalars import add, mul, sub
 from sparsec.lower.scan.chunk.operands import halves, product
-from sparsec.lower.scan.chunk.parts import Chunk, column_limit, power_of_two, segment_bounds
+from sparsec.lower.scan.chunk.parts import Chunk, column_limit, power_of_two
 from sparsec.lower.scan.chunk.place import Place
 from sparsec.lower.scan.chunk.state import Axes, axes, usual_order
 from sparsec.lower.scan.keyed.sides import Keyed, Side
@@ -31,7 +31,7 @@ class Walk:
 
     def bounds(self) -> tuple[Node, Node]:
         """The first chunk of the program's segment and the one after its last."""
-        return segment_bounds(self.keyed.own, self.place.segment)
+        return self.place.bounds
 
     @property
     def limits(self) -> dict[int, tile.Value]:

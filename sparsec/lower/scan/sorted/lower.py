@@ -42,10 +42,11 @@ def lower_grad(spec: ScanGrad, schedule: Schedule) -> Lowered:
     w, inner = spec.forward.writes, sort.gradient(spec)
     runs = _runs(spec.name, w, schedule)
     moved = sort.brought(spec.name, w)
+    by_outputs = sort.divides(w)
     for r, s in zip(spec.forward.reads, inner.forward.reads, strict=True):
-        moved.append(Moved(r.q, s.q, r.heads, w.rows, r.weighed and sort.weighs(w)))
+        moved.append(Moved(r.q, s.q, r.heads, w.rows, r.weighed and sort.weighs(w) and not by_outputs))
     for r, x, y in zip(spec.forward.reads, spec.grads, inner.grads, strict=True):
-        moved.append(Moved(x, y, r.heads, w.cols, slot=r.slot))
+        moved.append(Moved(x, y, r.heads, w.cols, r.weighed and by_outputs, r.slot))
     moved += sort.surprise(w, spec.surprise, inner.surprise)
     unweighed = sort.unweighed(spec)
     moved += [Moved(spec.forward.reads[0].q, q, w.heads, w.rows) for q in unweighed]
@@ -107,8 +108,9 @@ def over(runs: Runs, given: Sequence[tuple[str, Expr]]) -> list[tuple[str, Expr]
 def _pairs(spec: ScanGrad, inner: ScanGrad) -> list[tuple[Operand | None, Operand | None, int, int, bool]]:
     """Gradients as they are asked for and sorted, with heads, last dim, and whether e multiplies them."""
     w, e = spec.forward.writes, sort.weighs(spec.forward.writes)
+    left = e and not sort.divides(w)
     found: list[tuple[Operand | None, Operand | None, int, int, bool]] = [
-        (q, s, r.heads, w.rows, r.weighed and e)
+        (q, s, r.heads, w.rows, r.weighed and left)
         for q, s, r in zip(spec.grad_q, inner.grad_q, spec.forward.reads, strict=True)
     ]
     found += [(spec.grad_k, inner.grad_k, w.heads, w.rows, False), (spec.grad_v, inner.grad_v, w.heads, w.cols, False)]
@@ -161,11 +163,11 @@ def _rates(spec: ScanGrad, inner: ScanGrad, runs: Runs, schedule: Schedule) -> t
 
 
 def _multiplied(spec: ScanGrad, inner: ScanGrad) -> list[tuple[Moved, Tensor]]:
-    """Vectors that e multiplies, beside k and v, and the gradients of the products."""
+    """Vectors that e multiplies, beside k and v, and the gradients of the products; ``weighed`` those without e."""
     w, found = spec.forward.writes, list[tuple[Moved, Operand | None]]()
     for r, s in zip(spec.forward.reads, inner.grad_q, strict=True):
-        if r.weighed and not sort.unweighed(spec):
-            found.append((Moved(r.q, r.q, r.heads, w.rows), s))
+        if r.weighed and not sort.on_the_way(spec):
+            found.append((Moved(r.q, r.q, r.heads, w.rows, sort.divides(w)), s))
     if w.erase is not None:
         found.append((Moved(w.erase[1], w.erase[1], w.heads, w.rows), inner.grad_erase[1]))
     return [(m, Tensor(g.name, g.dtype, ("B", ROOM, m.heads, m.last))) for m, g in found if g is not None]

@@ -9,7 +9,7 @@ from functools import reduce
 from sparsec.lower.scalars import add, ceil_div, mul
 from sparsec.lower.scan.runs import CUT, ROOM, SEGMENTS, Runs
 from sparsec.lower.scan.sorted.gather import last
-from sparsec.lower.scan.sorted.spec import Moved
+from sparsec.lower.scan.sorted.spec import Moved, divides
 from sparsec.plan.states.scan_specs import Operand, Writes
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -68,6 +68,14 @@ class Tokens:
         read = tile.load(found, self.batch, self.at, self.listed, slot, bounds=self.limit)
         return tile.cast(read, "float32")
 
+    def over_weight(self, x: Node, slot: int) -> Node:
+        """x over e [m]; 0 where that is 0."""
+        e = self.weight(slot)
+        if e is None:
+            return x
+        some = tile.apply(Fn.LT, 0.0, e)
+        return tile.apply(Fn.WHERE, some, tile.apply(Fn.DIV, x, tile.apply(Fn.WHERE, some, e, 1.0)), 0.0)
+
     def read(self, tensor: Tensor, slot: int, index: tuple[Node, ...], limits: dict[int, tile.Value]) -> Node:
         """A sorted tensor's rows [m] or [m,d] in fp32."""
         found = tile.load(tensor, self.batch, self.place(slot), self.head, *index, bounds=dict(limits))
@@ -116,6 +124,7 @@ def lower_products(
 ) -> Program:
     """The share of e through vectors that it multiplies: Σ_d x_d · d(e x)_d per slot, x as it is given.
 
+    Where the gradient is that of x itself the product is divided by e.
     Heads that read one state are added up: one (state head, tile of tokens, batch) per grid point.
     """
     moved, held = pair
@@ -131,14 +140,15 @@ def lower_products(
                 slope = tile.load(held, at.batch, at.place(slot), head, *index, bounds=dict(limits))
                 product = mul(tile.cast(x, "float32"), tile.cast(slope, "float32"))
                 total.append(tile.reduce("sum", product, index[0].axes[0]))
-            _put(at, made, number, slot, reduce(add, total))
+            share = reduce(add, total)
+            _put(at, made, number, slot, at.over_weight(share, slot) if moved.weighed else share)
         return at.program(builder, f"{runs.name}_share{number}_{out}", [given, held, made])
 
 
 def lower_rates(
     runs: Runs, w: Writes, held: Sequence[Tensor], beta: Operand | None, out: tuple[str, int] | None, schedule: Schedule
 ) -> Program:
-    """From the gradient of e·beta that of beta, and the share of e; a second sorted tensor adds to that."""
+    """From the gradient of e·beta that of beta, and the share of e; a second sorted tensor adds to that, or over e."""
     with tile.Builder() as builder:
         at = Tokens(runs, w, builder.axis("m", TOKENS), w.heads)
         slopes, *others = [[at.read(x, slot, (), {}) for slot in range(w.slots)] for x in held]
@@ -152,7 +162,8 @@ def lower_rates(
             made = shares(runs, out[0], w, out[1])
             for slot, slope in enumerate(slopes):
                 share = slope if rate is None else mul(rate, slope)
-                _put(at, made, 0, slot, reduce(add, [share, *(x[slot] for x in others)]))
+                more = [at.over_weight(x[slot], slot) if divides(w) else x[slot] for x in others]
+                _put(at, made, 0, slot, reduce(add, [share, *more]))
             tensors.append(made)
         if beta is not None:
             weights = [at.weight(slot) for slot in range(w.slots)]

@@ -1,7 +1,9 @@
 """The scan of a sorted sequence: the tokens of part 0 first, in chunks of their own, then those of part 1, and so on.
 
 Sorted tensors are ``[B,room,heads,…]`` and hold zeros where a chunk has fewer tokens. Their beta is e·beta. Forward, e
-multiplies what is put back; backward it multiplies the sorted queries, so that nothing is divided by it.
+multiplies what is put back. Backward it multiplies the sorted gradients of outputs where it is a softmax, and e's own
+gradient through what is read is that of queries times the queries, over e: where e is 0 a softmax hands nothing on.
+Another e multiplies the sorted queries, so that nothing is divided by it.
 """
 
 from __future__ import annotations
@@ -59,11 +61,21 @@ def weighs(w: Writes) -> bool:
     return w.route is not None and w.route.weight is not None
 
 
+def divides(w: Writes) -> bool:
+    """Whether backward e multiplies gradients of outputs, so that its own is a quotient by it."""
+    return weighs(w) and w.route is not None and w.route.softmax
+
+
+def on_the_way(spec: ScanGrad) -> bool:
+    """Whether a program with queries and their gradients at hand makes e's gradient."""
+    reads, w = spec.forward.reads, spec.forward.writes
+    return spec.grad_weight is not None and len(reads) == 1 and reads[0].weighed and not needs_keyed(w)
+
+
 def unweighed(spec: ScanGrad) -> list[Operand]:
-    """The sorted queries without e, as the forward has them, where a program with them at hand makes e's gradient."""
-    w, reads = spec.forward.writes, spec.forward.reads
-    wanted = spec.grad_weight is not None and len(reads) == 1 and reads[0].weighed and not needs_keyed(w)
-    return [sorted_(spec.name, "q0", reads[0].q)] if wanted else []
+    """The sorted queries without e, as the forward has them, where that program reads others."""
+    wanted = on_the_way(spec) and not divides(spec.forward.writes)
+    return [sorted_(spec.name, "q0", spec.forward.reads[0].q)] if wanted else []
 
 
 def sorted_(name: str, which: str, operand: Operand) -> Operand:
@@ -113,9 +125,9 @@ def gradient(spec: ScanGrad) -> ScanGrad:
     name, w = spec.name, spec.forward.writes
     forward = scan(replace(spec.forward, name=name))
     rated = spec.grad_beta is not None or spec.grad_weight is not None
-    asked, apart = spec.grad_weight is not None, unweighed(spec)
+    asked, apart = spec.grad_weight is not None, on_the_way(spec)
     reads = tuple(
-        replace(s, q=sorted_(name, f"weighed_q{n}", r.q)) if r.weighed and weighs(w) else s
+        replace(s, q=sorted_(name, f"weighed_q{n}", r.q)) if r.weighed and weighs(w) and not divides(w) else s
         for n, (r, s) in enumerate(zip(spec.forward.reads, forward.reads, strict=True))
     )
     queries = zip(spec.grad_q, spec.forward.reads, strict=True)
