@@ -130,9 +130,34 @@ def segment_steps(spec: GatheredAttention, found: Inverse) -> Node:
 
 
 def segment_count(spec: GatheredAttention, found: Inverse) -> Node:
-    """ST."""
-    choices, segment = mul(tile.param("TQ"), found.per_token), mul(segment_steps(spec, found), STEP)
-    return tile.apply(Fn.TRUNCDIV, add(choices, sub(segment, 1)), segment)
+    """How many segments there are: ST, or fewer where first slots are passed over."""
+    listed, segment = choice_count(spec, found), mul(segment_steps(spec, found), STEP)
+    return tile.apply(Fn.TRUNCDIV, add(listed, sub(segment, 1)), segment)
+
+
+def _shorter(spec: GatheredAttention, found: Inverse) -> bool:
+    """Whether first slots may be passed over: they hold tokens' own chunks, which are left out."""
+    return spec.own_first and not found.complete and spec.slots > 1
+
+
+def _beyond(spec: GatheredAttention) -> Node:
+    """1 where the last token's own chunk comes after the last one, so that its first slot holds another; else 0."""
+    return least(most(sub(add(own_chunk(spec, sub(tile.param("TQ"), 1)), 1), chunk_count(spec)), 0), 1)
+
+
+def choice_count(spec: GatheredAttention, found: Inverse) -> Node:
+    """The choices of a set that are looked at."""
+    if not _shorter(spec, found):
+        return mul(tile.param("TQ"), found.per_token)
+    return mul(mul(tile.param("TQ"), found.lists), add(_beyond(spec), spec.slots - 1))
+
+
+def entry_at(spec: GatheredAttention, found: Inverse, number: Node) -> Node:
+    """The entry of the n-th choice that is looked at."""
+    if not _shorter(spec, found):
+        return number
+    others = add(add(number, tile.apply(Fn.TRUNCDIV, number, spec.slots - 1)), 1)
+    return tile.apply(Fn.WHERE, tile.apply(Fn.EQ, _beyond(spec), 1), number, others)
 
 
 def tile_count(spec: GatheredAttention, found: Inverse) -> Node:

@@ -64,7 +64,8 @@ class Walk:
     def entry(self, n: Node | int) -> Node:
         """The entries of a step."""
         first = mul(self.segment, inverse.segment_steps(self.spec, self.found))
-        return add(mul(add(first, n), inverse.STEP), tile.iota(self.entries))
+        number = add(mul(add(first, n), inverse.STEP), tile.iota(self.entries))
+        return inverse.entry_at(self.spec, self.found, number)
 
     def read(self, n: Node | int) -> Node:
         """The chunks of a step's entries."""
