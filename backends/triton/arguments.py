@@ -21,6 +21,12 @@ def descriptor_arguments(program: Program, schedule: Schedule) -> tuple[Descript
     return distinct(descriptors(program, schedule.descriptors, schedule.whole_rows).values())
 
 
+def moved_rows(program: Program, schedule: Schedule) -> str | None:
+    """The tensor whose rows groups of warps copy in pieces of 16 bytes, from wherever they are."""
+    made = roles(program) if schedule.has_roles else None
+    return access_of(made.queries).tensor.name if made is not None and made.gathered else None
+
+
 def distinct(found: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
     """Each descriptor once."""
     return tuple(dict.fromkeys(found))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsec.backends.triton.address import stride_limits
 from sparsec.backends.triton.again import Again, Relaunch, known, nothing
-from sparsec.backends.triton.arguments import descriptor_arguments
+from sparsec.backends.triton.arguments import descriptor_arguments, moved_rows
 from sparsec.backends.triton.box import Box
 from sparsec.backends.triton.descriptors import Descriptor, descriptor_refusal
 from sparsec.backends.triton.gluon.turns import GROUP_WARPS
@@ -68,7 +68,9 @@ def arguments(
             raise LaunchError(
                 f"{t.name}: shape {tuple(x.shape)}, strides {x.stride()}; it needs {t.rank} dimensions, the last dense"
             )
-    limits, wanted = _needs(program, schedule)
+    limits, wanted, moved = _needs(program, schedule)
+    if moved is not None and (refusal := _unfit(moved, tensors[moved])):
+        raise LaunchError(refusal)
     for name, limit in limits.items():
         if strides[name] > limit:
             raise LaunchError(f"{name} is {strides[name]}; offsets inside a tile fit 32 bits up to {limit}")
@@ -77,8 +79,17 @@ def arguments(
 
 
 @lru_cache(maxsize=4096)
-def _needs(program: Program, schedule: Schedule) -> tuple[dict[str, int], tuple[Descriptor, ...]]:
-    return stride_limits(program), descriptor_arguments(program, schedule)
+def _needs(program: Program, schedule: Schedule) -> tuple[dict[str, int], tuple[Descriptor, ...], str | None]:
+    """Limits of strides, descriptors, and whose rows are copied in pieces."""
+    return stride_limits(program), descriptor_arguments(program, schedule), moved_rows(program, schedule)
+
+
+def _unfit(name: str, tensor: torch.Tensor) -> str | None:
+    """Why a tensor's rows cannot be copied in pieces of 16 bytes."""
+    size = tensor.element_size()
+    if tensor.data_ptr() % 16 == 0 and all(s * size % 16 == 0 for s in tensor.stride()[:-1]):
+        return None
+    return f"{name}: address {tensor.data_ptr()}, strides {tensor.stride()}; rows are copied in pieces of 16 bytes"
 
 
 def descriptor(wanted: Descriptor, tensor: torch.Tensor, params: Mapping[str, int | float]) -> Any:
@@ -134,7 +145,7 @@ def relaunch(
         return nothing
     if not hasattr(compiled, "packed_metadata") or not known():
         return None
-    _, wanted = _needs(program, schedule)
+    _, wanted, _ = _needs(program, schedule)
     first = len(args) - len(wanted)
     places = [program.tensors.index(d.tensor) for d in wanted]
     boxes = [Box(place, made) for place, made in zip(places, args[first:], strict=True)]

@@ -8,10 +8,11 @@ from dataclasses import replace
 from sparsec.backends.triton.arguments import parameters, pinned
 from sparsec.backends.triton.functions import HELPERS
 from sparsec.backends.triton.gluon.gather import USED as GATHER_USED
-from sparsec.backends.triton.gluon.gather import Gather
+from sparsec.backends.triton.gluon.gather import Ask, Gather, Who
 from sparsec.backends.triton.gluon.groups import USED, Groups
 from sparsec.backends.triton.gluon.producer import Producer
-from sparsec.backends.triton.gluon.shared import BARRIERS, FREED, LATE, TILES, memory, names
+from sparsec.backends.triton.gluon.rings import Rings
+from sparsec.backends.triton.gluon.shared import BARRIERS, FREED, LATE, TILES, has_zeros, memory, names
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, roles
 from sparsec.backends.triton.legal import check
 from sparsec.backends.triton.text import wrapped
@@ -56,6 +57,7 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     made = roles(program)
     if schedule.rows & (schedule.rows - 1):
         made = replace(made, some=schedule.rows)
+    made = replace(made, rings=_rings(made, schedule))
     if chain is not None:
         raise ScheduleError(f"{program.name} begins while another kernel ends, without roles; use producer=False")
     if schedule.warps != GROUP_WARPS * made.groups:
@@ -67,26 +69,48 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     arguments = parameters(program, made.descriptors)
     if clash := [name for name in arguments if name in TAKEN]:
         raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
-    gather, given, copies = list[str](), list[str](), list[str]()
-    if made.gathered:
-        lines, copies = Gather(made, TAKEN).body(), [_COPIES]
-        given = _used(lines, arguments)
-        gather = _function(
-            f"{program.name}_queries", ["GROUP: tl.constexpr", "number", "target", *given], schedule, lines
-        )
+    copies, gather, ask = _gathering(made, schedule, arguments)
     if schedule.peel and len(made.turns) > 1:
         raise ScheduleError(f"{program.name}: any of {len(made.turns)} loops may hold the first turn; use peel=False")
     if made.ahead and not schedule.peel:
         raise ScheduleError(f"{program.name}: a walk's queries are freed behind a first turn of its own; use peel=True")
-    groups = Groups(made, TAKEN, given, schedule)
+    groups = Groups(made, TAKEN, ask, schedule)
     bodies = {"rows": groups.body(), "loads": Producer(made, TAKEN).body()}
     used = {role: [*_used(lines, arguments), *names(made)] for role, lines in bodies.items()}
     helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
-    rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], schedule, bodies["rows"])
-    loads = _function(f"{program.name}_loads", used["loads"], schedule, bodies["loads"])
+    rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], made, bodies["rows"])
+    loads = _function(f"{program.name}_loads", used["loads"], made, bodies["loads"])
     return "\n".join(
         [_IMPORTS, *copies, *helpers, *gather, *rows, *loads, *_kernel(made, schedule, arguments, used), ""]
     )
+
+
+def _rings(made: Roles, schedule: Schedule) -> Rings:
+    """Slots; where a walk's first turns need no zeros, keys and values are freed apart.
+
+    Values of gathered queries then have a slot more, since they wait longest (in place of those zeros).
+    """
+    apart = made.walk is not None and not has_zeros(made, schedule.peel)
+    return Rings(schedule.stages, schedule.stages + (apart and made.gathered), apart)
+
+
+def _gathering(made: Roles, schedule: Schedule, arguments: dict[str, str]) -> tuple[list[str], list[str], Ask]:
+    """What is imported for copies of queries, the functions that make them, and how groups ask for them."""
+    if not made.gathered:
+        return [], [], Ask([], [], [])
+    name, early = made.program.name, schedule.late and made.rings.apart and made.last.certain > 1
+    known = Who(made, TAKEN) if early else None
+    names, functions = list[str](), list[str]()
+    given = list[str]()
+    if known is not None and known.loads:
+        lines = known.body()
+        given = _used(lines, arguments)
+        names = known.returned
+        functions = _function(f"{name}_who", ["GROUP: tl.constexpr", "number", *given], made, lines)
+    lines = Gather(made, TAKEN, known.loads if known is not None else ()).body()
+    used = _used(lines, arguments)
+    first = ["GROUP: tl.constexpr", *(names or ["number"]), "target"]
+    return [_COPIES], [*functions, *_function(f"{name}_queries", [*first, *used], made, lines)], Ask(names, given, used)
 
 
 def _used(lines: list[str], arguments: dict[str, str]) -> list[str]:
@@ -94,10 +118,11 @@ def _used(lines: list[str], arguments: dict[str, str]) -> list[str]:
     return [name for name in arguments if name in words]
 
 
-def _function(name: str, arguments: list[str], schedule: Schedule, lines: list[str]) -> list[str]:
+def _function(name: str, arguments: list[str], made: Roles, lines: list[str]) -> list[str]:
     body = [text for line in lines for text in wrapped(line)]
-    stages = f"    STAGES: tl.constexpr = {schedule.stages}"
-    return ["", "@gluon.jit", f"def {name}(", *(f"    {a}," for a in arguments), "):", stages, *body, ""]
+    slots = [f"    STAGES: tl.constexpr = {made.rings.stages}"]
+    slots += [f"    VALUES: tl.constexpr = {made.rings.values}"] if made.rings.apart else []
+    return ["", "@gluon.jit", f"def {name}(", *(f"    {a}," for a in arguments), "):", *slots, *body, ""]
 
 
 def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: dict[str, list[str]]) -> list[str]:
@@ -113,7 +138,7 @@ def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: di
         *(f"    {name}: {kind}," if kind else f"    {name}," for name, kind in arguments.items()),
         "):",
         f'    """{shapes}."""',
-        *memory(made, schedule.stages, schedule.peel),
+        *memory(made, schedule.peel),
         f"    compute = ({', '.join(used['rows'])})",
         f"    load = ({', '.join(used['loads'])})",
         "    tl.warp_specialize(",

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from sparsec.backends.triton.access import summed
 from sparsec.backends.triton.address import split
+from sparsec.backends.triton.gluon.gather import Ask
 from sparsec.backends.triton.gluon.layouts import across
-from sparsec.backends.triton.gluon.products import SCORES, VALUES, add, added, multiply, product
+from sparsec.backends.triton.gluon.products import SCORES, add, added, multiply, product
 from sparsec.backends.triton.gluon.shared import AHEAD
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, Turn, places, row_dim
 from sparsec.backends.triton.gluon.walking import Walking
@@ -22,7 +23,7 @@ from sparsec.tile.schedule import Schedule, ScheduleError
 
 USED = (
     "SCORES", "SUMS", "WEIGHTS", "nothing", "turn", "slot", "later", "dot", "sums", "weights", "q_rows",
-    "LOADS", "half", "before", "moved", "none", "passed", "begun",
+    "LOADS", "half", "before", "moved", "none", "passed", "begun", "VALUES", "row",
 )  # fmt: skip
 """Variables of the printed function beside those of the program."""
 
@@ -30,13 +31,14 @@ USED = (
 class Groups(Walking):
     """Prints the function of a group of warps, number ``GROUP``.
 
-    ``gather`` are the arguments of the function that copies rows of queries, where the groups do.
+    ``ask`` says how the groups copy rows of queries, where they do.
     """
 
-    def __init__(self, roles: Roles, taken: list[str], gather: list[str], schedule: Schedule) -> None:
-        loads, self.gather, self.away = frozenset(roles.boxes), gather, False
+    def __init__(self, roles: Roles, taken: list[str], ask: Ask, schedule: Schedule) -> None:
+        loads, self.ask = frozenset(roles.boxes), ask
         self.peel, self.late = schedule.peel, schedule.late
-        self.following, self.there = list[str](), list[str]()
+        self.known: dict[int, tuple[str, str]] = {}
+        self.following, self.beneath, self.there = list[str](), list[str](), list[str]()
 
         def reads(node: Node) -> tuple[Node, ...]:
             if node.serial in loads or node is roles.queries:
@@ -67,7 +69,7 @@ class Groups(Walking):
             self.there = self.there if made.late else []
         else:
             loads = [f"LOADS: tl.constexpr = {across(made.dims)}"] if made.gathered else []
-            self.block(*loads, f"none = {none}", "turn = 0")
+            self.block(*loads, *([] if made.rings.apart else [f"none = {none}"]), "turn = 0")
         self.region(TOP)
         return self.lines
 
@@ -76,6 +78,7 @@ class Groups(Walking):
         if node in self.roles.late:
             return True
         hidden = node.serial in self.boxes or node.serial in self.parts or node is self.roles.queries
+        hidden = hidden or node.serial in self.known
         return not hidden and super().wants_a_line(node)
 
     def is_inline(self, node: Node) -> bool:
@@ -102,9 +105,6 @@ class Groups(Walking):
     def at(self, node: Node, to: tuple[Axis, ...]) -> Text:
         """A node as an operand; a number per row moves to the layout of the sums where it meets them."""
         made = self.roles
-        if self.away and node.axes:
-            dim, where = (1, ":, None") if node.axes == (made.rows,) else (0, "None, :")
-            return Text(f"tl.convert_layout({self.text(node).text}, tl.SliceLayout({dim}, LOADS))[{where}]")
         if node.axes == (made.rows,) and made.values in to and made.values.size != made.keys.size:
             return Text(f"tl.convert_layout({self.text(node).text}, tl.SliceLayout(1, SUMS))[:, None]")
         return super().at(node, to)
@@ -125,21 +125,24 @@ class Groups(Walking):
         acc, start = names[turn.position], self.bound(lo)
         if self.peel:
             start = self.first(turn, names)
+        if self.beneath:
+            start = self.second(turn, names, start)
         index = self.named[body.index.serial] = self.names.fresh("i")
         before, after = self.rest(turn, body, names)
         more = f", {body.step}" if body.step > 1 else ""
         self.line(f"for {index} in range({start}, {self.bound(hi)}{more}):")
         self.depth += 1
-        freed = [*added(acc), "mbarrier.arrive(free.index(slot), count=1)"]
-        self.block(*multiply(), add(acc, self.before), *before, SCORES, *after, *VALUES, *freed)
+        rings, summed = self.roles.rings, [*added(acc), *self.roles.rings.summed(self.before)]
+        self.block(*multiply(), add(acc, self.before), *before, SCORES, *rings.scored, *after, *rings.wait, *summed)
         self.block(*self.weigh(turn, acc))
         self.depth -= 1
         for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
             self.named[result.serial] = names[int(str(result.attrs[0]))]
         if turn is self.roles.last and self.roles.walk is not None:
-            self.block(add(acc, self.before), *self.following, *added(acc))
+            last = rings.summed(self.before) if rings.apart else []
+            self.block(add(acc, self.before), *self.following, *added(acc), *last)
         elif turn is self.roles.last:
-            self.block("slot = turn % STAGES", add(acc, "slot"), *added(acc), freed[-1])
+            self.block("slot = turn % STAGES", add(acc, "slot"), *summed)
 
     def first(self, turn: Turn, names: list[str]) -> str:
         """The first turn, which has no weights before it; where the others start."""
@@ -150,13 +153,28 @@ class Groups(Walking):
         if not turn.certain:
             self.line(f"if {begin} < {self.bound(hi)}:")
             self.depth += 1
-        self.block(f"{index} = {begin}", *multiply(), *before, SCORES.replace("(1", "(0"), *after, *VALUES)
-        self.block("mbarrier.arrive(free.index(slot), count=1)", *self.weigh(turn, names[turn.position]))
-        self.depth -= not turn.certain
+        rings, scores = self.roles.rings, [SCORES.replace("(1", "(0"), *self.roles.rings.scored]
+        self.block(f"{index} = {begin}", *multiply(), *before, *scores, *after, *rings.wait)
+        self.block(*([] if rings.apart else rings.summed("")), *self.weigh(turn, names[turn.position]))
+        self.depth -= turn.certain == 0
         if self.roles.ahead:  # the rows of the tile before have left meanwhile
             self.block("tma.store_wait(0)", f"mbarrier.arrive(queries_free.index((passed + 1) % {AHEAD}), count=1)")
         self.named = outside
         return f"{begin} + {body.step}"
+
+    def second(self, turn: Turn, names: list[str], start: str) -> str:
+        """The second turn, beneath whose products rows of the next tile are asked for; where the others start.
+
+        Triton moves copies beneath the only product of the first turn to before it.
+        """
+        body, outside, acc = body_of(turn.loop), dict(self.named), names[turn.position]
+        index = self.named[body.index.serial] = self.names.fresh("second")
+        before, after = self.rest(turn, body, names)
+        rings, summed = self.roles.rings, [*added(acc), *self.roles.rings.summed(self.before)]
+        self.block(f"{index} = {start}", *multiply(), add(acc, self.before), *before, *self.beneath, SCORES)
+        self.block(*rings.scored, *after, *rings.wait, *summed, *self.weigh(turn, acc))
+        self.named = outside
+        return f"{start} + {body.step}"
 
     def assign(self, node: Node) -> None:
         """``name = expression``; rows that come late are waited for by the first that needs them."""

@@ -64,8 +64,8 @@ class Producer(Printer):
     def loop(self, node: Node) -> None:
         """A tile of keys and one of values a turn; zeros were the first values, so those of a turn come a slot later.
 
-        Keys wait for no slot of their own: the values loaded before them waited until values were used up at the end of
-        a turn, the turn whose keys these replace.
+        Where both are freed together, keys wait for no slot of their own: the values loaded before them waited until
+        values were used up at the end of a turn, the turn whose keys these replace.
         """
         body = body_of(node)
         if node is self.roles.walk:
@@ -76,10 +76,16 @@ class Producer(Printer):
         self.line(f"for {index} in range({self.bound(node.args[0])}, {self.bound(node.args[1])}{more}):")
         self.depth += 1
         self.region(body.number)
-        self.fetched(turn.keys, "keys", "turn % STAGES")
-        self.line("slot = (turn + 1) % STAGES")
-        self.line("mbarrier.wait(free.index(slot), ((turn + 1) // STAGES + 1) & 1)")
-        self.fetched(turn.values, "values", "slot")
+        if self.roles.rings.apart:
+            for load, ring, slots in ((turn.keys, "keys", "STAGES"), (turn.values, "values", "VALUES")):
+                self.line(f"slot = turn % {slots}")
+                self.line(f"mbarrier.wait({ring}_free.index(slot), (turn // {slots} + 1) & 1)")
+                self.fetched(load, ring, "slot")
+        else:
+            self.fetched(turn.keys, "keys", "turn % STAGES")
+            self.line("slot = (turn + 1) % STAGES")
+            self.line("mbarrier.wait(free.index(slot), ((turn + 1) // STAGES + 1) & 1)")
+            self.fetched(turn.values, "values", "slot")
         self.line("turn += 1")
         if self.roles.late and self.roles.ahead:
             self.line("begun += 1")

@@ -6,9 +6,6 @@ from sparsec.backends.triton.gluon.turns import GROUP_WARPS
 from sparsec.tile.language import Axis
 
 SCORES = "dot = hopper.warpgroup_mma_wait(1, deps=(dot,))"
-VALUES = ["later = (turn + 1) % STAGES", "mbarrier.wait(values_full.index(later), ((turn + 1) // STAGES) & 1)"]
-"""For the values of this turn, which the next one needs. It stands where the exponentials end and before the wait for
-the sums, since ptxas moves that wait up to the scores, but not across a wait for a barrier, which is a branch."""
 
 
 def multiply() -> list[str]:

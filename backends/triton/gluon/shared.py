@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsec.backends.triton.gluon.rings import APART, FULL
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles
 from sparsec.backends.triton.text import dtype_name
 
@@ -14,28 +15,27 @@ FREED = ("queries_free", "late_free")
 
 AHEAD = 2
 """Tiles of queries that lie side by side where one is copied while another is read."""
-BARRIERS = ("queries_full", "keys_full", "values_full", "free")
+BARRIERS = ("queries_full", *FULL, "free", *APART)
 MOST_SWIZZLED = 128
 """Bytes of a row that are swizzled."""
 
 
-def memory(made: Roles, stages: int, peel: bool) -> list[str]:
+def memory(made: Roles, peel: bool) -> list[str]:
     """The lines that allocate it and make its barriers ready; a slot is free when every group has said so."""
-    walks = made.walk is not None
+    walks, rings = made.walk is not None, made.rings
     own = walks and has_zeros(made, peel)  # the zeros that every walk's first turn finds have a slot of their own
     shapes = {
         "queries": (made.groups * (AHEAD if walks else 1), GROUP_ROWS, made.dims.size),
-        "keys_ring": (stages, made.keys.size, made.dims.size),
-        "values_ring": (stages + own, made.keys.size, made.values.size),
+        "keys_ring": (rings.stages, made.keys.size, made.dims.size),
+        "values_ring": (rings.values + own, made.keys.size, made.values.size),
     }
     lines = [f"    {name} = {_tiles(made.dtype, shape)}" for name, shape in shapes.items()]
-    for name in BARRIERS:
-        if name == "queries_full":
-            lines += _barrier(name, 1, AHEAD if made.ahead else 0)
-        else:
-            lines += _barrier(name, made.groups if name == "free" else 1, stages)
-    zeros = _zeros(made, stages if own else 0) if has_zeros(made, peel) else []
-    return [*lines, *_late(made), *_freed(made), *zeros, "    mbarrier.arrive(values_full.index(0), count=1)"]
+    lines += _barrier("queries_full", 1, AHEAD if made.ahead else 0)
+    for name in rings.barriers:
+        lines += _barrier(name, made.groups if name in rings.freed else 1, rings.slots(name))
+    zeros = _zeros(made, rings.values if own else 0) if has_zeros(made, peel) else []
+    first = [] if rings.apart else ["    mbarrier.arrive(values_full.index(0), count=1)"]
+    return [*lines, *_late(made), *_freed(made), *zeros, *first]
 
 
 def has_zeros(made: Roles, peel: bool) -> bool:
@@ -46,7 +46,7 @@ def has_zeros(made: Roles, peel: bool) -> bool:
 def names(made: Roles) -> tuple[str, ...]:
     """The tiles and barriers of a kernel."""
     freed = FREED[: 1 + bool(made.late)] if made.ahead else ()
-    return (*TILES, *BARRIERS, *(LATE if made.late else ()), *freed)
+    return (*TILES, "queries_full", *made.rings.barriers, *(LATE if made.late else ()), *freed)
 
 
 def _barrier(name: str, arrivals: int, slots: int) -> list[str]:

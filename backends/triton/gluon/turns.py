@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from sparsec.backends.triton.address import split
 from sparsec.backends.triton.descriptors import Descriptor, box_axis, box_of, described, descriptors
+from sparsec.backends.triton.gluon.rings import TWO, Rings
 from sparsec.scalar.fn import Fn
 from sparsec.tile.language import Axis, Node, Program, TileOp, access_of
 from sparsec.tile.regions import TOP, Regions, body_of, regions
@@ -52,11 +53,12 @@ class Turn:
         return self.sums.args[2]
 
     @property
-    def certain(self) -> bool:
-        """Whether it is seen that the loop has a turn: its end is a maximum of its start plus one."""
+    def certain(self) -> int:
+        """How many turns the loop is seen to have: its end is a maximum of its start plus a number."""
         lo, hi = self.loop.args[:2]
         after = [a for a in hi.args if hi.op is TileOp.MAP and hi.attrs[0] is Fn.MAXIMUM and a.op is TileOp.MAP]
-        return any(a.attrs[0] is Fn.ADD and lo in a.args and any(_is_one(b) for b in a.args) for a in after)
+        found = [b for a in after if a.attrs[0] is Fn.ADD and lo in a.args for b in a.args if b.op is TileOp.CONST]
+        return max((int(str(b.attrs[0])) for b in found), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Roles:
         gathered: whether a walk's groups copy their own rows of queries, those of the next tile while this one's are
             read; a walk whose queries are a box has the loading warp bring them a tile ahead.
         some: so many rows are all that is ever stored, others are nobody's; 0 where all are.
+        rings: the slots of keys and values.
     """
 
     program: Program
@@ -89,6 +92,7 @@ class Roles:
     late: tuple[Node, ...] = ()
     gathered: bool = False
     some: int = 0
+    rings: Rings = TWO
 
     @property
     def base(self) -> int:
@@ -150,10 +154,6 @@ def conditional(loop: Node) -> bool:
     """Whether a loop is a condition, of code without turns that may have no boxes."""
     lo, hi = loop.args[:2]
     return hi.dtype == "bool" and lo.op is TileOp.CONST and lo.attrs[0] == 0
-
-
-def _is_one(node: Node) -> bool:
-    return node.op is TileOp.CONST and node.attrs[0] == 1
 
 
 def _walk(found: Regions) -> Node | None:

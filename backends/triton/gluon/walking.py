@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from sparsec.backends.triton.access import address, mask
+from sparsec.backends.triton.gluon.far import far
+from sparsec.backends.triton.gluon.gather import Ask
 from sparsec.backends.triton.gluon.layouts import Laid
 from sparsec.backends.triton.gluon.shared import AHEAD
 from sparsec.backends.triton.text import dtype_name
-from sparsec.tile.language import Node, access_of
+from sparsec.backends.triton.uses import operands
+from sparsec.tile.language import LoopBody, Node, TileOp, access_of
 from sparsec.tile.regions import body_of
+
+_AT_HAND = (TileOp.CONST, TileOp.PARAM, TileOp.PROGRAM_ID, TileOp.INDEX)
 
 
 class Walking(Laid):
     """What of a group's function is about walks.
 
     Attributes:
-        gather: the arguments of the function that copies rows of queries, where the groups do.
-        late: whether they ask for their next rows beneath a tile's last product.
-        following: the lines that do so then.
+        ask: how groups ask for rows of queries, where they copy them.
+        late: whether they ask for their next rows beneath a product, not before a tile's first.
+        known: what the numbers of a tile are called that are loaded while the tile before is read.
+        following: the lines that do so beneath the last one.
+        beneath: the lines that do so in the second turn, where what says whose rows are next is loaded by then.
         there: lines that stand before a tile's first turn, behind what else is read before it.
-        away: whether rows that are written have the layout of whole pieces.
     """
 
-    gather: list[str]
+    ask: Ask
     late: bool
+    known: dict[int, tuple[str, str]]
     following: list[str]
+    beneath: list[str]
     there: list[str]
-    away: bool
 
     def walk(self, node: Node) -> None:
         """One tile of queries after the other; the rows of the next one are on their way while one is read."""
@@ -34,26 +40,50 @@ class Walking(Laid):
         body, (lo, hi) = body_of(node), node.args[:2]
         first, end, index = self.bound(lo), self.bound(hi), self.names.fresh("i")
         self.named[body.index.serial] = index
-        begin, rest = f"{self.program.name}_queries(GROUP, ", ", ".join(self.gather)
-        self.line(f"if {first} < {end}:")
-        self.line(f"    {begin}{first}, queries.index(GROUP), {rest})")
+        other = f"queries.index((1 - half) * {self.roles.groups} + GROUP)"
+        further = f"tl.minimum({index} + {body.step}, {end} - 1)"
+        self.block(f"if {first} < {end}:", *(f"    {line}" for line in self.copied(first, "queries.index(GROUP)")))
         self.line("half = 0")
+        asked = self.copied(further, other)
+        whose, asked = asked[:-1], asked[-1:]
+        later = self.carried(body, further) if whose else []
+        self.beneath = [*asked, *(f"{after} = {text}" for _, after, text in later)] if whose else []
+        self.following = asked if self.late and not whose else []
+        now = self.carried(body, f"tl.maximum(tl.minimum({first}, {end} - 1), 0)") if whose else []
+        self.block(*(f"{name} = {text}" for name, _, text in now))
+        self.named[body.index.serial] = index
         self.line(f"for {index} in range({first}, {end}, {body.step}):")
         self.depth += 1
-        other = f"queries.index((1 - half) * {self.roles.groups} + GROUP)"
-        further = f"{begin}tl.minimum({index} + {body.step}, {end} - 1), {other}, {rest})"
-        self.following = [further] if self.late else []
         self.block(
             "async_copy.wait_group(0)",
             "hopper.fence_async_shared()",
             f"q_rows = queries.index(half * {self.roles.groups} + GROUP)",
-            *([] if self.late else [further]),
-            "weights = none",
-            "before = STAGES",
+            *(whose if self.late else asked),
+            *([] if self.roles.rings.apart else ["weights = none", "before = STAGES"]),
         )
         self.region(body.number)
-        self.line("half = 1 - half")
+        self.block("half = 1 - half", *(f"{name} = {after}" for name, after, _ in later))
         self.depth -= 1
+
+    def carried(self, body: LoopBody, number: str) -> list[tuple[str, str, str]]:
+        """Numbers of a tile that are loaded while the tile before is read, so that what they lead to can be loaded at
+        once: what each is called, what it is called while the tile before is read, and how tile ``number``'s is found.
+        """
+        found = []
+        for node in self.uses.order[body.number]:
+            if node.op is TileOp.LOAD and not node.axes and all(a.op in _AT_HAND for a in operands(node)):
+                if node.serial not in self.known:
+                    name = self.named[node.serial] = self.names.fresh(self.wanted(node))
+                    self.known[node.serial] = name, self.names.fresh(name)
+                self.named[body.index.serial] = number
+                found.append((*self.known[node.serial], self.expression(node).text))
+        return found
+
+    def copied(self, number: str, target: str) -> list[str]:
+        """The lines that have a tile's rows copied."""
+        names, name = self.ask.names, self.program.name
+        whose = [f"{', '.join(names)} = {name}_who(GROUP, {', '.join([number, *self.ask.known])})"] if names else []
+        return [*whose, f"{name}_queries(GROUP, {', '.join([*(names or [number]), target, *self.ask.copied])})"]
 
     def walk_boxes(self, node: Node) -> None:
         """As ``walk``, where the loading warp brings the rows: behind a tile's first products a group
@@ -65,7 +95,7 @@ class Walking(Laid):
         self.depth += 1
         wait = f"mbarrier.wait(queries_full.index(passed % {AHEAD}), (passed // {AHEAD}) & 1)"
         self.there = [wait, f"q_rows = queries.index(passed % {AHEAD} * {self.roles.groups} + GROUP)"]
-        self.block("weights = none", "before = STAGES")
+        self.block(*([] if self.roles.rings.apart else ["weights = none", "before = STAGES"]))
         self.region(body.number)
         self.line("passed += 1")
         self.depth -= 1
@@ -89,6 +119,4 @@ class Walking(Laid):
         text, moved = self.text(value).text, "q_rows.load(LOADS)"
         self.line(f"q_rows.store({f'tl.cast({text}, {kept}, bitcast=True)' if other else text})")
         self.line(f"moved = {f'tl.cast({moved}, {dtype_name(value.dtype)}, bitcast=True)' if other else moved}")
-        self.away = True
-        self.line(f"tl.store({address(self, node, value.axes)}, moved{mask(self, node, value.axes)})")
-        self.away = False
+        self.block(*far(self, node, self.roles.rows).lines("tl.store(", ", moved"))

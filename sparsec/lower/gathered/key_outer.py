@@ -194,15 +194,16 @@ def may_walk(spec: GatheredAttention, target: str) -> bool:
 def walk(spec: GatheredAttention, base: Schedule) -> Schedule:
     """Two groups of 64 rows, whose keys come a tile ahead, and their own rows as well; three where heads are narrow.
 
-    A list for each head, whose merge can have roles, was measured with them: 0.278 ms for 0.327 (MoBA, three blocks).
-    Three groups read a chunk's keys less often: heads of 64 0.319 ms for 0.362, while those of 128 spill.
+    Three groups read a chunk's keys less often: heads of 64 0.319 ms for 0.362, while those of 128 spill. Next rows are
+    asked for beneath the second products: 0.308 ms for 0.332, at 128 0.438 for 0.517. So does a list for each head have
+    a merge that walks: MoBA, three blocks, T16384 0.239 ms for 0.279, at T8192 0.132 for 0.137, shorter ones alike.
     """
     tiles = replace(base, rows=WALKED, block=128 if spec.chunk % 128 == 0 else 64, warps=8, stages=2, registers=168)
     if max(spec.head_dim, spec.value_dim) <= 64:
         tiles = replace(base, rows=192, block=64, warps=12, stages=4, registers=128)
-    merge = "roles" if spec.scope == "head" and box_merge.fits(spec) else "alike"
+    merge = "walk" if spec.scope == "head" and box_merge.fits(spec) else "alike"
     walks = replace(tiles, descriptors=True, producer=True, maximum=not flat.fits(spec), value_block=0)
-    return replace(walks, peel=True, late=tiles.rows == WALKED, merge=merge)
+    return replace(walks, peel=True, late=True, merge=merge)
 
 
 def alike(spec: GatheredAttention, target: str) -> Schedule:

@@ -83,9 +83,11 @@ def read_unchecked(f: Frame, stretch: Stretch) -> tuple[list[Node], Node | None,
     if clear is None:
         return read_once(f, stretch, chunks.start(f)), None, None
     first, end = (tile.apply(Fn.TRUNCDIV, x, f.schedule.block) for x in (stretch.low, stretch.high))
-    *accs, total = _flat(f, first, tile.apply(Fn.WHERE, clear, end, first))
+    known = min(2, f.spec.chunk // f.schedule.block)  # so many turns a loop is seen to have
+    *accs, total = _flat(f, first, most(end, add(first, known)))
     largest = partials.magnitude(f, accs, finite=False)
-    return [*accs, tile.full(0.0, f.rows.axis), total], largest, flat.unsafe(total, largest)
+    anew = tile.apply(Fn.WHERE, clear, flat.unsafe(total, largest), 1)
+    return [*accs, tile.full(0.0, f.rows.axis), total], largest, anew
 
 
 def _flat(f: Frame, first: Node, stop: Node) -> list[Node]:
