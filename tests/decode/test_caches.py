@@ -49,6 +49,16 @@ def test_a_chunk_may_go_on_past_the_last_page(steps: tuple[int, ...], page: int)
     torch.testing.assert_close(decoded(made, cache, inputs, list(steps))[0], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_windows_of_a_summary_that_a_cache_has_no_page_for() -> None:
+    """As many programs as the new tokens could touch windows, one of them beyond the table."""
+    made = compile(small("moba"), "interpreter")
+    inputs = draw(made.variant, 24, 2)
+    cache = made.init_cache(2, 32, page=16)
+    expected = made(**inputs)
+    assert isinstance(expected, torch.Tensor)
+    torch.testing.assert_close(decoded(made, cache, inputs, [20, 4])[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def _kept(made: Compiled) -> list[str]:
     return [k.name for k in made.decoder.spec.kept]
 

@@ -122,7 +122,7 @@ class _Moved:
         paged = self.paged[access.tensor.name]
         if node.op is TileOp.STORE:
             return self._store(access, args, paged)
-        return _load(access, args, paged, self.tables[paged.table])
+        return _load(access, args, paged, self.tables[paged.table], self.windows is not None)
 
     def _param(self, name: str) -> Node:
         """A launch parameter of this program's sequence."""
@@ -177,8 +177,8 @@ def _read(program: Program) -> set[str]:
     return {str(n.attrs[0]) for n in tile.reachable(program.effects) if n.op is TileOp.PARAM}
 
 
-def _load(access: Access, args: tuple[Node, ...], paged: Paged, table: Tensor) -> Node:
-    """Row j of sequence b as row j % rows of page ``table[b, j // rows]``."""
+def _load(access: Access, args: tuple[Node, ...], paged: Paged, table: Tensor, beyond: bool) -> Node:
+    """Row j of sequence b as row j % rows of page ``table[b, j // rows]``; a program of a window may lie beyond all."""
     tensor = _pool(access.tensor, paged)
     rank = access.tensor.rank
     batch, row, *rest = args[:rank]
@@ -190,6 +190,8 @@ def _load(access: Access, args: tuple[Node, ...], paged: Paged, table: Tensor) -
         inside = tile.apply(Fn.TRUNCMOD, start, paged.rows)
         if limit is not None:
             bounds[1] = tile.apply(Fn.SUB, limit, mul(block, paged.rows))
+        if limit is not None and beyond:
+            block = tile.apply(Fn.WHERE, tile.apply(Fn.LT, start, limit), block, 0)
         page = looked_up(table, batch, block)
         return tile.load(tensor, page, add(inside, tiles), *rest, bounds=bounds, other=access.other)
     return _gather(access, tensor, (batch, row, *rest), bounds, paged, table)
