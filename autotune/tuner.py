@@ -214,6 +214,10 @@ def _check(compiled: Compiled, trials: int, inputs: object) -> None:
         raise InputError(
             "inputs", f"a {type(inputs).__name__}", "a layer is tuned on its inputs by name", f"{{{named}}}"
         )
+    for name, x in inputs.items():
+        if isinstance(x, torch.Tensor) and bool(x.isnan().any()):
+            rule = "rows that have one are as right under every schedule, so nothing would be judged by them"
+            raise InputError(name, "a NaN", rule, "tune on inputs without")
     if trials < 1:
         raise TuneError(f"trials = {trials}: try at least one configuration")
     if compiled.target.backend not in PRELOAD:

@@ -159,7 +159,9 @@ def weights(ev: Evaluation, node: Node) -> Tensor:
         )
         value, fn = ev.form.softmax(value, ev.predicate(node.src[1], "eligible", value.shape, True)), "raw"
     found = ev.form.weigh(value, chosen.ids, fn)
-    return (chosen.ids >= 0) + (found - found.detach()) if straight else found
+    if not straight:
+        return found
+    return (chosen.ids >= 0) + torch.where(found.detach().isfinite(), found - found.detach(), 0.0)
 
 
 def merged(ev: Evaluation, node: Node) -> Output:

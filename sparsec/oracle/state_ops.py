@@ -73,6 +73,7 @@ def residual(ev: Evaluation, node: Node) -> Tensor:
     v, written, k = ev.tensor(node.src[0]), ev.whole(node.src[1]), ev.tensor(node.src[2])
     assert isinstance(written, Written)
     share = states.renormalised(written.share, written.active) if node.flag("renormalise") else written.share
+    there = written.active.tolist()
     banks = written.after if node.word("mode") == "post" else written.before
     gamma = ev.tensor(node.operands["gamma"]) if "gamma" in node.operands else torch.ones_like(v[..., 0])
     clip = float(node["clip"]) if isinstance(node["clip"], float | int) else None
@@ -80,7 +81,7 @@ def residual(ev: Evaluation, node: Node) -> Tensor:
 
     def one(b: int, t: int, h: int) -> Tensor:
         own, at = (values[b][t][h], keys[b][t][h], matrices[b][t][h]), gammas[b][t][h]
-        return states.residual_step(*own, shares[b][t][h], clip, at)
+        return states.residual_step(*own, shares[b][t][h], clip, at, there[b][t][h])
 
     return each(v, v.shape[3], one)
 
@@ -182,9 +183,11 @@ def _recall_sum(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written])
         return torch.stack(read).sum(0)
     matrices = _matrices(node, banks)
     asked, held, parts = apart(q, 3), apart(matrices, 3), apart(share, 3)
+    read_parts = torch.cat([_read_parts(node, bank) for bank in banks], dim=3).tolist()
 
     def one(b: int, t: int, h: int) -> Tensor:
-        return states.recall_sum(asked[b][t][h], held[b][t][h // group], parts[b][t][h])
+        own = h // group
+        return states.recall_sum(asked[b][t][h], held[b][t][own], parts[b][t][h], read_parts[b][t][own])
 
     return each(q, matrices.shape[-1], one)
 
@@ -195,6 +198,11 @@ def _read_share(node: Node, bank: Written) -> Tensor:
         assert bank.ids is not None
         return _one_hot(bank.ids[..., node["slot"]], bank.share.shape[-1])
     return states.renormalised(bank.share, bank.active) if node.flag("renormalise") else bank.share
+
+
+def _read_parts(node: Node, bank: Written) -> Tensor:
+    """Which parts are read at all, bool ``[B,T,HKV,N]``: what the others hold adds nothing, finite or not."""
+    return _read_share(node, bank) > 0 if isinstance(node["slot"], int) else bank.active
 
 
 def _recall_states(ev: Evaluation, node: Node, q: Tensor, banks: Sequence[Written]) -> Tensor:

@@ -179,11 +179,13 @@ def write_part(old: Part, step: Step, share: Tensor, rule: Rule) -> Part:
     return Part(m, new.z + written)
 
 
-def residual_step(v: Tensor, k: Tensor, states: Tensor, share: Tensor, clip: float | None, gamma: Tensor) -> Tensor:
+def residual_step(
+    v: Tensor, k: Tensor, states: Tensor, share: Tensor, clip: float | None, gamma: Tensor, read: Sequence[bool]
+) -> Tensor:
     """gamma · clip(v − Σ_n share_n · M_nᵀk): v ``[DV]``, k ``[D]``, states ``[N,D,DV]``, share ``[N]`` -> ``[DV]``."""
     left = v
-    for m, e in zip(states, share, strict=True):
-        left = left - e * (k @ m)
+    for m, e, there in zip(states, share, read, strict=True):
+        left = left - e * (k @ m) if there else left
     return gamma * (left if clip is None else left.clamp(-clip, clip))
 
 
@@ -194,12 +196,10 @@ def renormalised(share: Tensor, active: Tensor) -> Tensor:
     return torch.where(alone, 1.0, torch.where(active, share / torch.where(total == 0, 1.0, total), 0.0))
 
 
-def recall_sum(q: Tensor, states: Tensor, share: Tensor) -> Tensor:
-    """Σ_n share_n · M_nᵀq: q ``[D]``, states ``[N,D,DV]``, share ``[N]`` -> ``[DV]``."""
-    o = states.new_zeros(states.shape[-1])
-    for m, e in zip(states, share, strict=True):
-        o = o + e * (q @ m)
-    return o
+def recall_sum(q: Tensor, states: Tensor, share: Tensor, read: Sequence[bool] | None = None) -> Tensor:
+    """Σ_n share_n · M_nᵀq: q ``[D]``, states ``[N,D,DV]``, share ``[N]`` -> ``[DV]``; of the parts that are read."""
+    every = zip(states, share, read or [True] * len(states), strict=True)
+    return sum((e * (q @ m) for m, e, there in every if there), states.new_zeros(states.shape[-1]))
 
 
 def recall_softmax(

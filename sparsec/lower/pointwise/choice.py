@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 
@@ -28,6 +29,7 @@ def over(kind: str, x: Sequence[Node], columns: Sequence[Column]) -> Node:
 
 def best(x: Parts, columns: Sequence[Column], top: int) -> Parts:
     """1 at the ``top`` largest elements, 0 elsewhere: the largest that is left is taken out ``top`` times."""
+    x = [tile.apply(Fn.WHERE, tile.apply(Fn.EQ, p, p), p, math.inf) for p in x]  # NaN ranks highest, and shows
     numbers = [tile.cast(tile.const(0) if c is None else c.index(), "float32") for c in columns]
 
     def take(_: Node, *marks: Node) -> list[Node]:

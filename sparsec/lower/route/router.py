@@ -36,10 +36,10 @@ def lower(spec: Router, schedule: Schedule) -> Program:
         shares = _softmax(at, scores)
         tile.store(parts.shares(spec), at.batch, at.token, 0, at.part, value=shares, bounds=at.limits)
         tensors = [parts.x(spec), parts.rows(spec), parts.shares(spec), parts.ids(spec)]
-        left = both(at.real, _children(at))
+        left, ranked = both(at.real, _children(at)), _ranked(scores)
         chosen, worth = list[Node](), list[Node]()
         for _ in range(spec.slots):
-            best, here = _best(at, scores, left)
+            best, here = _best(at, ranked, left)
             chosen.append(best)
             worth.append(tile.reduce("sum", tile.apply(Fn.WHERE, here, shares, 0.0), at.parts))
             left = both(left, tile.apply(Fn.NE, at.part, best))
@@ -111,6 +111,11 @@ def _children(at: Tokens) -> Node | None:
     if within is None:
         return None
     return parents.children(within, parents.listed(within, at.spec.length, at.batch, at.token, 0), at.part)
+
+
+def _ranked(scores: Node) -> Node:
+    """Scores that can be compared: NaN ranks highest, so that it is chosen and shows."""
+    return tile.apply(Fn.WHERE, tile.apply(Fn.EQ, scores, scores), scores, math.inf)
 
 
 def _best(at: Tokens, scores: Node, left: Node) -> tuple[Node, Node]:

@@ -158,7 +158,8 @@ def where_deep(keyed: Keyed, first: Chunk, axes: tuple[Axis, Axis], body: Callab
         at = add(mul(part, dims.size), tile.iota(dims))
         bounds: dict[int, tile.Value] = {2: tile.param(CHUNKS)}
         total = tile.load(keyed.totals, first.batch, first.head, numbers, at, bounds=bounds)
-        return [tile.apply(Fn.MINIMUM, found, total)]
+        known = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, total, total), total, 0.0)  # a NaN hides no other chunk
+        return [tile.apply(Fn.MINIMUM, found, known)]
 
     parts, nothing = power(own.writes.rows) // dims.size, tile.full(0.0, group, dims)
     lowest = tile.reduce("min", tile.loop(0, parts, 1, [nothing], least)[0], dims)
