@@ -25,7 +25,7 @@ from sparsec.plan.precision import OUTPUTS, exact, handed, merged, rounded, unit
 from sparsec.plan.row_dot import folded
 from sparsec.plan.selection.select import select
 from sparsec.plan.selection.shared import select_set
-from sparsec.plan.selection.signal import signal
+from sparsec.plan.selection.signal import compared, signal
 from sparsec.plan.sizes import Sizes
 from sparsec.plan.states.evict import evict, linear_reads, read_given_up
 from sparsec.plan.states.fenwick import ladder
@@ -56,6 +56,7 @@ def build_plan(
     planner = Planner(Sizes(static, dtype), dict(names), _token_length(nodes), with_lse, vjps=vjps, inner=inner)
     planner.recalls, planner.finals = readers_of(nodes), frozenset(n for n in outputs if n.op is Op.WRITE)
     planner.linear = linear_reads(nodes)
+    planner.compared = compared(nodes)
     planner.weights = {n.src[1]: n for n in nodes if n.op is Op.WEIGHTS}
     planner.inputs = frozenset(str(n["name"]) for n in nodes if n.op is Op.INPUT)
     planner.producers = PRODUCERS

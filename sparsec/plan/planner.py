@@ -50,6 +50,7 @@ class Planner:
         readers: how many sources of nodes, adjoints left out, and results each node is.
         recalls: those of every written bank.
         weights: the weights of every choice that has some.
+        compared: the choices whose own scores a loss compares with the attention that they got.
         finals: the written banks whose last states are results.
     """
 
@@ -79,6 +80,7 @@ class Planner:
     recalls: Mapping[Node, tuple[Node, ...]] = field(default_factory=dict)
     weights: Mapping[Node, Node] = field(default_factory=dict)
     finals: frozenset[Node] = frozenset()
+    compared: frozenset[Node] = frozenset()
     linear: Mapping[Node, Node] = field(default_factory=dict)
 
     def name(self, node: Node) -> str:

@@ -172,7 +172,7 @@ class Selector:
         head_weights: of an indexer ``[B,TQ,H]``: scale * the heads' sum of weight * max(q . key, 0), one list for all.
         hard_out: a straight-through choice's 1 for what was chosen; ``scores_out``: its scores, for a backward; else 0.
         bias: over score, b, h (the list), i, j (the block) and ``captures``: what becomes of a block's score.
-        query_block: so many queries, counted from row 0, share the list of their first; such lists have no weights.
+        query_block: so many queries, counted from row 0, share the list of their first; such a spec has no weights.
         parents: lists of larger units, whose children alone may be chosen; "softmax_all" is over all eligible even so.
     """
 

@@ -89,8 +89,8 @@ def test_what_no_kernel_carries_out_is_refused_in_a_sentence(name: str) -> None:
         agree(POOLED % (REFUSED[name], "kv_head"))
 
 
-def test_lists_that_queries_share_are_refused() -> None:
-    with pytest.raises(PlanError, match="query_block"):
+def test_shares_of_all_that_is_eligible_of_lists_that_queries_share_are_refused() -> None:
+    with pytest.raises(PlanError, match="shares of all that is eligible"):
         agree((SHARES % "newest").replace("k = 2,", "k = 2, query_block = 4,"))
 
 

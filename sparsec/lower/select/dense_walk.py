@@ -35,10 +35,11 @@ class Keys:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What it reads beside index queries and keys."""
+        """What it reads: index queries and keys, and what attention does."""
         forward = self.s.spec.forward
         left = {forward.indices, forward.v} - {forward.k, forward.q}
-        return [t for name, t in self.s.tensors.items() if name not in left]
+        read = [t for name, t in self.s.tensors.items() if name not in left]
+        return [*index_rows.tensors(self.own.spec), *read]
 
     @property
     def span(self) -> tuple[Node | int, Node | int]:
@@ -51,6 +52,10 @@ class Keys:
     def key(self, n: Node) -> Node:
         """The keys of tile ``n``."""
         return add(mul(n, self.keys.size), tile.iota(self.keys))
+
+    def scores(self, n: Node) -> Node:
+        """The scores of a tile's keys."""
+        return self.own.scores(self.key(n))
 
     def masses(self, n: Node) -> Node:
         """The attention of a tile's keys; -1 for keys that nobody sees."""

@@ -32,11 +32,13 @@ class Columns:
     listed: Node
     indices: Tensor
     mass: Tensor | None = None
+    kept: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What it reads beside queries and keys."""
-        return [self.indices, *([self.mass] if self.mass is not None else [])]
+        """What it reads to score columns, and their masses."""
+        read = [*index_rows.tensors(self.own.spec), self.indices] if self.kept is None else [self.kept]
+        return [*read, *([self.mass] if self.mass is not None else [])]
 
     @property
     def span(self) -> tuple[Node | int, Node | int]:
@@ -58,6 +60,10 @@ class Columns:
         """Tiles of a list."""
         return -(-self.width // self.keys.size)
 
+    def scores(self, n: Node) -> Node:
+        """The scores of a tile's columns, kept or worked out."""
+        return self.own.scores(self.key(n)) if self.kept is None else self.read(self.kept, n)
+
     def place(self, n: Node) -> tuple[Node, ...]:
         """The indices of tile ``n`` in ``[B,TQ,HS,columns]``."""
         return (self.own.batch, self.own.token, self.listed, add(mul(n, self.keys.size), tile.iota(self.keys)))
@@ -76,15 +82,22 @@ class Columns:
         return tile.load(tensor, *self.place(n), bounds={3: self.width}, other=other)
 
 
-def begin(builder: tile.Builder, spec: Selector, columns: int, schedule: Schedule, mass: str | None = None) -> Columns:
+def begin(
+    builder: tile.Builder,
+    spec: Selector,
+    columns: int,
+    schedule: Schedule,
+    mass: str | None = None,
+    scores: str | None = None,
+) -> Columns:
     """One (token, list, batch) per grid point."""
     index_rows.check(schedule)
     keys = builder.axis("n", schedule.block)
     listed = tile.program_id(1)
     own = index_rows.index(builder, spec, schedule, tile.program_id(2), tile.program_id(0), listed)
     lists: tuple[str | int, ...] = ("B", "TQ", index_rows.lists(spec), spec.slots)
-    held = None if mass is None else index_rows.listed(spec, columns, mass)
-    return Columns(own, columns, keys, listed, Tensor(spec.indices, "int32", lists), held)
+    held, kept = (None if name is None else index_rows.listed(spec, columns, name) for name in (mass, scores))
+    return Columns(own, columns, keys, listed, Tensor(spec.indices, "int32", lists), held, kept)
 
 
 def finish(builder: tile.Builder, name: str, spec: Selector, tensors: Sequence[Tensor]) -> Program:
@@ -108,13 +121,13 @@ def lower(spec: Divergence, schedule: Schedule) -> Program:
         outs = [row(spec.index, name) for name in (spec.loss, spec.total, spec.lse)]
         for target, value in zip(outs, (loss, total, lse), strict=True):
             tile.store(target, c.own.batch, c.own.token, c.listed, value=value)
-        return finish(builder, spec.name, spec.index, [*index_rows.tensors(spec.index), *c.tensors, *outs])
+        return finish(builder, spec.name, spec.index, [*c.tensors, *outs])
 
 
 def columns(builder: tile.Builder, spec: Divergence, schedule: Schedule) -> Columns | Keys:
     """What a loss compares: the columns of a list, or all keys."""
     if spec.dense is None:
-        return begin(builder, spec.index, spec.columns, schedule, spec.mass)
+        return begin(builder, spec.index, spec.columns, schedule, spec.mass, spec.scores)
     return dense_walk.keys(builder, spec.dense, spec.index, schedule)
 
 
@@ -123,7 +136,7 @@ def _sums(c: Columns | Keys) -> tuple[Node, Node]:
 
     def visit(n: Node, total: Node, top: Node, power: Node) -> Sequence[Node]:
         found = c.masses(n)
-        scores = tile.apply(Fn.WHERE, tile.apply(Fn.LE, 0.0, found), c.own.scores(c.key(n)), softmax.HIDDEN)
+        scores = tile.apply(Fn.WHERE, tile.apply(Fn.LE, 0.0, found), c.scores(n), softmax.HIDDEN)
         high = most(top, tile.reduce("max", scores, c.keys))
         more = tile.reduce("sum", tile.apply(Fn.EXP, sub(scores, high)), c.keys)
         kept = mul(power, tile.apply(Fn.EXP, sub(top, high)))
@@ -143,7 +156,7 @@ def _distance(c: Columns | Keys, total: Node, lse: Node) -> Node:
     def visit(n: Node, sum_: Node) -> Sequence[Node]:
         p = tile.apply(Fn.DIV, most(c.masses(n), 0.0), whole)  # a lone column has exactly 1
         there = tile.apply(Fn.LT, 0.0, p)
-        log_q = sub(c.own.scores(c.key(n)), lse)
+        log_q = sub(c.scores(n), lse)
         gap = sub(tile.apply(Fn.LOG, tile.apply(Fn.WHERE, there, p, 1.0)), log_q)
         found = tile.apply(Fn.WHERE, there, mul(p, gap), 0.0)
         if c.own.schedule.order == "excess":

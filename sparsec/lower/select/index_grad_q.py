@@ -30,7 +30,7 @@ def lower(spec: IndexGradQ, schedule: Schedule) -> Program:
 
         sums = list(tile.loop(*c.span, 1, _start(pull), visit, schedule.stages))
         written = [*([grads] if grads is not None else []), *_write(pull, sums)]
-        tensors = [*index_rows.tensors(spec.index), *c.tensors, *pull.read, *written]
+        tensors = [*_keys_read(pull), *c.tensors, *pull.read, *written]
         return divergence.finish(builder, spec.name, spec.index, tensors)
 
 
@@ -38,6 +38,13 @@ def _columns(builder: tile.Builder, spec: IndexGradQ, schedule: Schedule) -> Col
     if spec.loss is not None:
         return divergence.columns(builder, spec.loss, schedule)
     return divergence.begin(builder, spec.index, spec.columns, schedule)
+
+
+def _keys_read(pull: _Pull) -> list[Tensor]:
+    """What gradients of queries take beside scores that the choice kept."""
+    if not pull.ranked or pull.spec.grad_q is None or not isinstance(pull.c, Columns):
+        return []
+    return [*index_rows.tensors(pull.spec.index), pull.c.indices]
 
 
 class _Pull:
@@ -51,6 +58,11 @@ class _Pull:
         assert spec.grad is not None
         rows = [divergence.row(spec.index, name) for name in (spec.loss.total, spec.loss.lse, spec.grad)]
         self.slope, self.read = divergence.Slope(spec.loss, c, rows), rows
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the choice kept the scores that are compared."""
+        return self.spec.loss is not None and self.spec.loss.scores is not None
 
     def of_scores(self, n: Node, scores: Node) -> Node:
         """The gradients of a tile's scores, made and stored, or read."""
@@ -79,11 +91,17 @@ def _apart(pull: _Pull) -> bool:
 def _step(pull: _Pull, n: Node, sums: Sequence[Node]) -> list[Node]:
     """Add a tile of columns."""
     c, own = pull.c, pull.c.own
+    if not sums and pull.ranked:  # gradients of scores alone
+        pull.of_scores(n, c.scores(n))
+        return []
     key, precision = c.key(n), own.schedule.precision
     product = own.products(key)
     active = own.active(product)
     scores = mul(active, own.weights)
-    found = pull.of_scores(n, scores if own.rows is None else tile.reduce("sum", scores, own.rows))
+    if pull.ranked:
+        found = pull.of_scores(n, c.scores(n))
+    else:
+        found = pull.of_scores(n, scores if own.rows is None else tile.reduce("sum", scores, own.rows))
     slope = mul(found, own.weights)
     if _apart(pull):
         slope = tile.apply(Fn.WHERE, tile.apply(Fn.LT, 0.0, product), slope, 0.0)

@@ -24,7 +24,8 @@ LOWEST, HIGHEST = -(2**31), 2**31 - 1
 
 def fits(spec: Selector) -> bool:
     """Whether a list is short, by rank, of ids alone, and at most one candidate of a row is forced."""
-    plain = spec.order == "score" and spec.weights is None and spec.hard_out is None and not spec.softmax
+    alone = spec.weights is None and spec.hard_out is None and spec.scores_out is None
+    plain = alone and spec.order == "score" and not spec.softmax
     return plain and spec.slots <= LONGEST and spec.count_forced and _single(spec.forced)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsec.ir.adjoint import passes_straight
 from sparsec.ir.node import Node
@@ -108,9 +108,18 @@ def select(planner: Planner, selection: Node, weights: Node | None) -> tuple[str
             selection, "read with and without weights; declare the weights in every attend that reads it"
         )
     found = planner.places[selection, "indices"]
+    if weights is not None and not own and _ranked_anew(planner, selection):
+        raise planner.refuse(selection, "given weights follow the first query's ranks: order = newest or oldest")
     if weights is None:
         return found, None
     return found, planner.places[weights, "weights"] if own else planner.input(weights)
+
+
+def _ranked_anew(planner: Planner, selection: Node) -> bool:
+    """Whether queries that share a list have it by ranks of their own."""
+    forward = planner.specs.get(selection)
+    shared = selection["query_block"] != 1 and selection["order"] == "score"
+    return shared and isinstance(forward, Selector) and forward.query_block == 1
 
 
 def own_first(selection: Node, tokens: Expr) -> bool:
@@ -179,13 +188,22 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
         captures=planner.captures(chain.bias, dims) if chain.bias is not None else (),
         cosine=chain.score.word("fn") == "cosine",
         parents=parents,
-        query_block=_shared(planner, topk, weights),
     )
-    planner.specs[topk] = spec
     covers = (*chain.covers, *([weights] if weights is not None else []))
-    read = [spec.q, key_buffer, *(c.name for c in spec.captures), *([spec.head_weights] if spec.head_weights else [])]
-    read += [parents.ids] if parents is not None else []
-    planner.add(spec, read, [indices, *(name for name in (out, hard, spec.scores_out) if name)], covers, dims)
+    block = topk.integer("query_block")
+    if block != 1 and (spec.weights or spec.scores_out):
+        spec = _shared(planner, topk, replace(spec, query_block=block), dims)
+    elif block != 1:
+        spec = replace(spec, query_block=block)
+    planner.specs[topk] = spec
+    _add(planner, spec, covers, dims)
+
+
+def _add(planner: Planner, spec: Selector, covers: tuple[Node, ...], dims: dict[str, Expr]) -> None:
+    read = [spec.q, spec.keys, *(c.name for c in spec.captures), *([spec.head_weights] if spec.head_weights else [])]
+    read += [spec.parents.ids] if spec.parents is not None else []
+    written = [spec.indices, *(name for name in (spec.weights_out, spec.hard_out, spec.scores_out) if name)]
+    planner.add(spec, read, written, covers, dims)
 
 
 def _parents(planner: Planner, topk: Node) -> Parents | None:
@@ -206,11 +224,17 @@ def _parents(planner: Planner, topk: Node) -> Parents | None:
     return Parents(indices, heads, planner.sizes.value(above.shape[3]), topk.integer("fanout"))
 
 
-def _shared(planner: Planner, topk: Node, weights: Node | None) -> int:
-    """How many queries share a list; each has weights of its own, which have no kernel then."""
-    if topk["query_block"] != 1 and weights is not None:
-        raise planner.refuse(topk, "lists that queries share have no weights in a kernel: query_block = 1")
-    return topk.integer("query_block")
+def _shared(planner: Planner, topk: Node, spec: Selector, dims: dict[str, Expr]) -> Selector:
+    """Plan the list that a block of queries shares; the choice of each of them, which is all of it, has its scores."""
+    if spec.weights == "softmax_all":
+        raise planner.refuse(topk, "lists that queries share have no shares of all that is eligible in a kernel")
+    shared = planner.fresh(f"{spec.indices}_shared", topk.shape, "int32")
+    first = replace(
+        spec, name=f"select_{shared}", indices=shared, weights=None, weights_out=None, hard_out=None, scores_out=None
+    )
+    _add(planner, first, (), dims)
+    above = Parents(shared, planner.sizes.value(topk.shape[2]), spec.slots, 1)
+    return replace(spec, k=spec.slots, count_forced=True, forced=None, eligible=None, parents=above, query_block=1)
 
 
 def _weighed_out(planner: Planner, topk: Node, weights: Node) -> tuple[str, str | None]:
@@ -228,7 +252,9 @@ def _goes_on(chain: Chain) -> bool:
 
 
 def _kept_scores(planner: Planner, topk: Node, weights: Node | None) -> str | None:
-    """Where chosen scores stay for a backward of their weights that reads them."""
+    """Where chosen scores stay for a loss, or for a backward of their weights that reads them."""
+    if topk in planner.compared:
+        return planner.temporary(topk, "scores", topk.shape, "float32")
     asked = any(v.src[0] is weights and v["of"] == "scores" for v in planner.vjps)
     if weights is None or weights["fn"] != "stick" or not asked:
         return None

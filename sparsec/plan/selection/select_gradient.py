@@ -10,7 +10,8 @@ from sparsec.plan.grad_specs import SelectorGradKeys, SelectorGradQ, SummariseGr
 from sparsec.plan.planner import Planner
 from sparsec.plan.row_dot import Source
 from sparsec.plan.selection.pooled_specs import PooledGrad
-from sparsec.plan.selection.signal_gradient import index_gradient
+from sparsec.plan.selection.signal import ranked
+from sparsec.plan.selection.signal_gradient import index_gradient, ranked_gradient
 from sparsec.plan.specs import Selector
 from sparsec.scalar.derivative import derivative
 from sparsec.scalar.expr import var
@@ -39,14 +40,8 @@ def summary_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) ->
 def score_gradient(planner: Planner, vjp: Node, dtype: str, source: Source) -> None:
     """Plan the gradient of a selector's queries or keys: from weights to scores once, then to either side."""
     below, covers = _below(planner, vjp)
-    if below.src[0].op is Op.TOPK and below.src[0]["query_block"] != 1:
-        said = "lists that queries share pass nothing straight through in a kernel yet; the oracle has it"
-        raise planner.refuse(vjp, f"{said}: query_block = 1")
-    if below.src[0].op is Op.TOPK and _apart(planner.specs.get(below.src[0])):
-        _straight(planner, vjp, (below, [*covers, below]), source, dtype)
-        return
     if below.src[0].op is not Op.WEIGHTS:
-        index_gradient(planner, vjp, below, covers, dtype, source)
+        _by_list(planner, vjp, below, covers, dtype, source)
         return
     weights, covers = below, [*covers, below]
     topk, of = weights.src[0].src[1], vjp["of"]
@@ -78,10 +73,33 @@ def _apart(forward: object) -> bool:
     return forward.softmax or forward.pool is not None or forward.cosine or forward.group == "max"
 
 
+def _by_list(planner: Planner, vjp: Node, below: Node, covers: list[Node], dtype: str, source: Source) -> None:
+    """Plan the same from gradients of a list's scores: of a loss, or straight through the choice."""
+    primal = below.src[0]
+    if primal.op is Op.TOPK and primal["query_block"] != 1:
+        said = "lists that queries share pass nothing straight through in a kernel yet; the oracle has it"
+        raise planner.refuse(vjp, f"{said}: query_block = 1")
+    if primal.op is Op.TOPK and _apart(planner.specs.get(primal)):
+        _straight(planner, vjp, (below, [*covers, below]), source, dtype)
+    elif primal.op is Op.AUX and _ranked_apart(planner, primal):
+        if below not in planner.score_grads:
+            ranked_gradient(planner, below, source)
+        _straight(planner, vjp, (below, covers), source, dtype)
+    else:
+        index_gradient(planner, vjp, below, covers, dtype, source)
+
+
+def _ranked_apart(planner: Planner, loss: Node) -> bool:
+    """Whether a loss compares scores that a choice kept and that are no plain products."""
+    if len(loss.positional) == 1:
+        return False
+    return ranked(planner, *loss.positional) is not None and _apart(planner.specs.get(loss.src[1]))
+
+
 def _straight(planner: Planner, vjp: Node, below: tuple[Node, list[Node]], source: Source, dtype: str) -> None:
-    """Plan the same where a straight-through choice hands the gradients of its members to their scores."""
+    """Plan the same where a loss, or a straight-through choice, hands gradients to the scores of its members."""
     node, covers = below
-    topk = node.src[0]
+    topk = node.src[0] if node.src[0].op is Op.TOPK else node.src[0].src[1]
     forward = planner.specs[topk]
     assert isinstance(forward, Selector)
     if not forward.batched:

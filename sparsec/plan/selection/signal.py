@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from sparsec.ir.node import Node
@@ -36,10 +37,24 @@ def signal(planner: Planner, node: Node) -> str:
     loss = planner.temporary(node, "tensor", node.shape, "float32")
     coefficient = node["coefficient"]
     assert isinstance(coefficient, float | int)
-    own = Divergence(f"divergence_{loss}", index, columns, mass, loss, total, lse, float(coefficient))
+    kept = ranked(planner, scores, chosen)
+    own = Divergence(f"divergence_{loss}", index, columns, mass, loss, total, lse, float(coefficient), scores=kept)
     planner.specs[node] = own
-    planner.follow(chosen, own, [*index_reads(index), mass], [loss, total, lse], [node])
+    scored = index_reads(index) if kept is None else [kept]
+    planner.follow(chosen, own, [*scored, mass], [loss, total, lse], [node])
     return loss
+
+
+def compared(nodes: Iterable[Node]) -> frozenset[Node]:
+    """The choices whose own scores some loss compares with attention."""
+    losses = [n for n in nodes if n.op is Op.AUX and n["fn"] == "kl" and len(n.positional) == 2]
+    return frozenset(n.src[1] for n in losses if n.src[0] is n.src[1].src[0])
+
+
+def ranked(planner: Planner, scores: Node, chosen: Node) -> str | None:
+    """The scores that a choice ranked and kept, where they are more than products and are what is compared."""
+    forward = planner.specs.get(chosen)
+    return forward.scores_out if isinstance(forward, Selector) and scores is chosen.src[0] else None
 
 
 def dense_signal(planner: Planner, node: Node) -> str:
@@ -117,17 +132,13 @@ def attention(planner: Planner, node: Node) -> GatheredAttention:
 def scorer(planner: Planner, node: Node, scores: Node, chosen: Node) -> Selector:
     """How columns are scored: as for the choice, without a pool that comes after these scores."""
     forward = planner.specs.get(chosen)
-    if not isinstance(forward, Selector) or forward.softmax or forward.group == "max":
-        raise planner.refuse(
-            node, "only scores that are dots, sums or means of them, or an indexer's have a kernel here"
-        )
-    if (forward.bias is not None and node.op is Op.AUX) or forward.cosine:
-        raise planner.refuse(node, "cosines, and scores after a bias, have no kernel here; compare dots without one")
-    pooled = chosen.src[0]
+    assert isinstance(forward, Selector)
+    pooled, kept = chosen.src[0], ranked(planner, scores, chosen)
+    if kept is None and (forward.softmax or forward.group == "max" or forward.cosine):
+        said = "under a pool only dots, sums or means of them are compared"
+        raise planner.refuse(node, f"{said}; compare the scores that are chosen from")
     if scores is not pooled and not (pooled.op is Op.REDUCE and pooled["over"] == "blocks" and pooled.src[0] is scores):
         raise planner.refuse(node, "it compares the scores that were chosen from, or those under their pool")
-    if scores is pooled and forward.pool is not None:
-        raise planner.refuse(node, "scores after a pool have no gradient kernel; compare those under the pool")
     if not forward.batched:
         raise planner.refuse(node, "learned keys that every batch entry shares have no gradient kernel yet")
     return replace(

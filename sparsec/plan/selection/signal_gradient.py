@@ -37,7 +37,8 @@ def index_gradient(planner: Planner, vjp: Node, below: Node, covers: list[Node],
             assert isinstance(loss, Divergence)
             grad = source(below.positional[1], "float32")
             assert loss.mass is not None
-            more, written = [loss.mass, loss.total, loss.lse, grad], [scores_grad]
+            kept = [loss.scores] if loss.scores else []
+            more, written = [*kept, loss.mass, loss.total, loss.lse, grad], [scores_grad]
         else:
             scores_grad, loss, grad = source(below.positional[1], "float32"), None, None
             more, written = [scores_grad], []
@@ -55,6 +56,18 @@ def index_gradient(planner: Planner, vjp: Node, below: Node, covers: list[Node],
         grads = planner.score_grads[below]
         keys = IndexGradKeys(f"grad_{out}", index, columns, grads, out, out_dtype)
         planner.follow(chosen, keys, [*index_reads(index), grads], [out], [vjp])
+
+
+def ranked_gradient(planner: Planner, below: Node, source: Source) -> None:
+    """Plan the gradients of the scores that a choice kept for its loss, by list."""
+    primal, chosen = below.src[0], below.src[0].src[1]
+    signal(planner, primal)
+    loss = planner.specs[primal]
+    assert isinstance(loss, Divergence) and loss.scores is not None and loss.mass is not None
+    out, grad = planner.temporary(below, "chosen", chosen.shape, "float32"), source(below.positional[1], "float32")
+    spec = IndexGradQ(f"grad_{out}", loss.index, 1, out, loss, grad, None, None, "float32")
+    planner.follow(chosen, spec, [loss.scores, loss.mass, loss.total, loss.lse, grad], [out], [below])
+    planner.score_grads[below] = out
 
 
 def dense_gradient(planner: Planner, vjp: Node, below: Node, covers: list[Node], dtype: str, source: Source) -> None:

@@ -43,6 +43,7 @@ class Divergence:
 
     Attributes:
         index: how columns are scored; its choice, softmax and pool have no part in it.
+        scores: those that the choice ranked, kept by it ``[B,TQ,HS,slots]``; None where columns are scored again.
         mass: None for all keys that ``dense`` sees: nothing of size T x T exists, masses are computed where needed.
         dense: the attention of all keys, whose lists have no part in it.
         total: the sum of the masses, ``[B,TQ,HS]`` fp32; ``lse``: the scores' log-sum-exp. Both for the gradient.
@@ -57,6 +58,7 @@ class Divergence:
     lse: str
     coefficient: float
     dense: GatheredAttention | None = None
+    scores: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
