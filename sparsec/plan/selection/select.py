@@ -118,7 +118,7 @@ def select(planner: Planner, selection: Node, weights: Node | None) -> tuple[str
 def _ranked_anew(planner: Planner, selection: Node) -> bool:
     """Whether queries that share a list have it by ranks of their own."""
     forward = planner.specs.get(selection)
-    shared = selection["query_block"] != 1 and selection["order"] == "score"
+    shared = selection.integer("query_block") != 1 and selection.word("order") == "score"
     return shared and isinstance(forward, Selector) and forward.query_block == 1
 
 

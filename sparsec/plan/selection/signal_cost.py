@@ -50,10 +50,12 @@ def _dense(loss: Divergence, walks: int) -> Cost:
 
 
 def _divergence(spec: Divergence) -> Cost:
-    """The scores, twice."""
+    """The scores, twice; read twice where they are kept."""
     if spec.dense is not None:
         return _dense(spec, 2)
     columns, moved, known = _walked(spec.index, spec.columns)
+    if spec.scores is not None:
+        return Cost(ZERO, 16 * columns, sizes=known)
     return Cost(4 * columns * _rows(spec.index) * D, moved + 4 * columns, sizes=known)
 
 
@@ -61,6 +63,8 @@ def _grad_q(spec: IndexGradQ) -> Cost:
     if spec.loss is not None and spec.loss.dense is not None:
         return _dense(spec.loss, 2)
     columns, moved, known = _walked(spec.index, spec.columns)
+    if spec.loss is not None and spec.loss.scores is not None and spec.grad_q is None:
+        return Cost(ZERO, 12 * columns, sizes=known)
     written = B * TQ * H * D * item(spec.out_dtype) if spec.grad_q else ZERO
     return Cost(4 * columns * _rows(spec.index) * D, moved + written + 8 * columns, sizes=known)
 
