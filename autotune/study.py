@@ -83,20 +83,23 @@ class Study:
     """
 
     def __init__(self, path: Path | None, name: str, space: Space, seed: int = 0) -> None:
-        self.space, self.closed = space, 0
+        self.space, self.closed, self._path = space, 0, path
         self._proposed: set[Schedule] = set()
         self._sampler = _Fresh(space, lambda params: space.schedule(params) not in self._proposed, seed)
-        with _quiet():
+        with _quiet(), self._reached():
             self._study = optuna.create_study(
                 storage=_storage(path), study_name=name, sampler=self._sampler, load_if_exists=True
             )
         self._open: dict[int, optuna.Trial] = {}
-        self._close_orphans()
+        with self._reached():
+            self._close_orphans()
         self._proposed = {t.schedule for t in self.trials() if t.state != "lost"}
 
     def trials(self) -> list[Trial]:
         """Every trial that has ended, by number."""
-        found = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+        ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        with self._reached():
+            found = self._study.get_trials(deepcopy=False, states=ended)
         return [trial_from(t.user_attrs[ROW]) for t in found if ROW in t.user_attrs]
 
     def ask(self, wanted: Schedule | None = None) -> tuple[int, Schedule] | None:
@@ -104,7 +107,8 @@ class Study:
         if wanted is None and len(self._proposed) >= self.space.size:
             return None
         self._sampler.wanted = None if wanted is None else self.space.params(wanted)
-        trial = self._study.ask({n: CategoricalDistribution(v) for n, v in self.space.choices.items()})
+        with self._reached():
+            trial = self._study.ask({n: CategoricalDistribution(v) for n, v in self.space.choices.items()})
         schedule = self.space.schedule(trial.params)
         self._proposed.add(schedule)
         self._open[trial.number] = trial
@@ -112,12 +116,14 @@ class Study:
 
     def start(self, number: int) -> None:
         """Note that this trial's kernel is about to run in this process."""
-        self._open[number].set_user_attr(STARTED, True)
+        with self._reached():
+            self._open[number].set_user_attr(STARTED, True)
 
     def tell(self, trial: Trial) -> None:
         """Keep a trial that has ended; a lost one may be proposed again."""
-        self._open.pop(trial.number).set_user_attr(ROW, trial.to_json())
-        self._finish(trial)
+        with self._reached():
+            self._open.pop(trial.number).set_user_attr(ROW, trial.to_json())
+            self._finish(trial)
         if trial.state == "lost":
             self._proposed.discard(trial.schedule)
 
@@ -125,6 +131,19 @@ class Study:
     def open(self) -> dict[int, Schedule]:
         """The trials that have not ended."""
         return {number: self.space.schedule(trial.params) for number, trial in self._open.items()}
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Raises TuneError where another process holds the database for too long, or the disk is full."""
+        try:
+            yield
+        except optuna.exceptions.StorageInternalError as error:
+            said = str(error.__cause__ or error).partition("\n")[0]
+            raise TuneError(
+                f"the trial database {self._path} could not be used for {BUSY_S:.0f} s: {said}; one process at a time "
+                "writes to it, and the trials in it are kept: end whoever holds it and start again, or set "
+                "SPARSEC_CACHE_DIR to another folder"
+            ) from error
 
     def _finish(self, trial: Trial) -> None:
         if trial.state == "timed":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -126,6 +127,32 @@ def test_a_database_that_another_process_holds_is_no_damaged_one(
     held.close()
     assert path.exists() and not path.with_suffix(".corrupt").exists()
     assert Study(path, "k", SPACE).trials() == []
+
+
+@pytest.mark.parametrize("when", ["ask", "start", "tell"])
+def test_a_database_that_is_held_after_it_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The trials told before are there for the next run."""
+    monkeypatch.setattr("sparsec.autotune.study.BUSY_S", 0.1)
+    path = tmp_path / "trials.db"
+    study = Study(path, "k", SPACE)
+    first, second = study.ask(Schedule()), study.ask()
+    assert first is not None and second is not None
+    study.tell(Trial(first[0], first[1], "timed", ratio=1.0, seconds=1.0))
+    steps: dict[str, Callable[[], object]] = {
+        "ask": study.ask,
+        "start": lambda: study.start(second[0]),
+        "tell": lambda: study.tell(Trial(second[0], second[1], "timed", ratio=1.0, seconds=1.0)),
+    }
+    held = sqlite3.connect(path, isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    with pytest.raises(
+        TuneError, match=r"trials\.db could not be used .*database is locked.*are kept.*SPARSEC_CACHE_DIR"
+    ):
+        steps[when]()
+    held.close()
+    assert [t.schedule for t in Study(path, "k", SPACE).trials() if t.state == "timed"] == [first[1]]
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
