@@ -40,17 +40,19 @@ def bar() -> Iterator[Show]:
     from rich.progress import Progress as Rich
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"))
-    with Rich(*columns) as display:
-        lines: dict[str, TaskID] = {}
+    display, lines = Rich(*columns), dict[str, TaskID]()
 
-        def show(progress: Progress) -> None:
-            if progress.kernel not in lines:
-                lines[progress.kernel] = display.add_task(progress.kernel, state="")
-            display.update(
-                lines[progress.kernel], completed=progress.done, total=progress.total, state=_state(progress)
-            )
+    def show(progress: Progress) -> None:
+        if progress.kernel not in lines:
+            display.start()  # a tuning that is refused draws nothing
+            lines[progress.kernel] = display.add_task(progress.kernel, state="")
+        display.update(lines[progress.kernel], completed=progress.done, total=progress.total, state=_state(progress))
 
+    try:
         yield show
+    finally:
+        if lines:
+            display.stop()
 
 
 def _state(progress: Progress) -> str:

@@ -288,3 +288,9 @@ def test_a_crossover_of_other_heads(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for heads in ("4", "4,3", "0,0", "a,b", "4,2,1"):
         assert main(["bench", "streaming", "--crossover", "--heads", heads]) == 2
         assert "heads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--trials", "-1"], ["--kernel", "nope"]])
+def test_a_tuning_that_is_refused_prints_no_bar(capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
+    assert main(["tune", "streaming", "window=8", "T=32", "--target", "cpu", *wrong]) == 2
+    assert capsys.readouterr().out == ""
