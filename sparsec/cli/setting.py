@@ -52,10 +52,15 @@ def setting(words: Sequence[str], target: str, dtype: str = "", defaults: Mappin
     compiled = compile(asked.variant, target)
     known = {**(defaults or {}), **asked.dims}
     legal = {n: d for n, d in known.items() if n in asked.dims or n in {*dim_names(asked.variant), "T"}}
-    dims = sizes(asked.variant, legal)
-    dims["q_offset"] = max(compiled.lengths.offset(dims), 0)
+    dims = at(compiled, legal)
     usual = "bfloat16" if compiled.target.backend == "triton" else "float32"
     return Setting(compiled, dims, float_dtype(dtype) or usual)
+
+
+def at(compiled: Compiled, given: Mapping[str, int]) -> dict[str, int]:
+    """Every dim, and the position of the first query. Raises InputError for dims that no call has."""
+    dims = sizes(compiled.variant, given)
+    return {**dims, "q_offset": max(compiled.lengths.offset(dims), 0)}
 
 
 def float_dtype(asked: str) -> str:

@@ -11,7 +11,9 @@ from sparsec.cli.options import AsJson, Dtype, TargetName, Words
 from sparsec.cli.output import print_json, say
 
 if TYPE_CHECKING:
+    from sparsec.cli.naming import Named
     from sparsec.cli.setting import Setting
+    from sparsec.ir.variant import Variant
 
 
 class Level(StrEnum):
@@ -39,12 +41,14 @@ def show(
         from sparsec.cli.setting import float_dtype
 
         float_dtype(dtype)  # at every level, though graphs have none
-    if passes:
-        return _diffs(words, as_json)
-    if level is Level.GRAPH:
+    if passes or level is Level.GRAPH:
         from sparsec.cli.naming import named
 
-        parts = {"graph": named(words).variant.text()}
+        asked = named(words)
+        _refused(asked, target, kernel)
+        if passes:
+            return _diffs(asked.variant, as_json)
+        parts = {"graph": asked.variant.text()}
     else:
         from sparsec.cli.setting import setting
 
@@ -55,13 +59,24 @@ def show(
         say("\n\n".join(text.rstrip("\n") for text in parts.values()))
 
 
-def _diffs(words: list[str], as_json: bool) -> None:
-    from sparsec.cli.naming import named
+def _refused(asked: Named, target: str, kernel: str) -> None:
+    """What other levels do not take is taken by none: unknown targets, dims and kernels, though graphs have none."""
+    from sparsec.cli.setting import Setting, at
+    from sparsec.runtime.compiled import compile
+    from sparsec.runtime.target import find
+
+    find(target)
+    if asked.dims or kernel:
+        compiled = compile(asked.variant, target)
+        _kernel(Setting(compiled, at(compiled, asked.dims), "float32"), kernel)
+
+
+def _diffs(variant: Variant, as_json: bool) -> None:
     from sparsec.passes.observers import Diffs
     from sparsec.passes.pipeline import PIPELINE, run
 
     diffs = Diffs()
-    run(named(words).variant, PIPELINE, (diffs,))
+    run(variant, PIPELINE, (diffs,))
     if as_json:
         print_json([{"pass": name, "diff": text} for name, text in diffs.found])
     else:
@@ -69,6 +84,7 @@ def _diffs(words: list[str], as_json: bool) -> None:
 
 
 def _parts(chosen: Setting, level: Level, kernel: str) -> dict[str, str]:
+    _kernel(chosen, kernel)
     if level is Level.PASSES:
         return {"passes": chosen.compiled.graph.text()}
     if level is Level.PLAN:
@@ -80,19 +96,23 @@ def _parts(chosen: Setting, level: Level, kernel: str) -> dict[str, str]:
     return {name: text for name, text in _programs(chosen, level, kernel)}
 
 
-def _programs(chosen: Setting, level: Level, kernel: str) -> list[tuple[str, str]]:
-    """(program, text) for every program of the plan, in launch order, or of one kernel."""
+def _kernel(chosen: Setting, name: str) -> None:
+    """Refuse a name that no kernel of the plan has; "" names all."""
     from sparsec.ir.error import InputError
     from sparsec.ir.suggest import did_you_mean
+
+    if name and name not in (known := [k.name for k in chosen.plan.kernels]):
+        raise InputError(name, "no such kernel", "name a kernel of the plan", did_you_mean(name, known))
+
+
+def _programs(chosen: Setting, level: Level, kernel: str) -> list[tuple[str, str]]:
+    """(program, text) for every program of the plan, in launch order, or of one kernel."""
     from sparsec.lower.registry import lower_kernel
     from sparsec.runtime.launch import source
     from sparsec.tile.printer import to_text
 
-    kernels = {k.name: k for k in chosen.plan.kernels}
-    if kernel and kernel not in kernels:
-        raise InputError(kernel, "no such kernel", "name a kernel of the plan", did_you_mean(kernel, kernels))
     compiled, found = chosen.compiled, []
-    for k in [kernels[kernel]] if kernel else chosen.plan.kernels:
+    for k in (k for k in chosen.plan.kernels if kernel in ("", k.name)):
         for step in lower_kernel(k.spec, compiled.schedule(k, chosen.dims)).steps:
             text = to_text(step.program) if level is Level.TILE else source(step, compiled.target)
             found.append((step.program.name, text))

@@ -88,6 +88,16 @@ def test_show_levels(capsys: Captured, level: str, expected: str) -> None:
     assert any(expected in text for text in parts.values())
 
 
+@pytest.mark.parametrize("level", [["--level", "graph"], ["--level", "plan"], ["--passes"]])
+@pytest.mark.parametrize(
+    "wrong", [["--target", "triton:sm_12"], ["--kernel", "nope"], ["WIDTH=3"], ["H=5", "HKV=2"]], ids=" ".join
+)
+def test_show_refuses_what_no_level_has(capsys: Captured, level: list[str], wrong: list[str]) -> None:
+    assert main(["show", *WINDOW, *level, *wrong]) == 2
+    out = capsys.readouterr()
+    assert out.out == "" and "Traceback" not in out.err
+
+
 def test_show_passes_is_a_diff(capsys: Captured) -> None:
     out = run(capsys, "show", "hsa", "weights=softmax", "--passes")
     assert "+++ after normalise_selections" in out and "order = score" in out
