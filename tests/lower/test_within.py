@@ -18,7 +18,6 @@ from sparsec.lower.decode import schedules as steps
 from sparsec.lower.decode.company import SHARED
 from sparsec.lower.registry import default, space
 from sparsec.oracle import check, oracle
-from sparsec.plan.plan import PlanError
 from sparsec.plan.specs import Selector
 from sparsec.runtime.compiled import Compiled
 from sparsec.testing.whole.packed import floats, off_the_loop, packed_case
@@ -249,10 +248,13 @@ def test_lists_that_queries_share(above: int, below: int, target: str) -> None:
         assert max(off_the_loop(made, case, floats(made.variant))) < 1e-6
 
 
-def test_weights_and_steps_of_lists_that_queries_share_are_refused_in_a_sentence() -> None:
+def test_weights_of_lists_that_queries_share_within_others() -> None:
     made = sparsec.compile(layer("three levels", word="fanout = 4", other="fanout = 4, query_block = 4"), "interpreter")
-    with pytest.raises(PlanError, match="lists that queries share have no weights"):
-        made.plan({**SIZES, "TQ": 300, "TK": 300, "q_offset": 0}, "float32")
+    x = sparsec.inputs(made.variant, **SIZES)
+    assert check(result(made, x), truth(made.variant, x), "float32")
+
+
+def test_steps_of_lists_that_queries_share_are_refused_in_a_sentence() -> None:
     coarse = sparsec.compile(layer("three levels", word="size = 64, sc", other="size = 64, query_block = 4, sc"), "tvm")
     with pytest.raises(DeclarationError, match="shares a list between queries"):
         coarse.init_cache(batch=1, max_length=64)
@@ -267,20 +269,39 @@ GIVEN = PAGES + (
 
 @pytest.mark.parametrize("target", ["interpreter", "tvm"])
 def test_chunks_within_given_lists(target: str) -> None:
-    """Which may have gaps; how many count is refused rather than left out of account."""
+    """Which may have gaps."""
     variant = parse(f"variant levels({HEAD}, ids: [B,TQ,HKV,3] int32) {{\n  {GIVEN}\n}}")
     x = sparsec.inputs(variant, **SIZES)
     generator = torch.Generator().manual_seed(0)
     x["ids"] = torch.rand(2, 300, 2, 5, generator=generator).topk(3, -1).indices.int()
     x["ids"][torch.rand(2, 300, 2, 3, generator=generator) < 0.3] = -1
     assert check(result(sparsec.compile(variant, target=target), x), truth(variant, x), "float32")
-    counted = f"ids: [B,TQ,HKV,3] int32, n: [B,TQ,HKV] int32) {{\n  {GIVEN}\n}}".replace(
-        "given(ids)", "given(ids, counts=n)"
-    )
-    with pytest.raises(PlanError, match="put -1 where there is no unit"):
-        sparsec.compile(parse(f"variant levels({HEAD}, {counted}"), target=target).plan(
-            {**SIZES, "TQ": 300, "TK": 300, "q_offset": 0}, "float32"
-        )
+
+
+@pytest.mark.parametrize("scores", ["near", "bias(near) {fn = score + 0.1 * j}"])
+@pytest.mark.parametrize("target", ["interpreter", "tvm"])
+def test_chunks_within_given_lists_of_which_some_slots_count(target: str, scores: str) -> None:
+    """Units past the count are no parents, though the list names them."""
+    body = GIVEN.replace("given(ids)", "given(ids, counts=n)").replace("topk(near", f"topk({scores}")
+    body = body.replace("eligible = 16 * c <= i", "eligible = 16 * c + 16 <= i")
+    variant = parse(f"variant levels({HEAD}, ids: [B,TQ,HKV,3] int32, n: [B,TQ,HKV] int32) {{\n  {body}\n}}")
+    x = sparsec.inputs(variant, **SIZES)
+    generator = torch.Generator().manual_seed(0)
+    x["ids"] = torch.rand(2, 300, 2, 5, generator=generator).topk(3, -1).indices.int()
+    x["n"] = torch.randint(0, 4, (2, 300, 2), generator=generator).int()
+    made = sparsec.compile(variant, target=target)
+    want = truth(variant, x)
+    assert check(result(made, x), want, "float32")
+    cache, parts = made.init_cache(batch=2, max_length=320), list[Tensor]()
+    for a, b in itertools.pairwise((0, 190, 191, 192, 300)):
+        part = made.decode(cache, **{name: t[:, a:b] for name, t in x.items()})
+        assert isinstance(part, Tensor)
+        parts.append(part)
+    assert check(torch.cat(parts, 1), want, "float32")
+    everything = truth(variant, {**x, "n": torch.full_like(x["n"], 3)})
+    assert not check(everything.float(), want, "float32"), "the counts are seen"
+    assert wrong_on(made, x, "float32") == []
+
 
 
 def test_a_choice_without_levels_reads_no_list() -> None:

@@ -84,7 +84,7 @@ def candidates(f: Frame) -> tuple[Node, Node, Callable[[Node], Node]]:
 
 def above(spec: Selector) -> list[Tensor]:
     """The lists that a spec chooses within, where there are any."""
-    return [] if spec.parents is None else [parents.tensor(spec.parents, "TQ")]
+    return [] if spec.parents is None else parents.tensors(spec.parents, "TQ")
 
 
 def _cut(f: Frame, start: Node, stop: Node) -> tuple[Node, Node]:

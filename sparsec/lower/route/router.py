@@ -49,7 +49,7 @@ def lower(spec: Router, schedule: Schedule) -> Program:
             _store(at, weights, _renormalised(worth) if spec.renormalise else worth)
             tensors.append(weights)
         if spec.within is not None:
-            tensors.append(parents.tensor(spec.within, spec.length))
+            tensors += parents.tensors(spec.within, spec.length)
         return parts.program(builder, spec, spec.name, tensors, (parts.tiles(spec, schedule), 1, tile.param("B")))
 
 

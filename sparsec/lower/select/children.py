@@ -67,7 +67,7 @@ def of_list(above: Parents, keys: Axis, at: Node, place: tuple[Node, Node, Node]
     bounds: dict[int, tile.Value] = {1: tile.param("TQ")}
     if parts == 1 and (above.slots % per or there is not None):  # some lanes have no parent
         bounds[3] = above.slots
-    parent = tile.load(parents.tensor(above, "TQ"), *place, slot, bounds=bounds, other=-1)
+    parent = parents.units(above, "TQ", place, slot, bounds)
     known = tile.apply(Fn.LE, 0, parent)
     found = add(mul(parent, above.fanout), child)
     return tile.apply(Fn.WHERE, known if there is None else both(there, known), found, none)

@@ -80,7 +80,7 @@ def tensors(spec: Selector) -> dict[str, Tensor]:
         Tensor(spec.indices, "int32", units),
     ]
     if spec.parents is not None:
-        found.append(parents.tensor(spec.parents, "TQ"))
+        found += parents.tensors(spec.parents, "TQ")
     if spec.weights is not None and spec.weights_out is not None:
         found.append(Tensor(spec.weights_out, "float32", units))
     if spec.hard_out is not None:

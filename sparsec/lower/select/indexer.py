@@ -32,7 +32,7 @@ def lower(spec: Selector, schedule: Schedule) -> Program:
         best, everything = _best(own, slots, keys)
         ids, scores = chosen.listed(spec, best, slots, spare)
         listed: tuple[str | int, ...] = ("B", "TQ", 1, spec.slots)
-        above = [] if spec.parents is None else [parents.tensor(spec.parents, "TQ")]
+        above = [] if spec.parents is None else parents.tensors(spec.parents, "TQ")
         touched = [*index_rows.tensors(spec), *above, Tensor(spec.indices, "int32", listed)]
         place = (batch, token, tile.const(0), tile.iota(slots))
         bounds: dict[int, tile.Value] = {3: spec.slots} if slots.size > spec.slots else {}

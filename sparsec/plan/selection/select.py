@@ -201,7 +201,7 @@ def _plan(planner: Planner, topk: Node, weights: Node | None) -> None:
 
 def _add(planner: Planner, spec: Selector, covers: tuple[Node, ...], dims: dict[str, Expr]) -> None:
     read = [spec.q, spec.keys, *(c.name for c in spec.captures), *([spec.head_weights] if spec.head_weights else [])]
-    read += [spec.parents.ids] if spec.parents is not None else []
+    read += spec.parents.buffers if spec.parents is not None else []
     written = [spec.indices, *(name for name in (spec.weights_out, spec.hard_out, spec.scores_out) if name)]
     planner.add(spec, read, written, covers, dims)
 
@@ -213,15 +213,15 @@ def _parents(planner: Planner, topk: Node) -> Parents | None:
         return None
     if above.op is not Op.TOPK and above["query_block"] != 1:
         raise planner.refuse(topk, "given lists that queries share are not chosen within; give a list per query")
-    if "counts" in above.operands:
-        raise planner.refuse(topk, "lists with counts are not chosen within; put -1 where there is no unit")
+    counts = above.operands.get("counts")
     indices, _ = select(planner, above, planner.weights.get(above))
     heads, own = (planner.sizes.value(list_.shape[2]) for list_ in (above, topk))
     if own % heads:
         raise planner.refuse(
             topk, f"{own} lists are chosen within those of {heads} heads; the former must be a multiple"
         )
-    return Parents(indices, heads, planner.sizes.value(above.shape[3]), topk.integer("fanout"))
+    counted = planner.input(counts) if counts is not None else None
+    return Parents(indices, heads, planner.sizes.value(above.shape[3]), topk.integer("fanout"), counted)
 
 
 def _shared(planner: Planner, topk: Node, spec: Selector, dims: dict[str, Expr]) -> Selector:
