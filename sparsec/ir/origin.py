@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -90,3 +90,14 @@ def record(node: object, origin: Origin | None) -> None:
 def origin_of(node: object) -> Origin | None:
     """Where a node was last written, if known."""
     return _ORIGINS.get(node)
+
+
+def origins_of(nodes: Iterable[object]) -> dict[Any, Origin]:
+    """Where nodes were written, of which that is known."""
+    return {node: found for node in nodes if (found := origin_of(node)) is not None}
+
+
+def written_again(origins: Mapping[Any, Origin]) -> None:
+    """Take nodes as written there: equal nodes are one node, and another variant may have written them since."""
+    for node, origin in origins.items():
+        record(node, origin)

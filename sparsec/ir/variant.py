@@ -13,7 +13,7 @@ from sparsec.ir.coerce import INDEX
 from sparsec.ir.error import DeclarationError
 from sparsec.ir.node import Node, Shape, topological
 from sparsec.ir.op import Op
-from sparsec.ir.origin import Origin, here, origin_of
+from sparsec.ir.origin import Origin, here, origin_of, origins_of
 from sparsec.ir.suggest import did_you_mean
 from sparsec.scalar.expr import Expr
 from sparsec.scalar.walk import variables
@@ -38,6 +38,7 @@ class Variant:
         parameters: the input nodes in calling order.
         knobs: sorted pairs of the preset's knobs that made it; they do not take part in equality.
         names: a readable name for every node.
+        origins: where its nodes were written, for errors.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Variant:
     outputs: tuple[Node, ...]
     knobs: tuple[tuple[str, object], ...] = ()
     names: Mapping[Node, str] = field(default_factory=dict, repr=False)
+    origins: Mapping[Node, Origin] = field(default_factory=dict, repr=False)
 
     @property
     def inputs(self) -> dict[str, InputSpec]:
@@ -80,7 +82,7 @@ class Variant:
         inputs = self.parameters if parameters is None else tuple(parameters)
         done = replace(self, parameters=inputs, outputs=tuple(outputs), names={})
         kept = {node: known[node] for node in done.nodes if node in known}
-        return replace(done, names=_names(done, kept))
+        return replace(done, names=_names(done, kept), origins=origins_of(done.nodes))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Variant) and (self.parameters, self.outputs) == (other.parameters, other.outputs)
@@ -113,7 +115,7 @@ def variant(
     _check_inputs(done, found)
     _check_dims(done)
     check_seen(done.nodes)
-    return replace(done, names=_names(done))
+    return replace(done, names=_names(done), origins=origins_of(done.nodes))
 
 
 RETURNED = ("tensor", "selection", "scores")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from sparsec.ir.origin import written_again
 from sparsec.ir.variant import Variant
 from sparsec.ir.verify import verify
 from sparsec.passes.canonicalise import canonicalise
@@ -42,6 +43,7 @@ def run(variant: Variant, passes: Sequence[Pass] = PIPELINE, observers: Sequence
     Raises:
         VerifyError: a pass left a graph that breaks a rule; the message names the pass, the node and the rule.
     """
+    written_again(variant.origins)
     for step in passes:
         before, variant = variant, step(variant)
         verify(variant.outputs, f"after {step.__name__}")
@@ -59,6 +61,7 @@ def training(variant: Variant, wrt: Sequence[str] | None = None, observers: Sequ
         DeclarationError: something on the way has no gradient yet.
     """
     before = run(variant, PIPELINE, observers)
+    written_again(before.origins)
     joint = differentiate(before, wrt)
     verify(joint.variant.outputs, f"after {differentiate.__name__}")
     for observe in observers:

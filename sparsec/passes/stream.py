@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sparsec.ir.lengths import lengths
 from sparsec.ir.node import Node, topological
 from sparsec.ir.op import Op
+from sparsec.ir.origin import written_again
 from sparsec.ir.rewrite import rewrite
 from sparsec.ir.variant import Variant
 from sparsec.passes.stream_causal import check_causal, refusal, scored
@@ -54,6 +55,7 @@ def stream(variant: Variant) -> Streamed:
     Raises:
         DeclarationError: it reads what a later token may change, or computes with its length.
     """
+    written_again(variant.origins)
     _check_memories(variant)
     plain, ones = masses_as_states(variant)
     both, twins = beside_memory(plain)

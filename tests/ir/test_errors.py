@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+import sparsec
 from sparsec.ir import build as lang
 from sparsec.ir import build_state as states
 from sparsec.ir.error import DeclarationError
@@ -176,3 +177,13 @@ def test_the_node_is_named_by_its_variable() -> None:
 
 def test_k_above_what_may_exist_is_legal() -> None:
     assert lang.topk(scores(), k=10_000, size=64).integer("k") == 10_000
+
+
+def test_errors_blame_the_place_of_the_variant_at_hand() -> None:
+    """Equal nodes are one node, which the text that was read last wrote too."""
+    first = sparsec.preset("full", causal=False)
+    again = sparsec.parse(first.text(), "later.sparsec")
+    assert first == again
+    for variant, file in ((first, "full.py"), (again, "later.sparsec"), (first, "full.py")):
+        with pytest.raises(DeclarationError, match=rf"{file}:\d+.*shows keys after the query's own"):
+            _ = sparsec.compile(variant, target="interpreter").decoder
