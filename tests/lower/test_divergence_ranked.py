@@ -27,6 +27,7 @@ SCORES = {
     "maximum, bias": f"bias({MAX}) {{fn = score - 0.1 * j}}",
     "shares": SEEN,
     "importance": f"reduce({SHARES}) {{over = overlap, size = 8, stride = 4, block = 16, importance = overlap}}",
+    "most": "reduce(reduce(score(q, fine)) {over = group}) {over = blocks, op = max, kernel = 4, stride = 4}",
     "pooled": "reduce(reduce(score(q, fine)) {over = group}) {over = blocks, op = sum, kernel = 4, stride = 4}",
 }
 

@@ -135,6 +135,7 @@ variant important(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {{
 }}""")
 
 
+FINE, MOST = "reduce(score(q, fine)) {over = group", "{over = blocks, op = max, kernel = %d, stride = 4, padding = %d}"
 MEANS = "summary(memory) {size = 16, stride = 16}"
 CHAINS = {
     "maximum, stick": ("reduce(score(q, marks)) {over = group, op = max}", "fn = stick"),
@@ -146,6 +147,10 @@ CHAINS = {
     "shares of maxima": ("reduce(score(q, marks)) {over = group, op = max}", "renormalise = false"),
     "shares of cosines": ("reduce(score(q, marks) {fn = cosine, scale = 4}) {over = group}", "renormalise = false"),
     "shares, straight": ("reduce(score(q, marks)) {over = group}", "renormalise = false"),
+    "blocks": (f"reduce({FINE}}}) {MOST % (4, 0)}", "fn = softmax"),
+    "blocks that overlap": (f"reduce({FINE}, op = max}}) {MOST % (5, 1)}", "fn = sigmoid"),
+    "blocks of shares": (f"reduce({FINE}, pre = softmax, visible = 4 * c + 7 <= i}}) {MOST % (5, 1)}", "fn = stick"),
+    "blocks of heads": (f"reduce(score(q, fine) {{fn = cosine, scale = 4}}) {MOST % (4, 0)}", "fn = softmax"),
     "maximum, straight": ("reduce(score(q, marks)) {over = group, op = max}", "fn = softmax"),
 }
 
@@ -153,12 +158,13 @@ CHAINS = {
 def weighed(case: str) -> Variant:
     """Chunks that weigh by the maximum over their heads, or by their share of all that could be chosen."""
     scores, how = CHAINS[case]
-    scope = "kv_head" if "reduce" in scores else "head"
+    scope = "kv_head" if "group" in scores else "head"
     learns = "straight_through" if "straight" in case else "through_weights"
     return sparsec.parse(f"""
 variant shares(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {{
   memory = tokens(k, v) {{chunk = 16}}
   marks = {MEANS}
+  fine = summary(memory) {{size = 8, stride = 4}}
   scores = {scores}
   chosen = topk(scores) {{k = 2, size = 16, eligible = 16 * c <= i, forced = c == i // 16, order = newest,
     selector_gradient = {learns}, scope = {scope}}}
@@ -176,6 +182,7 @@ STRAIGHT = {
     "maximum, bias": "bias(reduce(score(q, marks)) {over = group, op = max}) {fn = score - 0.1 * j}",
     "softmax": "reduce(score(q, marks)) {over = group, pre = softmax, visible = 16 * c + 15 <= i}",
     "cosine, bias": "bias(reduce(score(q, marks) {fn = cosine, scale = 4}) {over = group}) {fn = score - 0.1 * j}",
+    "blocks": f"reduce(reduce(score(q, fine)) {{over = group}}) {MOST % (5, 1)}",
 }
 
 
@@ -185,6 +192,7 @@ def straight(case: str) -> Variant:
 variant straight(q: [B, TQ, H, D], k: [B, TK, HKV, D], v: [B, TK, HKV, DV]) {{
   memory = tokens(k, v) {{chunk = 16}}
   marks = {MEANS}
+  fine = summary(memory) {{size = 8, stride = 4}}
   scores = {STRAIGHT[case]}
   chosen = topk(scores) {{k = 2, size = 16, eligible = 16 * c <= i, forced = c == i // 16,
     selector_gradient = straight_through}}
@@ -239,7 +247,7 @@ def test_packed_documents_agree_with_each_by_itself() -> None:
     packed_agrees(layer("stick"))
 
 
-@pytest.mark.parametrize("case", ["maximum, stick", "shares of sums", "shares"])
+@pytest.mark.parametrize("case", ["maximum, stick", "shares of sums", "shares", "blocks of shares"])
 def test_packed_documents_of_such_weights(case: str) -> None:
     packed_agrees(weighed(case))
 

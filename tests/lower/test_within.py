@@ -303,7 +303,6 @@ def test_chunks_within_given_lists_of_which_some_slots_count(target: str, scores
     assert wrong_on(made, x, "float32") == []
 
 
-
 def test_a_choice_without_levels_reads_no_list() -> None:
     variant = layer("three levels", flat=True)
     plan = sparsec.compile(variant, target="interpreter").plan(

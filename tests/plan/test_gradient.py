@@ -148,10 +148,6 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
 
 
 CHOSEN_BY = {
-    "maximum": (
-        "reduce(reduce(score(q, marks)) {over = group}) {over = blocks, op = max, kernel = 2, stride = 2}",
-        "a maximum over blocks has no gradient in a kernel; use its mean or sum",
-    ),
     "mean of the visible": (
         "reduce(reduce(score(q, marks)) {over = group}) {over = blocks, op = mean, kernel = 2, stride = 2, "
         "visible = 8 * c <= i}",

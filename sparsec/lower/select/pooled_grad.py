@@ -16,7 +16,7 @@ from sparsec.lower.lowered import Lowered, Scratch, Step
 from sparsec.lower.pieces import Span
 from sparsec.lower.ranges import tile_ranges
 from sparsec.lower.scalars import add, ceil_div, least, mul, sub
-from sparsec.lower.select import key_shares, lead
+from sparsec.lower.select import key_shares, lead, winners
 from sparsec.lower.select.candidates import as_keys, log_sum, log_sum_of, products, query, shown
 from sparsec.lower.select.frame import Frame, alone, frame, params, sharing
 from sparsec.lower.select.key_shares import KeyShares
@@ -35,6 +35,13 @@ def lower(spec: PooledGrad, schedule: Schedule) -> Lowered:
     """scores_grad ``[B,TQ,HS,K]`` -> grad_q ``[B,TQ,H,D]`` and grad_keys ``[B,N,HKV,D]``, those that are asked for."""
     check(spec, schedule)
     steps, scratch = list[Step](), list[Scratch]()
+    if spec.forward.pool is not None and spec.forward.pool.kind == "max":
+        own, name = spec.forward, f"{spec.name}_winners"
+        found = winners.schedule(schedule)
+        steps.append(Step(winners.lower(own, name, found), found))
+        scratch.append(winners.scratch(own, name))
+        seen = own.visible if own.softmax else None
+        spec = replace(spec, forward=replace(own, pool=None, indices=name, visible=seen))
     if spec.grad_q is not None or spec.normalised:
         steps.append(Step(_rows(spec, schedule), schedule))
     if spec.grad_keys is not None:
@@ -51,8 +58,8 @@ def lower(spec: PooledGrad, schedule: Schedule) -> Lowered:
 def check(spec: PooledGrad, schedule: Schedule) -> None:
     """Refuse what has no such gradient, and tiles that do not multiply."""
     own = spec.forward
-    if (spec.maximum and own.softmax) or (own.pool is not None and own.pool.kind == "max"):
-        raise ScheduleError("a maximum over blocks or of probabilities has no gradient here")
+    if spec.maximum and own.softmax:
+        raise ScheduleError("a maximum of probabilities has no gradient here")
     if own.weights == "softmax_all" and (own.softmax or own.pool is not None or own.bias is not None):
         raise ScheduleError("shares of all that is eligible have a gradient where scores are products, and no other")
     rows, block = schedule.rows, schedule.block

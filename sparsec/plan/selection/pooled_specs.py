@@ -15,8 +15,8 @@ class PooledGrad:
     as often as it does. With a softmax, p being a head's probabilities, the gradient of its score is p * (dP_n - sum of
     p dP); without one it is dP_n. Where the weights are shares of a softmax over all that is eligible, "softmax_all",
     p is that of the list's scores, after the group, and dS are the gradients of the weights. A ``mean`` over the group
-    hands each head its share, a maximum all to the head that has it. Scores are worked out again tile by tile: nothing
-    of size T x T/C is written.
+    hands each head its share, a maximum all to the head that has it; a block that is a maximum hands all to the first
+    summary that has it. Scores are worked out again tile by tile: nothing of size T x T/C is written.
 
     Attributes:
         scores_grad: dS ``[B,TQ,HS,K]`` fp32, 0 where the index is -1.

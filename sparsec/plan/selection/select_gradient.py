@@ -197,11 +197,9 @@ def _check_scores(planner: Planner, vjp: Node, forward: Selector) -> None:
 
 
 def _check_between(planner: Planner, vjp: Node, between: Node) -> None:
-    """Refuse what kernels do not go back through: a bias that does more than add, and maxima over blocks."""
+    """Refuse what kernels do not go back through: a bias that does more than add."""
     if between.op is Op.BIAS:
         fn = between.expr("fn")
         slope = derivative(fn, var("score", "float")) if fn is not None else None
         if slope is None or slope.head != "const" or slope.value != 1:
             raise planner.refuse(vjp, "only a bias that adds to a score has a gradient in a kernel here")
-    elif between["op"] == "max" and between["over"] != "group":
-        raise planner.refuse(vjp, "a maximum over blocks has no gradient in a kernel; use its mean or sum")
