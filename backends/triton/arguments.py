@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sparsec.backends.triton.descriptors import BYTES, Descriptor, descriptors
+from sparsec.backends.triton.gluon.sums import has_sums, sums
 from sparsec.backends.triton.gluon.turns import roles
 from sparsec.backends.triton.names import argument
 from sparsec.tile.language import Program, Tensor, TileOp, access_of
@@ -17,13 +18,13 @@ SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32
 def descriptor_arguments(program: Program, schedule: Schedule) -> tuple[Descriptor, ...]:
     """The descriptors that a kernel takes after its strides, in order."""
     if schedule.has_roles:
-        return distinct(roles(program).descriptors)
+        return distinct(sums(program).descriptors if has_sums(program) else roles(program).descriptors)
     return distinct(descriptors(program, schedule.descriptors, schedule.whole_rows).values())
 
 
 def moved_rows(program: Program, schedule: Schedule) -> str | None:
     """The tensor whose rows groups of warps copy in pieces of 16 bytes, from wherever they are."""
-    made = roles(program) if schedule.has_roles else None
+    made = roles(program) if schedule.has_roles and not has_sums(program) else None
     return access_of(made.queries).tensor.name if made is not None and made.gathered else None
 
 

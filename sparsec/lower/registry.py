@@ -169,7 +169,9 @@ CLASSES: dict[type, ScheduleClass] = {
     RowLse: ScheduleClass(_rowwise(row_lse.lower), pointwise_space.default, pointwise_space.space),
     MixtureGrad: ScheduleClass(_rowwise(mixture_grad.lower), mixture.default, mixture.space),
     TiledGradQ: ScheduleClass(_single(tiled_grad_q.lower), tiled_grad_space.default_q, tiled_grad_space.space),
-    TiledGradKV: ScheduleClass(tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space),
+    TiledGradKV: ScheduleClass(
+        tiled_grad_kv.lower, tiled_grad_space.default_kv, tiled_grad_space.space, tiled_grad_space.known_kv
+    ),
     TiledGradCapture: ScheduleClass(tiled_grad_capture.lower, tiled_grad_space.default_capture, tiled_grad_space.space),
     SummariseGrad: ScheduleClass(_summary_grad, summarise_grad.default, summarise_grad.space),
     SelectorGradQ: ScheduleClass(

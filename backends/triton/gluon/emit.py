@@ -12,7 +12,10 @@ from sparsec.backends.triton.gluon.gather import Ask, Gather, Who
 from sparsec.backends.triton.gluon.groups import USED, Groups
 from sparsec.backends.triton.gluon.producer import Producer
 from sparsec.backends.triton.gluon.rings import Rings
-from sparsec.backends.triton.gluon.shared import BARRIERS, FREED, LATE, TILES, has_zeros, memory, names
+from sparsec.backends.triton.gluon.shared import BARRIERS, FREED, LATE, TILES, has_zeros, memory, names, sums_memory
+from sparsec.backends.triton.gluon.summing import SHARED, SumGroups, SumLoads
+from sparsec.backends.triton.gluon.summing import USED as SUMS_USED
+from sparsec.backends.triton.gluon.sums import Sums, has_sums, sums
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles, roles
 from sparsec.backends.triton.legal import check
 from sparsec.backends.triton.text import wrapped
@@ -44,7 +47,7 @@ MOST_REGISTERS = 232
 """Of a thread that computes, for any group but the first, which gets what is left."""
 
 WALKING = 240
-"""The same where groups walk from tile to tile; with fewer they spill (Triton 3.6)."""
+"""The same where groups walk from tile to tile, or keep sums of gradients; with fewer they spill (Triton 3.6)."""
 
 
 def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> str:
@@ -54,6 +57,8 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     3.9. Raises ScheduleError where warps cannot have roles.
     """
     check(program)
+    if has_sums(program):
+        return _emit_sums(program, schedule, chain)
     made = roles(program)
     if schedule.rows & (schedule.rows - 1):
         made = replace(made, some=schedule.rows)
@@ -80,9 +85,29 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
     helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
     rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], made, bodies["rows"])
     loads = _function(f"{program.name}_loads", used["loads"], made, bodies["loads"])
-    return "\n".join(
-        [_IMPORTS, *copies, *helpers, *gather, *rows, *loads, *_kernel(made, schedule, arguments, used), ""]
-    )
+    head = _kernel(made, schedule, arguments, used, memory(made, schedule.peel))
+    return "\n".join([_IMPORTS, *copies, *helpers, *gather, *rows, *loads, *head, ""])
+
+
+def _emit_sums(program: Program, schedule: Schedule, chain: Chain | None) -> str:
+    """The same for gradients, whose groups keep sums of rows through all turns."""
+    made = sums(program)
+    made = replace(made, rings=Rings(schedule.stages, schedule.stages))
+    if chain is not None or schedule.stages < 2 or schedule.warps != GROUP_WARPS * made.groups:
+        need = f"{GROUP_WARPS * made.groups} warps that compute, 2 stages at least, and launches apart"
+        raise ScheduleError(f"{program.name}: {made.rows.size} rows with roles need {need}; use producer=False")
+    arguments = parameters(program, made.descriptors)
+    taken = [*SUMS_USED, "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put"]
+    if clash := [name for name in arguments if name in taken]:
+        raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
+    groups = SumGroups(made, taken)
+    bodies = {"rows": groups.body(), "loads": SumLoads(made, taken).body()}
+    used = {role: [*_used(lines, arguments), *SHARED] for role, lines in bodies.items()}
+    helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
+    rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], made, bodies["rows"])
+    loads = _function(f"{program.name}_loads", used["loads"], made, bodies["loads"])
+    head = _kernel(made, schedule, arguments, used, sums_memory(made))
+    return "\n".join([_IMPORTS, *helpers, *rows, *loads, *head, ""])
 
 
 def _rings(made: Roles, schedule: Schedule) -> Rings:
@@ -118,16 +143,19 @@ def _used(lines: list[str], arguments: dict[str, str]) -> list[str]:
     return [name for name in arguments if name in words]
 
 
-def _function(name: str, arguments: list[str], made: Roles, lines: list[str]) -> list[str]:
+def _function(name: str, arguments: list[str], made: Roles | Sums, lines: list[str]) -> list[str]:
     body = [text for line in lines for text in wrapped(line)]
     slots = [f"    STAGES: tl.constexpr = {made.rings.stages}"]
     slots += [f"    VALUES: tl.constexpr = {made.rings.values}"] if made.rings.apart else []
     return ["", "@gluon.jit", f"def {name}(", *(f"    {a}," for a in arguments), "):", *slots, *body, ""]
 
 
-def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: dict[str, list[str]]) -> list[str]:
+def _kernel(
+    made: Roles | Sums, schedule: Schedule, arguments: dict[str, str], used: dict[str, list[str]], shared: list[str]
+) -> list[str]:
     """The kernel: shared memory, barriers, and who does what."""
     program = made.program
+    most = MOST_REGISTERS if isinstance(made, Roles) and made.walk is None else WALKING
     fixed = ", ".join(f'"{name}"' for name in pinned(program))
     shapes = ", ".join(f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in program.tensors)
     warps = [GROUP_WARPS] * (made.groups - 1) + [1]
@@ -138,7 +166,7 @@ def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: di
         *(f"    {name}: {kind}," if kind else f"    {name}," for name, kind in arguments.items()),
         "):",
         f'    """{shapes}."""',
-        *memory(made, schedule.peel),
+        *shared,
         f"    compute = ({', '.join(used['rows'])})",
         f"    load = ({', '.join(used['loads'])})",
         "    tl.warp_specialize(",
@@ -147,7 +175,7 @@ def _kernel(made: Roles, schedule: Schedule, arguments: dict[str, str], used: di
         f"            ({program.name}_loads, load),",
         "        ],",
         f"        {warps},",
-        f"        {_registers(made.groups, schedule, MOST_REGISTERS if made.walk is None else WALKING)},",
+        f"        {_registers(made.groups, schedule, most)},",
         "    )",
     ]
 

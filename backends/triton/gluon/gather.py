@@ -34,6 +34,8 @@ class Ask:
 class Gather(Laid):
     """Prints what the queries of tile ``number`` of a walk need, and nothing else of it; ``given`` loads are named."""
 
+    roles: Roles
+
     def __init__(self, roles: Roles, taken: list[str], given: tuple[Node, ...] = ()) -> None:
         self.given = given
 

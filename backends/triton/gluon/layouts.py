@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsec.backends.triton.descriptors import Descriptor
+from sparsec.backends.triton.gluon.sums import Sums
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles
 from sparsec.backends.triton.printer import Printer
 from sparsec.backends.triton.text import Text
@@ -22,7 +23,9 @@ def across(columns: Axis) -> str:
 class Laid(Printer):
     """A printer of tiles that lie in the registers of a group, number ``GROUP``."""
 
-    def __init__(self, roles: Roles, boxes: dict[int, Descriptor], taken: list[str], seen: Uses) -> None:
+    roles: Roles | Sums
+
+    def __init__(self, roles: Roles | Sums, boxes: dict[int, Descriptor], taken: list[str], seen: Uses) -> None:
         self.roles = roles
         super().__init__(roles.program, boxes, seen=seen)
         self.names.taken.update(taken)

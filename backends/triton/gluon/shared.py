@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsec.backends.triton.gluon.rings import APART, FULL
+from sparsec.backends.triton.gluon.sums import Sums
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, GROUP_WARPS, Roles
 from sparsec.backends.triton.text import dtype_name
 
@@ -36,6 +37,22 @@ def memory(made: Roles, peel: bool) -> list[str]:
     zeros = _zeros(made, rings.values if own else 0) if has_zeros(made, peel) else []
     first = [] if rings.apart else ["    mbarrier.arrive(values_full.index(0), count=1)"]
     return [*lines, *_late(made), *_freed(made), *zeros, *first]
+
+
+def sums_memory(made: Sums) -> list[str]:
+    """The same for gradients: tiles that groups keep, and slots of a turn's tiles, full and free together."""
+    slots = made.rings.stages * max(map(len, made.loops.values()))
+    shapes = {
+        "held": (len(made.held) * made.groups, GROUP_ROWS, made.dims.size),
+        "ring": (slots, made.columns.size, made.dims.size),
+    }
+    lines = [f"    {name} = {_tiles(made.dtype, shape)}" for name, shape in shapes.items()]
+    count = max(map(len, made.numbers.values()))
+    plain = "tl.SwizzledSharedLayout(1, 1, 1, [0])"
+    numbers = [made.rings.stages * max(count, 1), made.columns.size]
+    lines += [f"    numbers = tl.allocate_shared_memory(tl.float32, {numbers}, {plain})"]
+    lines += _barrier("held_full", 1, 0) + _barrier("full", 1 + (count > 0), made.rings.stages)
+    return [*lines, *_barrier("free", made.groups, made.rings.stages)]
 
 
 def has_zeros(made: Roles, peel: bool) -> bool:

@@ -6,6 +6,7 @@ from sparsec.backends.triton.gluon.far import far
 from sparsec.backends.triton.gluon.gather import Ask
 from sparsec.backends.triton.gluon.layouts import Laid
 from sparsec.backends.triton.gluon.shared import AHEAD
+from sparsec.backends.triton.gluon.turns import Roles
 from sparsec.backends.triton.text import dtype_name
 from sparsec.backends.triton.uses import operands
 from sparsec.tile.language import LoopBody, Node, TileOp, access_of
@@ -25,6 +26,8 @@ class Walking(Laid):
         beneath: the lines that do so in the second turn, where what says whose rows are next is loaded by then.
         there: lines that stand before a tile's first turn, behind what else is read before it.
     """
+
+    roles: Roles
 
     ask: Ask
     late: bool

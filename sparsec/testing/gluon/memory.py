@@ -48,6 +48,7 @@ class Barrier:
             if self.left < count:
                 raise Misused(f"{count} arrive where phase {self.phase} of a barrier lacks {self.left}")
             self.left, self.bytes = self.left - count, self.bytes + more
+            self.bell.notify_all()  # the last arrival may come behind the copies
             self.settle()
 
     def wait(self, parity: int) -> None:
