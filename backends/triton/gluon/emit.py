@@ -39,7 +39,7 @@ copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_cop
 """
 
 TAKEN = [
-    *TILES, *BARRIERS, *LATE, *FREED, *USED, *GATHER_USED, "async_copy", "copy",
+    *TILES, *BARRIERS, *LATE, *FREED, *USED, *GATHER_USED, *SUMS_USED, "async_copy", "copy",
     "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put", "GROUP", "STAGES",
 ]  # fmt: skip
 PRODUCER_REGISTERS = 24
@@ -97,11 +97,10 @@ def _emit_sums(program: Program, schedule: Schedule, chain: Chain | None) -> str
         need = f"{GROUP_WARPS * made.groups} warps that compute, 2 stages at least, and launches apart"
         raise ScheduleError(f"{program.name}: {made.rows.size} rows with roles need {need}; use producer=False")
     arguments = parameters(program, made.descriptors)
-    taken = [*SUMS_USED, "core", "gluon", "hopper", "mbarrier", "tma", "fetch", "put"]
-    if clash := [name for name in arguments if name in taken]:
+    if clash := [name for name in arguments if name in TAKEN]:
         raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
-    groups = SumGroups(made, taken)
-    bodies = {"rows": groups.body(), "loads": SumLoads(made, taken).body()}
+    groups = SumGroups(made, TAKEN)
+    bodies = {"rows": groups.body(), "loads": SumLoads(made, TAKEN).body()}
     used = {role: [*_used(lines, arguments), *SHARED] for role, lines in bodies.items()}
     helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
     rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], made, bodies["rows"])

@@ -57,9 +57,9 @@ def dots(found: Regions, number: int) -> list[Node]:
 
 
 def has_sums(program: Program) -> bool:
-    """Whether some loop has more than two products a turn, as those of gradients have."""
+    """Whether some loop begins two products a turn, as those of gradients do."""
     found = regions(program)
-    return any(len(dots(found, number)) > 2 for number in found.nodes)
+    return any(len([d for d in dots(found, n) if len(d.args) == 2]) > 1 for n in found.nodes)
 
 
 def sums(program: Program) -> Sums:
