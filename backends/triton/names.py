@@ -12,11 +12,11 @@ from sparsec.tile.language import Node, TileOp, access_of
 
 RESERVED = frozenset({*keyword.kwlist, *HELPERS, "tl", "triton", "float", "range"})
 GLUON = frozenset({
-    "GROUP", "LANES", "LOADS", "ROWS", "SCORES", "STAGES", "SUMS", "VALUES", "WEIGHTS", "async_copy", "before", "begun",
-    "copy", "core", "dot", "fetch", "free", "gluon", "half", "hopper", "keys_free", "keys_full", "keys_ring",
-    "late_free", "late_full", "late_rows", "later", "mbarrier", "moved", "none", "nothing", "number", "passed", "put",
-    "q_rows", "queries", "queries_free", "queries_full", "ring", "row", "slot", "sums", "target", "tma", "turn",
-    "values_free", "values_full", "values_ring", "weights", "full", "held", "held_full", "numbers",
+    "GROUP", "LANES", "LOADS", "ROWS", "SCORES", "STAGES", "SUMS", "VALUES", "WEIGHTS", "async_copy", "before",
+    "begun", "copy", "core", "dot", "fetch", "free", "full", "gluon", "half", "held", "held_full", "hopper",
+    "keys_free", "keys_full", "keys_ring", "late_free", "late_full", "late_rows", "later", "mbarrier", "moved",
+    "none", "nothing", "number", "numbers", "passed", "put", "q_rows", "queries", "queries_free", "queries_full",
+    "ring", "row", "slot", "sums", "target", "tma", "turn", "values_free", "values_full", "values_ring", "weights",
 })  # fmt: skip
 """What Gluon source names itself: no tensor is printed so, in Triton either, as a kernel may be printed as both."""
 

@@ -157,27 +157,39 @@ class Printer:
 
         From 0 to a truth value it is printed as a condition, out of which nothing is moved.
         """
-        body = body_of(node)
-        lo, hi, *inits = node.args
-        names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
+        body, (lo, hi), names = body_of(node), node.args[:2], self.carry(node)
         once = hi.dtype == "bool" and lo.op is TileOp.CONST and lo.attrs[0] == 0
         self.named[body.index.serial] = "0" if once else self.names.fresh("i")
-        self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
         self.line(f"if {self.text(hi).text}:" if once else self.range_of(node, self.named[body.index.serial]))
         self.depth += 1
         start = len(self.lines)
         self.region(body.number)
         self.next_state(start, names, [self.text(y).text for y in body.yields])
         self.depth -= 1
+        self.leave(node, names)
+
+    def carry(self, node: Node) -> list[str]:
+        """The variables that a loop carries, which its body knows from here on."""
+        body, inits = body_of(node), node.args[2:]
+        names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
+        self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
+        return names
+
+    def leave(self, node: Node, names: list[str]) -> None:
+        """What is behind a loop knows what it carried by the same names."""
         for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
             self.named[result.serial] = names[cast(int, result.attrs[0])]
 
     def range_of(self, node: Node, index: str) -> str:
         """The head of a counted loop."""
-        body, (lo, hi) = body_of(node), node.args[:2]
-        bounds = f"{self.bound(lo)}, {self.bound(hi)}" + (f", {body.step}" if body.step > 1 else "")
-        over = f"tl.range({bounds}, num_stages={body.stages})" if body.stages else f"range({bounds})"
+        stages = body_of(node).stages
+        over = f"tl.range({self.bounds(node)}, num_stages={stages})" if stages else f"range({self.bounds(node)})"
         return f"for {index} in {over}:"
+
+    def bounds(self, node: Node, start: str = "") -> str:
+        """Where a loop starts, or where its first turns end if those stand before it; its end, and its step."""
+        body, (lo, hi) = body_of(node), node.args[:2]
+        return f"{start or self.bound(lo)}, {self.bound(hi)}" + (f", {body.step}" if body.step > 1 else "")
 
     def bound(self, node: Node) -> str:
         """A loop bound; a truth value counts as 0 or 1."""

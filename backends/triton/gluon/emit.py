@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sparsec.backends.triton.arguments import parameters, pinned
@@ -10,6 +11,7 @@ from sparsec.backends.triton.functions import HELPERS
 from sparsec.backends.triton.gluon.gather import USED as GATHER_USED
 from sparsec.backends.triton.gluon.gather import Ask, Gather, Who
 from sparsec.backends.triton.gluon.groups import USED, Groups
+from sparsec.backends.triton.gluon.layouts import Laid
 from sparsec.backends.triton.gluon.producer import Producer
 from sparsec.backends.triton.gluon.rings import Rings
 from sparsec.backends.triton.gluon.shared import BARRIERS, FREED, LATE, TILES, has_zeros, memory, names, sums_memory
@@ -71,22 +73,16 @@ def emit(program: Program, schedule: Schedule, chain: Chain | None = None) -> st
         raise ScheduleError(f"{program.name}: {need}; not {schedule.warps}")
     if schedule.stages < 2:
         raise ScheduleError(f"{program.name}: values wait while those of the turn before are read: 2 stages at least")
-    arguments = parameters(program, made.descriptors)
-    if clash := [name for name in arguments if name in TAKEN]:
-        raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
+    arguments = _arguments(made)
     copies, gather, ask = _gathering(made, schedule, arguments)
     if schedule.peel and len(made.turns) > 1:
         raise ScheduleError(f"{program.name}: any of {len(made.turns)} loops may hold the first turn; use peel=False")
     if made.ahead and not schedule.peel:
         raise ScheduleError(f"{program.name}: a walk's queries are freed behind a first turn of its own; use peel=True")
     groups = Groups(made, TAKEN, ask, schedule)
-    bodies = {"rows": groups.body(), "loads": Producer(made, TAKEN).body()}
-    used = {role: [*_used(lines, arguments), *names(made)] for role, lines in bodies.items()}
-    helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
-    rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], made, bodies["rows"])
-    loads = _function(f"{program.name}_loads", used["loads"], made, bodies["loads"])
-    head = _kernel(made, schedule, arguments, used, memory(made, schedule.peel))
-    return "\n".join([_IMPORTS, *copies, *helpers, *gather, *rows, *loads, *head, ""])
+    bodies, shared = (groups.body(), Producer(made, TAKEN).body()), memory(made, schedule.peel)
+    parts = _parts(made, schedule, bodies, names(made), shared)
+    return "\n".join([_IMPORTS, *copies, *_helpers(groups), *gather, *parts, ""])
 
 
 def _emit_sums(program: Program, schedule: Schedule, chain: Chain | None) -> str:
@@ -96,17 +92,34 @@ def _emit_sums(program: Program, schedule: Schedule, chain: Chain | None) -> str
     if chain is not None or schedule.stages < 2 or schedule.warps != GROUP_WARPS * made.groups:
         need = f"{GROUP_WARPS * made.groups} warps that compute, 2 stages at least, and launches apart"
         raise ScheduleError(f"{program.name}: {made.rows.size} rows with roles need {need}; use producer=False")
-    arguments = parameters(program, made.descriptors)
-    if clash := [name for name in arguments if name in TAKEN]:
-        raise ScheduleError(f"{program.name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
     groups = SumGroups(made, TAKEN)
-    bodies = {"rows": groups.body(), "loads": SumLoads(made, TAKEN).body()}
-    used = {role: [*_used(lines, arguments), *SHARED] for role, lines in bodies.items()}
-    helpers = [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
-    rows = _function(f"{program.name}_rows", ["GROUP: tl.constexpr", *used["rows"]], made, bodies["rows"])
-    loads = _function(f"{program.name}_loads", used["loads"], made, bodies["loads"])
-    head = _kernel(made, schedule, arguments, used, sums_memory(made))
-    return "\n".join([_IMPORTS, *helpers, *rows, *loads, *head, ""])
+    bodies = groups.body(), SumLoads(made, TAKEN).body()
+    parts = _parts(made, schedule, bodies, SHARED, sums_memory(made))
+    return "\n".join([_IMPORTS, *_helpers(groups), *parts, ""])
+
+
+def _arguments(made: Roles | Sums) -> dict[str, str]:
+    """The kernel's arguments. Raises ScheduleError where one has a name that the source needs."""
+    arguments = parameters(made.program, made.descriptors)
+    if clash := [name for name in arguments if name in TAKEN]:
+        name = made.program.name
+        raise ScheduleError(f"{name} has an argument named {clash[0]}, which its Gluon source uses; rename it")
+    return arguments
+
+
+def _helpers(groups: Laid) -> list[str]:
+    return [HELPERS[name].replace("@triton.jit", "@gluon.jit") for name in HELPERS if name in groups.helpers]
+
+
+def _parts(
+    made: Roles | Sums, schedule: Schedule, bodies: tuple[list[str], list[str]], own: Sequence[str], shared: list[str]
+) -> list[str]:
+    """A function for each role, which take what their bodies name and the kernel's ``own`` tiles, and the kernel."""
+    arguments, name = _arguments(made), made.program.name
+    used = {role: [*_used(lines, arguments), *own] for role, lines in zip(("rows", "loads"), bodies, strict=True)}
+    rows = _function(f"{name}_rows", ["GROUP: tl.constexpr", *used["rows"]], made, bodies[0])
+    loads = _function(f"{name}_loads", used["loads"], made, bodies[1])
+    return [*rows, *loads, *_kernel(made, schedule, arguments, used, shared)]
 
 
 def _rings(made: Roles, schedule: Schedule) -> Rings:

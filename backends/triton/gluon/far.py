@@ -9,14 +9,11 @@ from dataclasses import dataclass
 
 from sparsec.backends.triton.access import mask, summed
 from sparsec.backends.triton.address import split
-from sparsec.backends.triton.gluon.layouts import Laid
+from sparsec.backends.triton.gluon.layouts import PIECE, Laid
 from sparsec.backends.triton.names import argument
 from sparsec.tile.build import union
 from sparsec.tile.language import Axis, Node, access_of
 from sparsec.tile.schedule import ScheduleError
-
-PIECE = 8
-"""Numbers that a thread moves at a time."""
 
 
 @dataclass(frozen=True, slots=True)

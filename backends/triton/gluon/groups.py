@@ -7,6 +7,8 @@ behind the last loop.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparsec.backends.triton.access import summed
 from sparsec.backends.triton.address import split
 from sparsec.backends.triton.gluon.gather import Ask
@@ -119,30 +121,30 @@ class Groups(Walking):
         turn = self.roles.turns[body.number]
         self.block(*self.there)  # behind what else is read before the first turn, so that it comes meanwhile
         self.there = []
-        lo, hi, *inits = node.args
-        names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
-        self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
-        acc, start = names[turn.position], self.bound(lo)
+        names = self.carry(node)
+        acc, start = names[turn.position], ""
         if self.peel:
             start = self.first(turn, names)
         if self.beneath:
             start = self.second(turn, names, start)
         index = self.named[body.index.serial] = self.names.fresh("i")
-        before, after = self.rest(turn, body, names)
-        more = f", {body.step}" if body.step > 1 else ""
-        self.line(f"for {index} in range({start}, {self.bound(hi)}{more}):")
+        whole = self.whole(turn, names)
+        self.line(f"for {index} in range({self.bounds(node, start)}):")
         self.depth += 1
-        rings, summed = self.roles.rings, [*added(acc), *self.roles.rings.summed(self.before)]
-        self.block(*multiply(), add(acc, self.before), *before, SCORES, *rings.scored, *after, *rings.wait, *summed)
-        self.block(*self.weigh(turn, acc))
+        self.block(*whole)
         self.depth -= 1
-        for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
-            self.named[result.serial] = names[int(str(result.attrs[0]))]
-        if turn is self.roles.last and self.roles.walk is not None:
-            last = rings.summed(self.before) if rings.apart else []
-            self.block(add(acc, self.before), *self.following, *added(acc), *last)
-        elif turn is self.roles.last:
-            self.block("slot = turn % STAGES", add(acc, "slot"), *summed)
+        self.leave(node, names)
+        if turn is self.roles.last:
+            alone, rings = self.roles.walk is None, self.roles.rings
+            slot, freed = ["slot = turn % STAGES"] * alone, rings.summed(self.before) if alone or rings.apart else []
+            self.block(*slot, add(acc, self.before), *self.following, *added(acc), *freed)
+
+    def whole(self, turn: Turn, names: list[str], beneath: Sequence[str] = ()) -> list[str]:
+        """A turn that has weights before it, with lines beneath its products."""
+        acc, rings = names[turn.position], self.roles.rings
+        before, after = self.rest(turn, body_of(turn.loop), names)
+        asked = [*multiply(), add(acc, self.before), *before, *beneath, SCORES, *rings.scored]
+        return [*asked, *after, *rings.wait, *added(acc), *rings.summed(self.before), *self.weigh(turn, acc)]
 
     def first(self, turn: Turn, names: list[str]) -> str:
         """The first turn, which has no weights before it; where the others start."""
@@ -167,12 +169,9 @@ class Groups(Walking):
 
         Triton moves copies beneath the only product of the first turn to before it.
         """
-        body, outside, acc = body_of(turn.loop), dict(self.named), names[turn.position]
+        body, outside = body_of(turn.loop), dict(self.named)
         index = self.named[body.index.serial] = self.names.fresh("second")
-        before, after = self.rest(turn, body, names)
-        rings, summed = self.roles.rings, [*added(acc), *self.roles.rings.summed(self.before)]
-        self.block(f"{index} = {start}", *multiply(), add(acc, self.before), *before, *self.beneath, SCORES)
-        self.block(*rings.scored, *after, *rings.wait, *summed, *self.weigh(turn, acc))
+        self.block(f"{index} = {start}", *self.whole(turn, names, self.beneath))
         self.named = outside
         return f"{start} + {body.step}"
 

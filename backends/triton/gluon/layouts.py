@@ -10,14 +10,14 @@ from sparsec.backends.triton.text import Text
 from sparsec.backends.triton.uses import Uses
 from sparsec.tile.language import Axis, Node, TileOp
 
-_VECTOR = 8
+PIECE = 8
 """Numbers of two bytes that a thread moves at a time."""
 
 
 def across(columns: Axis) -> str:
     """The layout in which a group's threads move whole rows."""
-    lanes = columns.size // _VECTOR
-    return f"tl.BlockedLayout([1, {_VECTOR}], [{32 // lanes}, {lanes}], [{GROUP_WARPS}, 1], [1, 0])"
+    lanes = columns.size // PIECE
+    return f"tl.BlockedLayout([1, {PIECE}], [{32 // lanes}, {lanes}], [{GROUP_WARPS}, 1], [1, 0])"
 
 
 class Laid(Printer):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from sparsec.backends.triton.access import summed
-from sparsec.backends.triton.address import split
+from sparsec.backends.triton.gluon.loads import Loads
 from sparsec.backends.triton.gluon.shared import AHEAD
-from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, places, row_dim
-from sparsec.backends.triton.printer import Printer
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, Roles, places
 from sparsec.backends.triton.uses import operands, uses
 from sparsec.tile.language import Node, TileOp
 from sparsec.tile.regions import TOP, body_of
-from sparsec.tile.schedule import ScheduleError
 
 
-class Producer(Printer):
+class Producer(Loads):
     """Prints the loading warp's function."""
 
+    roles: Roles
+
     def __init__(self, roles: Roles, taken: list[str]) -> None:
-        self.roles = roles
         loads = frozenset(roles.boxes)
 
         def reads(node: Node) -> tuple[Node, ...]:
@@ -31,11 +29,7 @@ class Producer(Printer):
                 return (roles.queries, *roles.late, *(turn.loop for turn in roles.turns.values()))
             return places(node) if node.serial in loads else operands(node)
 
-        super().__init__(roles.program, roles.boxes, seen=uses(roles.program, reads=reads))
-        self.names.taken.update(taken)
-        for node in self.nodes:
-            if node.op in (TileOp.CARRY, TileOp.RESULT):
-                raise ScheduleError(f"{self.program.name}: the place of a tile depends on what a loop carries")
+        super().__init__(roles, taken, uses(roles.program, reads=reads))
 
     def body(self) -> list[str]:
         """The lines of the function."""
@@ -58,7 +52,7 @@ class Producer(Printer):
                 self.fetch_queries(node)
             elif node.op is TileOp.LOOP:
                 self.loop(node)
-            elif node.serial not in self.boxes and node.op is not TileOp.STORE and self.wants_a_line(node):
+            elif self.is_alone(node):
                 self.assign(node)
 
     def loop(self, node: Node) -> None:
@@ -72,8 +66,7 @@ class Producer(Printer):
             return self.walk(node)
         turn = self.roles.turns[body.number]
         index = self.named[body.index.serial] = self.names.fresh("i")
-        more = f", {body.step}" if body.step > 1 else ""
-        self.line(f"for {index} in range({self.bound(node.args[0])}, {self.bound(node.args[1])}{more}):")
+        self.line(f"for {index} in range({self.bounds(node)}):")
         self.depth += 1
         self.region(body.number)
         if self.roles.rings.apart:
@@ -142,23 +135,3 @@ class Producer(Printer):
                 slot = f"late_rows.index({number * made.groups + group})"
                 self.line(self.fetch(node, "late_full", slot, GROUP_ROWS * group))
         self.depth -= 1
-
-    def bytes_of(self, node: Node) -> int:
-        """The size of a box of two-byte numbers."""
-        size = 2
-        for extent in self.boxes[node.serial].block:
-            size *= extent
-        return size
-
-    def fetch(self, node: Node, barrier: str, slot: str, further: int = 0) -> str:
-        """A box to shared memory; ``further`` moves it along its rows."""
-        box = self.boxes[node.serial]
-        along = row_dim(node, self.roles.rows) if further else -1
-        starts = [self.start(node.args[dim], further if dim == along else 0) for dim in box.dims]
-        return f"fetch({box.name}, [{', '.join(starts)}], {barrier}, {slot}.reshape({list(box.block)}))"
-
-    def start(self, index: Node, further: int) -> str:
-        """Where a box begins in one dimension."""
-        scalars = split(index).scalars
-        text = summed(self, scalars, ()).text if scalars else "0"
-        return f"{text} + {further}" if further else text

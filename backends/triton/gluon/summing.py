@@ -7,11 +7,10 @@ where somebody reads it, the sums at the end of their turn. Measured on an H100,
 from __future__ import annotations
 
 from sparsec.backends.triton.gluon.layouts import Laid
-from sparsec.backends.triton.gluon.producer import Producer
+from sparsec.backends.triton.gluon.loads import Loads
 from sparsec.backends.triton.gluon.products import product
 from sparsec.backends.triton.gluon.sums import Sums
 from sparsec.backends.triton.gluon.turns import GROUP_ROWS, places
-from sparsec.backends.triton.printer import Printer
 from sparsec.backends.triton.text import Text
 from sparsec.backends.triton.uses import operands, uses
 from sparsec.tile.language import Axis, LoopBody, Node, TileOp
@@ -89,17 +88,13 @@ class SumGroups(Laid):
 
     def loop(self, node: Node) -> None:
         """The turns: what needs no product, the first products, and what follows from each."""
-        body, (lo, hi, *inits) = body_of(node), node.args
-        names = [self.variable(init, node, y) for init, y in zip(inits, body.yields, strict=True)]
-        self.named.update({c.serial: name for c, name in zip(body.carries, names, strict=True)})
+        body, names = body_of(node), self.carry(node)
         index = self.named[body.index.serial] = self.names.fresh("i")
-        more = f", {body.step}" if body.step > 1 else ""
-        self.line(f"for {index} in range({self.bound(lo)}, {self.bound(hi)}{more}):")
+        self.line(f"for {index} in range({self.bounds(node)}):")
         self.depth += 1
         self.turn(body, names)
         self.depth -= 1
-        for result in (r for r in self.nodes if r.op is TileOp.RESULT and r.args[0] is node):
-            self.named[result.serial] = names[int(str(result.attrs[0]))]
+        self.leave(node, names)
 
     def turn(self, body: LoopBody, names: list[str]) -> None:
         """One turn."""
@@ -160,25 +155,24 @@ class SumGroups(Laid):
             self.line(f"{names} = hopper.warpgroup_mma_wait({len(self.under_way)}, deps=({names},))")
 
 
-class SumLoads(Producer):
+class SumLoads(Loads):
     """Prints the loading warp's function."""
 
-    roles: Sums  # type: ignore[assignment]
+    roles: Sums
 
     def __init__(self, roles: Sums, taken: list[str]) -> None:
-        self.roles = roles
         loads = frozenset(roles.boxes)
+        self.loops = [n for n in regions(roles.program).nodes[TOP] if n.op is TileOp.LOOP]
 
         def reads(node: Node) -> tuple[Node, ...]:
             if node.op is TileOp.LOOP:
                 number = body_of(node).number
                 return (*node.args[:2], *roles.loops[number], *roles.numbers[number])
             if node.op is TileOp.STORE:
-                return (*roles.held, *(n for n in _loops(roles)))
+                return (*roles.held, *self.loops)
             return places(node) if node.serial in loads else operands(node)
 
-        Printer.__init__(self, roles.program, roles.boxes, seen=uses(roles.program, reads=reads))
-        self.names.taken.update(taken)
+        super().__init__(roles, taken, uses(roles.program, reads=reads))
 
     def body(self) -> list[str]:
         """The lines of the function."""
@@ -200,21 +194,16 @@ class SumLoads(Producer):
     def region(self, number: int) -> None:
         """The printed nodes of a region, kept tiles before the first loop."""
         for node in self.uses.order.get(number, ()):
+            if node is self.loops[0]:
+                self.keep()
             if node.op is TileOp.LOOP:
-                if self.roles.held:
-                    self.keep()
                 self.loop(node)
-            elif node.serial not in self.boxes and node.op is not TileOp.STORE and self.wants_a_line(node):
+            elif self.is_alone(node):
                 self.assign(node)
 
-    kept = False
-
     def keep(self) -> None:
-        """The tiles that groups keep, once."""
+        """The tiles that groups keep."""
         made = self.roles
-        if self.kept:
-            return
-        self.kept = True
         self.line(f"mbarrier.expect(held_full, {sum(map(self.bytes_of, made.held)) * made.groups})")
         for number, load in enumerate(made.held):
             for group in range(made.groups):
@@ -224,11 +213,10 @@ class SumLoads(Producer):
 
     def loop(self, node: Node) -> None:
         """A turn's tiles together in one slot."""
-        body, (lo, hi) = body_of(node), node.args[:2]
+        body = body_of(node)
         loads = self.roles.loops[body.number]
         index = self.named[body.index.serial] = self.names.fresh("i")
-        more = f", {body.step}" if body.step > 1 else ""
-        self.line(f"for {index} in range({self.bound(lo)}, {self.bound(hi)}{more}):")
+        self.line(f"for {index} in range({self.bounds(node)}):")
         self.depth += 1
         self.region(body.number)
         self.line("slot = turn % STAGES")
@@ -243,7 +231,3 @@ class SumLoads(Producer):
             self.line("mbarrier.arrive(full.index(slot), count=1)")
         self.line("turn += 1")
         self.depth -= 1
-
-
-def _loops(roles: Sums) -> list[Node]:
-    return [n for n in regions(roles.program).nodes[TOP] if n.op is TileOp.LOOP]

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 from sparsec.backends.triton.descriptors import Descriptor, descriptors
 from sparsec.backends.triton.gluon.rings import TWO, Rings
-from sparsec.backends.triton.gluon.turns import GROUP_ROWS, row_dim
-from sparsec.tile.language import Axis, Node, Program, TileOp, access_of
+from sparsec.backends.triton.gluon.turns import GROUP_ROWS, refused, swizzled
+from sparsec.tile.language import Axis, Node, Program, TileOp
 from sparsec.tile.regions import TOP, Regions, body_of, regions
-from sparsec.tile.schedule import ScheduleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +66,9 @@ def sums(program: Program) -> Sums:
     found = regions(program)
     loops = [n for n in found.nodes[TOP] if n.op is TileOp.LOOP]
     if not loops or any(not dots(found, body_of(loop).number) for loop in loops):
-        raise _refused(program, "has a loop without products")
+        raise refused(program, "has a loop without products")
     if len([n for nodes in found.nodes.values() for n in nodes if n.op is TileOp.LOOP]) != len(loops):
-        raise _refused(program, "has a loop in a loop")
+        raise refused(program, "has a loop in a loop")
     held, turns = dict[int, Node](), dict[int, tuple[Node, ...]]()
     scores = dots(found, body_of(loops[0]).number)[0]
     for loop in loops:
@@ -82,7 +81,7 @@ def sums(program: Program) -> Sums:
         if body.effects or {y.serial for y in body.yields} != {
             d.serial for d in dots(found, body.number) if len(d.args) == 3
         }:
-            raise _refused(program, "carries something other than sums of products")
+            raise refused(program, "carries something other than sums of products")
         turns[body.number] = tuple(own.values())
     rows, columns = scores.axes
     numbers = {k: tuple(n for n in found.nodes[k] if _is_number(n, columns)) for k in turns}
@@ -104,27 +103,19 @@ def _check(
         known = dot.args[0].op is TileOp.CAST and dot.args[0].axes == pairs and dot in yields
         known = known and dot.args[2] is carries[yields.index(dot)]
     if not known or dot.args[1].op is not TileOp.LOAD:
-        raise _refused(program, "has a product of other tiles than those kept, loaded and summed")
+        raise refused(program, "has a product of other tiles than those kept, loaded and summed")
 
 
 def _boxes(made: Sums, found: Regions) -> dict[int, Descriptor]:
     every, boxes = descriptors(made.program, True), dict[int, Descriptor]()
     turns = [load for loads in made.loops.values() for load in loads]
     if made.rows.size % GROUP_ROWS or made.dtype not in ("float16", "bfloat16") or made.dims.size not in (64, 128):
-        raise _refused(made.program, f"has {made.rows.size} rows of {made.dims.size} numbers in {made.dtype}")
+        raise refused(made.program, f"has {made.rows.size} rows of {made.dims.size} numbers in {made.dtype}")
     for load in (*made.held, *turns):
         held, box = load in made.held, every.get(load.serial)
         inside = found.home[load.serial] == TOP if held else found.home[load.serial] in made.loops
         wide = load.axes[0] == (made.rows if held else made.columns) and load.axes[1].size == made.dims.size
         if box is None or not inside or not wide or load.dtype != made.dtype:
-            raise _refused(made.program, "has an operand that no descriptor loads")
-        halved = row_dim(load, made.rows) if held else -1
-        block = tuple(GROUP_ROWS if d == halved else b for d, b in zip(box.dims, box.block, strict=True))
-        width = access_of(load).tensor.shape[-1]
-        assert isinstance(width, int)
-        boxes[load.serial] = replace(box, block=block, swizzle=min(128, 2 * width))
+            raise refused(made.program, "has an operand that no descriptor loads")
+        boxes[load.serial] = swizzled(box, load, made.rows if held else None)
     return boxes
-
-
-def _refused(program: Program, why: str) -> ScheduleError:
-    return ScheduleError(f"{program.name} {why}: it cannot have a warp that loads for the others; use producer=False")

@@ -133,12 +133,12 @@ def roles(program: Program) -> Roles:
     every_loop = (n for nodes in found.nodes.values() for n in nodes if n.op is TileOp.LOOP and n is not walk)
     loops = [n for n in every_loop if not conditional(n) or found.home[n.serial] != base]
     if not loops:
-        raise _refused(program, "has no loop")
+        raise refused(program, "has no loop")
     turns = {body_of(loop).number: _turn(program, loop, found, base) for loop in loops}
     every = list(turns.values())
     shared = {t.scores.args[0] for t in every}
     if len(shared) != 1:
-        raise _refused(program, "has more than one tile of queries")
+        raise refused(program, "has more than one tile of queries")
     (queries,) = shared
     first = every[0]
     rows, keys = first.scores.axes
@@ -168,18 +168,18 @@ def _turn(program: Program, loop: Node, found: Regions, base: int) -> Turn:
     body = body_of(loop)
     dots = [n for n in found.nodes.get(body.number, ()) if n.op is TileOp.DOT]
     if found.home[loop.serial] != base or body.effects:
-        raise _refused(program, "has a loop in a loop, or one that stores")
+        raise refused(program, "has a loop in a loop, or one that stores")
     late = [d for d in dots if d in body.yields]
     early = [d for d in dots if d not in late]
     if len(early) != 1 or len(late) != 1 or len(early[0].args) != 2:
-        raise _refused(program, f"has {len(early)} products and {len(late)} sums of products a turn, not one of each")
+        raise refused(program, f"has {len(early)} products and {len(late)} sums of products a turn, not one of each")
     (scores,), (sums,) = early, late
     position = body.yields.index(sums)
     faded = sums.args[2] if len(sums.args) == 3 else sums
     if faded is body.carries[position]:
         return Turn(loop, scores, sums, scores.args[1], sums.args[1], position)
     if faded.op is not TileOp.MAP or faded.attrs[0] is not Fn.MUL or faded.args[0] is not body.carries[position]:
-        raise _refused(program, "adds to something other than a carried sum times a factor")
+        raise refused(program, "adds to something other than a carried sum times a factor")
     return Turn(loop, scores, sums, scores.args[1], sums.args[1], position)
 
 
@@ -187,15 +187,15 @@ def _check(made: Roles, found: Regions) -> None:
     """Raise ScheduleError where the warps of a group would need rows of another, or a product is no warp group's."""
     program, rows = made.program, made.rows
     if rows.size % GROUP_ROWS or made.dtype not in ("float16", "bfloat16"):
-        raise _refused(program, f"has {rows.size} rows of {made.dtype}, no groups of {GROUP_ROWS} in half precision")
+        raise refused(program, f"has {rows.size} rows of {made.dtype}, no groups of {GROUP_ROWS} in half precision")
     for node in (n for nodes in found.nodes.values() for n in nodes):
         if node.op not in _ROWWISE or (node.op is TileOp.REDUCE and node.attrs[1] == rows):
-            raise _refused(program, f"has a {node.op.name.lower()}, which groups of rows cannot do apart")
+            raise refused(program, f"has a {node.op.name.lower()}, which groups of rows cannot do apart")
     for turn in made.turns.values():
         shapes = (turn.scores.axes, turn.sums.axes, turn.keys.axes, turn.values.axes)
         wanted = ((rows, made.keys), (rows, made.values), (made.keys, made.dims), (made.keys, made.values))
         if shapes != wanted or turn.sums.args[0].op is not TileOp.CAST:
-            raise _refused(program, "has loops over tiles of different shapes")
+            raise refused(program, "has loops over tiles of different shapes")
 
 
 def _chained(made: Roles, found: Regions) -> None:
@@ -207,7 +207,7 @@ def _chained(made: Roles, found: Regions) -> None:
         own = sums.op is TileOp.RESULT and sums.args[0] is turn.loop and sums.attrs[0] == turn.position
         readers = [n for n in found.nodes[made.base] if sums in n.args]
         if not own or readers != [after.loop]:
-            raise _refused(made.program, "has loops that do not add to the same sums, one after the other")
+            raise refused(made.program, "has loops that do not add to the same sums, one after the other")
 
 
 def _late(made: Roles, found: Regions) -> tuple[Node, ...]:
@@ -229,7 +229,7 @@ def _boxes(made: Roles) -> dict[int, Descriptor]:
     boxes = {}
     for serial, load in wanted.items():
         if load.op is not TileOp.LOAD or serial not in every:
-            raise _refused(made.program, "has an operand that no descriptor loads")
+            raise refused(made.program, "has an operand that no descriptor loads")
         boxes[serial] = _swizzled(every[serial], load, made)
     return boxes
 
@@ -245,10 +245,15 @@ def _stored(made: Roles, found: Regions) -> dict[int, Descriptor]:
 
 
 def _swizzled(box: Descriptor, load: Node, made: Roles) -> Descriptor:
-    size = access_of(load).tensor.shape[-1]
-    assert isinstance(size, int)
     grouped = load is made.queries or load in made.late or load.op is TileOp.STORE
-    halved = row_dim(load, made.rows) if grouped else -1
+    return swizzled(box, load, made.rows if grouped else None)
+
+
+def swizzled(box: Descriptor, access: Node, rows: Axis | None) -> Descriptor:
+    """A box as products read it from shared memory; of ``rows`` that groups share only those of one group."""
+    size = access_of(access).tensor.shape[-1]
+    assert isinstance(size, int)
+    halved = -1 if rows is None else row_dim(access, rows)
     block = tuple(GROUP_ROWS if d == halved else b for d, b in zip(box.dims, box.block, strict=True))
     return replace(box, block=block, swizzle=min(128, 2 * size))
 
@@ -264,5 +269,6 @@ def row_dim(load: Node, rows: Axis) -> int:
     return next(d for d, i in enumerate(load.args[: access_of(load).tensor.rank]) if box_axis(split(i)) == rows)
 
 
-def _refused(program: Program, why: str) -> ScheduleError:
+def refused(program: Program, why: str) -> ScheduleError:
+    """The error of a program whose warps are all alike, and why."""
     return ScheduleError(f"{program.name} {why}: it cannot have a warp that loads for the others; use producer=False")
