@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from sparsec.lower.widths import may_be_zero, narrow, whole, wide
@@ -150,6 +151,11 @@ def most(a: Node | float, b: Node | float) -> Node:
 def ceil_div(a: Node, b: int) -> Node:
     """ceil(a / b) of a non-negative a."""
     return tile.apply(Fn.TRUNCDIV, add(a, b - 1), b)
+
+
+def nan_highest(x: Node) -> Node:
+    """Numbers that can be compared, a NaN as infinity: it ranks highest, is chosen and shows."""
+    return tile.apply(Fn.WHERE, tile.apply(Fn.EQ, x, x), x, math.inf)
 
 
 def both(a: Node, b: Node | None) -> Node:

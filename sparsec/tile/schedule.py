@@ -37,8 +37,8 @@ class Schedule:
             warps with "roles" as well, to which they come as boxes, or such warps that "walk" over the tiles of all
             heads (gathered attention, key-outer).
         peel: the first turn of a program whose warps have roles has code of its own, without a product of zeros.
-        late: groups that walk from tile to tile ask for their next rows beneath a tile's last product, not before its
-            first.
+        late: groups that walk from tile to tile ask for their next rows beneath a product, not before a tile's first:
+            its second turn's where that is known to be there and whose rows they are is loaded by then, else its last.
         maximum: keep a running maximum of the scores; without one weights are measured against zero, and rows whose sum
             leaves the safe range are read again with one (gathered attention).
         keep: a backward reads what its forward has sorted, solved, carried from segment to segment and made of levels'

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
 
 import sparsec
 from sparsec.ir.variant import Variant
@@ -16,6 +14,7 @@ from sparsec.lower.registry import lower_kernel
 from sparsec.plan.plan import PlanError
 from sparsec.plan.specs import Pool, Selector
 from sparsec.testing.kernels.pooled import OUTPUTS, SEEN, Sizes, draw, grad, selector, truth
+from sparsec.testing.whole.packed_gradients import packed_agrees
 from sparsec.testing.whole.trained import oracle_gradients, wrong_on
 from sparsec.tile.schedule import Schedule, ScheduleError
 from sparsec.tile.verify import verify
@@ -250,20 +249,3 @@ def test_packed_documents_agree_with_each_by_itself() -> None:
 @pytest.mark.parametrize("case", ["maximum, stick", "shares of sums", "shares", "blocks of shares"])
 def test_packed_documents_of_such_weights(case: str) -> None:
     packed_agrees(weighed(case))
-
-
-def packed_agrees(variant: Variant) -> None:
-    """Gradients of a packed batch are those of each document."""
-    ends = [0, 37, 38, 90]
-    x = sparsec.inputs(variant, seed=3, TQ=90, TK=90, H=4, HKV=2, D=16, DV=16, B=1)
-    leaves = {name: t[0].clone().requires_grad_() for name, t in x.items()}
-    compiled = sparsec.compile(variant, target="interpreter")
-    out = compiled(cu_seqlens=torch.tensor(ends, dtype=torch.int32), **leaves)
-    assert isinstance(out, Tensor)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
-    out.backward(weight)
-    for a, b in pairwise(ends):
-        want = oracle_gradients(variant, {n: t[:, a:b] for n, t in x.items()}, weight[None, a:b])
-        for name, leaf in leaves.items():
-            assert leaf.grad is not None
-            torch.testing.assert_close(leaf.grad[None, a:b].double(), want[name], rtol=1e-4, atol=1e-5)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
-from torch import Tensor
 
 import sparsec
 from sparsec.ir.variant import Variant
+from sparsec.testing.whole.packed_gradients import packed_agrees
 from sparsec.testing.whole.trained import oracle_gradients, wrong_on
 
 SUM = "reduce(score(q, marks)) {over = group}"
@@ -80,15 +78,4 @@ def test_blocks_of_any_length(block: int) -> None:
 
 
 def test_packed_documents_count_blocks_from_their_own_beginning() -> None:
-    variant, ends = weighed("bias"), [0, 37, 38, 90]
-    x = sparsec.inputs(variant, seed=3, TQ=90, TK=90, H=4, HKV=2, D=16, DV=16, B=1)
-    leaves = {name: t[0].clone().requires_grad_() for name, t in x.items()}
-    out = sparsec.compile(variant, target="interpreter")(cu_seqlens=torch.tensor(ends, dtype=torch.int32), **leaves)
-    assert isinstance(out, Tensor)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
-    out.backward(weight)
-    for a, b in pairwise(ends):
-        want = oracle_gradients(variant, {n: t[:, a:b] for n, t in x.items()}, weight[None, a:b])
-        for name, leaf in leaves.items():
-            assert leaf.grad is not None
-            torch.testing.assert_close(leaf.grad[None, a:b].double(), want[name], rtol=1e-4, atol=1e-5)
+    packed_agrees(weighed("bias"))

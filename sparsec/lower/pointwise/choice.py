@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 
 from sparsec.lower.pointwise.frame import Column
-from sparsec.lower.scalars import add, most
+from sparsec.lower.scalars import add, most, nan_highest
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
 from sparsec.tile.language import Node
@@ -29,7 +28,7 @@ def over(kind: str, x: Sequence[Node], columns: Sequence[Column]) -> Node:
 
 def best(x: Parts, columns: Sequence[Column], top: int) -> Parts:
     """1 at the ``top`` largest elements, 0 elsewhere: the largest that is left is taken out ``top`` times."""
-    x = [tile.apply(Fn.WHERE, tile.apply(Fn.EQ, p, p), p, math.inf) for p in x]  # NaN ranks highest, and shows
+    x = [nan_highest(p) for p in x]
     numbers = [tile.cast(tile.const(0) if c is None else c.index(), "float32") for c in columns]
 
     def take(_: Node, *marks: Node) -> list[Node]:

@@ -9,7 +9,7 @@ from functools import reduce
 from sparsec.lower import parents
 from sparsec.lower.route import parts
 from sparsec.lower.route.parts import BLOCK, Tokens
-from sparsec.lower.scalars import add, both, mul, sub
+from sparsec.lower.scalars import add, both, mul, nan_highest, sub
 from sparsec.plan.states.route_specs import Router
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -36,7 +36,7 @@ def lower(spec: Router, schedule: Schedule) -> Program:
         shares = _softmax(at, scores)
         tile.store(parts.shares(spec), at.batch, at.token, 0, at.part, value=shares, bounds=at.limits)
         tensors = [parts.x(spec), parts.rows(spec), parts.shares(spec), parts.ids(spec)]
-        left, ranked = both(at.real, _children(at)), _ranked(scores)
+        left, ranked = both(at.real, _children(at)), nan_highest(scores)
         chosen, worth = list[Node](), list[Node]()
         for _ in range(spec.slots):
             best, here = _best(at, ranked, left)
@@ -111,11 +111,6 @@ def _children(at: Tokens) -> Node | None:
     if within is None:
         return None
     return parents.children(within, parents.listed(within, at.spec.length, at.batch, at.token, 0), at.part)
-
-
-def _ranked(scores: Node) -> Node:
-    """Scores that can be compared: NaN ranks highest, so that it is chosen and shows."""
-    return tile.apply(Fn.WHERE, tile.apply(Fn.EQ, scores, scores), scores, math.inf)
 
 
 def _best(at: Tokens, scores: Node, left: Node) -> tuple[Node, Node]:

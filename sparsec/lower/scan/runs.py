@@ -99,9 +99,14 @@ class Runs:
         """The lists ``[B,N,lists,slots]``."""
         return Tensor(self.route.ids, "int32", ("B", self.length, self.route.lists, self.route.slots))
 
-    def held(self, batch: Node, listed: Node) -> Node:
+    def listed(self, head: Node) -> Node:
+        """The list of a state head: its own, or the one of all."""
+        return head if self.route.lists > 1 else tile.const(0)
+
+    def held(self, batch: Node, head: Node) -> Node:
         """How many stretches there are, those of parts without entries too: none after them holds any."""
-        start, total = (tile.load(self.spans, batch, listed, self.route.parts, field) for field in range(2))
+        at = (batch, self.listed(head), self.route.parts)
+        start, total = (tile.load(self.spans, *at, field) for field in range(2))
         return add(tile.apply(Fn.TRUNCDIV, start, self.align), ceil_div(total, self.align))
 
     def scratch(self) -> list[Scratch]:

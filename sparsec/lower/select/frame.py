@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from sparsec.lower import parents
 from sparsec.lower.pieces import Span, spans
 from sparsec.lower.scalars import add, captured, ceil_div, emit_scores, least, mul, sub
+from sparsec.plan.selection.parts import scores_alone
 from sparsec.plan.specs import Selector
 from sparsec.scalar.fn import Fn
 from sparsec.tile import build as tile
@@ -59,8 +60,7 @@ def without_constants(spec: Selector) -> Selector:
 
 def alone(spec: Selector) -> Selector:
     """One head's scores, whatever becomes of them."""
-    plain = replace(spec, weights=None, weights_out=None, hard_out=None, scores_out=None, bias=None, captures=())
-    return replace(plain, group=None)
+    return replace(scores_alone(spec), group=None)
 
 
 def params(spec: Selector) -> list[tuple[str, str]]:

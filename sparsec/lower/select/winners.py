@@ -9,8 +9,10 @@ from dataclasses import replace
 from sparsec.lower.lowered import Scratch
 from sparsec.lower.scalars import add, both, ceil_div, emit, least, most, mul
 from sparsec.lower.select import children
-from sparsec.lower.select.candidates import offsets, summary_scores
+from sparsec.lower.select.candidates import Scores, offsets, summary_scores
 from sparsec.lower.select.frame import Frame, frame, params, sharing
+from sparsec.lower.select.rounds import HIGHEST
+from sparsec.plan.selection.parts import scores_alone
 from sparsec.plan.specs import Selector
 from sparsec.scalar.expr import constant, var
 from sparsec.scalar.fn import Fn
@@ -34,11 +36,8 @@ def lower(own: Selector, name: str, schedule: Schedule) -> Program:
     """Lists of blocks -> lists of summaries, the first of equal ones."""
     assert own.pool is not None
     step, counts = offsets(own.pool)
-    plain = replace(
-        own, weights=None, weights_out=None, hard_out=None, scores_out=None, bias=None, captures=(), parents=None
-    )
     with tile.Builder() as builder:
-        f = frame(builder, plain, schedule)
+        f = frame(builder, replace(scores_alone(own), parents=None), schedule)
         out = Tensor(name, "int32", ("B", "TQ", own.heads // sharing(own), own.slots))
         scores, first, width = summary_scores(f), min(counts), len(counts)
 
@@ -61,10 +60,9 @@ def lower(own: Selector, name: str, schedule: Schedule) -> Program:
 
 
 def _better(
-    f: Frame, scores: object, local: tuple[Node, int], number: Node, top: Node, found: Node
+    f: Frame, scores: Scores, local: tuple[Node, int], number: Node, top: Node, found: Node
 ) -> tuple[Node, Node]:
     """The highest score so far of every row's block and the summary that has it, with a tile of summaries more."""
-    assert callable(scores)
     limit = tile.param(f.spec.key_length)
     there = both(tile.apply(Fn.LT, local[0], local[1]), tile.apply(Fn.LE, 0, number))
     there = both(there, tile.apply(Fn.LT, number, limit))
@@ -72,8 +70,6 @@ def _better(
         there = both(there, emit(f.spec.visible, {**f.env, "c": number}))
     own = tile.apply(Fn.WHERE, there, scores(least(most(number, 0), limit)), -math.inf)
     high = tile.reduce("max", own, f.keys)
-    nobody = tile.const(2**30)
-    each = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, own, high), number, nobody)
-    first = mul(tile.reduce("max", mul(each, -1), f.keys), -1)
+    each = tile.apply(Fn.WHERE, tile.apply(Fn.EQ, own, high), number, HIGHEST)
     better = tile.apply(Fn.LT, top, high)
-    return most(top, high), tile.apply(Fn.WHERE, better, first, found)
+    return most(top, high), tile.apply(Fn.WHERE, better, tile.reduce("min", each, f.keys), found)

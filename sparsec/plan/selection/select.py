@@ -13,6 +13,7 @@ from sparsec.plan.attention.memories import hold
 from sparsec.plan.honours import honours
 from sparsec.plan.planner import Planner
 from sparsec.plan.selection.parents import Parents
+from sparsec.plan.selection.parts import ids_alone
 from sparsec.plan.specs import Pool, Selector
 from sparsec.scalar.expr import Expr, call, var
 from sparsec.scalar.fn import Fn
@@ -229,10 +230,7 @@ def _shared(planner: Planner, topk: Node, spec: Selector, dims: dict[str, Expr])
     if spec.weights == "softmax_all":
         raise planner.refuse(topk, "lists that queries share have no shares of all that is eligible in a kernel")
     shared = planner.fresh(f"{spec.indices}_shared", topk.shape, "int32")
-    first = replace(
-        spec, name=f"select_{shared}", indices=shared, weights=None, weights_out=None, hard_out=None, scores_out=None
-    )
-    _add(planner, first, (), dims)
+    _add(planner, replace(ids_alone(spec), name=f"select_{shared}", indices=shared), (), dims)
     above = Parents(shared, planner.sizes.value(topk.shape[2]), spec.slots, 1)
     return replace(spec, k=spec.slots, count_forced=True, forced=None, eligible=None, parents=above, query_block=1)
 

@@ -11,6 +11,7 @@ from sparsec.ir.scores import ONE, unit_size
 from sparsec.plan.attention.memories import hold
 from sparsec.plan.honours import honours
 from sparsec.plan.planner import Planner
+from sparsec.plan.selection.parts import scores_alone
 from sparsec.plan.selection.signal_specs import Divergence, ListSum
 from sparsec.plan.specs import GatheredAttention, Selector, TiledAttention
 from sparsec.scalar.expr import Expr
@@ -141,19 +142,7 @@ def scorer(planner: Planner, node: Node, scores: Node, chosen: Node) -> Selector
         raise planner.refuse(node, "it compares the scores that were chosen from, or those under their pool")
     if not forward.batched:
         raise planner.refuse(node, "learned keys that every batch entry shares have no gradient kernel yet")
-    return replace(
-        forward,
-        pool=None,
-        visible=None,
-        weights=None,
-        weights_out=None,
-        hard_out=None,
-        scores_out=None,
-        parents=None,
-        bias=None,
-        captures=(),
-        query_block=1,
-    )
+    return replace(scores_alone(forward), pool=None, visible=None, parents=None, query_block=1)
 
 
 def reads(forward: GatheredAttention) -> list[str]:

@@ -292,7 +292,7 @@ def segment_bounds(own: Chunked, segment: Node, batch: Node, head: Node) -> tupl
     """
     span, chunks = tile.param(SPAN), tile.param(CHUNKS)
     if own.runs is not None:
-        chunks = own.runs.held(batch, head if own.runs.route.lists > 1 else tile.const(0))
+        chunks = own.runs.held(batch, head)
         segments = tile.param(SEGMENTS)
         span = tile.apply(Fn.TRUNCDIV, add(chunks, sub(segments, 1)), segments)
     first = mul(segment, span)

@@ -24,8 +24,7 @@ Place = tuple[Node, Node]
 
 def _field(own: Chunked, batch: Node, head: Node, number: Node, field: int) -> Node:
     assert own.runs is not None
-    listed = head if own.runs.route.lists > 1 else tile.const(0)
-    return tile.load(own.runs.stretches, batch, listed, number, field, bounds={2: tile.param(CUT)})
+    return tile.load(own.runs.stretches, batch, own.runs.listed(head), number, field, bounds={2: tile.param(CUT)})
 
 
 def _part(chunk: Chunk, end: int) -> tuple[Node, Node]:
@@ -42,8 +41,8 @@ def where_held(chunk: Chunk, turns: int) -> tile.Value:
     own = chunk.own
     if own.runs is None:
         return turns
-    held = own.runs.held(chunk.batch, chunk.head if own.runs.route.lists > 1 else tile.const(0))
-    return tile.apply(Fn.WHERE, tile.apply(Fn.LT, chunk.number, held), turns, 0)
+    there = tile.apply(Fn.LT, chunk.number, own.runs.held(chunk.batch, chunk.head))
+    return tile.apply(Fn.WHERE, there, turns, 0)
 
 
 def states(own: Chunked, name: str) -> Tensor:

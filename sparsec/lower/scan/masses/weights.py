@@ -36,7 +36,7 @@ class Numbers:
         """Of some tokens ``at`` (batch, tokens), whose number is bounded, of the ``state`` head of what asks."""
         if self.places is None or self.runs is None:
             return tile.load(self.tensor, *at, *index, bounds=limits)
-        listed = state if self.runs.route.lists > 1 else tile.const(0)
+        listed = self.runs.listed(state)
         place = tile.load(self.places, *at, listed, 0, bounds={1: limits[1]})
         return tile.load(self.tensor, at[0], place, *index, bounds={d: n for d, n in limits.items() if d > 1})
 

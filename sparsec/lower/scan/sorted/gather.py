@@ -43,7 +43,7 @@ class Row:
         route = self.runs.route
         tensor = Tensor(weight.name, weight.dtype, ("B", self.runs.length, route.lists, route.slots))
         limit: dict[int, tile.Value] = {1: tile.param(self.runs.length)}
-        listed = self.head if route.lists > 1 else tile.const(0)
+        listed = self.runs.listed(self.head)
         return tile.cast(tile.load(tensor, self.batch, self.at, listed, self.slot, bounds=limit), "float32")
 
 
@@ -51,7 +51,7 @@ def rows_of(runs: Runs, axis: Axis, head: Node, heads: int, states: int) -> Row:
     """The tokens of this program's stretch; those of the run of none are none."""
     route, number, batch = runs.route, tile.program_id(1), tile.program_id(2)
     own = tile.apply(Fn.TRUNCDIV, head, heads // states)
-    listed = own if route.lists > 1 else tile.const(0)
+    listed = runs.listed(own)
     part, held = (tile.load(runs.stretches, batch, listed, number, field) for field in (0, 3))
     held = tile.apply(Fn.WHERE, tile.apply(Fn.LT, part, route.parts), held, 0)
     there = tile.apply(Fn.LT, tile.iota(axis), held)

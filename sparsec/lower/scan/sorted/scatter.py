@@ -42,9 +42,7 @@ class Tokens:
     @property
     def listed(self) -> Node:
         """The list of its state."""
-        route = self.runs.route
-        own = tile.apply(Fn.TRUNCDIV, self.head, self.heads // self.w.heads)
-        return own if route.lists > 1 else tile.const(0)
+        return self.runs.listed(tile.apply(Fn.TRUNCDIV, self.head, self.heads // self.w.heads))
 
     @property
     def at(self) -> Node:
